@@ -1,0 +1,1 @@
+"""The patch-matching library. Empty in this version; see README.md."""

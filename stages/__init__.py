@@ -1,0 +1,1 @@
+"""What a frame goes through: extract, control, render, deflicker."""

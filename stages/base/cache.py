@@ -1,0 +1,234 @@
+"""The frame cache: a Zarr v3 group in which every frame of every stage is one checksummed chunk.
+
+Layout (N frames of H x W):
+
+    frames               uint8   [N, H, W, 3]      sRGB
+    references           uint8   [R, H, W, 3]      the job's reference images, fitted to the frames
+    control/<i>          uint8   [N, H, W, 3]      one per ControlNet, in job order
+    control_reference/<i> uint8  [R, H, W, 3]      the same for the references
+    latents              float32 [N, 4, H/8, W/8]  the current denoising step; `latents_other` alternates with it
+    rendered             uint8   [N, H, W, 3]
+    deflickered          uint8   [N, H, W, 3]
+    marks/, receipts/    what is done (see record.py)
+    lock, holder.json    who drives the cache now
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import zarr
+from filelock import FileLock, Timeout
+from zarr.codecs import Crc32cCodec, ZstdCodec
+
+from stages.base.errors import DiffSynthError
+from stages.base.record import StageRecord, write_json
+
+HOLDER = "holder.json"
+ZSTD_LEVEL = 1  # frames are written once and read a few times; higher levels gain 3 % and cost three times the time
+
+# Which stage makes an array, so that a damaged frame can be mended. By the first part of the name.
+MAKER = {
+    "frames": "extract",
+    "references": "control", "control": "control", "control_reference": "control",
+    "latents": "render", "latents_other": "render", "latents_steps": "render", "reference_latents": "render",
+    "predicted": "render", "rendered": "render", "deflickered": "deflicker",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """An array to be made: `shape` [N, ...] with one chunk a frame; `steps` puts a leading axis before N."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    steps: int | None = None
+
+
+class FrameArray(Sequence[np.ndarray]):
+    """Frames by index, read from the cache when asked for. Indexing gives one frame, without the N axis."""
+
+    def __init__(self, array: zarr.Array, folder: Path, name: str, mend: str, prefix: tuple[int, ...] = ()):
+        self.array, self.folder, self.name, self.mend, self.prefix = array, folder, name, mend, prefix
+        self.shape: tuple[int, ...] = array.shape[len(prefix) :]
+        self.attrs = array.attrs
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return self.read(range(*index.indices(len(self))))
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        return self._frame(index % len(self))
+
+    def step(self, index: int) -> FrameArray:
+        """The frames of one step of an array [steps, N, ...]."""
+        return FrameArray(self.array, self.folder, self.name, self.mend, (*self.prefix, index))
+
+    def read(self, indices: Iterable[int]) -> np.ndarray:
+        """Frames [len(indices), ...] in the order asked for; each is read once."""
+        indices = list(indices)
+        unique = {index: self._frame(index) for index in dict.fromkeys(indices)}
+        if not unique:
+            return np.empty((0, *self.shape[1:]), self.array.dtype)
+        return np.stack([unique[index] for index in indices])
+
+    def write(self, start: int, frames: np.ndarray) -> None:
+        """Writes frames [K, ...] at `start` and waits until they are on the disk."""
+        for offset, frame in enumerate(frames):
+            self.array[(*self.prefix, start + offset)] = frame
+        _flush([self._chunk_path(start + offset) for offset in range(len(frames))])
+
+    def _frame(self, index: int) -> np.ndarray:
+        # Zarr reads a chunk that is not there as zeros: a black frame that nobody made.
+        if not self._chunk_path(index).exists():
+            raise self._damaged(index, "is missing")
+        try:
+            return np.asarray(self.array[(*self.prefix, index)])
+        except (ValueError, RuntimeError, OSError) as error:
+            raise self._damaged(index, "does not match its checksum") from error
+
+    def _damaged(self, index: int, how: str) -> DiffSynthError:
+        step = f" of step {self.prefix[0] + 1}" if self.prefix else ""
+        return DiffSynthError(f"{self.folder}: frame {index}{step} of the array '{self.name}' {how}", self.mend)
+
+    def _chunk_path(self, index: int) -> Path:
+        where = (*self.prefix, index, *(0 for _ in self.shape[1:]))
+        return self.folder / self.name / f"c.{'.'.join(map(str, where))}"
+
+
+class FrameCache:
+    """The cache of one job. `job_file` is only used to name commands in messages."""
+
+    def __init__(self, path: str | Path, job_file: str = "JOB.json"):
+        self.path = Path(path)
+        self.job_file = job_file
+
+    @cached_property
+    def group(self) -> zarr.Group:
+        """The Zarr group; made if it is not there."""
+        try:
+            return zarr.open_group(str(self.path), mode="a", zarr_format=3)
+        except (ValueError, KeyError, TypeError) as error:
+            raise DiffSynthError(
+                f"{self.path} cannot be opened: {error}", "is it a frame cache? move it away"
+            ) from error
+
+    def __contains__(self, name: str) -> bool:
+        return (self.path / name / "zarr.json").exists()
+
+    def __getitem__(self, name: str) -> FrameArray:
+        maker = MAKER[name.partition("/")[0]]
+        mend = f"{self.command(maker)} --restart makes it anew"
+        if name not in self:
+            raise DiffSynthError(f"{self.path}: the array '{name}' is missing", mend)
+        try:
+            array = self.group[name]
+        except (ValueError, KeyError, TypeError) as error:
+            raise DiffSynthError(f"{self.path}: the array '{name}' has damaged metadata", mend) from error
+        if not isinstance(array, zarr.Array):
+            raise DiffSynthError(f"{self.path}: '{name}' is not an array", mend)
+        # A black frame is data: Zarr leaves all-zero chunks out unless told otherwise, at every opening.
+        return FrameArray(array.with_config({"write_empty_chunks": True}), self.path, name, mend)
+
+    def create(self, spec: ArraySpec) -> FrameArray:
+        """Makes an empty array, in place of one of the same name."""
+        lead = () if spec.steps is None else (spec.steps,)
+        chunks = (*(1 for _ in lead), 1, *spec.shape[1:])
+        self.group.create_array(
+            spec.name,
+            shape=(*lead, *spec.shape),
+            chunks=tuple(max(1, size) for size in chunks),
+            dtype=spec.dtype,
+            compressors=[ZstdCodec(level=ZSTD_LEVEL), Crc32cCodec()],
+            chunk_key_encoding={"name": "default", "separator": "."},
+            overwrite=True,
+        )
+        return self[spec.name]
+
+    def remove(self, name: str) -> None:
+        shutil.rmtree(self.path / name, ignore_errors=True)
+
+    def remove_all(self, stage: str) -> None:
+        """Removes every array that `stage` makes."""
+        for name in (name for name, maker in MAKER.items() if maker == stage):
+            self.remove(name)
+
+    def sweep(self, names: Iterable[str]) -> None:
+        """Removes the half-written files that a killed process left in these arrays."""
+        for name in names:
+            for leftover in (self.path / name).glob("*.partial"):
+                leftover.unlink(missing_ok=True)
+
+    def record(self, stage: str) -> StageRecord:
+        return StageRecord(self.path, stage)
+
+    def recorded(self, stage: str) -> dict[str, Any] | None:
+        """The inputs that `stage` was begun with, None if it never was."""
+        return self.record(stage).inputs
+
+    def command(self, stage: str) -> str:
+        return f"diffsynth {stage} {self.job_file}"
+
+    def holder(self) -> str | None:
+        """Who drives the cache now, None if nobody does."""
+        try:
+            who = json.loads((self.path / HOLDER).read_text())
+            if who["host"] == socket.gethostname() and not psutil.pid_exists(who["pid"]):
+                return None  # it was killed
+            return f"process {who['pid']} on {who['host']} since {who['since']} ({who['command']})"
+        except (OSError, ValueError, KeyError):
+            return None
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Holds the cache for this process. The kernel lets go of it when the process ends, however it ends."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock, holder = FileLock(self.path / "lock"), self.path / HOLDER
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            who = self.holder() or "another process"
+            raise DiffSynthError(f"{self.path} is in use by {who}", "wait for it, or stop it") from None
+        try:
+            write_json(holder, {
+                "pid": os.getpid(), "host": socket.gethostname(), "command": " ".join(sys.argv),
+                "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+            })  # fmt: skip
+            yield
+        finally:
+            holder.unlink(missing_ok=True)
+            lock.release()
+
+
+def _flush(paths: Sequence[Path]) -> None:
+    """Waits until the files and their folder entries are on the disk."""
+
+    def sync(path: Path) -> None:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    folders = list({path.parent for path in paths}) if os.name == "posix" else []
+    with ThreadPoolExecutor(8) as pool:  # the disk gathers syncs that come together into one
+        list(pool.map(sync, paths))
+        list(pool.map(sync, folders))

@@ -1,0 +1,208 @@
+"""How a stage runs: begin or resume, chunks of frames through tasks, marks, receipt.
+
+A stage is a list of phases; a phase maps one task over chunks of frames. Where a chunk begins depends on the
+number of frames alone, never on where a run was interrupted.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from stages.base.cache import ArraySpec, FrameCache
+from stages.base.errors import DiffSynthError
+from stages.base.fingerprint import AFTER, changes, fingerprint, stage_inputs
+from stages.base.job import Job
+
+
+class Task(Protocol):
+    """Work on a chunk of frames. A small picklable object that loads what it needs once a process."""
+
+    def run(self, cache: FrameCache, start: int, stop: int) -> None:
+        """Writes the results of frames start..stop-1 to the cache."""
+
+
+class Reporter(Protocol):
+    """Who is told how far things are. Counts are frames, once for each phase that they go through."""
+
+    def begin(self, stage: str, total: int | None, done: int = 0) -> None: ...
+    def phase(self, name: str) -> None: ...
+    def advance(self, frames: int) -> None: ...
+    def end(self, stage: str, message: str) -> None: ...
+    def warn(self, message: str) -> None: ...
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One task over all frames, `chunk` at a time."""
+
+    name: str
+    frames: int
+    chunk: int
+    task: Task
+
+    def chunks(self) -> list[tuple[int, int]]:
+        return [(start, min(start + self.chunk, self.frames)) for start in range(0, self.frames, self.chunk)]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a stage is going to do: the arrays it makes and the phases that fill them.
+
+    `begin` fills what is known from the start once the arrays have been made; arrays in `scratch` go when all is done.
+    """
+
+    frames: int
+    arrays: list[ArraySpec]
+    phases: list[Phase]
+    scratch: tuple[str, ...] = ()
+    begin: Callable[[FrameCache], None] = lambda cache: None
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user may choose for a run without changing the result."""
+
+    batch_size: int = 1
+
+
+class Engine(Protocol):
+    """Where chunks run."""
+
+    def map(self, task: Task, cache: FrameCache, chunks: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+        """Runs `task` on every chunk; yields each when its data is on the disk, in any order."""
+
+
+class LocalEngine:
+    """Chunks one after the other in this process."""
+
+    def map(self, task: Task, cache: FrameCache, chunks: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+        for start, stop in chunks:
+            task.run(cache, start, stop)
+            yield start, stop
+
+
+@dataclass(frozen=True)
+class Run:
+    """One go at a job: what to do, where results live, who is told, where chunks run."""
+
+    job: Job
+    cache: FrameCache
+    reporter: Reporter
+    options: Options = Options()
+    engine: Engine = field(default_factory=LocalEngine)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One of the four stages.
+
+    `plan(run, resume)` checks everything that can be checked before the first frame is touched; `resume` says that an
+    earlier run is gone on with. `deliver(run, fingerprint)` makes what the stage hands out besides arrays, if what is
+    there was not made of frames with this fingerprint.
+    """
+
+    name: str
+    plan: Callable[[Run, bool], Plan]
+    deliver: Callable[[Run, str], None] | None = None
+
+
+def run_stage(stage: Stage, run: Run, restart: bool = False) -> None:
+    """Brings `stage` to its end: from the start, from where it stopped, or not at all if it is done.
+
+    `restart` does it anew. Raises DiffSynthError if an earlier stage is not finished, or if the stage was begun with
+    other keys and is not to be done anew. Must be called under the cache's lock.
+    """
+    record = run.cache.record(stage.name)
+    check_before(stage.name, run.job, run.cache)
+    inputs = stage_inputs(run.job, stage.name, run.cache.recorded)
+    if not restart:
+        _refuse_stale(stage.name, inputs, run.cache)
+    if restart or not record.complete:
+        _fill(stage, run, inputs, resume=not restart and record.inputs is not None)
+        return
+    if stage.deliver is not None:
+        stage.deliver(run, fingerprint(inputs))
+    record.touch()
+    run.reporter.end(stage.name, "nothing to do")
+
+
+def _fill(stage: Stage, run: Run, inputs: dict[str, Any], resume: bool) -> None:
+    cache, reporter = run.cache, run.reporter
+    record = cache.record(stage.name)
+    plan = stage.plan(run, resume)
+    cache.sweep(spec.name for spec in plan.arrays)
+    if not resume:  # all that can be wrong has been checked: only now may old results go
+        record.clear()
+        cache.remove_all(stage.name)
+        for spec in plan.arrays:
+            cache.create(spec)
+        plan.begin(cache)
+        record.begin(inputs, sum(len(phase.chunks()) for phase in plan.phases))
+    todo = [
+        (phase, [chunk for chunk in phase.chunks() if (phase.name, chunk[0]) not in record.done])
+        for phase in plan.phases
+    ]
+    total = sum(phase.frames for phase in plan.phases)
+    left = sum(stop - start for _, chunks in todo for start, stop in chunks)
+    reporter.begin(stage.name, total, total - left)
+    for phase, chunks in todo:
+        if chunks:
+            reporter.phase(phase.name)
+        started = time.monotonic()
+        for start, stop in run.engine.map(phase.task, cache, chunks):
+            record.mark(phase.name, start, time.monotonic() - started)
+            reporter.advance(stop - start)
+            started = time.monotonic()
+    for name in plan.scratch:
+        cache.remove(name)
+    if stage.deliver is not None:  # before the receipt, which make takes for the whole
+        stage.deliver(run, fingerprint(inputs))
+    record.finish(fingerprint(inputs), plan.frames)
+    reporter.end(stage.name, f"{plan.frames} frames in {record.seconds:.1f} s")
+
+
+def check_before(stage: str, job: Job, cache: FrameCache) -> None:
+    """Raises DiffSynthError unless all stages before `stage` are finished and up to date."""
+    for name in AFTER[stage]:
+        if not cache.record(name).complete:
+            raise DiffSynthError(f"{stage} needs {name}, which is not finished", f"{cache.command(name)} comes first")
+        _refuse_stale(name, stage_inputs(job, name, cache.recorded), cache)
+
+
+def _refuse_stale(stage: str, new: dict[str, Any], cache: FrameCache) -> None:
+    old = cache.recorded(stage)
+    found = changes(stage, old, new) if old is not None else []
+    if found:
+        listed = "\n".join(f"  {change}" for change in found)
+        raise DiffSynthError(
+            f"{stage} is stale: since it was begun, these keys changed:\n{listed}",
+            f"{cache.command(found[0].stage)} --restart does it anew; or put the old values back",
+        )
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a stage is. `state`: done, partly, stale or to do; `share` of its chunks that are done, 0..1."""
+
+    stage: str
+    state: str
+    share: float = 0.0
+    changes: tuple[str, ...] = ()
+    receipt: dict[str, Any] | None = None
+
+
+def progress(stage: str, job: Job, cache: FrameCache) -> Progress:
+    """How far `stage` is."""
+    record = cache.record(stage)
+    if record.inputs is None:
+        return Progress(stage, "to do")
+    found = changes(stage, record.inputs, stage_inputs(job, stage, cache.recorded))
+    if found:
+        return Progress(stage, "stale", changes=tuple(map(str, found)), receipt=record.receipt)
+    if record.complete:
+        return Progress(stage, "done", 1.0, receipt=record.receipt)
+    return Progress(stage, "partly", len(record.done) / max(1, record.chunks))

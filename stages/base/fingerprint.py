@@ -1,0 +1,188 @@
+"""What a stage depends on: the job keys it reads, the content of files they name, and the stages before it.
+
+A stage's inputs are a plain dictionary, kept in its marks and its receipt:
+
+    {"keys": {key: value or file identity}, "after": {earlier stage: its inputs}}
+
+Two dictionaries are compared key by key, so that a stale stage can say what changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stages.base.errors import DiffSynthError
+from stages.base.job import READS, Job, MapFiles, Shuffle
+
+AFTER: dict[str, tuple[str, ...]] = {
+    "extract": (),
+    "control": ("extract",),
+    "render": ("extract", "control"),
+    "deflicker": ("extract", "render"),
+}
+"""Which stages' results a stage reads."""
+
+NOT_RUN = "not run (controlnet_scale 0)"
+
+# What is read of a local model folder: weights and configuration, not the other formats that may lie beside them.
+MODEL_FILES = ("*.json", "*.txt", "*.safetensors")
+MODEL_PARTS = ("", "tokenizer", "text_encoder", "unet", "vae", "scheduler")
+
+
+@dataclass(frozen=True)
+class Change:
+    """A key that is not what it was when the stage was begun."""
+
+    stage: str
+    key: str
+    old: Any
+    new: Any
+
+    def __str__(self) -> str:
+        if _is_identity(self.old) and _is_identity(self.new) and self.old["path"] == self.new["path"]:
+            return f"{self.key}: the content of {self.new['path']} changed"
+        return f"{self.key}: {_show(self.old)} → {_show(self.new)}"
+
+
+def stage_inputs(job: Job, stage: str, recorded: Callable[[str], dict[str, Any] | None]) -> dict[str, Any]:
+    """What `stage` of `job` depends on. `recorded` gives the inputs that a stage was begun with: they save reading
+    unchanged files again, and stand in for files that are gone."""
+    known = (recorded(stage) or {}).get("keys", {})
+    keys = {key: _value(job, key, known.get(key)) for key in READS[stage]}
+    return {"keys": keys, "after": {name: stage_inputs(job, name, recorded) for name in AFTER[stage]}}
+
+
+def fingerprint(inputs: dict[str, Any]) -> str:
+    """A hash of `inputs`: equal if and only if `changes` finds nothing."""
+    return hashlib.sha256(json.dumps(_essence(inputs), sort_keys=True).encode()).hexdigest()
+
+
+def changes(stage: str, old: dict[str, Any], new: dict[str, Any]) -> list[Change]:
+    """The keys of `stage` and of the stages before it in which two inputs differ, each named once."""
+    found: dict[str, Change] = {}
+    for name in AFTER[stage]:
+        if name in old["after"]:
+            for change in changes(name, old["after"][name], new["after"][name]):
+                found.setdefault(change.key, change)
+    for key, value in new["keys"].items():
+        for change in _differences(stage, key, old["keys"].get(key), value):
+            found.setdefault(change.key, change)
+    return list(found.values())
+
+
+def identify(
+    path: str | Path, known: Any = None, patterns: tuple[str, ...] = ("*",), parts: tuple[str, ...] = ("",)
+) -> Any:
+    """Who a file or folder is by its content: {"path", "bytes", "modified", "sha256"}.
+
+    Of a folder, the files that match `patterns` in its subfolders `parts` count. If size and date are those of
+    `known`, its hash is taken over. If nothing lies there, `known` is believed.
+    """
+    path = Path(path)
+    files = [path] if path.is_file() else sorted(_files(path, patterns, parts))
+    if not files:
+        if known is None:
+            raise DiffSynthError(f"{path}: no such file, or an empty folder")
+        return known
+    stats = [file.stat() for file in files]
+    identity = {
+        "path": str(path), "bytes": sum(stat.st_size for stat in stats),
+        "modified": max(stat.st_mtime_ns for stat in stats), "files": len(files),
+    }  # fmt: skip
+    if _is_identity(known) and all(known[key] == value for key, value in identity.items()):
+        return known
+    digest = hashlib.sha256()
+    for file, stat in zip(files, stats, strict=True):
+        name = "" if file == path else file.relative_to(path).as_posix()
+        digest.update(f"{name}\0{stat.st_size}\0".encode())
+        with file.open("rb") as content:
+            while block := content.read(1 << 20):
+                digest.update(block)
+    return {**identity, "sha256": digest.hexdigest()}
+
+
+def _files(folder: Path, patterns: tuple[str, ...], parts: tuple[str, ...]) -> Iterator[Path]:
+    for part in parts:
+        for pattern in patterns:
+            yield from (file for file in (folder / part).glob(pattern) if file.is_file())
+
+
+def _value(job: Job, key: str, known: Any) -> Any:
+    value = getattr(job, key)
+    match key:
+        case "input_video":
+            return identify(value, known)
+        case "style_image":
+            used = any(run and isinstance(item, Shuffle) for item, run in _networks(job))
+            return identify(value, known) if used else None
+        case "frames_reference":
+            return [identify(item, _at(known, i)) for i, item in enumerate(value)]
+        case "controlnet_processor":
+            return [_annotator(item, _at(known, i)) if run else NOT_RUN for i, (item, run) in enumerate(_networks(job))]
+        case "model_id":
+            return _model(value, known)
+        case "controlnet_model_id":
+            return [_model(item, _at(known, i)) if run else NOT_RUN
+                    for i, (item, run) in enumerate(zip(value, job.networks_run, strict=True))]  # fmt: skip
+        case _:
+            return json.loads(json.dumps(value, default=lambda item: item.model_dump()))
+
+
+def _networks(job: Job) -> list[tuple[Any, bool]]:
+    return list(zip(job.controlnet_processor, job.networks_run, strict=True))
+
+
+def _annotator(item: Any, known: Any) -> Any:
+    settings = item.model_dump()
+    if isinstance(item, MapFiles):
+        known = known if isinstance(known, dict) else {}
+        settings["path"] = identify(item.path, known.get("path"))
+        if item.references is not None:
+            settings["references"] = identify(item.references, known.get("references"))
+    return settings
+
+
+def _model(name: str, known: Any) -> Any:
+    return identify(name, known, MODEL_FILES, MODEL_PARTS) if Path(name).is_absolute() else name
+
+
+def _at(known: Any, index: int) -> Any:
+    return known[index] if isinstance(known, list) and index < len(known) else None
+
+
+def _is_identity(value: Any) -> bool:
+    return isinstance(value, dict) and "sha256" in value
+
+
+def _essence(value: Any) -> Any:
+    """A value without what may differ between equal files: their place and date."""
+    if _is_identity(value):
+        return value["sha256"]
+    if isinstance(value, dict):
+        return {key: _essence(item) for key, item in value.items()}
+    return [_essence(item) for item in value] if isinstance(value, list) else value
+
+
+def _differences(stage: str, key: str, old: Any, new: Any) -> Iterator[Change]:
+    if _essence(old) == _essence(new):
+        return
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for index, (before, after) in enumerate(zip(old, new, strict=True)):
+            yield from _differences(stage, f"{key}[{index}]", before, after)
+    elif isinstance(old, dict) and isinstance(new, dict) and not _is_identity(old) and old.keys() == new.keys():
+        for name in new:
+            yield from _differences(stage, f"{key}.{name}", old[name], new[name])
+    else:
+        yield Change(stage, key, old, new)
+
+
+def _show(value: Any) -> str:
+    if _is_identity(value):
+        return str(value["path"])
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 200 else text[:197] + "..."

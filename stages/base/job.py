@@ -1,0 +1,340 @@
+"""The job file: every key declared once, with type, bounds, default and meaning.
+
+The keys are those of DiffSynth's config files, so that such a file runs unmodified, plus ours.
+`--help`, docs/job-keys.md and the JSON Schema are made from this model.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+STAGES = ("extract", "control", "render", "deflicker")
+Stage = Literal["extract", "control", "render", "deflicker"]
+
+# DiffSynth's own names of the annotators, and ours.
+DIFFSYNTH_ANNOTATORS = {
+    "ControlnetImageProcesserDepth": "depth",
+    "ControlnetImageProcesserHED": "hed",
+    "ControlnetImageProcesserShuffle": "shuffle",
+    "ControlnetImageProcesserTile": "tile",
+    "ControlnetImageProcesserPose": "openpose",
+    "VideoControlnetImageProcesserOpenpose": "openpose_video",
+    "VideoControlnetImageProcesserDepth": "depth_video",
+}
+
+
+# --- mistakes, in words ----------------------------------------------------------------------------------
+
+
+def unknown(kind: str, given: str, known: Iterable[str]) -> str:
+    """A line about a name that is not known, with the nearest one that is."""
+    known = list(known)
+    near = difflib.get_close_matches(given, known, n=1, cutoff=0.5)
+    return f"unknown {kind} {given!r}" + (f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}")
+
+
+def explain(error: ValidationError, model: type[BaseModel]) -> list[str]:
+    """A line about each of pydantic's findings: key, what is wrong, what was given."""
+    return [_explain_one(details, model) for details in error.errors()]
+
+
+def _explain_one(details: Any, model: type[BaseModel]) -> str:
+    where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in details["loc"] if part != "[key]")[
+        1:
+    ]
+    given = json.dumps(details["input"], ensure_ascii=False, default=str)
+    given = given if len(given) <= 60 else given[:57] + "..."
+    kind, context = details["type"], details.get("ctx", {})
+    if kind == "extra_forbidden":
+        return unknown("key", where, model.model_fields)
+    if kind == "missing":
+        return f"{where}: missing; it has no default"
+    if kind == "value_error":
+        return f"{where}: {context['error']}"
+    if kind == "literal_error" and isinstance(details["input"], str):
+        return f"{where}: " + unknown("value", details["input"], re.findall(r"'([^']+)'", context["expected"]))
+    return f"{where}: {re.sub(r'^Input should be (a valid )?', 'must be ', details['msg'])}, not {given}"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+
+
+# --- annotators -----------------------------------------------------------------------------------------
+
+
+class Canny(_Strict):
+    """Hard edges (OpenCV's Canny)."""
+
+    name: Literal["canny"]
+    low_threshold: int = Field(100, ge=0, le=2000)
+    """Gradients below this are never an edge."""
+    high_threshold: int = Field(200, ge=0, le=2000)
+    """Gradients above this always are."""
+
+
+class LineartStandard(_Strict):
+    """Dark lines found by subtracting a blurred copy of the frame."""
+
+    name: Literal["lineart_standard"]
+    sigma: float = Field(6.0, gt=0, le=100)
+    """Blur, in pixels."""
+    threshold: int = Field(8, ge=0, le=255)
+    """Differences below this, in grey levels, do not count when contrast is set."""
+
+
+class Shuffle(_Strict):
+    """`style_image` with its contents moved about: its colours and textures without its layout."""
+
+    name: Literal["shuffle"]
+    seed: int = Field(0, ge=0, lt=2**32)
+    """Of NumPy's generator."""
+
+
+class Tile(_Strict):
+    """The frame itself."""
+
+    name: Literal["tile"]
+
+
+class MapFiles(_Strict):
+    """Maps made elsewhere, a renderer's depth pass for example."""
+
+    name: Literal["file"]
+    path: str = Field(min_length=1)
+    """A video or a folder of images, one a frame."""
+    references: str | None = None
+    """The same for `frames_reference`, one image each."""
+
+
+class LaterAnnotator(BaseModel):
+    """Annotators that need weights. Not in this version: `control` refuses them by name."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: Literal[
+        "depth", "hed", "openpose", "openpose_video", "depth_video", "lineart", "lineart_anime", "softedge_pidi",
+        "mlsd", "normalbae", "midas", "zoe", "leres", "teed", "anyline", "dwpose", "mediapipe_face",
+    ]  # fmt: skip
+
+
+AnnotatorSettings = Canny | LineartStandard | Shuffle | Tile | MapFiles | LaterAnnotator
+_ANNOTATOR_MODELS: dict[str, type[BaseModel]] = {
+    name: model for model in get_args(AnnotatorSettings) for name in get_args(model.model_fields["name"].annotation)
+}
+
+
+def _expand_annotator(value: Any) -> Any:
+    """`"canny"`, `"file:maps/"` and DiffSynth's names, in the long form {"name": ..., options}."""
+    if isinstance(value, str):
+        value = {"name": "file", "path": value[5:]} if value.startswith("file:") else {"name": value}
+    if not isinstance(value, dict) or not isinstance(value.get("name"), str):
+        raise ValueError('give a name, "file:PATH" or an object {"name": ..., options}')
+    name = str(DIFFSYNTH_ANNOTATORS.get(value["name"], value["name"]))
+    if name not in _ANNOTATOR_MODELS:
+        raise ValueError(unknown("annotator", name, [*_ANNOTATOR_MODELS, *DIFFSYNTH_ANNOTATORS]))
+    model = _ANNOTATOR_MODELS[name]
+    try:
+        return model.model_validate({**value, "name": name})
+    except ValidationError as error:
+        raise ValueError(f"{name}: " + "; ".join(explain(error, model))) from None
+
+
+# --- smoothers ------------------------------------------------------------------------------------------
+
+
+class _SmootherConfig(_Strict):
+    postprocessing: dict[Literal["contrast", "sharpness", "color", "brightness"], float] = Field(default_factory=dict)
+    """Pillow's ImageEnhance factors (1 = unchanged), applied in the order given after smoothing."""
+
+
+class TemporalMeanConfig(_SmootherConfig):
+    """Mean over the frames around each frame. No patch matching: the baseline."""
+
+    radius: int = Field(1, ge=0, le=1000)
+    """Frames to each side."""
+
+
+class EbsynthConfig(_SmootherConfig):
+    """Every frame is the mean of itself and of its neighbours, carried onto it by guided synthesis."""
+
+    smooth_index: list[int] = Field(default_factory=lambda: [-3, -2, -1, 1, 2, 3])
+    """Which neighbours, as offsets."""
+    patch_size: int = Field(21, ge=3, le=31)
+    guide_weight: float = Field(100.0, ge=0)
+
+
+class VideoPatchMatchConfig(_SmootherConfig):
+    """Remap and blend over the whole video through a tree of remapping tables."""
+
+    engine_name: str = "Ebsynth"
+
+
+class PySynthConfig(_SmootherConfig):
+    """Remap and blend: every pair in the window (slowest) or blending tables (fastest)."""
+
+    speed: Literal["fastest", "slowest"] = "fastest"
+    window_size: int | None = Field(None, ge=1)
+    """Frames to each side; null: the whole video."""
+    ebsynth_config: dict[str, Any] = Field(default_factory=dict)
+
+
+SMOOTHERS: dict[str, type[_SmootherConfig]] = {
+    "TemporalMeanSmoother": TemporalMeanConfig,
+    "EbsynthSmoother": EbsynthConfig,
+    "VideoPatchMatchSmoother": VideoPatchMatchConfig,
+    "PySynthSmoother": PySynthConfig,
+}
+READY_SMOOTHERS = ("TemporalMeanSmoother",)
+# DiffSynth's files name programs, folders and cards that are not needed here.
+OBSOLETE_SMOOTHER_KEYS = ("bin_path", "cache_path", "gpu_id")
+
+
+# --- the job --------------------------------------------------------------------------------------------
+
+
+class Lora(_Strict):
+    """One LoRA file."""
+
+    path: str
+    """A `.safetensors` file."""
+    scale: float = Field(1.0, ge=-10, le=10)
+
+
+def _pattern_item(value: Any) -> Any:
+    if type(value) is int or (isinstance(value, str) and re.fullmatch(r"reference_\d+", value)):
+        return value
+    raise ValueError(f'give offsets (-1, 0, 1) and "reference_0", "reference_1", ..., not {json.dumps(value)}')
+
+
+Size = Annotated[int, Field(ge=64, le=8192, multiple_of=8)]
+
+
+class Job(_Strict):
+    """One video to be restyled: what goes in, what is done to it, where results go."""
+
+    model_id: str = Field(min_length=1)
+    """Stable Diffusion 1.x model: a hub id (`runwayml/stable-diffusion-v1-5`) or a local diffusers folder. Tokenizer,
+    text encoder, U-Net and VAE are used, and of the scheduler its betas; the safety checker is not."""
+    controlnet_model_id: list[str] = []
+    """One ControlNet a control map: hub ids or local folders."""
+    controlnet_processor: list[Annotated[AnnotatorSettings, BeforeValidator(_expand_annotator)]] = []
+    """How each control map is made, one annotator for each ControlNet: a name, `file:PATH`, or an object
+    `{"name": ..., options}`. See docs/annotators.md."""
+    controlnet_scale: list[Annotated[float, Field(ge=0, le=10)]] = []
+    """Conditioning scale of each ControlNet, all 1.0 if left out. A net of scale 0 is not run, its map not made."""
+    style_image: str | None = None
+    """The image that the `shuffle` annotator works on, the same for every frame."""
+    loras: list[Lora] = []
+    """LoRA files for U-Net and text encoder. (Not in this version.)"""
+    vae: str | None = None
+    """Another VAE. (Not in this version.)"""
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    """Number type of the networks; auto: float16 on a GPU, float32 elsewhere."""
+    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    """Where the networks run: auto, cpu, cuda, cuda:1, mps."""
+
+    smoother: (
+        Literal["TemporalMeanSmoother", "EbsynthSmoother", "VideoPatchMatchSmoother", "PySynthSmoother"] | None
+    ) = None
+    """What takes the flicker out of the predicted frames while they are denoised."""
+    smoother_config: dict[str, Any] = {}
+    """Its options. See docs/smoothers.md."""
+    ignore_smoother_steps: int = Field(0, ge=0)
+    """No smoothing in the last this many denoising steps."""
+    smoother_interval: int = Field(1, ge=1)
+    """Smooth on every k-th step, counted from the first: interval 5 of 20 steps smooths the 1st, 6th, 11th and 16th."""
+    extra_deflickering_range: int = Field(0, ge=0, le=100_000)
+    """After denoising: the smoother once more, over a window of this many frames to each side; 0 = off."""
+    post_smoother: (
+        Literal["TemporalMeanSmoother", "EbsynthSmoother", "VideoPatchMatchSmoother", "PySynthSmoother"] | None
+    ) = None
+    """After denoising: a smoother of choice, in place of `extra_deflickering_range`."""
+    post_smoother_config: dict[str, Any] = {}
+    """Its options."""
+
+    input_video: str = Field(min_length=1)
+    """A video file, or a folder of images (sorted naturally)."""
+    frame_height: Size | None = None
+    """Frames are cropped about the centre to the aspect ratio asked for, then resized. Source's height if left out; if
+    only one of height and width is given, the other follows from the source's aspect ratio. A multiple of 8."""
+    frame_width: Size | None = None
+    """See `frame_height`."""
+    frame_interval: int = Field(1, ge=1)
+    """Use every k-th frame."""
+    frame_maximum_count: int | None = Field(None, ge=1)
+    """Use at most this many frames."""
+    output_path: str = Field(min_length=1)
+    """Folder for all results."""
+    fps: float | None = Field(None, gt=0, le=1000)
+    """Frame rate of video.mp4. Left out, frames keep the source's time stamps."""
+    keep_audio: bool = True
+    """Carry the used part of the source's audio over (not when `fps` changes the speed)."""
+    start_time: float | None = Field(None, ge=0)
+    """Seconds; the first frame at or after it is the first used."""
+    end_time: float | None = Field(None, gt=0)
+    """Seconds; only frames before it are used."""
+
+    prompt: str
+    """What the frames should show. May be longer than the text encoder's window."""
+    negative_prompt: str = ""
+    """What they should not show."""
+    num_inference_steps: int = Field(20, ge=1, le=1000)
+    """Denoising steps."""
+    guidance_scale: float = Field(7.5, ge=1, le=100)
+    """Classifier-free guidance; 1 = off, and then one pass through the networks instead of two."""
+    seed_of_noise: int = Field(0, ge=0, lt=2**63)
+    """Seed of the initial noise, which all frames share."""
+    img2img_strength: float = Field(1.0, gt=0, le=1)
+    """Below 1: start from the frames themselves, noised to the first of the last int(steps × strength) steps."""
+
+    frames_reference: list[str] = []
+    """Images that every frame may attend to. Each goes through the same annotators as the frames."""
+    combine_pattern: list[Annotated[int | str, BeforeValidator(_pattern_item)]] = Field(
+        [0], min_length=1, max_length=64
+    )
+    """The frames that each frame attends to: offsets, clamped to the first and last frame (-10000: the first frame);
+    "reference_k" is frames_reference[k]. Must hold 0 once."""
+    attention: Literal["joint", "shared"] = "joint"
+    """joint: exact, all tokens of the pattern's frames attend to each other. (shared: not in this version.)"""
+    keep_steps: bool = False
+    """Keep the latents of every step in the cache (array latents_steps)."""
+
+    @property
+    def networks_run(self) -> list[bool]:
+        """For each ControlNet: is it run at all?"""
+        return [scale > 0 for scale in self.controlnet_scale]
+
+
+# Which stage reads which keys: a changed key makes these stages (and those after them) stale.
+READS: dict[str, tuple[str, ...]] = {
+    "extract": (
+        "input_video", "frame_height", "frame_width", "frame_interval", "frame_maximum_count", "start_time", "end_time",
+    ),
+    "control": ("controlnet_processor", "style_image", "frames_reference"),
+    "render": (
+        "model_id", "controlnet_model_id", "controlnet_scale", "loras", "vae", "dtype", "smoother", "smoother_config",
+        "ignore_smoother_steps", "smoother_interval", "prompt", "negative_prompt", "num_inference_steps",
+        "guidance_scale", "seed_of_noise", "img2img_strength", "combine_pattern", "attention", "keep_steps",
+    ),
+    "deflicker": ("extra_deflickering_range", "post_smoother", "post_smoother_config"),
+}  # fmt: skip
+# These change no frame: where the networks run, where results lie, how video.mp4 is written.
+READS_NOTHING = ("device", "output_path", "fps", "keep_audio")
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema of the job file, for editors."""
+    return Job.model_json_schema()
+
+
+def default_of(key: str) -> Any:
+    """What a key is when it is left out; an ellipsis when it must not be."""
+    field = Job.model_fields[key]
+    return ... if field.is_required() else field.get_default(call_default_factory=True)

@@ -1,0 +1,322 @@
+"""Reading a job file: overrides, relative paths, and every mistake in one message."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from stages.base.errors import UsageError
+from stages.base.job import (
+    OBSOLETE_SMOOTHER_KEYS,
+    READY_SMOOTHERS,
+    SMOOTHERS,
+    Job,
+    LaterAnnotator,
+    explain,
+)
+from stages.base.record import CACHE_NAME, receipt_path
+
+
+def read_job(path: str | Path, overrides: Iterable[str] = (), stages: Sequence[str] = ()) -> tuple[Job, list[str]]:
+    """The job in the JSON file `path`, and warnings about it.
+
+    `overrides` are `key=value` strings (values as JSON, or else as text; `a.b=value` reaches into an object).
+    Relative paths in the file are relative to the file, those in overrides to the current folder. The files
+    that `stages` read must exist. All mistakes are reported in one UsageError.
+    """
+    path = Path(path)
+    data = _resolve_paths(_load_json(path), path.resolve().parent)
+    for override in overrides:
+        _override(data, override)
+    for key in ("smoother_config", "post_smoother_config"):
+        if isinstance(data.get(key), dict):
+            data[key] = dict(data[key])
+    warnings = _drop_obsolete(data)
+    job, problems = check(data)
+    problems += _missing_files(data, stages)
+    if problems or job is None:
+        listed = "\n".join(f"  {problem}" for problem in problems)
+        raise UsageError(f"{path}: {len(problems)} mistake{'s' * (len(problems) != 1)}\n{listed}")
+    return job, warnings
+
+
+def check(data: dict[str, Any]) -> tuple[Job | None, list[str]]:
+    """The job that `data` describes, or None, and every mistake found in it."""
+    bad: set[str] = set()
+    problems = []
+    job = None
+    try:
+        job = Job.model_validate(data)
+    except ValidationError as error:
+        problems = explain(error, Job)
+        bad = {str(details["loc"][0]) for details in error.errors()}
+    sound = {key: value for key, value in data.items() if key in Job.model_fields and key not in bad}
+    looked_at = job or Job.model_construct(**sound)
+    for keys, rule in _RULES:
+        if not bad.intersection(keys):
+            problems += rule(looked_at)
+    if job is not None and not problems and not job.controlnet_scale:
+        job = job.model_copy(update={"controlnet_scale": [1.0] * len(job.controlnet_model_id)})
+    return (None if problems else job), problems
+
+
+def refuse_later_work(job: Job, stages: Iterable[str]) -> None:
+    """Stops with the names of all keys whose work `stages` would need and this version cannot do."""
+    refused = [problem for stage in stages for problem in _LATER[stage](job)]
+    if refused:
+        raise UsageError(
+            "this job needs what this version cannot do yet:\n" + "\n".join(f"  {problem}" for problem in refused)
+        )
+
+
+# --- what can be wrong with it --------------------------------------------------------------------------
+
+
+def _load_json(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such job file", "diffsynth init TASK VIDEO writes one") from None
+    except IsADirectoryError:
+        raise UsageError(f"{path} is a folder", "give the job file in it") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{path} is not a text file", "a job file is JSON, in UTF-8") from None
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from None
+    try:
+        data = json.loads(text, object_pairs_hook=_no_double_keys)
+    except json.JSONDecodeError as error:
+        raise UsageError(f"{path}, line {error.lineno}, column {error.colno}: not JSON: {error.msg}") from None
+    except ValueError as error:
+        raise UsageError(f"{path}: {error}") from None
+    if not isinstance(data, dict):
+        raise UsageError(f'{path}: a job file is one JSON object, {{"key": value, ...}}')
+    return data
+
+
+def _no_double_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        names = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in names if names.count(key) > 1)!r} is given twice")
+    return result
+
+
+def _override(data: dict[str, Any], text: str) -> None:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise UsageError(f"--set {text}: give key=value")
+    *parents, last = key.split(".")
+    target = data
+    for name in parents:
+        target = target.setdefault(name, {})
+        if not isinstance(target, dict):
+            raise UsageError(f"--set {text}: {name} is not an object")
+    try:
+        target[last] = json.loads(value)
+    except json.JSONDecodeError:
+        target[last] = value
+    if not parents:
+        data[key] = _resolve_paths({key: data[key]}, Path.cwd())[key]
+
+
+def _resolve_paths(data: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The same data with every relative path made absolute. Names of hub models stay as they are."""
+
+    def absolute(value: Any) -> Any:
+        return str(folder / Path(value).expanduser()) if isinstance(value, str) and value else value
+
+    def model(value: Any) -> Any:
+        # "name/model" is a hub id unless such a folder lies there; "./x", "../x", "~/x" and "/x" are always paths.
+        is_path = isinstance(value, str) and (value.startswith((".", "~", "/")) or (folder / value).exists())
+        return absolute(value) if is_path else value
+
+    def annotator(value: Any) -> Any:
+        if isinstance(value, str) and value.startswith("file:"):
+            return "file:" + absolute(value[5:]) if value[5:] else value
+        if isinstance(value, dict):
+            return {key: absolute(v) if key in ("path", "references") else v for key, v in value.items()}
+        return value
+
+    def lora(value: Any) -> Any:
+        return {**value, "path": absolute(value.get("path"))} if isinstance(value, dict) else value
+
+    kinds: dict[str, Callable[[Any], Any]] = {
+        "input_video": absolute, "output_path": absolute, "style_image": absolute, "frames_reference": absolute,
+        "model_id": model, "controlnet_model_id": model, "vae": model, "controlnet_processor": annotator, "loras": lora,
+    }  # fmt: skip
+    resolved = dict(data)
+    for key, change in kinds.items():
+        value = data.get(key)
+        if isinstance(value, list):
+            resolved[key] = [change(item) for item in value]
+        elif value is not None:
+            resolved[key] = change(value)
+    return resolved
+
+
+def _drop_obsolete(data: dict[str, Any]) -> list[str]:
+    dropped = []
+    for key in ("smoother_config", "post_smoother_config"):
+        if isinstance(data.get(key), dict):
+            dropped += [f"{key}.{old}" for old in OBSOLETE_SMOOTHER_KEYS if data[key].pop(old, None) is not None]
+    return [f"ignored, no longer needed: {', '.join(dropped)}"] if dropped else []
+
+
+def _lengths(job: Job) -> list[str]:
+    nets, maps = len(job.controlnet_model_id), len(job.controlnet_processor)
+    return [f"controlnet_processor: {nets} ControlNets need {nets} annotators, not {maps}"] * (nets != maps)
+
+
+def _scales(job: Job) -> list[str]:
+    nets, scales = len(job.controlnet_model_id), len(job.controlnet_scale)
+    return [f"controlnet_scale: {nets} ControlNets need {nets} scales (or none at all), not {scales}"] * (
+        scales not in (0, nets)
+    )
+
+
+def _pattern(job: Job) -> list[str]:
+    problems = []
+    if job.combine_pattern.count(0) != 1:
+        problems.append(f"combine_pattern: must hold 0, the frame itself, once: {job.combine_pattern}")
+    for item in job.combine_pattern:
+        if isinstance(item, str) and int(item.removeprefix("reference_")) >= len(job.frames_reference):
+            problems.append(f"combine_pattern: {item!r}, but frames_reference holds {len(job.frames_reference)} images")
+    return problems
+
+
+def _steps(job: Job) -> list[str]:
+    if job.num_inference_steps * job.img2img_strength >= 1:
+        return []
+    return [f"img2img_strength: {job.img2img_strength} of {job.num_inference_steps} steps is less than one step"]
+
+
+def _span(job: Job) -> list[str]:
+    if job.start_time is None or job.end_time is None or job.start_time < job.end_time:
+        return []
+    return [f"end_time: {job.end_time} is not after start_time {job.start_time}"]
+
+
+def _style(job: Job) -> list[str]:
+    shuffles = any(_annotator_name(item) == "shuffle" for item in job.controlnet_processor)
+    return ["style_image: missing; the annotator 'shuffle' works on it"] * (shuffles and not job.style_image)
+
+
+def _annotator_name(item: Any) -> str:
+    return getattr(item, "name", "") or (item.get("name", "") if isinstance(item, dict) else str(item))
+
+
+def _smoother(key: str) -> Callable[[Job], list[str]]:
+    def rule(job: Job) -> list[str]:
+        name, config = getattr(job, key), getattr(job, f"{key}_config")
+        if name is None:
+            return [f"{key}_config: given, but {key} names no smoother"] * bool(config)
+        try:
+            SMOOTHERS[name].model_validate(config)
+        except ValidationError as error:
+            return [f"{key}_config: {line}" for line in explain(error, SMOOTHERS[name])]
+        return []
+
+    return rule
+
+
+def _extra_range(job: Job) -> list[str]:
+    missing = job.extra_deflickering_range > 0 and job.smoother is None and job.post_smoother is None
+    return ["extra_deflickering_range: names no smoother; set smoother or post_smoother"] * missing
+
+
+_RULES: tuple[tuple[tuple[str, ...], Callable[[Job], list[str]]], ...] = (
+    (("controlnet_model_id", "controlnet_processor"), _lengths),
+    (("controlnet_model_id", "controlnet_scale"), _scales),
+    (("combine_pattern", "frames_reference"), _pattern),
+    (("num_inference_steps", "img2img_strength"), _steps),
+    (("start_time", "end_time"), _span),
+    (("controlnet_processor", "style_image"), _style),
+    (("smoother", "smoother_config"), _smoother("smoother")),
+    (("post_smoother", "post_smoother_config"), _smoother("post_smoother")),
+    (("extra_deflickering_range", "smoother", "post_smoother"), _extra_range),
+)
+
+
+def _missing_files(data: dict[str, Any], stages: Sequence[str]) -> list[str]:
+    """Paths in `data` that `stages` would read and that do not exist. A finished stage reads nothing."""
+    output = data.get("output_path")
+    if isinstance(output, str):
+        stages = [stage for stage in stages if not receipt_path(Path(output) / CACHE_NAME, stage).exists()]
+    wanted: list[tuple[str, Any]] = []
+    if "extract" in stages:
+        wanted.append(("input_video", data.get("input_video")))
+    if "control" in stages:
+        wanted.append(("style_image", data.get("style_image")))
+        wanted += [(f"frames_reference[{i}]", item) for i, item in _items(data.get("frames_reference"))]
+        for i, item in _items(data.get("controlnet_processor")):
+            if isinstance(item, str) and item.startswith("file:"):
+                wanted.append((f"controlnet_processor[{i}]", item[5:]))
+            elif isinstance(item, dict) and item.get("name") == "file":
+                wanted += [(f"controlnet_processor[{i}].{key}", item.get(key)) for key in ("path", "references")]
+    if "render" in stages:
+        models = [("model_id", data.get("model_id"))]
+        models += [(f"controlnet_model_id[{i}]", item) for i, item in _items(data.get("controlnet_model_id"))]
+        wanted += [(key, item) for key, item in models if isinstance(item, str) and item.startswith("/")]
+    return [
+        f"{key}: no such file or folder: {item}"
+        for key, item in wanted
+        if isinstance(item, str) and item and not Path(item).exists()
+    ]
+
+
+def _items(value: Any) -> Iterable[tuple[int, Any]]:
+    return enumerate(value) if isinstance(value, list) else ()
+
+
+# --- what this version cannot do yet --------------------------------------------------------------------
+
+
+def _later_control(job: Job) -> list[str]:
+    return [
+        f"controlnet_processor[{i}]: the annotator {item.name!r} is not in this version; "
+        "make its maps elsewhere and give them as file:PATH"
+        for i, (item, run) in enumerate(zip(job.controlnet_processor, job.networks_run, strict=True))
+        if isinstance(item, LaterAnnotator) and run
+    ]
+
+
+def _later_smoother(key: str, name: str | None) -> list[str]:
+    later = name is not None and name not in READY_SMOOTHERS
+    return [f"{key}: {name} is not in this version; it has {', '.join(READY_SMOOTHERS)}"] * later
+
+
+def _later_render(job: Job) -> list[str]:
+    later = {
+        "loras": bool(job.loras), "vae": job.vae is not None, "attention": job.attention == "shared",
+        "model_id": job.model_id == "mini" or job.model_id.endswith((".safetensors", ".ckpt")),
+    }  # fmt: skip
+    reasons = {
+        "loras": "LoRA files are not in this version",
+        "vae": "another VAE is not in this version",
+        "attention": "'shared' is not in this version; it has 'joint'",
+        "model_id": "the embedded model and single-file checkpoints are not in this version; "
+        "give a diffusers folder or a hub id",
+    }
+    return [f"{key}: {reasons[key]}" for key, refused in later.items() if refused] + _later_smoother(
+        "smoother", job.smoother
+    )
+
+
+def _later_deflicker(job: Job) -> list[str]:
+    problems = _later_smoother("post_smoother", job.post_smoother)
+    if job.extra_deflickering_range and job.post_smoother is None and job.smoother not in READY_SMOOTHERS:
+        problems.append(f"extra_deflickering_range: {job.smoother} is not in this version")
+    return problems
+
+
+_LATER: dict[str, Callable[[Job], list[str]]] = {
+    "extract": lambda job: [],
+    "control": _later_control,
+    "render": _later_render,
+    "deflicker": _later_deflicker,
+}

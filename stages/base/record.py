@@ -1,0 +1,132 @@
+"""What is done: marks while a stage runs, a receipt when it is complete.
+
+A stage's marks are a text file of JSON lines. The first holds what the stage was begun with (its inputs), each
+further line one finished chunk of one phase. Only the driving process writes it, only after the chunk's data
+is on the disk, and a line that a kill cut short does not count.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+CACHE_NAME = "cache.zarr"  # in the job's output folder
+
+# Whose versions a receipt notes: they are what can change a frame's bytes.
+NOTED_PACKAGES = (
+    "diffsynth-cli", "torch", "diffusers", "transformers", "controlnet_aux", "zarr", "av", "opencv-python-headless",
+)  # fmt: skip
+
+
+def receipt_path(cache: Path, stage: str) -> Path:
+    """Where a stage's receipt lies: the target of a Makefile."""
+    return cache / "receipts" / f"{stage}.json"
+
+
+class StageRecord:
+    """Marks and receipt of one stage in one cache."""
+
+    def __init__(self, cache: Path, stage: str):
+        self.stage = stage
+        self.marks_path = cache / "marks" / f"{stage}.jsonl"
+        self.receipt_path = receipt_path(cache, stage)
+        self.inputs: dict[str, Any] | None = None
+        """What the stage was begun with, None if it never was."""
+        self.done: set[tuple[str, int]] = set()
+        """(phase, first frame) of every finished chunk."""
+        self.chunks = 0
+        """How many chunks there are in all."""
+        self.seconds = 0.0
+        self.receipt: dict[str, Any] | None = _read_json(self.receipt_path)
+        if self.receipt is not None:
+            self.inputs = self.receipt["inputs"]
+        else:
+            self._read_marks()
+
+    @property
+    def complete(self) -> bool:
+        return self.receipt is not None
+
+    def begin(self, inputs: dict[str, Any], chunks: int) -> None:
+        """Starts the marks anew."""
+        self.inputs, self.done, self.chunks, self.seconds, self.receipt = inputs, set(), chunks, 0.0, None
+        write_text(self.marks_path, json.dumps({"inputs": inputs, "chunks": chunks}) + "\n")
+
+    def mark(self, phase: str, start: int, seconds: float) -> None:
+        """Notes that a chunk's data is on the disk. Costs one small write, whatever came before."""
+        line = json.dumps({"phase": phase, "start": start, "seconds": round(seconds, 3)})
+        with self.marks_path.open("a") as file:
+            file.write(line + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self.done.add((phase, start))
+        self.seconds += seconds
+
+    def finish(self, fingerprint: str, frames: int) -> None:
+        """Writes the receipt and drops the marks."""
+        self.receipt = {
+            "stage": self.stage, "fingerprint": fingerprint, "frames": frames, "seconds": round(self.seconds, 3),
+            "finished": time.strftime("%Y-%m-%d %H:%M:%S"), "versions": _versions(), "inputs": self.inputs,
+        }  # fmt: skip
+        write_json(self.receipt_path, self.receipt)
+        self.marks_path.unlink(missing_ok=True)
+
+    def clear(self) -> None:
+        self.receipt_path.unlink(missing_ok=True)
+        self.marks_path.unlink(missing_ok=True)
+        self.inputs, self.done, self.seconds, self.receipt = None, set(), 0.0, None
+
+    def touch(self) -> None:
+        """Makes the receipt newer than what it depends on, as make wants it, when there was nothing to do."""
+        os.utime(self.receipt_path)
+
+    def _read_marks(self) -> None:
+        try:
+            text = self.marks_path.read_text()
+        except OSError:
+            return
+        whole = text[: text.rfind("\n") + 1]
+        if whole != text:  # the line that a kill cut short; new lines must not be glued to it
+            write_text(self.marks_path, whole)
+        header, *marks = [json.loads(line) for line in whole.splitlines()] or [None]
+        if header is not None:
+            self.inputs, self.chunks = header["inputs"], header["chunks"]
+            self.done = {(mark["phase"], mark["start"]) for mark in marks}
+            self.seconds = sum(mark["seconds"] for mark in marks)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replaces a file's text in one go: a reader, or a kill, sees the old text or the new."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    with part.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in NOTED_PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
