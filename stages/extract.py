@@ -1,0 +1,140 @@
+"""Video → frames: the used part of the source, cropped and resized, into the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from fractions import Fraction
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from stages.base.cache import ArraySpec, FrameCache
+from stages.base.engine import Phase, Plan, Reporter, Run, Stage
+from stages.base.errors import DiffSynthError
+from stages.base.job import Job
+from stages.video import Shot, Source, fit, open_source
+
+CHUNK = 8  # frames; at 4K that is 200 MB
+SIZE_GRID = 8  # px to a latent
+RATE_TOLERANCE = 0.5  # frames; time stamps this near to a constant rate are that rate, rounded by the container
+
+
+@dataclass
+class ExtractTask:
+    """Decodes, fits and writes a chunk of the used frames. Chunks in order need each frame decoded once."""
+
+    job: Job
+    height: int
+    width: int
+    _source: Source | None = field(default=None, init=False, repr=False)
+    _shots: Iterator[Shot] = field(default=iter(()), init=False, repr=False)
+    _next: int = field(default=-1, init=False, repr=False)
+
+    def run(self, cache: FrameCache, start: int, stop: int) -> None:
+        if self._source is None or self._next != start:
+            self._source = open_source(self.job.input_video)
+            self._shots = islice(used_shots(self._source, self.job), start, None)
+        shown = (self._source.height, self._source.width)
+        shots = islice(self._shots, stop - start)
+        frames = [fit(shot.image(), self.height, self.width, shown) for shot in shots]
+        if len(frames) < stop - start:
+            raise DiffSynthError(
+                f"{self.job.input_video} has fewer frames than it had", "did it change while it was read?"
+            )
+        cache["frames"].write(start, np.stack(frames))
+        self._next = stop
+
+
+def used_shots(source: Source, job: Job) -> Iterator[Shot]:
+    """The frames of `source` that `job` uses: every k-th of those between start and end, up to a number."""
+    until = float("inf") if job.end_time is None else job.end_time
+    shots = source.shots(job.start_time or 0.0)
+    limit = None if job.frame_maximum_count is None else job.frame_maximum_count * job.frame_interval
+    for index, shot in enumerate(islice(shots, limit)):
+        if shot.time >= until:
+            return
+        if index % job.frame_interval == 0:
+            yield shot
+
+
+def frame_size(job: Job, source: Source) -> tuple[int, int]:
+    """(height, width) of the frames: the job's, else what the source's aspect ratio asks for, else the source's."""
+    height, width = job.frame_height, job.frame_width
+    if height and not width:
+        width = max(1, round(height * source.width / source.height / SIZE_GRID)) * SIZE_GRID
+    if width and not height:
+        height = max(1, round(width * source.height / source.width / SIZE_GRID)) * SIZE_GRID
+    height, width = height or source.height, width or source.width
+    if height % SIZE_GRID or width % SIZE_GRID:
+        even = [max(1, size // SIZE_GRID) * SIZE_GRID for size in (height, width)]
+        raise DiffSynthError(
+            f"frames of {source.path} are {width}×{height}; both must be multiples of {SIZE_GRID}",
+            f'"frame_height": {even[0]}, "frame_width": {even[1]} crops them a little',
+        )
+    return height, width
+
+
+def plan(run: Run, resume: bool) -> Plan:
+    job, cache, reporter = run.job, run.cache, run.reporter
+    source = open_source(job.input_video)
+    height, width = frame_size(job, source)
+    if resume:
+        count, attributes = len(cache["frames"]), {}
+    else:
+        times = _read_times(source, job, reporter)
+        count, attributes = len(times), _describe(source, job, times)
+
+    def begin(cache: FrameCache) -> None:
+        cache["frames"].attrs.update(attributes)
+
+    return Plan(
+        frames=count,
+        arrays=[ArraySpec("frames", (count, height, width, 3), "uint8")],
+        phases=[Phase("decode and fit", count, CHUNK, ExtractTask(job, height, width))],
+        begin=begin,
+    )
+
+
+def _read_times(source: Source, job: Job, reporter: Reporter) -> np.ndarray:
+    """When each used frame is shown. Decodes everything once: only that finds out how many frames there really are."""
+    reporter.begin("extract", source.estimate)
+    reporter.phase("read through")
+    times, last = [], -1.0
+    for shot in used_shots(source, job):
+        times.append(shot.time)
+        last = shot.time
+        reporter.advance(job.frame_interval)
+    if not times:
+        span = f"between {job.start_time or 0:g} s and {'its end' if job.end_time is None else f'{job.end_time:g} s'}"
+        raise DiffSynthError(f"{source.path} has no frames {span}", "check start_time and end_time")
+    if source.damage:
+        more = f" and {len(source.damage) - 1} more places" if len(source.damage) > 1 else ""
+        reporter.warn(
+            f"{source.path}: {source.damage[0]}{more} skipped; {len(times)} frames up to {last:.2f} s are used"
+        )
+    return np.array(times)
+
+
+def _describe(source: Source, job: Job, times: np.ndarray) -> dict[str, Any]:
+    """What later stages need to know of the source, as attributes of the array `frames`.
+
+    fps: the frame rate as a fraction, e.g. "25/1"; times: seconds since the first used frame, where the rate is not
+    constant, else None; start, stop: the used part in seconds of the source; audio: does the source have any.
+    """
+    fps = source.fps / job.frame_interval
+    since = times - times[0]
+    constant = bool(np.all(np.abs(since * float(fps) - np.arange(len(times))) < RATE_TOLERANCE))
+    if not constant:
+        fps = Fraction((len(times) - 1) / float(since[-1])).limit_denominator(1001)
+    return {
+        "fps": f"{fps.numerator}/{fps.denominator}",
+        "times": None if constant else since.tolist(),
+        "start": float(times[0]),
+        "stop": float(times[0] + (len(times) / fps if constant else since[-1] + 1 / fps)),
+        "audio": source.has_audio,
+    }
+
+
+STAGE = Stage("extract", plan)
