@@ -1,0 +1,4 @@
+"""Denoising with cross-frame attention: the one door to diffusers and transformers.
+
+Images are uint8 RGB [K, H, W, 3] on the host, latents float32 [K, 4, H/8, W/8].
+"""

@@ -1,0 +1,208 @@
+"""Networks from diffusers folders and hub ids, checked before they are used."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DConditionModel
+from diffusers.utils import logging as diffusers_logging
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from transformers import CLIPTextModel, CLIPTokenizer
+from transformers.utils import logging as transformers_logging
+
+from stages.base.errors import DiffSynthError, UsageError
+from stages.diffusion.attention import JointAttention
+
+LATENT_FACTOR = 8  # px to a latent
+LATENT_CHANNELS = 4
+# What is read of a model, as diffusers lays it out. Pickled weights are not: they can run code.
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+CONTROLNET_FILES = ("config.json", WEIGHTS)
+MODEL_FILES = (
+    "scheduler/scheduler_config.json", "tokenizer/tokenizer_config.json",
+    "text_encoder/config.json", "text_encoder/model.safetensors",
+    "unet/config.json", f"unet/{WEIGHTS}", "vae/config.json", f"vae/{WEIGHTS}",
+)  # fmt: skip
+ALSO_DOWNLOADED = ("tokenizer/*",)
+
+
+@dataclass(frozen=True)
+class ModelNames:
+    """What to load, and onto what. `group`: how many frames attend to each other."""
+
+    model_id: str
+    controlnets: tuple[str, ...]
+    device: str
+    dtype: str
+    group: int
+
+
+@dataclass(frozen=True)
+class Networks:
+    """The networks of one Stable Diffusion model with its ControlNets, in evaluation mode on one device.
+
+    `alphas` float32 [1000], on the host: the cumulative products of 1 - beta.
+    """
+
+    tokenizer: CLIPTokenizer
+    text_encoder: CLIPTextModel
+    unet: UNet2DConditionModel
+    vae: AutoencoderKL
+    controlnets: tuple[ControlNetModel, ...]
+    alphas: torch.Tensor
+    device: torch.device
+    dtype: torch.dtype
+
+
+def load_networks(names: ModelNames) -> Networks:
+    """Raises DiffSynthError, naming the model, if one is missing, damaged, or not made for this loop."""
+    device = pick_device(names.device)
+    dtype = pick_dtype(names.dtype, device)
+    folder = find_model("model_id", names.model_id, MODEL_FILES)
+    with _quiet(), _explained("model_id", names.model_id):
+        scheduler = DDIMScheduler.from_pretrained(folder, subfolder="scheduler")
+        networks = Networks(
+            tokenizer=CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer"),
+            text_encoder=_load(CLIPTextModel, folder, "text_encoder", dtype).to(device),
+            unet=_load(UNet2DConditionModel, folder, "unet", dtype).to(device),
+            vae=_load(AutoencoderKL, folder, "vae", dtype).to(device),
+            controlnets=tuple(_load_controlnet(name, dtype).to(device) for name in names.controlnets),
+            alphas=scheduler.alphas_cumprod.float(),
+            device=device,
+            dtype=dtype,
+        )
+    _check_fit(names, networks, scheduler.config["prediction_type"])
+    for network in (networks.unet, *networks.controlnets):
+        network.set_attn_processor(JointAttention(names.group))
+    return networks
+
+
+def find_model(key: str, name: str, files: tuple[str, ...]) -> Path:
+    """The folder of a model with all of `files`: a local one, or a hub model's, downloaded if it is not there yet."""
+    folder = Path(name) if Path(name).is_absolute() else _snapshot(key, name, files)
+    missing = [file for file in files if not (folder / file).exists()]
+    if not missing:
+        return folder
+    pickled = any((folder / file).with_suffix(".bin").exists() for file in missing)
+    hint = (
+        "pickled weights (.bin) are not read, since they can run code: convert them to .safetensors" if pickled else ""
+    )
+    raise DiffSynthError(
+        f"{key}: {name} lacks {', '.join(missing)}",
+        hint or "is it a Stable Diffusion 1.x model (or ControlNet) in diffusers layout?",
+    )
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of this name; auto: the first GPU, else the CPU."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    device = torch.device(name)
+    there = {
+        "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not there.get(device.type, True):
+        raise UsageError(f"device: {name} is not there", "torch sees no such device; try cpu, or leave it out")
+    return device
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The number type of this name; auto: float16 on a GPU, float32 elsewhere."""
+    if name == "auto":
+        name = "float16" if device.type == "cuda" else "float32"
+    return {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[name]
+
+
+def _snapshot(key: str, name: str, files: tuple[str, ...]) -> Path:
+    patterns = [*files, *(pattern for pattern in ALSO_DOWNLOADED if files is MODEL_FILES)]
+    with _quiet():
+        try:
+            folder = Path(snapshot_download(name, allow_patterns=patterns, local_files_only=True))
+            if all((folder / file).exists() for file in files):
+                return folder
+        except LocalEntryNotFoundError:
+            pass  # not downloaded yet
+        except HFValidationError:
+            raise UsageError(f"{key}: {name} is neither a folder nor a hub id (owner/model)") from None
+        try:
+            return Path(snapshot_download(name, allow_patterns=patterns))
+        except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise DiffSynthError(
+                f"{key}: {name} is no local folder and cannot be fetched from the hub: {reason}",
+                "check its spelling and the network, or download it and give its folder",
+            ) from None
+
+
+def _load_controlnet(name: str, dtype: torch.dtype) -> ControlNetModel:
+    folder = find_model("controlnet_model_id", name, CONTROLNET_FILES)
+    with _explained("controlnet_model_id", name):
+        return _load(ControlNetModel, folder, None, dtype)
+
+
+def _load(kind: Any, folder: Path, part: str | None, dtype: torch.dtype) -> Any:
+    where = {} if part is None else {"subfolder": part}
+    typed = {"dtype": dtype} if kind is CLIPTextModel else {"torch_dtype": dtype}
+    network, info = kind.from_pretrained(
+        folder, **where, **typed, use_safetensors=True, local_files_only=True, output_loading_info=True
+    )
+    if missing := info["missing_keys"]:  # the libraries would fill them with random numbers
+        raise ValueError(f"{part or 'its weights'} lacks {len(missing)} tensors, {sorted(missing)[0]} for one")
+    return network.eval().requires_grad_(False)
+
+
+@contextmanager
+def _explained(key: str, name: str) -> Iterator[None]:
+    try:
+        yield
+    except DiffSynthError:
+        raise
+    except torch.OutOfMemoryError as error:
+        raise DiffSynthError(f"{key}: no memory left for {name}", "a smaller dtype, or another device") from error
+    except Exception as error:  # the loaders raise whatever their parsers do
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise DiffSynthError(f"{key}: {name} cannot be loaded: {reason[0]}", "is the download complete?") from error
+
+
+def _check_fit(names: ModelNames, networks: Networks, prediction: str) -> None:
+    """Stops at models that load but that this loop's mathematics does not hold for."""
+    unet, vae = networks.unet.config, networks.vae.config
+    problems = {
+        f"predicts {prediction!r}, this loop needs 'epsilon'": prediction != "epsilon",
+        "is a Stable Diffusion XL model, which is not supported": unet["addition_embed_type"] is not None,
+        f"has {unet['in_channels']} input channels, not {LATENT_CHANNELS}": unet["in_channels"] != LATENT_CHANNELS,
+        "has a VAE whose factor is not 8": 2 ** (len(vae["block_out_channels"]) - 1) != LATENT_FACTOR,
+    }
+    for problem in (text for text, holds in problems.items() if holds):
+        raise DiffSynthError(f"model_id: {names.model_id} {problem}")
+    for name, controlnet in zip(names.controlnets, networks.controlnets, strict=True):
+        for key in ("cross_attention_dim", "block_out_channels", "layers_per_block"):
+            if controlnet.config[key] != unet[key]:
+                raise DiffSynthError(
+                    f"controlnet_model_id: {name} does not fit {names.model_id}: "
+                    f"its {key} is {controlnet.config[key]}, the model's {unet[key]}",
+                    "both must be made for the same version of Stable Diffusion",
+                )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """diffusers and transformers talk about their own affairs while they load."""
+    diffusers_logging.set_verbosity_error()
+    transformers_logging.set_verbosity_error()
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)

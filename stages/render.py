@@ -1,0 +1,213 @@
+"""Frames + control maps → latents → rendered frames: the denoising loop over a whole video.
+
+A step is one phase over all frames, from one array of latents to the other, so that every frame sees its neighbours
+at the same timestep. A smoothing step is two phases: predict clean frames, then deflicker them and go on from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from stages.base.cache import ArraySpec, FrameCache
+from stages.base.engine import Options, Phase, Plan, Run, Stage, Task
+from stages.base.job import Job
+from stages.smoothing import build
+
+if TYPE_CHECKING:  # importing torch takes seconds; the tasks do it when they run
+    import torch
+
+    from stages.diffusion.denoise import Denoiser
+
+CHUNK = 8  # frames; what is done again after a kill
+LATENT_FACTOR, LATENT_CHANNELS = 8, 4
+
+
+@dataclass
+class RenderTask:
+    """What the tasks of this stage share."""
+
+    job: Job
+    options: Options
+
+    @property
+    def denoiser(self) -> Denoiser:
+        return load_denoiser(self.job, self.options)
+
+    def target(self, step: int) -> str:
+        """The array that a step writes to; they alternate, and the last is `latents`. Step -1 is the start."""
+        last = len(self.denoiser.sampler.timesteps) - 1
+        return "latents" if (last - step) % 2 == 0 else "latents_other"
+
+
+@dataclass
+class EncodeReferencesTask(RenderTask):
+    """The clean latents of the references, which every step noises anew."""
+
+    def run(self, cache: FrameCache, start: int, stop: int) -> None:
+        images = cache["references"].read(range(start, stop))
+        cache["reference_latents"].write(start, self.denoiser.encode(images).numpy())
+
+
+@dataclass
+class NoiseFramesTask(RenderTask):
+    """img2img: starts from the frames' own latents, noised to the first timestep."""
+
+    def run(self, cache: FrameCache, start: int, stop: int) -> None:
+        denoiser = self.denoiser
+        clean = denoiser.encode(cache["frames"].read(range(start, stop)))
+        noise = denoiser.initial_noise(*cache["frames"].shape[1:3])
+        latents = denoiser.sampler.add_noise(clean, noise, denoiser.sampler.timesteps[0])
+        cache[self.target(-1)].write(start, latents.numpy())
+
+
+@dataclass
+class StepTask(RenderTask):
+    """One denoising step, or of a smoothing step the first half, which ends in predicted frames."""
+
+    step: int
+    smoothed: bool
+
+    def run(self, cache: FrameCache, start: int, stop: int) -> None:
+        denoiser = self.denoiser
+        sampler, timestep = denoiser.sampler, denoiser.sampler.timesteps[self.step]
+        noise = self._predict(cache, start, stop, timestep)
+        latents = self.latents(cache, range(start, stop))
+        clean = sampler.clean(latents, noise, timestep)
+        if self.smoothed:
+            cache["predicted"].write(start, denoiser.decode(clean))
+        else:
+            self.write(cache, start, sampler.step(latents, clean, timestep).numpy())
+
+    def latents(self, cache: FrameCache, frames: Sequence[int]) -> torch.Tensor:
+        """What the step starts from, float32 [len(frames), 4, h, w]."""
+        import torch
+
+        if self.step == 0 and self.job.img2img_strength == 1:
+            return self.denoiser.initial_noise(*cache["frames"].shape[1:3]).repeat(len(frames), 1, 1, 1)
+        return torch.from_numpy(cache[self.target(self.step - 1)].read(frames))
+
+    def write(self, cache: FrameCache, start: int, latents: np.ndarray) -> None:
+        cache[self.target(self.step)].write(start, latents)
+        if self.job.keep_steps:
+            cache["latents_steps"].step(self.step).write(start, latents)
+
+    def _predict(self, cache: FrameCache, start: int, stop: int, timestep: int) -> torch.Tensor:
+        import torch
+
+        groups = attended_frames(self.job.combine_pattern, range(start, stop), len(cache["frames"]))
+        frames = sorted({item for group in groups for item in group if isinstance(item, int)})
+        place: dict[int | str, int] = {frame: index for index, frame in enumerate(frames)}
+        latents = self.latents(cache, frames)
+        maps = [cache[f"control/{net}"].read(frames) for net in running_nets(self.job)]
+        if self.job.frames_reference:
+            references = cache["reference_latents"]
+            every = range(len(references))
+            place |= {f"reference_{k}": len(frames) + k for k in every}
+            noise = self.denoiser.initial_noise(*cache["references"].shape[1:3])
+            clean = torch.from_numpy(references.read(every))
+            latents = torch.cat([latents, self.denoiser.sampler.add_noise(clean, noise, timestep)])
+            reference_maps = [cache[f"control_reference/{net}"].read(every) for net in running_nets(self.job)]
+            maps = [np.concatenate(pair) for pair in zip(maps, reference_maps, strict=True)]
+        own = self.job.combine_pattern.index(0)
+        indexes = [[place[item] for item in group] for group in groups]
+        return self.denoiser.predict_noise(latents, maps, indexes, own, timestep)
+
+
+@dataclass
+class SmoothTask(StepTask):
+    """The second half of a smoothing step: predicted frames, deflickered, set where the step leads to."""
+
+    def run(self, cache: FrameCache, start: int, stop: int) -> None:
+        smoother = build(self.job.smoother or "", self.job.smoother_config)
+        images = smoother.smooth(cache["frames"], cache["predicted"], start, stop)
+        sampler = self.denoiser.sampler
+        latents, clean = self.latents(cache, range(start, stop)), self.denoiser.encode(images)
+        self.write(cache, start, sampler.step(latents, clean, sampler.timesteps[self.step]).numpy())
+
+
+@dataclass
+class DecodeTask(RenderTask):
+    """The finished latents as images."""
+
+    def run(self, cache: FrameCache, start: int, stop: int) -> None:
+        import torch
+
+        latents = torch.from_numpy(cache["latents"].read(range(start, stop)))
+        cache["rendered"].write(start, self.denoiser.decode(latents))
+
+
+def attended_frames(pattern: Sequence[int | str], frames: Sequence[int], count: int) -> list[list[int | str]]:
+    """For each of `frames`, what the pattern names: offsets clamped to 0..count-1, references as they are."""
+    return [
+        [item if isinstance(item, str) else min(max(frame + item, 0), count - 1) for item in pattern]
+        for frame in frames
+    ]
+
+
+def running_nets(job: Job) -> list[int]:
+    """The indexes of the ControlNets that are run."""
+    return [index for index, runs in enumerate(job.networks_run) if runs]
+
+
+def is_smoothed(job: Job, step: int, steps: int) -> bool:
+    """Is there smoothing on this one (from 0) of `steps` steps?"""
+    return job.smoother is not None and step % job.smoother_interval == 0 and step < steps - job.ignore_smoother_steps
+
+
+def load_denoiser(job: Job, options: Options) -> Denoiser:
+    """The networks and prompts of a job, loaded once a process."""
+    from stages.diffusion.denoise import ModelNames, Settings, denoiser
+
+    nets = running_nets(job)
+    models = ModelNames(
+        job.model_id, tuple(job.controlnet_model_id[i] for i in nets), job.device, job.dtype, len(job.combine_pattern)
+    )
+    scales = tuple(job.controlnet_scale[i] for i in nets)
+    return denoiser(
+        Settings(
+            models, scales, job.prompt, job.negative_prompt, job.guidance_scale, job.num_inference_steps,
+            job.img2img_strength, job.seed_of_noise, options.batch_size,
+        )
+    )  # fmt: skip
+
+
+def plan(run: Run, resume: bool) -> Plan:
+    job, cache, options = run.job, run.cache, run.options
+    run.reporter.begin("render", None)
+    run.reporter.phase("load models")
+    timesteps = load_denoiser(job, options).sampler.timesteps
+    count, height, width, _ = cache["frames"].shape
+    size = (LATENT_CHANNELS, height // LATENT_FACTOR, width // LATENT_FACTOR)
+    arrays = [ArraySpec(name, (count, *size), "float32") for name in ("latents", "latents_other")]
+    if job.smoother is not None:
+        arrays.append(ArraySpec("predicted", (count, height, width, 3), "uint8"))
+    if job.keep_steps:
+        arrays.append(ArraySpec("latents_steps", (count, *size), "float32", steps=len(timesteps)))
+    references = len(job.frames_reference)
+    if references:
+        arrays.append(ArraySpec("reference_latents", (references, *size), "float32"))
+    arrays.append(ArraySpec("rendered", (count, height, width, 3), "uint8"))
+    phases = [Phase(name, count, CHUNK, task) for name, task in _tasks(job, options, len(timesteps))]
+    if references:
+        phases.insert(0, Phase("encode references", references, CHUNK, EncodeReferencesTask(job, options)))
+    return Plan(count, arrays, phases, scratch=("latents_other", "predicted", "reference_latents"))
+
+
+def _tasks(job: Job, options: Options, steps: int) -> list[tuple[str, Task]]:
+    tasks: list[tuple[str, Task]] = []
+    if job.img2img_strength < 1:
+        tasks.append(("noise the frames", NoiseFramesTask(job, options)))
+    for step in range(steps):
+        smoothed = is_smoothed(job, step, steps)
+        name = f"step {step + 1}/{steps}"
+        tasks.append((name, StepTask(job, options, step, smoothed)))
+        if smoothed:
+            tasks.append((f"{name} smooth", SmoothTask(job, options, step, smoothed)))
+    return [*tasks, ("decode", DecodeTask(job, options))]
+
+
+STAGE = Stage("render", plan)
