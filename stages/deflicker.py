@@ -1,0 +1,111 @@
+"""Rendered frames → smooth frames → video.mp4."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stages.base.cache import ArraySpec, FrameArray, FrameCache
+from stages.base.engine import Phase, Plan, Reporter, Run, Stage
+from stages.base.job import Job
+from stages.base.record import write_json
+from stages.smoothing import build
+from stages.video import Audio, Encoding, encode
+
+CHUNK = 8  # frames
+SAME_SPEED = 1e-3  # audio is kept when the speed changes by less than this part
+
+
+@dataclass
+class SmoothTask:
+    """Deflickers a chunk of rendered frames."""
+
+    smoother: str
+    config: dict[str, Any]
+    window: int | None
+
+    def run(self, cache: FrameCache, start: int, stop: int) -> None:
+        smoother = build(self.smoother, self.config, self.window)
+        cache["deflickered"].write(start, smoother.smooth(cache["frames"], cache["rendered"], start, stop))
+
+
+@dataclass
+class PassTask:
+    """Hands rendered frames through as they are."""
+
+    def run(self, cache: FrameCache, start: int, stop: int) -> None:
+        cache["deflickered"].write(start, cache["rendered"].read(range(start, stop)))
+
+
+def plan(run: Run, resume: bool) -> Plan:
+    shape = run.cache["rendered"].shape
+    return Plan(
+        frames=shape[0],
+        arrays=[ArraySpec("deflickered", shape, "uint8")],
+        phases=[Phase("smooth", shape[0], CHUNK, _task(run.job))],
+    )
+
+
+def _task(job: Job) -> SmoothTask | PassTask:
+    if job.post_smoother is not None:
+        return SmoothTask(job.post_smoother, job.post_smoother_config, None)
+    if job.extra_deflickering_range and job.smoother is not None:
+        return SmoothTask(job.smoother, job.smoother_config, job.extra_deflickering_range)
+    return PassTask()
+
+
+def deliver(run: Run, fingerprint: str) -> None:
+    """Writes video.mp4, unless the one that is there was made of the same frames in the same way."""
+    job, cache = run.job, run.cache
+    path, note = Path(job.output_path) / "video.mp4", cache.path / "receipts" / "video.json"
+    made_of = {"frames": fingerprint, "fps": job.fps, "keep_audio": job.keep_audio}
+    if path.exists() and note.exists() and json.loads(note.read_text()) == made_of:
+        return
+    write_video(path, job, cache, run.reporter)
+    write_json(note, made_of)
+
+
+def write_video(
+    path: Path, job: Job, cache: FrameCache, reporter: Reporter, codec: str = "h264", crf: int | None = None
+) -> None:
+    """Encodes the deflickered frames, at the job's or the source's frame rate and with the source's sound."""
+    frames, source = cache["deflickered"], cache["frames"].attrs.asdict()
+    reporter.begin(path.name, len(frames))
+    reporter.phase(f"write {codec}")
+    rate, times = Fraction(str(source["fps"])), source["times"]
+    if job.fps is not None:
+        rate, times = Fraction(job.fps).limit_denominator(1001), None
+    audio = _audio(job, source, len(frames), rate, reporter)
+    fps = rate if times is None else None
+    encode(path, _told(frames, reporter), Encoding(fps, np.array(times or []), codec, crf, audio))
+    reporter.end(
+        path.name, f"{path}: {len(frames)} frames, {float(rate):.3g} frames/s{', with sound' if audio else ''}"
+    )
+
+
+def _audio(job: Job, source: dict[str, Any], frames: int, rate: Fraction, reporter: Reporter) -> Audio | None:
+    if not (job.keep_audio and source["audio"]):
+        return None
+    length = source["stop"] - source["start"]
+    if job.fps is not None and abs(frames / float(rate) / length - 1) > SAME_SPEED:
+        reporter.warn(f"no sound: at fps {job.fps:g} the video does not run at the source's speed")
+        return None
+    if not Path(job.input_video).exists():
+        reporter.warn(f"no sound: {job.input_video} is gone")
+        return None
+    return Audio(Path(job.input_video), source["start"], source["stop"])
+
+
+def _told(frames: FrameArray, reporter: Reporter) -> Iterator[np.ndarray]:
+    for frame in frames:
+        yield frame
+        reporter.advance(1)
+
+
+STAGE = Stage("deflicker", plan, deliver)
