@@ -1,0 +1,76 @@
+"""The program. The only place where an error becomes a message and an exit code."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+
+import click
+
+from diffsynth_cli.app import app
+from diffsynth_cli.console import show_error
+from stages.base.errors import DiffSynthError
+
+FAILED, USAGE, INTERRUPTED = 1, 2, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command line and returns its exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return app(arguments, prog_name="diffsynth", standalone_mode=False) or 0
+    except (KeyboardInterrupt, click.Abort):
+        show_error("interrupted; nothing is lost", f"diffsynth {shlex.join(without_restart(arguments))} goes on")
+        return INTERRUPTED
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except Exception as error:
+        if "--debug" in arguments:
+            raise
+        return _explain(error)
+
+
+def without_restart(arguments: Sequence[str]) -> list[str]:
+    """The command line that goes on with what this one began: `--restart` would begin again."""
+    return [argument for argument in arguments if argument != "--restart"]
+
+
+def _explain(error: Exception) -> int:
+    if isinstance(error, DiffSynthError):
+        show_error(error.message, error.hint)
+        return error.exit_code
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        show_error(f"the disk is full: {error}", "make room; the same command then goes on")
+    elif isinstance(error, OSError) and error.strerror:
+        show_error(f"{error.filename or 'a file'}: {error.strerror}")
+    elif isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        show_error("out of memory", "--batch-size 1, a smaller frame size or a shorter combine_pattern need less")
+    else:
+        show_error(f"{type(error).__name__}: {error}", "this should not happen; --debug shows where")
+    return FAILED
+
+
+def entry() -> None:
+    """The console script. SIGTERM is an interruption like Ctrl-C; a reader that went away is no error."""
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        code = main()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = FAILED
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    entry()

@@ -1,0 +1,177 @@
+"""How the user is told: Rich progress on a terminal, lines in a log file, JSON events for programs, or nothing."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from stages.base.engine import Reporter
+
+LOG_INTERVAL = 10.0  # s between progress lines where there is no terminal
+
+stderr = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def show_error(message: str, hint: str = "") -> None:
+    """One message: what went wrong and where, then what to do."""
+    stderr.print(f"[bold red]error:[/] {escape(message)}")
+    if hint:
+        stderr.print(f"[bold]→[/] {escape(hint)}")
+
+
+def show_warning(message: str) -> None:
+    stderr.print(f"[yellow]warning:[/] {escape(message)}")
+
+
+def reporter(quiet: bool, as_json: bool) -> Reporter:
+    """Who tells the user how far things are."""
+    if as_json:
+        return JsonReporter()
+    if quiet:
+        return QuietReporter()
+    return TerminalReporter() if stderr.is_terminal else LogReporter()
+
+
+class QuietReporter:
+    """Only warnings."""
+
+    def begin(self, stage: str, total: int | None, done: int = 0) -> None: ...
+    def phase(self, name: str) -> None: ...
+    def advance(self, frames: int) -> None: ...
+    def end(self, stage: str, message: str) -> None: ...
+    def close(self) -> None: ...
+
+    def warn(self, message: str) -> None:
+        show_warning(message)
+
+
+class JsonReporter:
+    """One JSON object a line on stdout for every event."""
+
+    def __init__(self) -> None:
+        self.done = 0
+
+    def begin(self, stage: str, total: int | None, done: int = 0) -> None:
+        self.done = done
+        self._event("begin", stage=stage, total=total, done=done)
+
+    def phase(self, name: str) -> None:
+        self._event("phase", name=name)
+
+    def advance(self, frames: int) -> None:
+        self.done += frames
+        self._event("advance", done=self.done)
+
+    def end(self, stage: str, message: str) -> None:
+        self._event("end", stage=stage, message=message)
+
+    def warn(self, message: str) -> None:
+        self._event("warning", message=message)
+
+    def close(self) -> None: ...
+
+    def _event(self, kind: str, **what: object) -> None:
+        print(json.dumps({"event": kind, **what, "time": round(time.time(), 3)}), flush=True)
+
+
+class LogReporter(QuietReporter):
+    """A line now and then, for log files."""
+
+    def __init__(self) -> None:
+        self.stage, self.name, self.total, self.done, self.first = "", "", 0, 0, 0
+        self.started = self.told = 0.0
+
+    def begin(self, stage: str, total: int | None, done: int = 0) -> None:
+        self.stage, self.total, self.done, self.first = stage, total or 0, done, done
+        self.started = self.told = time.monotonic()
+        if done:
+            self._say(f"{stage}: goes on at {done} of {total}")
+
+    def phase(self, name: str) -> None:
+        self.name = name
+
+    def advance(self, frames: int) -> None:
+        self.done += frames
+        now = time.monotonic()
+        if now - self.told < LOG_INTERVAL:
+            return
+        self.told = now
+        speed = (self.done - self.first) / (now - self.started)
+        left = f", {_clock((self.total - self.done) / speed)} left" if self.total and speed else ""
+        self._say(f"{self.stage}: {self.name}: {self.done} of {self.total or '?'}, {speed:.3g} frames/s{left}")
+
+    def end(self, stage: str, message: str) -> None:
+        self._say(f"{stage}: {message}")
+
+    def _say(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+
+class TerminalReporter(QuietReporter):
+    """A progress bar a stage, with frames per second and time left."""
+
+    def __init__(self) -> None:
+        self.progress: Progress | None = None
+        self.task: TaskID | None = None
+        self.stage = ""
+
+    def begin(self, stage: str, total: int | None, done: int = 0) -> None:
+        self.close()
+        self.stage = stage
+        self.progress = Progress(
+            TextColumn("[bold]{task.fields[stage]:9}[/] {task.description:18}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            _SpeedColumn(),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            console=stderr,
+            transient=True,
+            speed_estimate_period=60,
+        )
+        self.task = self.progress.add_task("", total=total, completed=done, stage=stage)
+        self.progress.start()
+
+    def phase(self, name: str) -> None:
+        if self.progress is not None and self.task is not None:
+            self.progress.update(self.task, description=escape(name))
+
+    def advance(self, frames: int) -> None:
+        if self.progress is not None and self.task is not None:
+            self.progress.advance(self.task, frames)
+
+    def end(self, stage: str, message: str) -> None:
+        self.close()
+        stderr.print(f"[green]✓[/] [bold]{stage:9}[/] {escape(message)}")
+
+    def close(self) -> None:
+        if self.progress is not None:
+            self.progress.stop()
+            self.progress = None
+
+
+class _SpeedColumn(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:.3g} frames/s" if task.speed else "", style="progress.data.speed")
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}"

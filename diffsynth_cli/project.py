@@ -1,0 +1,51 @@
+"""`diffsynth init`: a job file made for one video from a task's template, and a Makefile for many."""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+from pathlib import Path
+
+from stages.base.errors import DiffSynthError, UsageError
+from stages.base.job import unknown
+from stages.video import open_source
+
+TASKS = ("text_guided", "fashion", "image_guided", "restoring", "rendering_3d")
+SIZE_STEP = 64  # px; what the networks were trained on and what annotators keep
+
+
+def write_project(task: str, video: Path, folder: Path, force: bool) -> list[Path]:
+    """Writes job.json and Makefile into `folder` and returns their paths; replaces files only with `force`."""
+    if task not in TASKS:
+        raise UsageError(unknown("task", task, TASKS))
+    source = open_source(video)
+    template = resources.files("templates")
+    job = json.loads((template / f"{task}.json").read_text())
+    job["frame_height"], job["frame_width"] = fitting_size(
+        job["frame_height"] * job["frame_width"], source.height, source.width
+    )
+    job["input_video"] = _from(folder, video)
+    texts = {
+        "job.json": json.dumps(job, indent=2, ensure_ascii=False) + "\n",
+        "Makefile": (template / "Makefile").read_text(),
+    }
+    there = [name for name in texts if (folder / name).exists()]
+    if there and not force:
+        raise DiffSynthError(f"{folder} has {' and '.join(there)} already", "--force replaces them")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        (folder / name).write_text(text)
+    return [folder / name for name in texts]
+
+
+def fitting_size(area: int, height: int, width: int) -> tuple[int, int]:
+    """(height, width) of about `area` pixels with the aspect ratio height:width, in steps of 64."""
+    ideal = (area * height / width) ** 0.5, (area * width / height) ** 0.5
+    rounded = [max(1, round(side / SIZE_STEP)) * SIZE_STEP for side in ideal]
+    return rounded[0], rounded[1]
+
+
+def _from(folder: Path, path: Path) -> str:
+    """`path` as seen from `folder`, if it lies below it, else absolute."""
+    path, folder = path.resolve(), folder.resolve()
+    return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
