@@ -1,0 +1,70 @@
+"""What the tests share: the command line in this process, small videos, the tiny golden models."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for the network
+
+import cv2
+import numpy as np
+import pytest
+
+from diffsynth_cli.__main__ import main
+
+GOLDEN = Path(__file__).parent / "golden"
+MODEL, CONTROLNET = GOLDEN / "models" / "sd", GOLDEN / "models" / "control0"
+
+
+def scene(index: int, height: int = 64, width: int = 64) -> np.ndarray:
+    """A frame of a small moving scene, uint8 [H, W, 3]: a disc crosses a gradient, a box rises."""
+    y, x = np.mgrid[:height, :width]
+    image = np.stack([x * 255 // width, y * 255 // height, np.full_like(x, 128)], axis=2).astype(np.uint8)
+    cv2.circle(image, ((8 + 2 * index) % width, height // 3), height // 8, (250, 220, 40), -1)
+    cv2.rectangle(
+        image, (width // 2, height - 10 - index % height), (width // 2 + 12, height - index), (20, 40, 90), -1
+    )
+    return image
+
+
+def write_images(folder: Path, images: Any) -> Path:
+    """A folder of PNG files 0.png, 1.png, ..."""
+    folder.mkdir(parents=True)
+    for index, image in enumerate(images):
+        cv2.imwrite(str(folder / f"{index}.png"), cv2.cvtColor(np.asarray(image), cv2.COLOR_RGB2BGR))
+    return folder
+
+
+@pytest.fixture
+def make_job(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a job file over a small folder of images and returns its path; keywords add or replace keys."""
+
+    def make(frames: int = 6, **keys: Any) -> Path:
+        images = tmp_path / "images"
+        if not images.exists():
+            write_images(images, (scene(i) for i in range(frames)))
+        job = {
+            "model_id": str(MODEL), "controlnet_model_id": [str(CONTROLNET)], "controlnet_processor": ["canny"],
+            "input_video": "images", "output_path": "out", "prompt": "winter", "num_inference_steps": 2,
+        } | keys  # fmt: skip
+        path = tmp_path / "job.json"
+        path.write_text(json.dumps({key: value for key, value in job.items() if value is not ...}))
+        return path
+
+    return make
+
+
+@pytest.fixture
+def cli(capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
+    """Runs a command line in this process; gives its exit code and all that it printed."""
+
+    def run(*arguments: object) -> tuple[int, str]:
+        code = main([str(argument) for argument in arguments])
+        captured = capfd.readouterr()
+        return code, captured.out + captured.err
+
+    return run
