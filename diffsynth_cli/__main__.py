@@ -3,37 +3,38 @@
 from __future__ import annotations
 
 import errno
-import os
 import shlex
 import signal
 import sys
 from collections.abc import Sequence
 from types import FrameType
 
-import click
+FAILED, INTERRUPTED = 1, 130
 
-from diffsynth_cli.app import app
-from diffsynth_cli.console import show_error
-from stages.base.errors import DiffSynthError
 
-FAILED, USAGE, INTERRUPTED = 1, 2, 130
+class Interrupted(BaseException):
+    """Ctrl-C or SIGTERM. Not a KeyboardInterrupt, of which Typer makes exit codes of its own."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command line and returns its exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        return app(arguments, prog_name="diffsynth", standalone_mode=False) or 0
-    except (KeyboardInterrupt, click.Abort):
+        from diffsynth_cli.app import app  # here, so that Ctrl-C is answered from the first moment on
+
+        app(arguments, prog_name="diffsynth")
+    except SystemExit as end:  # Typer ends so when all went well, and after it has shown a usage error
+        return end.code if isinstance(end.code, int) else FAILED
+    except (Interrupted, KeyboardInterrupt):
+        from diffsynth_cli.console import show_error
+
         show_error("interrupted; nothing is lost", f"diffsynth {shlex.join(without_restart(arguments))} goes on")
         return INTERRUPTED
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
     except Exception as error:
         if "--debug" in arguments:
             raise
         return _explain(error)
+    return 0
 
 
 def without_restart(arguments: Sequence[str]) -> list[str]:
@@ -42,6 +43,9 @@ def without_restart(arguments: Sequence[str]) -> list[str]:
 
 
 def _explain(error: Exception) -> int:
+    from diffsynth_cli.console import show_error
+    from stages.base.errors import DiffSynthError
+
     if isinstance(error, DiffSynthError):
         show_error(error.message, error.hint)
         return error.exit_code
@@ -57,19 +61,14 @@ def _explain(error: Exception) -> int:
 
 
 def entry() -> None:
-    """The console script. SIGTERM is an interruption like Ctrl-C; a reader that went away is no error."""
+    """The console script."""
 
     def stop(signum: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
+        raise Interrupted
 
+    signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)
-    try:
-        code = main()
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = FAILED
-    sys.exit(code)
+    sys.exit(main())
 
 
 if __name__ == "__main__":

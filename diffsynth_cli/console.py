@@ -66,18 +66,19 @@ class JsonReporter:
     """One JSON object a line on stdout for every event."""
 
     def __init__(self) -> None:
-        self.done = 0
+        self.done, self.name = 0, ""
 
     def begin(self, stage: str, total: int | None, done: int = 0) -> None:
         self.done = done
         self._event("begin", stage=stage, total=total, done=done)
 
     def phase(self, name: str) -> None:
+        self.name = name
         self._event("phase", name=name)
 
     def advance(self, frames: int) -> None:
         self.done += frames
-        self._event("advance", done=self.done)
+        self._event("advance", phase=self.name, done=self.done)
 
     def end(self, stage: str, message: str) -> None:
         self._event("end", stage=stage, message=message)

@@ -49,6 +49,7 @@ def plan(run: Run, resume: bool) -> Plan:
         frames=shape[0],
         arrays=[ArraySpec("deflickered", shape, "uint8")],
         phases=[Phase("smooth", shape[0], CHUNK, _task(run.job))],
+        begin=lambda cache: _video_note(cache).unlink(missing_ok=True),
     )
 
 
@@ -63,12 +64,17 @@ def _task(job: Job) -> SmoothTask | PassTask:
 def deliver(run: Run, fingerprint: str) -> None:
     """Writes video.mp4, unless the one that is there was made of the same frames in the same way."""
     job, cache = run.job, run.cache
-    path, note = Path(job.output_path) / "video.mp4", cache.path / "receipts" / "video.json"
+    path, note = Path(job.output_path) / "video.mp4", _video_note(cache)
     made_of = {"frames": fingerprint, "fps": job.fps, "keep_audio": job.keep_audio}
     if path.exists() and note.exists() and json.loads(note.read_text()) == made_of:
         return
     write_video(path, job, cache, run.reporter)
     write_json(note, made_of)
+
+
+def _video_note(cache: FrameCache) -> Path:
+    """What video.mp4 was made of."""
+    return cache.path / "receipts" / "video.json"
 
 
 def write_video(

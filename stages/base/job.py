@@ -10,6 +10,7 @@ import difflib
 import json
 import re
 from collections.abc import Iterable
+from functools import partial
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -35,7 +36,9 @@ DIFFSYNTH_ANNOTATORS = {
 def unknown(kind: str, given: str, known: Iterable[str]) -> str:
     """A line about a name that is not known, with the nearest one that is."""
     known = list(known)
-    near = difflib.get_close_matches(given, known, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(given, known, n=1, cutoff=0.5) or [
+        name for name in known if name.startswith(given)
+    ]
     return f"unknown {kind} {given!r}" + (f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}")
 
 
@@ -130,6 +133,14 @@ _ANNOTATOR_MODELS: dict[str, type[BaseModel]] = {
 }
 
 
+def _checked(model: type[BaseModel], value: Any) -> BaseModel:
+    """`value` as a `model`; all its mistakes, with the model's own keys to choose from, as one ValueError."""
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        raise ValueError("; ".join(explain(error, model))) from None
+
+
 def _expand_annotator(value: Any) -> Any:
     """`"canny"`, `"file:maps/"` and DiffSynth's names, in the long form {"name": ..., options}."""
     if isinstance(value, str):
@@ -139,11 +150,7 @@ def _expand_annotator(value: Any) -> Any:
     name = str(DIFFSYNTH_ANNOTATORS.get(value["name"], value["name"]))
     if name not in _ANNOTATOR_MODELS:
         raise ValueError(unknown("annotator", name, [*_ANNOTATOR_MODELS, *DIFFSYNTH_ANNOTATORS]))
-    model = _ANNOTATOR_MODELS[name]
-    try:
-        return model.model_validate({**value, "name": name})
-    except ValidationError as error:
-        raise ValueError(f"{name}: " + "; ".join(explain(error, model))) from None
+    return _checked(_ANNOTATOR_MODELS[name], {**value, "name": name})
 
 
 # --- smoothers ------------------------------------------------------------------------------------------
@@ -231,7 +238,7 @@ class Job(_Strict):
     """Conditioning scale of each ControlNet, all 1.0 if left out. A net of scale 0 is not run, its map not made."""
     style_image: str | None = None
     """The image that the `shuffle` annotator works on, the same for every frame."""
-    loras: list[Lora] = []
+    loras: list[Annotated[Lora, BeforeValidator(partial(_checked, Lora))]] = []
     """LoRA files for U-Net and text encoder. (Not in this version.)"""
     vae: str | None = None
     """Another VAE. (Not in this version.)"""

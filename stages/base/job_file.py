@@ -143,7 +143,9 @@ def _resolve_paths(data: dict[str, Any], folder: Path) -> dict[str, Any]:
         return value
 
     def lora(value: Any) -> Any:
-        return {**value, "path": absolute(value.get("path"))} if isinstance(value, dict) else value
+        return (
+            {key: absolute(v) if key == "path" else v for key, v in value.items()} if isinstance(value, dict) else value
+        )
 
     kinds: dict[str, Callable[[Any], Any]] = {
         "input_video": absolute, "output_path": absolute, "style_image": absolute, "frames_reference": absolute,

@@ -1,0 +1,143 @@
+"""Killed, interrupted, locked: the same bytes come out in the end."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import av
+import pytest
+
+from stages.base.cache import FrameCache
+
+FRAMES = 64  # eight chunks a phase
+# How often each stage is killed (20 times in all), and how many chunks it may finish before, at most.
+KILLS = {"extract": (5, 1), "control": (4, 1), "render": (7, 9), "deflicker": (4, 2)}
+KEYS = {
+    "combine_pattern": [-10000, -1, 0, 1], "img2img_strength": 0.7, "num_inference_steps": 3, "keep_steps": True,
+    "smoother": "TemporalMeanSmoother", "post_smoother": "TemporalMeanSmoother",
+}  # fmt: skip
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def start(*arguments: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "diffsynth_cli", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+
+
+def wait_for(process: subprocess.Popen[str], kind: str, times: int = 1) -> str | None:
+    """Reads events until one of this kind, of the stage's own work, has come so often; None if the process ended."""
+    for line in process.stdout:
+        event = json.loads(line)
+        times -= event["event"] == kind and event.get("phase") != "read through"
+        if times <= 0:
+            return line
+    return None
+
+
+def finish(*arguments: object) -> str:
+    process = start(*arguments)
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    return out
+
+
+def contents(cache: Path) -> dict[str, str]:
+    """The hash of every file of every array."""
+    files = (path for path in cache.rglob("*") if path.is_file())
+    inside = {path.relative_to(cache).as_posix(): path for path in files}
+    return {
+        name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for name, path in inside.items()
+        if not name.startswith(("receipts/", "marks/", "lock", "holder"))
+    }
+
+
+def decoded(video: Path) -> list[bytes]:
+    with av.open(str(video)) as container:
+        return [frame.to_ndarray(format="rgb24").tobytes() for frame in container.decode(video=0)]
+
+
+def kill_somewhere(stage: str, job: Path, chunks: int, chance: random.Random) -> str:
+    """Starts a stage and kills it at a random moment: while it starts, between marks, or in the middle of a write."""
+    process = start(stage, job, "--json")
+    last = (
+        wait_for(process, "begin") if chance.random() < 0.2 else wait_for(process, "advance", chance.randint(1, chunks))
+    )
+    slow = 0.3 if stage == "render" else 0.01  # s; about what a chunk takes
+    time.sleep(slow * chance.random())
+    process.kill()
+    process.communicate()
+    return "had ended" if process.returncode == 0 else f"killed after {(last or '').strip()}"
+
+
+def test_killed_twenty_times_gives_the_same_bytes(tmp_path, make_job):
+    straight = make_job(FRAMES, output_path="straight", **KEYS)
+    for stage in KILLS:
+        finish(stage, straight, "-q")
+    job = make_job(FRAMES, output_path="killed", **KEYS)
+    chance, killed = random.Random(1), 0
+    for stage, (times, chunks) in KILLS.items():
+        for _ in range(times):
+            how = kill_somewhere(stage, job, chunks, chance)
+            killed += how != "had ended"
+            print(f"{stage}: {how}")
+        finish(stage, job, "-q")
+    assert killed >= 18  # a stage may be done before its last kill
+    assert contents(tmp_path / "killed/cache.zarr") == contents(tmp_path / "straight/cache.zarr")
+    assert decoded(tmp_path / "killed/video.mp4") == decoded(tmp_path / "straight/video.mp4")
+    assert (tmp_path / "killed/video.mp4").read_bytes() == (tmp_path / "straight/video.mp4").read_bytes()
+
+
+def test_killed_while_the_video_is_written(tmp_path, make_job, cli):
+    job = make_job(FRAMES, frame_height=256, img2img_strength=0.5)
+    assert cli("run", job, "-q") == (0, "")
+    video, receipt = tmp_path / "out/video.mp4", tmp_path / "out/cache.zarr/receipts/deflicker.json"
+    whole = video.read_bytes()
+    process = start("deflicker", job, "--json", "--restart")
+    while process.poll() is None and '"video.mp4"' not in (wait_for(process, "begin") or ""):
+        pass
+    process.kill()
+    process.communicate()
+    assert not receipt.exists()  # make must not take the stage for done
+    assert video.read_bytes() == whole  # the old one is not lost before the new one is there
+    assert cli("deflicker", job, "-q") == (0, "")
+    assert receipt.exists() and video.read_bytes() == whole
+
+
+def test_second_process_is_told_who_holds_the_cache_and_a_killed_holder_lets_go(tmp_path, make_job, cli):
+    job = make_job(FRAMES, num_inference_steps=20)
+    assert cli("extract", job, "-q")[0] == cli("control", job, "-q")[0] == 0
+    holder = start("render", job, "--json")
+    assert wait_for(holder, "advance")
+    code, said = cli("render", job)
+    assert code == 1
+    assert f"process {holder.pid} on" in said and "render" in said
+    assert f"in use by process {holder.pid}" in cli("status", job)[1]
+    holder.kill()
+    holder.communicate()
+    assert FrameCache(tmp_path / "out/cache.zarr").holder() is None
+    with FrameCache(tmp_path / "out/cache.zarr").lock():
+        pass
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_render_says_how_to_go_on(how, make_job, cli):
+    job = make_job(FRAMES, num_inference_steps=20)
+    assert cli("extract", job, "-q")[0] == cli("control", job, "-q")[0] == 0
+    process = start("render", job, "--json", "--restart")
+    assert wait_for(process, "advance")
+    process.send_signal(how)
+    _, said = process.communicate()
+    assert process.returncode == 130
+    assert "nothing is lost" in said
+    assert f"diffsynth render {job} --json goes on" in said
+    assert "Traceback" not in said
+    assert "partly" in cli("status", job)[1]

@@ -1,0 +1,134 @@
+"""Wrong job files and command lines: exit code 2, one message that names the mistake, no traceback."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.conftest import GOLDEN, write_images
+
+# What is changed of a right job, and what the message must say.
+WRONG_KEYS = [
+    ({"promt": "x"}, "unknown key 'promt'; did you mean 'prompt'?"),
+    ({"prompt": ...}, "prompt: missing"),
+    ({"prompt": 3}, "prompt: must be string, not 3"),
+    ({"model_id": ""}, "model_id: "),
+    ({"model_id": "/no/such/model"}, "model_id: no such file or folder: /no/such/model"),
+    ({"input_video": "nowhere.mp4"}, "input_video: no such file or folder"),
+    ({"frame_height": 513}, "frame_height: must be a multiple of 8, not 513"),
+    ({"frame_width": "512"}, 'frame_width: must be integer, not "512"'),
+    ({"frame_interval": 0}, "frame_interval: must be greater than or equal to 1, not 0"),
+    ({"num_inference_steps": 20.5}, "num_inference_steps: must be integer"),
+    ({"num_inference_steps": 2, "img2img_strength": 0.3}, "img2img_strength: 0.3 of 2 steps is less than one step"),
+    ({"guidance_scale": 0.5}, "guidance_scale: must be greater than or equal to 1"),
+    ({"seed_of_noise": True}, "seed_of_noise: must be integer, not true"),
+    ({"combine_pattern": [-1, 1]}, "combine_pattern: must hold 0"),
+    ({"combine_pattern": [0, "refrence_0"]}, "combine_pattern[1]: give offsets"),
+    ({"combine_pattern": [0, "reference_0"]}, "frames_reference holds 0 images"),
+    ({"controlnet_processor": ["cany"]}, "unknown annotator 'cany'; did you mean 'canny'?"),
+    ({"controlnet_processor": []}, "1 ControlNets need 1 annotators, not 0"),
+    ({"controlnet_processor": [{"name": "canny", "low": 3}]}, "did you mean 'low_threshold'?"),
+    ({"controlnet_processor": ["shuffle"]}, "style_image: missing"),
+    ({"controlnet_processor": ["file:no/maps"]}, "controlnet_processor[0]: no such file or folder"),
+    ({"controlnet_scale": [1.0, 0.5]}, "controlnet_scale: 1 ControlNets need 1 scales"),
+    ({"smoother": "TemporalMean"}, "did you mean 'TemporalMeanSmoother'?"),
+    ({"smoother": "TemporalMeanSmoother", "smoother_config": {"radus": 2}}, "did you mean 'radius'?"),
+    ({"smoother_config": {"radius": 2}}, "smoother_config: given, but smoother names no smoother"),
+    ({"extra_deflickering_range": 3}, "extra_deflickering_range: names no smoother"),
+    ({"start_time": 3.0, "end_time": 2.0}, "end_time: 2.0 is not after start_time 3.0"),
+    ({"device": "gpu"}, "device: "),
+    ({"loras": [{"file": "a.safetensors"}]}, "loras[0]: path: missing"),
+    # what this version cannot do is refused by name
+    ({"loras": [{"path": "a.safetensors"}]}, "loras: LoRA files are not in this version"),
+    ({"vae": "some/vae"}, "vae: another VAE is not in this version"),
+    ({"attention": "shared"}, "attention: 'shared' is not in this version"),
+    ({"model_id": "mini"}, "model_id: the embedded model"),
+    ({"controlnet_processor": ["ControlnetImageProcesserDepth"]}, "the annotator 'depth' is not in this version"),
+    ({"smoother": "PySynthSmoother"}, "smoother: PySynthSmoother is not in this version"),
+    ({"post_smoother": "EbsynthSmoother"}, "post_smoother: EbsynthSmoother is not in this version"),
+]  # fmt: skip
+
+WRONG_TEXTS = [
+    ("", "not JSON"),
+    ('{"prompt": "x",}', "line 1, column"),
+    ("[1, 2]", "one JSON object"),
+    ('{"prompt": "x", "prompt": "y"}', "the key 'prompt' is given twice"),
+]
+
+
+@pytest.mark.parametrize(("keys", "expected"), WRONG_KEYS, ids=lambda value: str(value)[:40])
+def test_wrong_key_is_named(keys, expected, make_job, cli):
+    code, said = cli("run", make_job(**keys))
+    assert code == 2, said
+    assert expected in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(("text", "expected"), WRONG_TEXTS)
+def test_wrong_file_is_explained(text, expected, tmp_path, cli):
+    path = tmp_path / "job.json"
+    path.write_text(text)
+    code, said = cli("run", path)
+    assert code == 2 and expected in said and "Traceback" not in said
+
+
+def test_all_mistakes_are_reported_at_once(make_job, cli):
+    code, said = cli("run", make_job(promt="x", frame_height=13, combine_pattern=[1], controlnet_scale=[1, 2]))
+    assert code == 2
+    for part in ("4 mistakes", "promt", "frame_height", "combine_pattern", "controlnet_scale"):
+        assert part in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("run", "nowhere.json"), "no such job file"),
+        (("rum", "job.json"), "No such command"),
+        (("run",), "Missing argument"),
+        (("render", "job.json", "--batch-size", "0"), "--batch-size"),
+        (("export", "job.json", "--codec", "h265"), "known: h264"),
+        (("init", "restyle", "clip.mp4"), "unknown task 'restyle'"),
+    ],
+)
+def test_wrong_command_line_is_explained(arguments, expected, cli):
+    code, said = cli(*arguments)
+    assert code == 2 and expected in said and "Traceback" not in said
+
+
+def test_set_is_checked_like_the_file(make_job, cli):
+    job = make_job()
+    assert "--set steps: give key=value" in cli("extract", job, "--set", "steps")[1]
+    code, said = cli("extract", job, "--set", "num_inference_steps=many")
+    assert code == 2 and 'num_inference_steps: must be integer, not "many"' in said
+
+
+def test_nothing_is_begun_or_deleted_when_the_job_is_wrong(tmp_path, make_job, cli):
+    assert cli("run", make_job(frame_interval=0))[0] == 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_model_parts_are_named(tmp_path, make_job, cli):
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half/model_index.json").write_text(json.dumps({}))
+    job = make_job(model_id=str(tmp_path / "half"))
+    code, said = cli("run", job)
+    assert code == 1 and "unet/diffusion_pytorch_model.safetensors" in said and "Traceback" not in said
+
+
+def test_controlnet_of_another_size_is_refused(tmp_path, make_job, cli):
+    config = json.loads((GOLDEN / "models/control0/config.json").read_text())
+    from diffusers import ControlNetModel
+
+    other = {**config, "cross_attention_dim": 16}
+    ControlNetModel.from_config(other).save_pretrained(tmp_path / "other")
+    code, said = cli("run", make_job(controlnet_model_id=[str(tmp_path / "other")]), "-q")
+    assert code == 1 and "does not fit" in said and "cross_attention_dim" in said
+
+
+def test_images_of_two_sizes_are_refused(tmp_path, make_job, cli):
+    from tests.conftest import scene
+
+    write_images(tmp_path / "mixed", [scene(0), scene(1, 72, 64)])
+    code, said = cli("extract", make_job(input_video="mixed"))
+    assert code == 1 and "must have one size" in said

@@ -1,0 +1,129 @@
+"""Job files: DiffSynth's own, defaults, overrides, paths."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from stages.base.errors import UsageError
+from stages.base.fingerprint import AFTER
+from stages.base.job import READS, READS_NOTHING, STAGES, Job, LaterAnnotator, Tile, json_schema
+from stages.base.job_file import check, read_job, refuse_later_work
+
+MINIMAL = {"model_id": "owner/model", "input_video": "v.mp4", "output_path": "out", "prompt": "winter"}
+
+# The keys of DiffSynth's published config files, with values of the same kind.
+DIFFSYNTH = {
+    "model_id": "../models/DreamShaper7",
+    "controlnet_model_id": ["../models/depth", "../models/openpose", "../models/shuffle", "../models/tile"],
+    "controlnet_processor": [
+        "ControlnetImageProcesserDepth", "VideoControlnetImageProcesserOpenpose",
+        "ControlnetImageProcesserShuffle", "ControlnetImageProcesserTile",
+    ],
+    "controlnet_scale": [1.0, 0.0, 1.0, 1],
+    "style_image": "style.jpg",
+    "smoother": "VideoPatchMatchSmoother",
+    "smoother_config": {
+        "engine_name": "Ebsynth", "bin_path": "bin/ebsynth_nnf", "cache_path": "cache",
+        "postprocessing": {"contrast": 1.5, "sharpness": 5.0},
+    },
+    "input_video": "../data/raw.webm", "frame_height": 544, "frame_width": 960, "frame_interval": 1,
+    "frame_maximum_count": 10, "prompt": "a diver", "negative_prompt": "", "frames_reference": ["a.png"],
+    "num_inference_steps": 20, "seed_of_noise": 0, "combine_pattern": [-10000, "reference_0", -1, 0, 1],
+    "img2img_strength": 1.0, "ignore_smoother_steps": 1, "smoother_interval": 5, "extra_deflickering_range": 60,
+    "output_path": "output_video", "post_smoother": "PySynthSmoother",
+    "post_smoother_config": {"gpu_id": 0, "speed": "slowest", "window_size": 60},
+}  # fmt: skip
+
+
+def write(folder: Path, data: dict) -> Path:
+    path = folder / "job.json"
+    path.write_text(json.dumps(data))
+    return path
+
+
+def test_diffsynths_own_file_is_read_unmodified(tmp_path):
+    job, warnings = read_job(write(tmp_path, DIFFSYNTH))
+    assert [item.name for item in job.controlnet_processor] == ["depth", "openpose_video", "shuffle", "tile"]
+    assert isinstance(job.controlnet_processor[0], LaterAnnotator)
+    assert isinstance(job.controlnet_processor[3], Tile)
+    assert job.networks_run == [True, False, True, True]
+    assert warnings == [
+        "ignored, no longer needed: smoother_config.bin_path, smoother_config.cache_path, post_smoother_config.gpu_id"
+    ]
+
+
+def test_work_of_later_versions_is_refused_by_name_for_the_stages_that_need_it(tmp_path):
+    job, _ = read_job(write(tmp_path, DIFFSYNTH))
+    refuse_later_work(job, ["extract"])
+    with pytest.raises(UsageError, match="'depth'") as refused:
+        refuse_later_work(job, STAGES)
+    assert "VideoPatchMatchSmoother" in refused.value.message
+    assert "PySynthSmoother" in refused.value.message
+    assert "openpose" not in refused.value.message  # of scale 0: not run
+
+
+def test_relative_paths_are_relative_to_the_job_file(tmp_path):
+    folder = tmp_path / "a"
+    folder.mkdir()
+    job, _ = read_job(write(folder, DIFFSYNTH | {"controlnet_processor": ["tile", "tile", "shuffle", "file:maps"]}))
+    assert job.input_video == str(folder / "../data/raw.webm")
+    assert job.model_id == str(folder / "../models/DreamShaper7")
+    assert job.frames_reference == [str(folder / "a.png")]
+    assert job.controlnet_processor[3].path == str(folder / "maps")
+
+
+def test_hub_ids_are_no_paths_unless_such_a_folder_lies_there(tmp_path):
+    assert read_job(write(tmp_path, MINIMAL))[0].model_id == "owner/model"
+    (tmp_path / "owner/model").mkdir(parents=True)
+    assert read_job(write(tmp_path, MINIMAL))[0].model_id == str(tmp_path / "owner/model")
+
+
+def test_overrides(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = write(tmp_path, MINIMAL | {"smoother": "TemporalMeanSmoother"})
+    overrides = ["prompt=a \"quoted\" fox", "num_inference_steps=7", "smoother_config.radius=3", "output_path=elsewhere",
+                 "combine_pattern=[-1, 0]"]  # fmt: skip
+    job, _ = read_job(path, overrides)
+    assert job.prompt == 'a "quoted" fox'
+    assert job.num_inference_steps == 7
+    assert job.smoother_config == {"radius": 3}
+    assert job.output_path == str(tmp_path / "elsewhere")
+    assert job.combine_pattern == [-1, 0]
+
+
+def test_scales_default_to_one():
+    job, problems = check(MINIMAL | {"controlnet_model_id": ["a/b", "a/c"], "controlnet_processor": ["canny", "tile"]})
+    assert problems == [] and job.controlnet_scale == [1.0, 1.0]
+
+
+def test_written_config_is_a_job_file_that_means_the_same(tmp_path):
+    job, _ = read_job(write(tmp_path, DIFFSYNTH | {"controlnet_processor": ["canny", "tile", "shuffle", "file:m"]}))
+    again, problems = check(json.loads(json.dumps(job.model_dump())))
+    assert problems == [] and again == job
+
+
+def test_every_key_is_documented_bounded_and_read_by_one_stage():
+    listed = [key for stage in STAGES for key in READS[stage]] + list(READS_NOTHING)
+    assert sorted(listed) == sorted(Job.model_fields)
+    assert set(AFTER) == set(READS) == set(STAGES)
+    assert all(field.description for field in Job.model_fields.values())
+
+
+def test_schema_describes_every_key():
+    schema = json_schema()
+    assert set(schema["properties"]) == set(Job.model_fields)
+    assert set(schema["required"]) == {"model_id", "input_video", "output_path", "prompt"}
+    assert schema["properties"]["num_inference_steps"]["maximum"] == 1000
+
+
+def test_a_finished_stage_needs_its_files_no_more(tmp_path):
+    path = write(tmp_path, MINIMAL)
+    with pytest.raises(UsageError, match="input_video: no such file"):
+        read_job(path, stages=["extract"])
+    receipt = tmp_path / "out/cache.zarr/receipts/extract.json"
+    receipt.parent.mkdir(parents=True)
+    receipt.write_text("{}")
+    read_job(path, stages=["extract"])
