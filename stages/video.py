@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,6 +25,7 @@ from stages.base.errors import DiffSynthError
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 IMAGE_FOLDER_FPS = Fraction(25)  # images carry no times; 25 is what ffmpeg assumes
 HD_HEIGHT = 720  # untagged video of this height or more is BT.709, smaller is BT.601, as players assume
+SEEK_WORTH = 10.0  # s; less is decoded as quickly as it is searched for
 TRUNCATION_TOLERANCE = 0.5  # s; containers round durations, and audio may outlast the picture a little
 
 
@@ -81,10 +83,8 @@ class VideoFile:
         with self._open() as container:
             stream = _best_stream(container, self.path)
             zero = (container.start_time or 0) / av.time_base
-            if start_time > 0:
-                _seek(container, stream, start_time + zero)
             time, count = -1.0, 0
-            for frame in self._decode(container, stream):
+            for frame in self._frames_before(container, stream, start_time + zero):
                 stamp = frame.time - zero if frame.pts is not None else time + 1 / self.fps
                 time = float(stamp) if stamp > time else time + float(1 / self.fps)
                 if time < start_time:
@@ -92,9 +92,10 @@ class VideoFile:
                 count += 1
                 yield Shot(time, partial(self._pixels, frame))
             end = time + float(1 / self.fps)
-            if self.ends is not None and end < self.ends - max(TRUNCATION_TOLERANCE, float(2 / self.fps)):
+            if count and self.ends is not None and end < self.ends - max(TRUNCATION_TOLERANCE, float(2 / self.fps)):
                 raise DiffSynthError(
-                    f"{self.path} is truncated: it ends after {end:.2f} s, but says that it lasts {self.ends:.2f} s",
+                    f"{self.path} is truncated or damaged: "
+                    f"it ends after {end:.2f} s, but says that it lasts {self.ends:.2f} s",
                     f'"end_time": {time:.3f} uses what is there',
                 )
 
@@ -108,6 +109,20 @@ class VideoFile:
                 f"{self.path} is not a video that can be read ({error.strerror or error})",
                 "is it complete? FFmpeg cannot read it either",
             ) from None
+
+    def _frames_before(self, container: Any, stream: Any, time: float) -> Iterator[Any]:
+        """Frames from a key frame before `time` on; from the first where searching leads nowhere."""
+        if time > SEEK_WORTH:
+            _seek(container, stream, time)
+            frames = self._decode(container, stream)
+            first = next(frames, None)
+            if first is not None and first.pts is not None and first.time <= time:
+                yield from chain([first], frames)
+                return
+            with self._open() as again:
+                yield from self._decode(again, _best_stream(again, self.path))
+        else:
+            yield from self._decode(container, stream)
 
     def _decode(self, container: Any, stream: Any) -> Iterator[Any]:
         """Frames of a stream. Damaged packets are skipped and noted, as players do."""
@@ -347,7 +362,7 @@ def _cut_sound(audio: Audio, stream: Any) -> Iterator[Any]:
         zero = (source.start_time or 0) / av.time_base + audio.start
         _seek(source, track, zero)
         graph = Graph()
-        chain = [graph.add_abuffer(template=track)]
+        filters = [graph.add_abuffer(template=track)]
         for name, options in (
             ("asetpts", f"PTS-{zero!r}/TB"),
             ("aresample", f"{AUDIO_RATE}:async=1:first_pts=0"),
@@ -356,12 +371,16 @@ def _cut_sound(audio: Audio, stream: Any) -> Iterator[Any]:
             ("asetnsamples", f"n={stream.codec_context.frame_size or 1024}:p=0"),
             ("abuffersink", None),
         ):
-            chain.append(graph.add(name, options))
-            chain[-2].link_to(chain[-1])
+            filters.append(graph.add(name, options))
+            filters[-2].link_to(filters[-1])
         graph.configure()
-        for frame in [*_sound_frames(source, track), None]:
-            graph.push(frame)
+        for frame in chain(_sound_frames(source, track), [None]):
+            try:
+                graph.push(frame)
+            except av.error.EOFError:  # atrim has had all it wants
+                break
             yield from _pull(graph)
+        yield from _pull(graph)
 
 
 def _sound_frames(source: Any, track: Any) -> Iterator[Any]:

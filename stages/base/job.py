@@ -231,7 +231,9 @@ class Job(_Strict):
     text encoder, U-Net and VAE are used, and of the scheduler its betas; the safety checker is not."""
     controlnet_model_id: list[str] = []
     """One ControlNet a control map: hub ids or local folders."""
-    controlnet_processor: list[Annotated[AnnotatorSettings, BeforeValidator(_expand_annotator)]] = []
+    controlnet_processor: list[
+        Annotated[AnnotatorSettings, BeforeValidator(_expand_annotator, json_schema_input_type=str | AnnotatorSettings)]
+    ] = []
     """How each control map is made, one annotator for each ControlNet: a name, `file:PATH`, or an object
     `{"name": ..., options}`. See docs/annotators.md."""
     controlnet_scale: list[Annotated[float, Field(ge=0, le=10)]] = []
@@ -339,9 +341,3 @@ READS_NOTHING = ("device", "output_path", "fps", "keep_audio")
 def json_schema() -> dict[str, Any]:
     """JSON Schema of the job file, for editors."""
     return Job.model_json_schema()
-
-
-def default_of(key: str) -> Any:
-    """What a key is when it is left out; an ellipsis when it must not be."""
-    field = Job.model_fields[key]
-    return ... if field.is_required() else field.get_default(call_default_factory=True)

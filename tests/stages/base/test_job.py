@@ -84,8 +84,10 @@ def test_hub_ids_are_no_paths_unless_such_a_folder_lies_there(tmp_path):
 def test_overrides(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = write(tmp_path, MINIMAL | {"smoother": "TemporalMeanSmoother"})
-    overrides = ["prompt=a \"quoted\" fox", "num_inference_steps=7", "smoother_config.radius=3", "output_path=elsewhere",
-                 "combine_pattern=[-1, 0]"]  # fmt: skip
+    overrides = [
+        'prompt=a "quoted" fox', "num_inference_steps=7", "smoother_config.radius=3", "output_path=elsewhere",
+        "combine_pattern=[-1, 0]",
+    ]  # fmt: skip
     job, _ = read_job(path, overrides)
     assert job.prompt == 'a "quoted" fox'
     assert job.num_inference_steps == 7
@@ -117,6 +119,7 @@ def test_schema_describes_every_key():
     assert set(schema["properties"]) == set(Job.model_fields)
     assert set(schema["required"]) == {"model_id", "input_video", "output_path", "prompt"}
     assert schema["properties"]["num_inference_steps"]["maximum"] == 1000
+    assert {"type": "string"} in schema["properties"]["controlnet_processor"]["items"]["anyOf"]  # "canny" for short
 
 
 def test_a_finished_stage_needs_its_files_no_more(tmp_path):

@@ -1,0 +1,197 @@
+"""The commands, as a user meets them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from diffsynth_cli.project import TASKS, fitting_size
+from stages.base.cache import FrameCache
+from stages.base.job import STAGES
+from stages.base.job_file import read_job
+from stages.video import Encoding, encode, open_source
+from tests.conftest import scene, write_images
+
+
+def states(cli, job) -> dict[str, str]:
+    code, said = cli("status", job, "--json")
+    assert code == 0
+    return {line["stage"]: line["state"] for line in json.loads(said)["stages"]}
+
+
+def test_from_video_to_video(tmp_path, make_job, cli):
+    job = make_job(10, combine_pattern=[-1, 0, 1], smoother="TemporalMeanSmoother")
+    assert states(cli, job) == dict.fromkeys(STAGES, "to do")
+    assert not (tmp_path / "out").exists()  # asking makes nothing
+    code, said = cli("run", job)
+    assert code == 0 and "video.mp4" in said
+    assert states(cli, job) == dict.fromkeys(STAGES, "done")
+    assert len(list(open_source(tmp_path / "out/video.mp4").shots())) == 10
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("c.*")}
+    code, said = cli("run", job)
+    assert code == 0 and said.count("nothing to do") == 4
+    assert written == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("c.*")}
+
+
+def test_each_stage_says_what_must_come_first(make_job, cli):
+    job = make_job()
+    for stage, before in (("control", "extract"), ("render", "extract"), ("deflicker", "extract")):
+        code, said = cli(stage, job)
+        assert code == 1 and f"{stage} needs {before}" in said and f"diffsynth {before} {job} comes first" in said
+
+
+def test_a_stale_stage_stops_with_old_and_new_value_and_restart_does_it_anew(tmp_path, make_job, cli):
+    assert cli("run", make_job(), "-q")[0] == 0
+    before = FrameCache(tmp_path / "out/cache.zarr")["rendered"][:]
+    job = make_job(prompt="summer")
+    assert states(cli, job) == {"extract": "done", "control": "done", "render": "stale", "deflicker": "stale"}
+    code, said = cli("run", job)
+    assert code == 1 and 'prompt: "winter" → "summer"' in said and f"diffsynth render {job} --restart" in said
+    np.testing.assert_array_equal(FrameCache(tmp_path / "out/cache.zarr")["rendered"][:], before)
+    frames = (tmp_path / "out/cache.zarr/frames/c.0.0.0.0").stat().st_mtime_ns
+    code, said = cli("run", job, "--restart")
+    assert code == 0 and said.count("nothing to do") == 2  # what is not stale is kept
+    assert (tmp_path / "out/cache.zarr/frames/c.0.0.0.0").stat().st_mtime_ns == frames
+    assert states(cli, job) == dict.fromkeys(STAGES, "done")
+    assert not np.array_equal(FrameCache(tmp_path / "out/cache.zarr")["rendered"][:], before)
+
+
+def test_a_half_done_stage_can_be_stale_too(make_job, cli):
+    job = make_job()
+    assert cli("extract", job, "-q")[0] == 0
+    record = FrameCache(job.parent / "out/cache.zarr").record("extract")
+    record.clear()
+    record.begin(record.inputs or json.loads('{"keys": {}, "after": {}}'), chunks=1)
+    code, said = cli("extract", job)
+    assert code == 1 and "extract is stale" in said and "frame_interval: null → 1" in said
+
+
+def test_a_flipped_bit_is_mended_by_restarting_its_stage(tmp_path, make_job, cli):
+    job = make_job()
+    assert cli("extract", job, "-q")[0] == 0
+    chunk = tmp_path / "out/cache.zarr/frames/c.3.0.0.0"
+    right = chunk.read_bytes()
+    wrong = bytearray(right)
+    wrong[40] ^= 1
+    chunk.write_bytes(wrong)
+    code, said = cli("control", job)
+    assert code == 1 and "frame 3 of the array 'frames'" in said
+    assert f"diffsynth extract {job} --restart" in said
+    assert cli("extract", job, "--restart", "-q")[0] == 0
+    assert chunk.read_bytes() == right
+    assert cli("run", job, "-q")[0] == 0
+
+
+def test_the_source_may_go_once_it_is_extracted(tmp_path, make_job, cli):
+    job = make_job()
+    assert cli("extract", job, "-q")[0] == 0
+    (tmp_path / "images").rename(tmp_path / "elsewhere")
+    code, said = cli("run", job)
+    assert code == 0, said
+
+
+def test_the_written_config_runs_as_a_job_and_means_the_same(tmp_path, make_job, cli):
+    assert cli("run", make_job(), "-q")[0] == 0
+    code, said = cli("run", tmp_path / "out/config.json")
+    assert code == 0 and said.count("nothing to do") == 4
+
+
+def test_json_events_are_json_and_nothing_else(make_job, cli, capfd):
+    code, said = cli("extract", make_job(), "--json")
+    events = [json.loads(line) for line in said.splitlines()]
+    assert code == 0 and {"begin", "phase", "advance", "end"} == {event["event"] for event in events}
+    assert [event["done"] for event in events if event["event"] == "advance"][-1] == 6
+
+
+def test_unexpected_errors_are_one_message_unless_debugging(make_job, cli, monkeypatch):
+    def fail(*_: object) -> None:
+        raise RuntimeError("boom")
+
+    monkeypatch.setattr("stages.base.engine.LocalEngine.map", fail)
+    code, said = cli("extract", make_job())
+    assert code == 1 and "RuntimeError: boom" in said and "Traceback" not in said
+    with pytest.raises(RuntimeError):
+        cli("extract", make_job(), "--debug")
+
+
+def test_a_full_disk_is_explained_and_nothing_is_lost(make_job, cli, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device", "frames/c.0")
+
+    job = make_job()
+    with monkeypatch.context() as patch:
+        patch.setattr("stages.base.cache.FrameArray.write", full)
+        code, said = cli("extract", job)
+    assert code == 1 and "the disk is full" in said and "the same command then goes on" in said
+    assert cli("extract", job)[0] == 0
+
+
+def test_help_imports_nothing_heavy():
+    program = """
+import sys
+from diffsynth_cli.__main__ import main
+assert main(["--help"]) == 0
+sys.exit(" ".join({"torch", "zarr", "pydantic", "cv2", "av", "numpy"} & set(sys.modules)) or None)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "deflicker" in done.stdout
+
+
+# --- init -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_init_writes_a_job_that_is_read_without_complaint(task, tmp_path, cli):
+    video = write_images(tmp_path / "clip", [scene(0, 90, 160)])
+    code, said = cli("init", task, video, "-o", tmp_path / "project")
+    assert code == 0, said
+    job, warnings = read_job(tmp_path / "project/job.json")
+    assert warnings == [] and job.input_video == str(video)
+    assert job.frame_height < job.frame_width
+    assert (tmp_path / "project/Makefile").exists()
+    code, said = cli("init", task, video, "-o", tmp_path / "project")
+    assert code == 1 and "has job.json and Makefile already" in said
+    assert cli("init", task, video, "-o", tmp_path / "project", "--force")[0] == 0
+
+
+def test_sizes_follow_the_videos_shape():
+    assert fitting_size(512 * 960, 1080, 1920) == (512, 960)
+    assert fitting_size(512 * 960, 1920, 1080) == (960, 512)
+    assert fitting_size(512 * 512, 512, 512) == (512, 512)
+
+
+def test_make_works_through_a_folder_and_goes_on_where_it_stopped(tmp_path, make_job, cli):
+    job = make_job(3, input_video="from the command line", num_inference_steps=1)
+    template = Path(__file__).parents[2] / "templates/Makefile"
+    (tmp_path / "Makefile").write_text(template.read_text())
+    for name in ("one", "two"):
+        encode(tmp_path / f"clips/{name}.mp4", (scene(i) for i in range(3)), Encoding(fps=Fraction(25)))
+    environment = {
+        **os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+
+    def make(*arguments: str) -> str:
+        done = subprocess.run(
+            ["make", "VIDEOS=clips", *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout + done.stderr
+
+    make("output/one/cache.zarr/receipts/control.json")
+    assert not (tmp_path / "output/two").exists()
+    said = make("-j2")
+    assert "diffsynth control job.json --set input_video=clips/one.mp4" not in said  # was done
+    for name in ("one", "two"):
+        assert (tmp_path / f"output/{name}/video.mp4").exists()
+    assert "Nothing to be done" in make("-j2")
+    job.write_text(job.read_text())  # newer, but with the same keys
+    assert make("-j2").count("nothing to do") == 8
+    assert "Nothing to be done" in make("-j2")

@@ -1,0 +1,115 @@
+"""The frame cache: black frames, damage, half-written files, the lock."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import zarr
+
+from stages.base.cache import ArraySpec, FrameCache
+from stages.base.errors import DiffSynthError
+
+SPEC = ArraySpec("frames", (5, 16, 24, 3), "uint8")
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return FrameCache(tmp_path / "cache.zarr", "job.json")
+
+
+@pytest.fixture
+def frames():
+    return np.random.default_rng(0).integers(0, 256, SPEC.shape, np.uint8)
+
+
+def chunk(cache, index):
+    return cache.path / "frames" / f"c.{index}.0.0.0"
+
+
+def test_frames_come_back_as_they_were_written(cache, frames):
+    array = cache.create(SPEC)
+    array.write(0, frames[:2])
+    array.write(2, frames[2:])
+    reopened = FrameCache(cache.path)["frames"]
+    np.testing.assert_array_equal(reopened[:], frames)
+    np.testing.assert_array_equal(reopened.read([3, 0, 3]), frames[[3, 0, 3]])
+    np.testing.assert_array_equal(reopened[-1], frames[4])
+    assert len(reopened) == 5 and list(map(np.shape, reopened)) == [(16, 24, 3)] * 5
+
+
+def test_the_group_is_plain_zarr_v3_with_a_chunk_a_frame(cache, frames):
+    cache.create(SPEC).write(0, frames)
+    array = zarr.open_group(str(cache.path), mode="r", zarr_format=3)["frames"]
+    assert array.chunks == (1, 16, 24, 3)
+    assert array.metadata.codecs[-1].to_dict()["name"] == "crc32c"
+    np.testing.assert_array_equal(array[:], frames)
+
+
+def test_a_black_frame_is_data_and_a_missing_one_is_not_black(cache):
+    FrameCache(cache.path)  # opened before the array is made
+    array = cache.create(SPEC)
+    array.write(1, np.zeros((1, 16, 24, 3), np.uint8))
+    FrameCache(cache.path)["frames"].write(2, np.zeros((1, 16, 24, 3), np.uint8))
+    assert chunk(cache, 1).exists() and chunk(cache, 2).exists()
+    assert array[1].max() == array[2].max() == 0
+    with pytest.raises(DiffSynthError, match=r"frame 3 of the array 'frames' is missing"):
+        array[3]
+
+
+@pytest.mark.parametrize("where", [0.0, 0.3, 0.6, 0.99])
+def test_a_flipped_bit_is_found_and_named(cache, frames, where):
+    array = cache.create(SPEC)
+    array.write(0, frames)
+    data = bytearray(chunk(cache, 3).read_bytes())
+    data[int(where * len(data))] ^= 0x10
+    chunk(cache, 3).write_bytes(data)
+    with pytest.raises(DiffSynthError, match=r"frame 3 of the array 'frames' does not match its checksum") as error:
+        array.read(range(5))
+    assert error.value.hint == "diffsynth extract job.json --restart makes it anew"
+
+
+@pytest.mark.parametrize("content", [b"", b"short"])
+def test_a_cut_chunk_is_found(cache, frames, content):
+    array = cache.create(SPEC)
+    array.write(0, frames)
+    chunk(cache, 0).write_bytes(content)
+    with pytest.raises(DiffSynthError, match="frame 0"):
+        array[0]
+
+
+def test_damaged_metadata_is_named(cache, frames):
+    cache.create(SPEC).write(0, frames)
+    (cache.path / "frames/zarr.json").write_text("{")
+    with pytest.raises(DiffSynthError, match="'frames'"):
+        FrameCache(cache.path)["frames"]
+
+
+def test_steps_are_kept_apart(cache):
+    steps = cache.create(ArraySpec("latents_steps", (3, 4, 2, 2), "float32", steps=2))
+    steps.step(1).write(2, np.ones((1, 4, 2, 2), np.float32))
+    assert cache["latents_steps"].step(1)[2].sum() == 16
+    with pytest.raises(DiffSynthError, match="frame 2 of step 1 of the array 'latents_steps' is missing"):
+        steps.step(0)[2]
+
+
+def test_half_written_files_are_swept_away(cache, frames):
+    cache.create(SPEC).write(0, frames)
+    leftover = cache.path / "frames/c.1.0.0.abc.partial"
+    leftover.write_bytes(b"half")
+    cache.sweep(["frames", "no such array"])
+    assert not leftover.exists() and chunk(cache, 1).exists()
+
+
+def test_only_one_holds_the_lock(cache):
+    with cache.lock(), pytest.raises(DiffSynthError, match=r"in use by process \d+ on"), FrameCache(cache.path).lock():
+        pass
+    assert cache.holder() is None
+    with FrameCache(cache.path).lock():
+        pass
+
+
+def test_a_folder_that_is_no_cache_is_named(tmp_path):
+    (tmp_path / "cache.zarr").mkdir()
+    (tmp_path / "cache.zarr/zarr.json").write_text('{"zarr_format": 3, "node_type": "array"}')
+    with pytest.raises(DiffSynthError, match="cannot be opened"):
+        FrameCache(tmp_path / "cache.zarr").create(SPEC)

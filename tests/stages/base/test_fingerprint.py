@@ -1,0 +1,107 @@
+"""What makes a stage stale, and what does not."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from stages.base.errors import DiffSynthError
+from stages.base.fingerprint import changes, fingerprint, identify, stage_inputs
+from stages.base.job import STAGES
+from stages.base.job_file import check
+
+
+@pytest.fixture
+def video(tmp_path):
+    path = tmp_path / "v.mp4"
+    path.write_bytes(b"one")
+    return path
+
+
+@pytest.fixture
+def inputs(video, tmp_path):
+    def make(recorded=lambda stage: None, **keys):
+        given = {
+            "model_id": "owner/model", "controlnet_model_id": ["a/b"], "controlnet_processor": ["canny"],
+            "input_video": str(video), "output_path": str(tmp_path / "out"), "prompt": "winter",
+        } | keys  # fmt: skip
+        job, problems = check(given)
+        assert problems == []
+        return {stage: stage_inputs(job, stage, recorded) for stage in STAGES}
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("change", "stale"),
+    [
+        ({"frame_height": 64}, STAGES),
+        ({"controlnet_processor": [{"name": "canny", "low_threshold": 50}]}, ("control", "render", "deflicker")),
+        ({"prompt": "summer"}, ("render", "deflicker")),
+        ({"controlnet_scale": [0.5]}, ("render", "deflicker")),
+        ({"controlnet_scale": [0.0]}, ("control", "render", "deflicker")),  # the map is not made then
+        ({"post_smoother": "TemporalMeanSmoother"}, ("deflicker",)),
+        ({"device": "cuda"}, ()),
+        ({"fps": 12.0, "keep_audio": False}, ()),
+        ({"output_path": "/elsewhere"}, ()),
+        ({"style_image": "/not/used.png"}, ()),  # no annotator works on it
+    ],
+)
+def test_a_changed_key_makes_exactly_the_stages_that_depend_on_it_stale(inputs, change, stale):
+    before, after = inputs(), inputs(**change)
+    for stage in STAGES:
+        found = changes(stage, before[stage], after[stage])
+        assert bool(found) == (stage in stale) == (fingerprint(before[stage]) != fingerprint(after[stage]))
+
+
+def test_a_change_is_told_by_its_key_with_old_and_new_value(inputs):
+    before, after = inputs(), inputs(prompt="summer", frame_height=64)
+    assert [str(change) for change in changes("render", before["render"], after["render"])] == [
+        "frame_height: null → 64",
+        'prompt: "winter" → "summer"',
+    ]
+    after = inputs(controlnet_processor=[{"name": "canny", "low_threshold": 50}])
+    (change,) = changes("control", before["control"], after["control"])
+    assert str(change) == "controlnet_processor[0].low_threshold: 100 → 50"
+
+
+def test_other_content_under_the_same_name_is_a_change(inputs, video):
+    before = inputs()
+    video.write_bytes(b"two")
+    (change,) = changes("extract", before["extract"], inputs()["extract"])
+    assert str(change) == f"input_video: the content of {video} changed"
+
+
+def test_the_same_content_elsewhere_or_later_is_none(inputs, video, tmp_path):
+    before = inputs()
+    copy = tmp_path / "copy.mp4"
+    copy.write_bytes(video.read_bytes())
+    os.utime(copy, (1, 1))
+    assert changes("extract", before["extract"], inputs(input_video=str(copy))["extract"]) == []
+
+
+def test_an_unchanged_file_is_not_read_again(inputs, video, monkeypatch):
+    before = inputs()
+    stat = video.stat()
+    video.write_bytes(b"two")  # same size; put the date back: only reading could tell
+    os.utime(video, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert changes("extract", before["extract"], inputs(before.get)["extract"]) == []
+    assert changes("extract", before["extract"], inputs()["extract"]) != []
+
+
+def test_what_is_gone_is_believed_to_be_what_it_was(inputs, video):
+    before = inputs()
+    video.unlink()
+    assert changes("deflicker", before["deflicker"], inputs(before.get)["deflicker"]) == []
+    with pytest.raises(DiffSynthError, match="no such file"):
+        inputs()
+
+
+def test_a_folder_is_known_by_names_and_contents(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "0.png").write_bytes(b"x")
+    assert identify(tmp_path / "a")["sha256"] == identify(tmp_path / "b")["sha256"]
+    (tmp_path / "b/0.png").rename(tmp_path / "b/1.png")
+    assert identify(tmp_path / "a")["sha256"] != identify(tmp_path / "b")["sha256"]

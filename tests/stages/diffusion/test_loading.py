@@ -1,0 +1,118 @@
+"""Finding and loading models: hub cache, damage, what does not fit."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from stages.base.errors import DiffSynthError
+from stages.diffusion.denoise import encode_prompts
+from stages.diffusion.loading import MODEL_FILES, ModelNames, find_model, load_networks, pick_device
+from tests.conftest import CONTROLNET, MODEL
+
+
+def names(model=MODEL, *controlnets, device="cpu"):
+    return ModelNames(str(model), tuple(map(str, controlnets)), device, "float32", group=2)
+
+
+@pytest.fixture
+def copy(tmp_path):
+    shutil.copytree(MODEL, tmp_path / "sd")
+    return tmp_path / "sd"
+
+
+def edit(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_local_folder_loads_in_evaluation_mode_without_gradients():
+    networks = load_networks(names(MODEL, CONTROLNET))
+    for network in (networks.unet, networks.vae, networks.text_encoder, *networks.controlnets):
+        assert not network.training and not any(parameter.requires_grad for parameter in network.parameters())
+    assert networks.alphas.dtype == torch.float32 and networks.alphas.shape == (1000,)
+
+
+def test_loading_says_nothing(capfd):
+    load_networks(names(MODEL, CONTROLNET))
+    captured = capfd.readouterr()
+    assert captured.out == captured.err == ""
+
+
+def test_hub_id_is_found_in_the_hub_cache_offline(tmp_path, monkeypatch):
+    """The layout in which huggingface_hub keeps what it downloaded."""
+    snapshot = tmp_path / "models--owner--tiny/snapshots/0123456789abcdef0123456789abcdef01234567"
+    shutil.copytree(MODEL, snapshot)
+    (tmp_path / "models--owner--tiny/refs").mkdir()
+    (tmp_path / "models--owner--tiny/refs/main").write_text(snapshot.name)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert find_model("model_id", "owner/tiny", MODEL_FILES) == snapshot
+    assert load_networks(names("owner/tiny")).unet.config["in_channels"] == 4
+
+
+def test_hub_id_that_is_not_there_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(DiffSynthError, match=r"model_id: owner/absent is no local folder and cannot be fetched"):
+        load_networks(names("owner/absent"))
+
+
+def test_what_is_neither_folder_nor_hub_id_is_named():
+    with pytest.raises(DiffSynthError, match="neither a folder nor a hub id"):
+        load_networks(names("not a name!"))
+
+
+def test_missing_parts_are_named_and_pickles_explained(copy):
+    weights = copy / "unet/diffusion_pytorch_model.safetensors"
+    weights.rename(weights.with_suffix(".bin"))
+    with pytest.raises(DiffSynthError, match=r"lacks unet/diffusion_pytorch_model\.safetensors") as error:
+        load_networks(names(copy))
+    assert "pickled weights (.bin) are not read" in error.value.hint
+
+
+def test_cut_weights_are_named(copy):
+    weights = copy / "unet/diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:10_000])
+    with pytest.raises(DiffSynthError, match=f"model_id: {copy} cannot be loaded"):
+        load_networks(names(copy))
+
+
+def test_missing_tensors_are_not_made_up(copy):
+    from safetensors.torch import load_file, save_file
+
+    weights = copy / "unet/diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    del tensors["conv_in.weight"]
+    save_file(tensors, weights)
+    with pytest.raises(DiffSynthError, match=r"conv_in\.weight"):
+        load_networks(names(copy))
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "expected"),
+    [("scheduler/scheduler_config.json", {"prediction_type": "v_prediction"}, "predicts 'v_prediction'")],
+)
+def test_models_that_the_loop_does_not_hold_for_are_refused(copy, file, changes, expected):
+    edit(copy / file, **changes)
+    with pytest.raises(DiffSynthError, match=expected):
+        load_networks(names(copy))
+
+
+def test_devices():
+    assert pick_device("cpu").type == "cpu"
+    if not torch.cuda.is_available():
+        with pytest.raises(DiffSynthError, match="device: cuda:1 is not there"):
+            pick_device("cuda:1")
+
+
+@torch.inference_mode()
+def test_prompts_of_different_lengths_fill_whole_windows():
+    networks = load_networks(names())
+    window = networks.tokenizer.model_max_length
+    long, longer = "winter snow " * 15, "winter snow " * 25
+    sizes = [encode_prompts(networks, prompt, "blurry").shape[1] // window for prompt in ("winter", long, longer)]
+    assert sizes == sorted(sizes) and sizes[0] == 1 and sizes[1] > 1
+    both = encode_prompts(networks, longer, long)
+    assert both.shape[0] == 2 and both.shape[1] % window == 0
+    torch.testing.assert_close(both[1:, :window], encode_prompts(networks, longer, None)[:, :window])

@@ -1,0 +1,85 @@
+"""Smoothers: what the interface promises, and the arithmetic of those there are."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image, ImageEnhance
+
+from stages.base.job import READY_SMOOTHERS
+from stages.smoothing import SMOOTHERS, build
+
+CONFIGS = {"TemporalMeanSmoother": {"radius": 2}}
+
+
+class Counted(list):
+    """Frames that count how many of them are asked for at a time."""
+
+    reads = 0
+
+    def __getitem__(self, index):
+        Counted.reads += 1
+        return super().__getitem__(index)
+
+
+@pytest.fixture
+def video():
+    noise = np.random.default_rng(0).integers(0, 256, (11, 16, 24, 3), np.uint8)
+    return Counted(noise), noise
+
+
+@pytest.mark.parametrize("name", SMOOTHERS)
+def test_chunks_do_not_show_in_the_result(name, video):
+    frames, _ = video
+    smoother = build(name, CONFIGS[name])
+    whole = smoother.smooth(frames, frames, 0, 11)
+    assert whole.dtype == np.uint8 and whole.shape == (11, 16, 24, 3)
+    for size in (1, 3, 8):
+        parts = [smoother.smooth(frames, frames, start, min(start + size, 11)) for start in range(0, 11, size)]
+        np.testing.assert_array_equal(np.concatenate(parts), whole)
+
+
+@pytest.mark.parametrize("name", SMOOTHERS)
+def test_a_video_that_stands_still_is_not_changed(name):
+    frames = [np.random.default_rng(1).integers(0, 256, (16, 24, 3), np.uint8)] * 5
+    np.testing.assert_array_equal(build(name, CONFIGS[name]).smooth(frames, frames, 0, 5), np.stack(frames))
+
+
+def test_every_smoother_that_jobs_may_name_is_there():
+    assert set(SMOOTHERS) == set(READY_SMOOTHERS) == set(CONFIGS)
+
+
+@pytest.mark.parametrize("radius", [0, 1, 4, 30])
+def test_temporal_mean_is_the_mean_of_clamped_neighbours(radius, video):
+    frames, noise = video
+    expected = []
+    for i in range(11):
+        window = noise[np.clip(np.arange(i - radius, i + radius + 1), 0, 10)]
+        expected.append(np.rint(window.astype(np.float64).mean(axis=0)))
+    found = build("TemporalMeanSmoother", {"radius": radius}).smooth(frames, frames, 0, 11)
+    np.testing.assert_array_equal(found, np.stack(expected))
+
+
+def test_a_wide_window_reads_each_frame_a_few_times_only(video):
+    frames, _ = video
+    Counted.reads = 0
+    build("TemporalMeanSmoother", {"radius": 100}).smooth(frames, frames, 0, 11)
+    assert Counted.reads <= 200 + 2 * 11
+
+
+def test_window_replaces_the_smoothers_own(video):
+    frames, _ = video
+    wide = build("TemporalMeanSmoother", {"radius": 1}, window=3).smooth(frames, frames, 0, 11)
+    np.testing.assert_array_equal(wide, build("TemporalMeanSmoother", {"radius": 3}).smooth(frames, frames, 0, 11))
+
+
+@pytest.mark.parametrize("order", [("contrast", "sharpness"), ("sharpness", "contrast")])
+def test_postprocessing_is_pillows_in_the_order_given(order, video):
+    frames, noise = video
+    factors = {"contrast": 1.5, "sharpness": 5.0}
+    config = {"radius": 0, "postprocessing": {name: factors[name] for name in order}}
+    image = Image.fromarray(noise[4])
+    for name in order:
+        image = getattr(ImageEnhance, name.capitalize())(image).enhance(factors[name])
+    found = build("TemporalMeanSmoother", config).smooth(frames, frames, 4, 5)
+    np.testing.assert_array_equal(found[0], np.asarray(image))

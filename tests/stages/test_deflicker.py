@@ -1,0 +1,128 @@
+"""Rendered frames → smooth frames → video.mp4, on frames put into the cache in place of rendered ones."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+
+from stages.base.cache import ArraySpec, FrameCache
+from stages.base.fingerprint import stage_inputs
+from stages.base.job_file import read_job
+from stages.smoothing import build
+from stages.video import Encoding, encode, open_source
+from tests.conftest import scene
+from tests.stages.test_video import onsets, tone
+
+
+@pytest.fixture
+def deflicker(tmp_path, make_job, cli):
+    """Extracts, takes the frames with noise for rendered, and deflickers; gives the cache and what was said."""
+
+    def run(**keys):
+        job_file = make_job(10, controlnet_model_id=[], controlnet_processor=[], **keys)
+        assert cli("extract", job_file, "-q") == (0, "")
+        assert cli("control", job_file, "-q") == (0, "")
+        job, _ = read_job(job_file)
+        cache = FrameCache(tmp_path / "out/cache.zarr")
+        noise = np.random.default_rng(0).integers(-20, 20, cache["frames"].shape)
+        rendered = np.clip(cache["frames"][:].astype(int) + noise, 0, 255).astype(np.uint8)
+        cache.create(ArraySpec("rendered", rendered.shape, "uint8")).write(0, rendered)
+        record = cache.record("render")
+        record.begin(stage_inputs(job, "render", cache.recorded), chunks=1)
+        record.finish("made by hand", len(rendered))
+        code, said = cli("deflicker", job_file)
+        assert code == 0, said
+        return cache, said
+
+    return run
+
+
+def test_without_a_smoother_frames_pass_through(tmp_path, deflicker):
+    cache, _ = deflicker()
+    np.testing.assert_array_equal(cache["deflickered"][:], cache["rendered"][:])
+    shots = list(open_source(tmp_path / "out/video.mp4").shots())
+    assert len(shots) == 10
+    assert np.abs(shots[4].image().astype(int) - cache["deflickered"][4]).mean() < 12
+
+
+@pytest.mark.parametrize(
+    ("keys", "radius"),
+    [
+        ({"post_smoother": "TemporalMeanSmoother", "post_smoother_config": {"radius": 2}}, 2),
+        ({"smoother": "TemporalMeanSmoother", "extra_deflickering_range": 3}, 3),
+        ({"smoother": "TemporalMeanSmoother"}, None),  # in the loop only
+    ],
+)
+def test_the_smoother_asked_for_is_used(deflicker, keys, radius):
+    cache, _ = deflicker(**keys)
+    rendered = cache["rendered"][:]
+    if radius is None:
+        expected = rendered
+    else:
+        expected = build("TemporalMeanSmoother", {"radius": radius}).smooth(rendered, rendered, 0, 10)
+    np.testing.assert_array_equal(cache["deflickered"][:], expected)
+
+
+def test_source_sound_is_carried_over_in_sync(tmp_path, deflicker):
+    tone(tmp_path / "a.mp4")
+    _, said = deflicker(input_video="a.mp4", frame_width=96, frame_height=64, start_time=0.4, end_time=2.2)
+    white, sound, length = onsets(tmp_path / "out/video.mp4")
+    assert "with sound" in said
+    assert white == pytest.approx(0.6, abs=0.001) and sound == pytest.approx(0.6, abs=0.03)
+    assert length == pytest.approx(1.8, abs=0.05)
+
+
+@pytest.mark.parametrize("keys", [{"keep_audio": False}, {"fps": 12}, {"fps": 50}])
+def test_sound_is_left_out_when_asked_or_when_the_speed_changes(tmp_path, deflicker, keys):
+    tone(tmp_path / "a.mp4")
+    _, said = deflicker(input_video="a.mp4", **keys)
+    assert not open_source(tmp_path / "out/video.mp4").has_audio
+    assert ("no sound: at fps" in said) == ("fps" in keys)
+
+
+def test_every_second_frame_plays_at_half_the_rate(tmp_path, deflicker):
+    deflicker(frame_interval=2)
+    source = open_source(tmp_path / "out/video.mp4")
+    assert source.fps == Fraction(25, 2)
+    assert [shot.time for shot in source.shots()] == pytest.approx([i * 0.08 for i in range(5)])
+
+
+def test_uneven_times_come_out_as_they_went_in(tmp_path, deflicker):
+    times = np.array([0, 0.04, 0.08, 0.4, 0.44, 1.0])
+    encode(tmp_path / "a.mp4", (scene(i) for i in range(6)), Encoding(times=times))
+    deflicker(input_video="a.mp4")
+    found = [shot.time for shot in open_source(tmp_path / "out/video.mp4").shots()]
+    np.testing.assert_allclose(found, times, atol=1e-3)
+
+
+def test_the_video_is_written_again_only_when_it_must_be(tmp_path, deflicker, make_job, cli):
+    deflicker()
+    video, job = tmp_path / "out/video.mp4", tmp_path / "job.json"
+    written = video.stat().st_mtime_ns
+    assert cli("deflicker", job)[0] == 0 and video.stat().st_mtime_ns == written
+    assert cli("deflicker", job, "--set", "fps=10")[0] == 0 and video.stat().st_mtime_ns > written
+    assert open_source(video).fps == 10
+    video.unlink()
+    assert cli("deflicker", job)[0] == 0 and open_source(video).fps == 25
+
+
+def test_export(tmp_path, deflicker, cli):
+    deflicker()
+    job = tmp_path / "job.json"
+    for codec, name in (("hevc", "a.mp4"), ("vp9", "a.webm"), ("prores", "a.mov"), ("ffv1", "a.mkv")):
+        code, said = cli("export", job, "--codec", codec, "-o", tmp_path / name, "--fps", 10)
+        assert code == 0, said
+        source = open_source(tmp_path / name)
+        assert len(list(source.shots())) == 10 and source.fps == 10
+    lossless = np.stack([shot.image() for shot in open_source(tmp_path / "a.mkv").shots()])
+    np.testing.assert_array_equal(lossless, FrameCache(tmp_path / "out/cache.zarr")["deflickered"][:])
+    small, large = tmp_path / "small.mp4", tmp_path / "large.mp4"
+    assert cli("export", job, "-o", small, "--crf", 40)[0] == cli("export", job, "-o", large, "--crf", 5)[0] == 0
+    assert small.stat().st_size < large.stat().st_size
+    code, said = cli("export", job, "--codec", "h264", "-o", tmp_path / "a.webm")
+    assert code == 1 and "cannot hold h264" in said
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        assert container.streams.video[0].codec_context.name == "hevc"

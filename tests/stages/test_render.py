@@ -1,0 +1,97 @@
+"""The denoising loop as a stage: what goes through the networks, and what does not."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from stages.base.cache import FrameCache
+from stages.base.job import Job
+from stages.render import attended_frames, is_smoothed
+from tests.conftest import CONTROLNET, scene, write_images
+
+
+@pytest.fixture
+def render(tmp_path, make_job, cli):
+    """Renders with these keys into a folder of its own; gives the cache."""
+
+    def run(name: str = "out", batch_size: int = 2, **keys):
+        job = make_job(**keys, output_path=name)
+        assert cli("run", job, "-q", "--batch-size", batch_size) == (0, "")
+        return FrameCache(tmp_path / name / "cache.zarr")
+
+    return run
+
+
+def test_pattern_is_clamped_and_references_are_kept():
+    assert attended_frames([-10000, -1, 0, 1, "reference_1"], range(2, 5), 5) == [
+        [0, 1, 2, 3, "reference_1"],
+        [0, 2, 3, 4, "reference_1"],
+        [0, 3, 4, 4, "reference_1"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({}, [0, 1, 2, 3, 4, 5]),
+        ({"smoother_interval": 5}, [0, 5]),
+        ({"smoother_interval": 2, "ignore_smoother_steps": 2}, [0, 2]),
+        ({"ignore_smoother_steps": 6}, []),
+        ({"smoother": None}, []),
+    ],
+)
+def test_steps_that_are_smoothed(keys, expected):
+    job = Job.model_construct(
+        **({"smoother": "TemporalMeanSmoother", "smoother_interval": 1, "ignore_smoother_steps": 0} | keys)
+    )
+    assert [step for step in range(6) if is_smoothed(job, step, 6)] == expected
+
+
+def test_a_controlnet_of_scale_0_changes_nothing(render):
+    without = render("without", controlnet_model_id=[], controlnet_processor=[])["latents"][:]
+    zero = render("zero", controlnet_scale=[0.0])["latents"][:]
+    some = render("some", controlnet_scale=[0.5])["latents"][:]
+    np.testing.assert_array_equal(zero, without)
+    assert np.abs(some - without).max() > 1e-3
+
+
+def test_guidance_1_asks_for_no_negative_prompt(render):
+    one = render("one", guidance_scale=1.0)["latents"][:]
+    other = render("other", guidance_scale=1.0, negative_prompt="blurry")["latents"][:]
+    guided = render("guided", guidance_scale=3.0, negative_prompt="blurry")["latents"][:]
+    np.testing.assert_array_equal(one, other)
+    assert np.abs(one - guided).max() > 1e-3
+
+
+def test_neighbours_are_seen_beyond_a_chunk(render, tmp_path):
+    """Frame 7 ends a chunk: another frame 8 must show in it, and in no frame that the pattern does not reach."""
+    frames = [scene(i) for i in range(12)]
+    write_images(tmp_path / "one", frames)
+    write_images(tmp_path / "two", [*frames[:8], scene(40), *frames[9:]])
+    keys = {"num_inference_steps": 1, "combine_pattern": [-1, 0, 1]}
+    one = render("a", input_video="one", **keys)["latents"][:]
+    two = render("b", input_video="two", **keys)["latents"][:]
+    differs = np.abs(one - two).max(axis=(1, 2, 3)) > 1e-4
+    assert differs.tolist() == [False] * 7 + [True] * 3 + [False] * 2
+
+
+def test_scratch_arrays_go_and_the_others_stay(render):
+    cache = render(
+        smoother="TemporalMeanSmoother", combine_pattern=["reference_0", 0], frames_reference=["images/0.png"]
+    )
+    assert {"frames", "references", "latents", "rendered", "deflickered"} <= set(cache.group.array_keys())
+    assert not {"latents_other", "predicted", "reference_latents", "latents_steps"} & set(cache.group.array_keys())
+
+
+def test_black_frames_go_all_the_way(render, tmp_path):
+    write_images(tmp_path / "black", np.zeros((3, 64, 64, 3), np.uint8))
+    cache = render(input_video="black", controlnet_model_id=[str(CONTROLNET)], controlnet_processor=["tile"])
+    assert cache["frames"][:].max() == cache["control/0"][:].max() == 0
+    assert cache["rendered"].shape == (3, 64, 64, 3)
+
+
+def test_float16_and_bfloat16_run(render):
+    for dtype in ("bfloat16", "float16"):
+        cache = render(dtype, dtype=dtype, num_inference_steps=1)
+        assert np.isfinite(cache["latents"][:]).all()

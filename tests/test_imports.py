@@ -1,0 +1,80 @@
+"""Who may import whom (docs/design.md). Read from the sources with `ast`."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("diffsynth_cli", "stages", "native", "templates")
+STAGES = ("stages.extract", "stages.control", "stages.render", "stages.deflicker")
+HELPERS = ("stages.video", "stages.annotators", "stages.diffusion", "stages.smoothing")
+DOORS = {  # only these modules may import these libraries
+    "av": "stages.video",
+    "controlnet_aux": "stages.annotators",
+    "diffusers": "stages.diffusion",
+    "transformers": "stages.diffusion",
+    "zarr": "stages.base",
+    "typer": "diffsynth_cli",
+    "rich": "diffsynth_cli",
+}
+HEAVY = {"torch", "diffusers", "transformers", "controlnet_aux"}
+
+
+def modules() -> dict[str, ast.Module]:
+    files = [file for package in PACKAGES for file in (ROOT / package).rglob("*.py")]
+    names = {".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file for file in files}
+    return {name: ast.parse(file.read_text()) for name, file in names.items()}
+
+
+def imported(nodes: list[ast.AST]) -> set[str]:
+    """Every module that these nodes import, as a dotted name."""
+    found = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def everywhere(tree: ast.Module) -> set[str]:
+    return imported(list(ast.walk(tree)))
+
+
+def inside(name: str, package: str) -> bool:
+    return name == package or name.startswith(package + ".")
+
+
+MODULES = modules()
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_import_rules(name):
+    wanted = everywhere(MODULES[name])
+    ours = {other for other in wanted if other.split(".")[0] in PACKAGES}
+    if not inside(name, "diffsynth_cli"):
+        assert not {other for other in ours if inside(other, "diffsynth_cli")}, "nothing imports the command line"
+    if inside(name, "native"):
+        assert not {other for other in ours if inside(other, "stages")}
+    if name in STAGES:
+        assert not ours & (set(STAGES) - {name}), "stages meet in the cache"
+    if inside(name, "stages.base"):
+        assert all(inside(other, "stages.base") for other in ours), "the floor stands on nothing of ours"
+    for helper in HELPERS:
+        if inside(name, helper):
+            base = {other for other in ours if inside(other, "stages.base") and other != "stages.base"}
+            assert all(inside(other, "stages.base.errors") for other in base), "helpers know only errors of the floor"
+            assert not ours & set(STAGES)
+    for library, door in DOORS.items():
+        if not inside(name, door):
+            assert not {other for other in wanted if inside(other, library)}, f"{library} has one door, {door}"
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if not inside(name, "stages.diffusion")])
+def test_nothing_heavy_is_imported_on_the_way(name):
+    at_import = [node for node in MODULES[name].body if isinstance(node, ast.Import | ast.ImportFrom)]
+    assert not {other.split(".")[0] for other in imported(at_import)} & HEAVY

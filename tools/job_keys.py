@@ -1,0 +1,109 @@
+"""Writes docs/job-keys.md from the job model: `python -m tools.job_keys`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel
+
+from stages.base.job import (
+    DIFFSYNTH_ANNOTATORS,
+    READS,
+    READY_SMOOTHERS,
+    SMOOTHERS,
+    AnnotatorSettings,
+    Job,
+    LaterAnnotator,
+)
+
+PAGE = Path(__file__).parent.parent / "docs" / "job-keys.md"
+
+HEAD = """# Job keys
+
+Made from `stages/base/job.py` by `python -m tools.job_keys`; `diffsynth schema` prints the same as JSON Schema.
+A job file is one JSON object. Relative paths in it are relative to the file. Any key can be given on the command line
+as `--set key=value`; relative paths there are relative to the current folder.
+
+"""
+
+
+def page() -> str:
+    """The page's text."""
+    stage_of = {key: stage for stage, keys in READS.items() for key in keys}
+    rows = [
+        f"| `{key}` | {_type(key)} | {_default(_value(field))} | {_flat(field.description)} | {stage_of.get(key, '')} |"
+        for key, field in Job.model_fields.items()
+    ]
+    table = "| key | type | default | meaning | makes stale |\n|---|---|---|---|---|\n" + "\n".join(rows)
+    return HEAD + table + "\n\n" + _annotators() + "\n" + _smoothers()
+
+
+def _annotators() -> str:
+    lines = [
+        "## Annotators (`controlnet_processor`)",
+        "",
+        "| name | DiffSynth's name | options (default) | map |",
+        "|---|---|---|---|",
+    ]
+    theirs = {ours: name for name, ours in DIFFSYNTH_ANNOTATORS.items()}
+    for model in get_args(AnnotatorSettings):
+        for name in get_args(model.model_fields["name"].annotation):
+            about = "not in this version" if model is LaterAnnotator else _flat(model.__doc__)
+            lines.append(f"| `{name}` | {theirs.get(name, '')} | {_options(model, skip='name')} | {about} |")
+    return "\n".join(lines) + "\n"
+
+
+def _smoothers() -> str:
+    lines = [
+        "## Smoothers (`smoother`, `post_smoother`)",
+        "",
+        "| name | options (default) | what it does |",
+        "|---|---|---|",
+    ]
+    for name, model in SMOOTHERS.items():
+        about = _flat(model.__doc__) + ("" if name in READY_SMOOTHERS else " (Not in this version.)")
+        lines.append(f"| `{name}` | {_options(model)} | {about} |")
+    return "\n".join(lines) + "\n"
+
+
+def _options(model: type[BaseModel], skip: str = "") -> str:
+    options = {key: field for key, field in model.model_fields.items() if key != skip}
+    return ", ".join(f"`{key}` ({_default(_value(field))})" for key, field in options.items())
+
+
+def _value(field: Any) -> Any:
+    return ... if field.is_required() else field.get_default(call_default_factory=True)
+
+
+def _default(value: Any) -> str:
+    return "required" if value is ... else f"`{json.dumps(value)}`"
+
+
+def _type(key: str) -> str:
+    return _schema_type(Job.model_json_schema()["properties"][key])
+
+
+def _schema_type(schema: dict[str, Any]) -> str:
+    if "anyOf" in schema:
+        return " or ".join(dict.fromkeys(_schema_type(part) for part in schema["anyOf"]))
+    if "enum" in schema:
+        return " or ".join(schema["enum"])
+    if schema.get("type") == "array":
+        return f"list of {_schema_type(schema['items'])}"
+    if "$ref" in schema or schema.get("type") == "object":
+        return "object"
+    bounds = {">": "exclusiveMinimum", "≥": "minimum", "<": "exclusiveMaximum", "≤": "maximum"}
+    limits = [f"{sign} {schema[name]:.15g}" for sign, name in bounds.items() if name in schema]
+    return f"{schema.get('type', 'any')}{' ' if limits else ''}{', '.join(limits)}"
+
+
+def _flat(text: str | None) -> str:
+    return " ".join((text or "").split())
+
+
+if __name__ == "__main__":
+    PAGE.parent.mkdir(exist_ok=True)
+    PAGE.write_text(page())
+    print(PAGE)
