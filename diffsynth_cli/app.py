@@ -185,6 +185,7 @@ def init(
 
     for path in write_project(task, video, output, force):
         typer.echo(path)
+    typer.echo("Fill in the prompt, and the images that style_image and frames_reference name, if they are there.")
 
 
 @app.command()
@@ -214,10 +215,10 @@ def _run_stages(names: Sequence[str], request: Request) -> None:
     refuse_later_work(job, names)
     run = Run(job, cache, make_reporter(request.quiet, request.as_json), Options(request.batch_size))
     with cache.lock(), closing(run.reporter):
-        write_json(Path(job.output_path) / "config.json", job.model_dump())
         for name in names:
             restart = request.restart and (not request.stale_only or progress(name, job, cache).state == "stale")
             run_stage(import_module(f"stages.{name}").STAGE, run, restart)
+            write_json(Path(job.output_path) / "config.json", job.model_dump())
 
 
 def _open(request: Request, stages: Sequence[str] = ()) -> tuple[Job, FrameCache]:

@@ -222,13 +222,13 @@ def _flush(paths: Sequence[Path]) -> None:
     """Waits until the files and their folder entries are on the disk."""
 
     def sync(path: Path) -> None:
-        descriptor = os.open(path, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
 
-    folders = list({path.parent for path in paths}) if os.name == "posix" else []
     with ThreadPoolExecutor(8) as pool:  # the disk gathers syncs that come together into one
         list(pool.map(sync, paths))
-        list(pool.map(sync, folders))
+        if os.name == "posix":  # elsewhere folders cannot be opened
+            list(pool.map(sync, {path.parent for path in paths}))

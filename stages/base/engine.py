@@ -117,6 +117,8 @@ def run_stage(stage: Stage, run: Run, restart: bool = False) -> None:
     other keys and is not to be done anew. Must be called under the cache's lock.
     """
     record = run.cache.record(stage.name)
+    run.reporter.begin(stage.name, None)
+    run.reporter.phase("look at inputs")
     check_before(stage.name, run.job, run.cache)
     inputs = stage_inputs(run.job, stage.name, run.cache.recorded)
     if not restart:
@@ -180,7 +182,8 @@ def _refuse_stale(stage: str, new: dict[str, Any], cache: FrameCache) -> None:
         listed = "\n".join(f"  {change}" for change in found)
         raise DiffSynthError(
             f"{stage} is stale: since it was begun, these keys changed:\n{listed}",
-            f"{cache.command(found[0].stage)} --restart does it anew; or put the old values back",
+            f"{cache.command(found[0].stage)} --restart does it anew, {cache.command('run')} --restart all that is stale; "
+            "or put the old values back",
         )
 
 

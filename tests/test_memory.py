@@ -1,0 +1,24 @@
+"""Peak memory does not grow with the video: the program's own processes at 24 and at 240 frames."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+
+import pytest
+
+from benchmarks.stages import make_clip, run, write_job
+
+ALLOWED = 50  # MB
+
+
+@pytest.mark.parametrize("stage", ["extract", "render"])
+def test_peak_memory_is_the_same_for_ten_times_the_frames(stage, tmp_path):
+    clip = make_clip(tmp_path / "clip.mp4", 240, 64, 64)
+    peaks = []
+    for count in (24, 240):
+        job = write_job(tmp_path, clip, count, Namespace(size=(64, 64), steps=1))
+        for before in ("extract", "control") if stage == "render" else ():
+            run([before, str(job), "-q"])
+        peaks.append(run([stage, str(job), "-q"])[1])
+    print(f"{stage}: {peaks[0]:.0f} MB at 24 frames, {peaks[1]:.0f} MB at 240")
+    assert abs(peaks[1] - peaks[0]) < ALLOWED
