@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import shlex
 import signal
 import sys
@@ -28,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (Interrupted, KeyboardInterrupt):
         from diffsynth_cli.console import show_error
 
-        show_error("interrupted; nothing is lost", f"diffsynth {shlex.join(without_restart(arguments))} goes on")
+        show_error("interrupted; nothing is lost", f"diffsynth {shlex.join(going_on(arguments))} goes on")
         return INTERRUPTED
     except Exception as error:
         if "--debug" in arguments:
@@ -37,9 +38,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def without_restart(arguments: Sequence[str]) -> list[str]:
-    """The command line that goes on with what this one began: `--restart` would begin again."""
-    return [argument for argument in arguments if argument != "--restart"]
+def going_on(arguments: Sequence[str]) -> list[str]:
+    """The command line that goes on with what this one began: `--restart` of a stage would begin it again.
+
+    That of `run` only begins what is stale, which a stage begun anew no longer is.
+    """
+    return [argument for argument in arguments if argument != "--restart" or "run" in arguments[:1]]
 
 
 def _explain(error: Exception) -> int:
@@ -68,7 +72,11 @@ def entry() -> None:
 
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)
-    sys.exit(main())
+    code = main()
+    if code == INTERRUPTED:  # at once: all that counts is on the disk, and taking torch down takes seconds
+        sys.stdout.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

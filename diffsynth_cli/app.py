@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import shlex
+from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -19,6 +19,7 @@ from stages.base.errors import DiffSynthError, UsageError
 
 if TYPE_CHECKING:
     from stages.base.cache import FrameCache
+    from stages.base.engine import Reporter
     from stages.base.job import Job
 
 STAGES = ("extract", "control", "render", "deflicker")
@@ -39,98 +40,46 @@ Set = Annotated[
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps. Short for --set device=…")]
 Dtype = Annotated[str | None, typer.Option(help="auto, float32, float16, bfloat16. Short for --set dtype=…")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Frames that go through the networks at once.")]
-Restart = Annotated[bool, typer.Option("--restart", help="Do the stage anew, from the start.")]
-RestartStale = Annotated[bool, typer.Option("--restart", help="Do stages whose keys changed anew.")]
+Restart = Annotated[bool, typer.Option("--restart", help="Do the stage anew; run: those stages whose keys changed.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only warnings and errors.")]
 Json = Annotated[bool, typer.Option("--json", help="Events as JSON lines on stdout.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Tracebacks.")]
 
 
-@dataclass(frozen=True)
-class Request:
-    """What the common options of a command say."""
-
-    job_file: Path
-    overrides: Sequence[str]
-    restart: bool = False
-    stale_only: bool = False
-    quiet: bool = False
-    as_json: bool = False
-    batch_size: int = 1
+STAGE_COMMANDS = {
+    "extract": "Video → frames.",
+    "control": "Frames → control maps.",
+    "render": "Frames and control maps → rendered frames.",
+    "deflicker": "Rendered frames → smooth frames → video.mp4.",
+    "run": "All stages that are not finished.",
+}
 
 
-@app.command()
-def extract(
-    job: JobFile,
-    overrides: Set = None,
-    restart: Restart = False,
-    quiet: Quiet = False,
-    events: Json = False,
-    debug: Debug = False,
-) -> None:
-    """Video → frames."""
-    _run_stages(["extract"], Request(job, overrides or [], restart, quiet=quiet, as_json=events))
+def _stage_command(name: str) -> Callable[..., None]:
+    """The command that runs one stage, or all of them. They share their options, so that a Makefile can too."""
+
+    def command(
+        job: JobFile,
+        overrides: Set = None,
+        device: Device = None,
+        dtype: Dtype = None,
+        batch_size: BatchSize = 1,
+        restart: Restart = False,
+        quiet: Quiet = False,
+        events: Json = False,
+        debug: Debug = False,
+    ) -> None:
+        short = {"device": device, "dtype": dtype}
+        overrides = [*(overrides or []), *(f"{key}={value}" for key, value in short.items() if value is not None)]
+        stages = list(STAGES) if name == "run" else [name]
+        loaded, cache = _open(job, overrides, stages)
+        _run_stages(stages, loaded, cache, make_reporter(quiet, events), batch_size, restart, stale_only=name == "run")
+
+    return command
 
 
-@app.command()
-def control(
-    job: JobFile,
-    overrides: Set = None,
-    restart: Restart = False,
-    quiet: Quiet = False,
-    events: Json = False,
-    debug: Debug = False,
-) -> None:
-    """Frames → control maps."""
-    _run_stages(["control"], Request(job, overrides or [], restart, quiet=quiet, as_json=events))
-
-
-@app.command()
-def render(
-    job: JobFile,
-    overrides: Set = None,
-    device: Device = None,
-    dtype: Dtype = None,
-    batch_size: BatchSize = 1,
-    restart: Restart = False,
-    quiet: Quiet = False,
-    events: Json = False,
-    debug: Debug = False,
-) -> None:
-    """Frames and control maps → rendered frames."""
-    _run_stages(
-        ["render"],
-        Request(job, _overrides(overrides, device, dtype), restart, quiet=quiet, as_json=events, batch_size=batch_size),
-    )
-
-
-@app.command()
-def deflicker(
-    job: JobFile,
-    overrides: Set = None,
-    restart: Restart = False,
-    quiet: Quiet = False,
-    events: Json = False,
-    debug: Debug = False,
-) -> None:
-    """Rendered frames → smooth frames → video.mp4."""
-    _run_stages(["deflicker"], Request(job, overrides or [], restart, quiet=quiet, as_json=events))
-
-
-@app.command()
-def run(
-    job: JobFile,
-    overrides: Set = None,
-    device: Device = None,
-    dtype: Dtype = None,
-    batch_size: BatchSize = 1,
-    restart: RestartStale = False,
-    quiet: Quiet = False,
-    events: Json = False,
-    debug: Debug = False,
-) -> None:
-    """All stages that are not finished."""
-    _run_stages(STAGES, Request(job, _overrides(overrides, device, dtype), restart, True, quiet, events, batch_size))
+for _name, _about in STAGE_COMMANDS.items():
+    app.command(_name, help=_about)(_stage_command(_name))
 
 
 @app.command()
@@ -138,7 +87,7 @@ def status(job: JobFile, overrides: Set = None, events: Json = False, debug: Deb
     """What is done, a line a stage, and the command that goes on."""
     from diffsynth_cli.status import show_status
 
-    loaded, cache = _open(Request(job, overrides or []))
+    loaded, cache = _open(job, overrides)
     show_status(loaded, cache, events)
 
 
@@ -161,7 +110,7 @@ def export(
     if codec not in ENCODERS:
         raise UsageError(f"--codec: unknown codec {codec!r}", f"known: {', '.join(ENCODERS)}")
     speed = [] if fps is None else [f"fps={fps}"]
-    loaded, cache = _open(Request(job, [*(overrides or []), *speed]))
+    loaded, cache = _open(job, [*(overrides or []), *speed])
     path = output or Path(loaded.output_path) / f"video-{codec}{_SUFFIX[codec]}"
     check_encoding(path, codec)
     if not cache.record("deflicker").complete:
@@ -206,33 +155,36 @@ def _main(version: Annotated[bool, typer.Option("--version", help="Show the vers
 # --- what the commands share ----------------------------------------------------------------------------
 
 
-def _run_stages(names: Sequence[str], request: Request) -> None:
-    from stages.base.engine import Options, Run, progress, run_stage
-    from stages.base.job_file import refuse_later_work
-    from stages.base.record import write_json
-
-    job, cache = _open(request, names)
-    refuse_later_work(job, names)
-    run = Run(job, cache, make_reporter(request.quiet, request.as_json), Options(request.batch_size))
-    with cache.lock(), closing(run.reporter):
-        for name in names:
-            restart = request.restart and (not request.stale_only or progress(name, job, cache).state == "stale")
-            run_stage(import_module(f"stages.{name}").STAGE, run, restart)
-            write_json(Path(job.output_path) / "config.json", job.model_dump())
-
-
-def _open(request: Request, stages: Sequence[str] = ()) -> tuple[Job, FrameCache]:
+def _open(path: Path, overrides: Sequence[str] | None, stages: Sequence[str] = ()) -> tuple[Job, FrameCache]:
     """The job and its cache. The files that `stages` read must exist, unless the stage is done."""
     from stages.base.cache import FrameCache
-    from stages.base.job_file import read_job
+    from stages.base.job_file import read_job, refuse_later_work
     from stages.base.record import CACHE_NAME
 
-    job, warnings = read_job(request.job_file, request.overrides, stages)
+    job, warnings = read_job(path, overrides or [], stages)
     for warning in warnings:
         show_warning(warning)
-    return job, FrameCache(Path(job.output_path) / CACHE_NAME, str(request.job_file))
+    refuse_later_work(job, stages)
+    arguments = shlex.join([str(path), *(f"--set={override}" for override in overrides or [])])
+    return job, FrameCache(Path(job.output_path) / CACHE_NAME, arguments)
 
 
-def _overrides(overrides: list[str] | None, device: str | None, dtype: str | None) -> list[str]:
-    given = {"device": device, "dtype": dtype}
-    return [*(overrides or []), *(f"{key}={value}" for key, value in given.items() if value is not None)]
+def _run_stages(
+    names: Sequence[str],
+    job: Job,
+    cache: FrameCache,
+    reporter: Reporter,
+    batch_size: int,
+    restart: bool,
+    stale_only: bool,
+) -> None:
+    """Runs stages one after the other. `restart` does them anew, with `stale_only` just those whose keys changed."""
+    from stages.base.engine import Options, Run, progress, run_stage
+    from stages.base.record import write_json
+
+    run = Run(job, cache, reporter, Options(batch_size))
+    with cache.lock(), closing(reporter):
+        for name in names:
+            anew = restart and (not stale_only or progress(name, job, cache).state == "stale")
+            run_stage(import_module(f"stages.{name}").STAGE, run, anew)
+            write_json(Path(job.output_path) / "config.json", job.model_dump())

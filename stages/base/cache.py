@@ -115,11 +115,11 @@ class FrameArray(Sequence[np.ndarray]):
 
 
 class FrameCache:
-    """The cache of one job. `job_file` is only used to name commands in messages."""
+    """The cache of one job. `arguments`, the job file and its overrides, are only used to name commands in messages."""
 
-    def __init__(self, path: str | Path, job_file: str = "JOB.json"):
+    def __init__(self, path: str | Path, arguments: str = "JOB.json"):
         self.path = Path(path)
-        self.job_file = job_file
+        self.arguments = arguments
 
     @cached_property
     def group(self) -> zarr.Group:
@@ -185,7 +185,7 @@ class FrameCache:
         return self.record(stage).inputs
 
     def command(self, stage: str) -> str:
-        return f"diffsynth {stage} {self.job_file}"
+        return f"diffsynth {stage} {self.arguments}"
 
     def holder(self) -> str | None:
         """Who drives the cache now, None if nobody does."""

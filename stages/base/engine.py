@@ -182,8 +182,8 @@ def _refuse_stale(stage: str, new: dict[str, Any], cache: FrameCache) -> None:
         listed = "\n".join(f"  {change}" for change in found)
         raise DiffSynthError(
             f"{stage} is stale: since it was begun, these keys changed:\n{listed}",
-            f"{cache.command(found[0].stage)} --restart does it anew, {cache.command('run')} --restart all that is stale; "
-            "or put the old values back",
+            f"{cache.command(found[0].stage)} --restart does it anew, {cache.command('run')} --restart all that is "
+            "stale; or put the old values back",
         )
 
 

@@ -227,8 +227,8 @@ class Job(_Strict):
     """One video to be restyled: what goes in, what is done to it, where results go."""
 
     model_id: str = Field(min_length=1)
-    """Stable Diffusion 1.x model: a hub id (`stable-diffusion-v1-5/stable-diffusion-v1-5`) or a local diffusers folder. Tokenizer,
-    text encoder, U-Net and VAE are used, and of the scheduler its betas; the safety checker is not."""
+    """Stable Diffusion 1.x model: a hub id (`stable-diffusion-v1-5/stable-diffusion-v1-5`) or a local diffusers folder.
+    Tokenizer, text encoder, U-Net and VAE are used, and of the scheduler its betas; the safety checker is not."""
     controlnet_model_id: list[str] = []
     """One ControlNet a control map: hub ids or local folders."""
     controlnet_processor: list[

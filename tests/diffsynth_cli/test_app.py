@@ -63,6 +63,12 @@ def test_a_stale_stage_stops_with_old_and_new_value_and_restart_does_it_anew(tmp
     assert not np.array_equal(FrameCache(tmp_path / "out/cache.zarr")["rendered"][:], before)
 
 
+def test_hints_name_the_overrides_too(tmp_path, make_job, cli):
+    job = make_job()
+    code, said = cli("control", job, "--set", f"output_path={tmp_path / 'else where'}")
+    assert code == 1 and f"diffsynth extract {job} '--set=output_path={tmp_path}/else where' comes first" in said
+
+
 def test_a_half_done_stage_can_be_stale_too(make_job, cli):
     job = make_job()
     assert cli("extract", job, "-q")[0] == 0
