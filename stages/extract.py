@@ -14,7 +14,7 @@ from stages.base.cache import ArraySpec, FrameCache
 from stages.base.engine import Phase, Plan, Reporter, Run, Stage
 from stages.base.errors import DiffSynthError
 from stages.base.job import Job
-from stages.video import Shot, Source, fit, open_source
+from stages.video import TIME_TOLERANCE, Shot, Source, fit, open_source
 
 CHUNK = 8  # frames; at 4K that is 200 MB
 SIZE_GRID = 8  # px to a latent
@@ -53,7 +53,7 @@ def used_shots(source: Source, job: Job) -> Iterator[Shot]:
     shots = source.shots(job.start_time or 0.0)
     limit = None if job.frame_maximum_count is None else job.frame_maximum_count * job.frame_interval
     for index, shot in enumerate(islice(shots, limit)):
-        if shot.time >= until:
+        if shot.time >= until - TIME_TOLERANCE:
             return
         if index % job.frame_interval == 0:
             yield shot

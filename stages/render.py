@@ -15,6 +15,7 @@ import numpy as np
 from stages.base.cache import ArraySpec, FrameCache
 from stages.base.engine import Options, Phase, Plan, Run, Stage, Task
 from stages.base.job import Job
+from stages.diffusion import LATENT_CHANNELS, LATENT_FACTOR
 from stages.smoothing import build
 
 if TYPE_CHECKING:  # importing torch takes seconds; the tasks do it when they run
@@ -23,7 +24,6 @@ if TYPE_CHECKING:  # importing torch takes seconds; the tasks do it when they ru
     from stages.diffusion.denoise import Denoiser
 
 CHUNK = 8  # frames; what is done again after a kill
-LATENT_FACTOR, LATENT_CHANNELS = 8, 4
 
 
 @dataclass

@@ -26,6 +26,7 @@ IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 IMAGE_FOLDER_FPS = Fraction(25)  # images carry no times; 25 is what ffmpeg assumes
 HD_HEIGHT = 720  # untagged video of this height or more is BT.709, smaller is BT.601, as players assume
 SEEK_WORTH = 10.0  # s; less is decoded as quickly as it is searched for
+TIME_TOLERANCE = 1e-4  # s; differences of time stamps are not exact
 TRUNCATION_TOLERANCE = 0.5  # s; containers round durations, and audio may outlast the picture a little
 
 
@@ -83,15 +84,16 @@ class VideoFile:
         with self._open() as container:
             stream = _best_stream(container, self.path)
             zero = (container.start_time or 0) / av.time_base
-            time, count = -1.0, 0
+            time, length, count = -1.0, float(1 / self.fps), 0
             for frame in self._frames_before(container, stream, start_time + zero):
-                stamp = frame.time - zero if frame.pts is not None else time + 1 / self.fps
+                stamp = frame.time - zero if frame.pts is not None else time + length
                 time = float(stamp) if stamp > time else time + float(1 / self.fps)
-                if time < start_time:
+                length = float(frame.duration * frame.time_base) if frame.duration else float(1 / self.fps)
+                if time < start_time - TIME_TOLERANCE:
                     continue
                 count += 1
                 yield Shot(time, partial(self._pixels, frame))
-            end = time + float(1 / self.fps)
+            end = time + length
             if count and self.ends is not None and end < self.ends - max(TRUNCATION_TOLERANCE, float(2 / self.fps)):
                 raise DiffSynthError(
                     f"{self.path} is truncated or damaged: "
@@ -159,7 +161,7 @@ class ImageFolder:
     def shots(self, start_time: float = 0.0) -> Iterator[Shot]:
         for index, file in enumerate(self.files):
             time = float(index / self.fps)
-            if time >= start_time:
+            if time >= start_time - TIME_TOLERANCE:
                 yield Shot(time, partial(self._image, file))
 
     def _image(self, file: Path) -> np.ndarray:

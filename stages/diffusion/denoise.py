@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from stages.diffusion.loading import LATENT_CHANNELS, LATENT_FACTOR, ModelNames, Networks, load_networks
+from stages.diffusion import LATENT_CHANNELS, LATENT_FACTOR
+from stages.diffusion.loading import ModelNames, Networks, load_networks
 from stages.diffusion.sampler import Sampler
 
 

@@ -18,10 +18,9 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
 from stages.base.errors import DiffSynthError, UsageError
+from stages.diffusion import LATENT_CHANNELS, LATENT_FACTOR
 from stages.diffusion.attention import JointAttention
 
-LATENT_FACTOR = 8  # px to a latent
-LATENT_CHANNELS = 4
 # What is read of a model, as diffusers lays it out. Pickled weights are not: they can run code.
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 CONTROLNET_FILES = ("config.json", WEIGHTS)

@@ -121,6 +121,20 @@ def test_uneven_times_are_kept(tmp_path):
         assert container.duration / 1e6 == pytest.approx(1.04, abs=0.01)
 
 
+def test_a_last_frame_that_stays_is_no_truncation(tmp_path):
+    encode(tmp_path / "a.mp4", (flat(40 * i) for i in range(4)), Encoding(times=np.array([0, 0.04, 0.08, 3.0])))
+    with av.open(str(tmp_path / "a.mp4")) as source, av.open(str(tmp_path / "b.mp4"), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.pts is not None:
+                packet.duration = round(2 / packet.time_base) if packet.pts * packet.time_base > 2 else packet.duration
+                packet.stream = stream
+                target.mux(packet)
+    assert [shot.time for shot in open_source(tmp_path / "b.mp4").shots()] == pytest.approx(
+        [0, 0.04, 0.08, 3], abs=1e-3
+    )
+
+
 def test_a_truncated_file_is_named_with_what_can_be_used(tmp_path):
     whole = clip(tmp_path / "a.mp4", count=100).read_bytes()
     (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) // 2])
