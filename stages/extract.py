@@ -123,11 +123,11 @@ def _describe(source: Source, job: Job, times: np.ndarray) -> dict[str, Any]:
     fps: the frame rate as a fraction, e.g. "25/1"; times: seconds since the first used frame, where the rate is not
     constant, else None; start, stop: the used part in seconds of the source; audio: does the source have any.
     """
-    fps = source.fps / job.frame_interval
     since = times - times[0]
-    constant = bool(np.all(np.abs(since * float(fps) - np.arange(len(times))) < RATE_TOLERANCE))
-    if not constant:
-        fps = Fraction((len(times) - 1) / float(since[-1])).limit_denominator(1001)
+    mean = Fraction((len(times) - 1) / since[-1]).limit_denominator(1001) if len(times) > 1 else source.fps
+    stated = source.fps / job.frame_interval
+    fps = next((rate for rate in (stated, mean) if _runs_at(rate, since)), mean)
+    constant = _runs_at(fps, since)
     return {
         "fps": f"{fps.numerator}/{fps.denominator}",
         "times": None if constant else since.tolist(),
@@ -135,6 +135,11 @@ def _describe(source: Source, job: Job, times: np.ndarray) -> dict[str, Any]:
         "stop": float(times[0] + (len(times) / fps if constant else since[-1] + 1 / fps)),
         "audio": source.has_audio,
     }
+
+
+def _runs_at(fps: Fraction, since: np.ndarray) -> bool:
+    """Are these times (seconds since the first frame) those of a constant frame rate?"""
+    return bool(np.all(np.abs(since * float(fps) - np.arange(len(since))) < RATE_TOLERANCE))
 
 
 STAGE = Stage("extract", plan)

@@ -84,16 +84,17 @@ class VideoFile:
         with self._open() as container:
             stream = _best_stream(container, self.path)
             zero = (container.start_time or 0) / av.time_base
-            time, length, count = -1.0, float(1 / self.fps), 0
+            end, length, count = 0.0, float(1 / self.fps), 0  # s; where the frame before ends, how long it is shown
             for frame in self._frames_before(container, stream, start_time + zero):
-                stamp = frame.time - zero if frame.pts is not None else time + length
-                time = float(stamp) if stamp > time else time + float(1 / self.fps)
+                time = frame.time - zero if frame.pts is not None else end
+                if count and time <= end - length:  # not after the frame before: a broken stamp
+                    time = end
                 length = float(frame.duration * frame.time_base) if frame.duration else float(1 / self.fps)
+                end = time + length
+                count += 1
                 if time < start_time - TIME_TOLERANCE:
                     continue
-                count += 1
                 yield Shot(time, partial(self._pixels, frame))
-            end = time + length
             if count and self.ends is not None and end < self.ends - max(TRUNCATION_TOLERANCE, float(2 / self.fps)):
                 raise DiffSynthError(
                     f"{self.path} is truncated or damaged: "
@@ -114,17 +115,16 @@ class VideoFile:
 
     def _frames_before(self, container: Any, stream: Any, time: float) -> Iterator[Any]:
         """Frames from a key frame before `time` on; from the first where searching leads nowhere."""
-        if time > SEEK_WORTH:
-            _seek(container, stream, time)
-            frames = self._decode(container, stream)
-            first = next(frames, None)
-            if first is not None and first.pts is not None and first.time <= time:
-                yield from chain([first], frames)
-                return
-            with self._open() as again:
-                yield from self._decode(again, _best_stream(again, self.path))
-        else:
+        if time <= SEEK_WORTH or not _seek(container, stream, time):
             yield from self._decode(container, stream)
+            return
+        frames = self._decode(container, stream)
+        first = next(frames, None)
+        if first is not None and first.pts is not None and first.time <= time:
+            yield from chain([first], frames)
+            return
+        with self._open() as again:
+            yield from self._decode(again, _best_stream(again, self.path))
 
     def _decode(self, container: Any, stream: Any) -> Iterator[Any]:
         """Frames of a stream. Damaged packets are skipped and noted, as players do."""
@@ -408,12 +408,13 @@ def _best_stream(container: Any, path: Path) -> Any:
     return stream
 
 
-def _seek(container: Any, stream: Any, time: float) -> None:
-    """To the last key frame before `time`; to the beginning where a file cannot be searched."""
+def _seek(container: Any, stream: Any, time: float) -> bool:
+    """Goes to the last key frame before `time`. False, and nowhere, in a file that cannot be searched."""
     try:
         container.seek(int(time / stream.time_base), stream=stream)
     except (av.error.FFmpegError, OSError):
-        container.seek(0)
+        return False
+    return True
 
 
 def _stated_end(container: Any, stream: Any) -> float | None:

@@ -39,6 +39,17 @@ def mpeg_ts(folder: Path, count: int = COUNT) -> Path:
     return folder / "a.ts"
 
 
+def raw_h264(folder: Path) -> Path:
+    """A stream without a container: no times, no duration."""
+    with av.open(str(clip(folder / "c.mp4"))) as source, av.open(str(folder / "a.h264"), "w", format="h264") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                target.mux(packet)
+    return folder / "a.h264"
+
+
 SOURCES: dict[str, Callable[[Path], Path]] = {
     "mp4, h264": lambda folder: clip(folder / "a.mp4"),
     "mov, prores": lambda folder: clip(folder / "a.mov", codec="prores"),
@@ -46,6 +57,7 @@ SOURCES: dict[str, Callable[[Path], Path]] = {
     "webm, vp9": lambda folder: clip(folder / "a.webm", codec="vp9"),
     "mp4, hevc": lambda folder: clip(folder / "b.mp4", codec="hevc"),
     "ts, h264": mpeg_ts,
+    "h264 alone": raw_h264,
     "folder of images": lambda folder: write_images(folder / "images", (scene(i, 64, 96) for i in range(COUNT))),
 }
 
