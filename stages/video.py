@@ -115,15 +115,16 @@ class VideoFile:
 
     def _frames_before(self, container: Any, stream: Any, time: float) -> Iterator[Any]:
         """Frames from a key frame before `time` on; from the first where searching leads nowhere."""
-        if time <= SEEK_WORTH or not _seek(container, stream, time):
+        if time <= SEEK_WORTH:
             yield from self._decode(container, stream)
             return
-        frames = self._decode(container, stream)
-        first = next(frames, None)
-        if first is not None and first.pts is not None and first.time <= time:
-            yield from chain([first], frames)
-            return
-        with self._open() as again:
+        if _seek(container, stream, time):
+            frames = self._decode(container, stream)
+            first = next(frames, None)
+            if first is not None and first.pts is not None and first.time <= time:
+                yield from chain([first], frames)
+                return
+        with self._open() as again:  # wherever the search has led the first one
             yield from self._decode(again, _best_stream(again, self.path))
 
     def _decode(self, container: Any, stream: Any) -> Iterator[Any]:
@@ -409,7 +410,7 @@ def _best_stream(container: Any, path: Path) -> Any:
 
 
 def _seek(container: Any, stream: Any, time: float) -> bool:
-    """Goes to the last key frame before `time`. False, and nowhere, in a file that cannot be searched."""
+    """Goes to the last key frame before `time`; False in a file that cannot be searched."""
     try:
         container.seek(int(time / stream.time_base), stream=stream)
     except (av.error.FFmpegError, OSError):
