@@ -27,15 +27,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SystemExit as end:  # Typer ends so when all went well, and after it has shown a usage error
         return end.code if isinstance(end.code, int) else FAILED
     except (Interrupted, KeyboardInterrupt):
-        from diffsynth_cli.console import show_error
-
-        show_error("interrupted; nothing is lost", f"diffsynth {shlex.join(going_on(arguments))} goes on")
+        tell(arguments, "interrupted; nothing is lost", f"diffsynth {shlex.join(going_on(arguments))} goes on")
         return INTERRUPTED
     except Exception as error:
         if "--debug" in arguments:
             raise
-        return _explain(error)
+        message, hint, code = explain(error)
+        tell(arguments, message, hint)
+        return code
     return 0
+
+
+def tell(arguments: Sequence[str], message: str, hint: str) -> None:
+    """The one message that a failure gets; with --json as an event too."""
+    from diffsynth_cli.console import show_error, show_event
+
+    show_error(message, hint)
+    if "--json" in arguments:
+        show_event("error", message=message, hint=hint)
 
 
 def going_on(arguments: Sequence[str]) -> list[str]:
@@ -46,22 +55,19 @@ def going_on(arguments: Sequence[str]) -> list[str]:
     return [argument for argument in arguments if argument != "--restart" or "run" in arguments[:1]]
 
 
-def _explain(error: Exception) -> int:
-    from diffsynth_cli.console import show_error
+def explain(error: Exception) -> tuple[str, str, int]:
+    """What went wrong, what to do, and the exit code."""
     from stages.base.errors import DiffSynthError
 
     if isinstance(error, DiffSynthError):
-        show_error(error.message, error.hint)
-        return error.exit_code
+        return error.message, error.hint, error.exit_code
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        show_error(f"the disk is full: {error}", "make room; the same command then goes on")
-    elif isinstance(error, OSError) and error.strerror:
-        show_error(f"{error.filename or 'a file'}: {error.strerror}")
-    elif isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        show_error("out of memory", "--batch-size 1, a smaller frame size or a shorter combine_pattern need less")
-    else:
-        show_error(f"{type(error).__name__}: {error}", "this should not happen; --debug shows where")
-    return FAILED
+        return f"the disk is full: {error}", "make room; the same command then goes on", FAILED
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename or 'a file'}: {error.strerror}", "", FAILED
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return "out of memory", "--batch-size 1, a smaller frame size or a shorter combine_pattern need less", FAILED
+    return f"{type(error).__name__}: {error}", "this should not happen; --debug shows where", FAILED
 
 
 def entry() -> None:

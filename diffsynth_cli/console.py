@@ -40,6 +40,11 @@ def show_warning(message: str) -> None:
     stderr.print(f"[yellow]warning:[/] {escape(message)}")
 
 
+def show_event(kind: str, **what: object) -> None:
+    """One JSON object on a line of stdout."""
+    print(json.dumps({"event": kind, **what, "time": round(time.time(), 3)}), flush=True)
+
+
 def reporter(quiet: bool, as_json: bool) -> Reporter:
     """Who tells the user how far things are."""
     if as_json:
@@ -70,26 +75,23 @@ class JsonReporter:
 
     def begin(self, stage: str, total: int | None, done: int = 0) -> None:
         self.done = done
-        self._event("begin", stage=stage, total=total, done=done)
+        show_event("begin", stage=stage, total=total, done=done)
 
     def phase(self, name: str) -> None:
         self.name = name
-        self._event("phase", name=name)
+        show_event("phase", name=name)
 
     def advance(self, frames: int) -> None:
         self.done += frames
-        self._event("advance", phase=self.name, done=self.done)
+        show_event("advance", phase=self.name, done=self.done)
 
     def end(self, stage: str, message: str) -> None:
-        self._event("end", stage=stage, message=message)
+        show_event("end", stage=stage, message=message)
 
     def warn(self, message: str) -> None:
-        self._event("warning", message=message)
+        show_event("warning", message=message)
 
     def close(self) -> None: ...
-
-    def _event(self, kind: str, **what: object) -> None:
-        print(json.dumps({"event": kind, **what, "time": round(time.time(), 3)}), flush=True)
 
 
 class LogReporter(QuietReporter):

@@ -116,6 +116,21 @@ def test_json_events_are_json_and_nothing_else(make_job, cli, capfd):
     assert [event["done"] for event in events if event["event"] == "advance"][-1] == 6
 
 
+def test_failures_are_events_too(make_job, cli, capfd):
+    code, said = cli("render", make_job(), "--json")
+    (event,) = [json.loads(line) for line in said.splitlines() if '"error"' in line]
+    assert code == 1 and event["event"] == "error" and "render needs extract" in event["message"]
+
+
+@pytest.mark.parametrize("in_the_way", ["out", "out/cache.zarr"])
+def test_a_file_where_results_should_go_is_named(in_the_way, tmp_path, make_job, cli):
+    (tmp_path / in_the_way).parent.mkdir(exist_ok=True)
+    (tmp_path / in_the_way).write_text("mine")
+    code, said = cli("extract", make_job())
+    assert code == 1 and str(tmp_path / in_the_way) in said and "Traceback" not in said
+    assert (tmp_path / in_the_way).read_text() == "mine"
+
+
 def test_unexpected_errors_are_one_message_unless_debugging(make_job, cli, monkeypatch):
     def fail(*_: object) -> None:
         raise RuntimeError("boom")

@@ -1,4 +1,4 @@
-"""The denoising loop against the published pipeline's numbers (see golden/README.md in the project's shared notes)."""
+"""The denoising loop against the published pipeline's numbers (tests/golden/README.md)."""
 
 from __future__ import annotations
 

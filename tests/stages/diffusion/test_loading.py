@@ -99,6 +99,11 @@ def test_models_that_the_loop_does_not_hold_for_are_refused(copy, file, changes,
         load_networks(names(copy))
 
 
+def test_only_the_betas_of_the_scheduler_count(copy):
+    edit(copy / "scheduler/scheduler_config.json", _class_name="PNDMScheduler", skip_prk_steps=True)
+    torch.testing.assert_close(load_networks(names(copy)).alphas, load_networks(names()).alphas)
+
+
 def test_devices():
     assert pick_device("cpu").type == "cpu"
     if not torch.cuda.is_available():
