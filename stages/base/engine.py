@@ -64,7 +64,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Options:
-    """What the user may choose for a run without changing the result."""
+    """What the user may choose for a run that is no part of the job: results differ by rounding at most."""
 
     batch_size: int = 1
 

@@ -78,10 +78,10 @@ def changes(stage: str, old: dict[str, Any], new: dict[str, Any]) -> list[Change
 def identify(
     path: str | Path, known: Any = None, patterns: tuple[str, ...] = ("*",), parts: tuple[str, ...] = ("",)
 ) -> Any:
-    """Who a file or folder is by its content: {"path", "bytes", "modified", "sha256"}.
+    """Who a file or folder is by its content: {"path", "listing", "sha256"}.
 
-    Of a folder, the files that match `patterns` in its subfolders `parts` count. If size and date are those of
-    `known`, its hash is taken over. If nothing lies there, `known` is believed.
+    Of a folder, the files that match `patterns` in its subfolders `parts` count. `listing` is a hash of names, sizes
+    and dates: if it is that of `known`, nothing is read. If nothing lies there, `known` is believed.
     """
     path = Path(path)
     files = [path] if path.is_file() else sorted(_files(path, patterns, parts))
@@ -89,17 +89,15 @@ def identify(
         if known is None:
             raise DiffSynthError(f"{path}: no such file, or an empty folder")
         return known
+    names = ["" if file == path else file.relative_to(path).as_posix() for file in files]
     stats = [file.stat() for file in files]
-    identity = {
-        "path": str(path), "bytes": sum(stat.st_size for stat in stats),
-        "modified": max(stat.st_mtime_ns for stat in stats), "files": len(files),
-    }  # fmt: skip
+    listing = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in zip(names, stats, strict=True)]
+    identity = {"path": str(path), "listing": hashlib.sha256(repr(listing).encode()).hexdigest()}
     if _is_identity(known) and all(known[key] == value for key, value in identity.items()):
         return known
     digest = hashlib.sha256()
-    for file, stat in zip(files, stats, strict=True):
-        name = "" if file == path else file.relative_to(path).as_posix()
-        digest.update(f"{name}\0{stat.st_size}\0".encode())
+    for file, (name, size, _) in zip(files, listing, strict=True):
+        digest.update(f"{name}\0{size}\0".encode())
         with file.open("rb") as content:
             while block := content.read(1 << 20):
                 digest.update(block)
@@ -109,7 +107,14 @@ def identify(
 def _files(folder: Path, patterns: tuple[str, ...], parts: tuple[str, ...]) -> Iterator[Path]:
     for part in parts:
         for pattern in patterns:
-            yield from (file for file in (folder / part).glob(pattern) if file.is_file())
+            yield from (
+                file for file in (folder / part).glob(pattern) if file.is_file() and not _is_desktop_litter(file)
+            )
+
+
+def _is_desktop_litter(file: Path) -> bool:
+    """Files that desktops leave in folders that were looked at: no part of what the folder holds."""
+    return file.name.startswith(".") or file.name in ("Thumbs.db", "desktop.ini")
 
 
 def _value(job: Job, key: str, known: Any) -> Any:

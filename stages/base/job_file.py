@@ -32,9 +32,6 @@ def read_job(path: str | Path, overrides: Iterable[str] = (), stages: Sequence[s
     data = _resolve_paths(_load_json(path), path.resolve().parent)
     for override in overrides:
         _override(data, override)
-    for key in ("smoother_config", "post_smoother_config"):
-        if isinstance(data.get(key), dict):
-            data[key] = dict(data[key])
     warnings = _drop_obsolete(data)
     job, problems = check(data)
     problems += _missing_files(data, stages)

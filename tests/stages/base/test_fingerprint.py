@@ -98,10 +98,23 @@ def test_what_is_gone_is_believed_to_be_what_it_was(inputs, video):
         inputs()
 
 
+def test_images_that_changed_places_are_found_without_a_new_date(tmp_path):
+    for index in range(2):
+        (tmp_path / f"{index}.png").write_bytes(b"%d" % index)
+    known = identify(tmp_path)
+    for old, new in (("0.png", "x"), ("1.png", "0.png"), ("x", "1.png")):
+        stat = (tmp_path / old).stat()
+        (tmp_path / old).rename(tmp_path / new)
+        os.utime(tmp_path / new, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert identify(tmp_path, known)["sha256"] != known["sha256"]
+
+
 def test_a_folder_is_known_by_names_and_contents(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "0.png").write_bytes(b"x")
+    assert identify(tmp_path / "a")["sha256"] == identify(tmp_path / "b")["sha256"]
+    (tmp_path / "b/.DS_Store").write_bytes(b"looked at")
     assert identify(tmp_path / "a")["sha256"] == identify(tmp_path / "b")["sha256"]
     (tmp_path / "b/0.png").rename(tmp_path / "b/1.png")
     assert identify(tmp_path / "a")["sha256"] != identify(tmp_path / "b")["sha256"]
