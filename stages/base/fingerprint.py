@@ -93,7 +93,7 @@ def identify(
     stats = [file.stat() for file in files]
     listing = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in zip(names, stats, strict=True)]
     identity = {"path": str(path), "listing": hashlib.sha256(repr(listing).encode()).hexdigest()}
-    if _is_identity(known) and all(known[key] == value for key, value in identity.items()):
+    if _is_identity(known) and all(known.get(key) == value for key, value in identity.items()):
         return known
     digest = hashlib.sha256()
     for file, (name, size, _) in zip(files, listing, strict=True):
