@@ -39,7 +39,7 @@ from stages.base.errors import DiffSynthError
 from stages.base.record import StageRecord, write_json
 
 HOLDER = "holder.json"
-ZSTD_LEVEL = 1  # frames are written once and read a few times; higher levels gain 3 % and cost three times the time
+ZSTD_LEVEL = 1  # on real footage level 3 makes files 9 % smaller and takes twice the time, level 6 16 % and five times
 
 # Which stage makes an array, so that a damaged frame can be mended. By the first part of the name.
 MAKER = {

@@ -175,7 +175,7 @@ def encode_prompts(networks: Networks, prompt: str, negative: str | None) -> tor
 
 
 def _encode_windows(networks: Networks, text: str) -> torch.Tensor:
-    window = networks.tokenizer.model_max_length
+    window = networks.text_encoder.config.max_position_embeddings
     length = len(networks.tokenizer(text, truncation=False).input_ids)
     padded = -(-length // window) * window
     ids = networks.tokenizer(
