@@ -2,21 +2,29 @@
 # make test      set up, then run the tests
 # make lint      style and types
 # make bench     side-by-side measurements
+# make native    build libebsynth anew, in sight; set-up builds it too, but silently goes on where it cannot
+# make sanitize  the library's tests on a build that stops at memory errors and undefined behaviour (with GCC)
 # make clean     remove what make made
+#
+# CUDA_ARCHITECTURES="75 90" builds the library for these GPUs only.
 
 PYTHON ?= $(firstword $(foreach name,python3 python3.13 python3.12 python3.11,$(shell \
 	$(name) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(name))))
 VENV   := .venv
 BIN    := $(VENV)/bin
+CMAKE  := PATH="$(abspath $(BIN)):$$PATH" cmake
+CUDA_ARCHITECTURES ?=
 
-.PHONY: setup demo test lint bench clean
+.PHONY: setup demo test lint bench native sanitize clean
 
 setup: $(VENV)/installed
 
-$(VENV)/installed: pyproject.toml constraints.txt
+$(VENV)/installed: pyproject.toml constraints.txt setup.py native/CMakeLists.txt $(wildcard native/include/* native/src/*)
 	@test -n "$(PYTHON)" || { echo "diffsynth-cli needs Python 3.11 or newer (on Debian: apt install python3 python3-venv)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
+	CMAKE_ARGS="-DEBSYNTH_CUDA_ARCHITECTURES='$(CUDA_ARCHITECTURES)' $$CMAKE_ARGS" \
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@ls native/libebsynth.* >/dev/null 2>&1 || echo "libebsynth could not be built, patch matching will be slower: 'make native' tells why"
 	touch $@
 
 demo: setup
@@ -32,6 +40,21 @@ lint: setup
 
 bench: setup
 	$(BIN)/python -m benchmarks.stages
+	$(BIN)/python -m benchmarks.native
+
+native:
+	rm -f native/libebsynth.*
+	$(CMAKE) --fresh -S native -B build/native -DEBSYNTH_CUDA_ARCHITECTURES="$(CUDA_ARCHITECTURES)" $(CMAKE_ARGS)
+	$(CMAKE) --build build/native --parallel
+	$(CMAKE) --install build/native --prefix native
+
+# Without CUDA, whose driver wants addresses that the sanitizer takes. libstdc++ must be there before its throw is wrapped.
+sanitize: setup
+	$(CMAKE) --fresh -S native -B build/sanitize -DCMAKE_CXX_COMPILER=$(CXX) -DEBSYNTH_CUDA=OFF -DEBSYNTH_SANITIZE=address,undefined
+	$(CMAKE) --build build/sanitize --parallel
+	LD_PRELOAD="$(foreach name,libasan.so libubsan.so libstdc++.so,$(shell $(CXX) -print-file-name=$(name)))" \
+	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 EBSYNTH_LIBRARY=$(abspath build/sanitize/libebsynth.so) \
+	$(BIN)/python -m pytest tests/native
 
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache diffsynth-demo
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache diffsynth-demo native/libebsynth.*

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -16,6 +18,7 @@ from rich.progress import (
     ProgressColumn,
     Task,
     TaskID,
+    TaskProgressColumn,
     TextColumn,
     TimeRemainingColumn,
 )
@@ -52,6 +55,15 @@ def reporter(quiet: bool, as_json: bool) -> Reporter:
     if quiet:
         return QuietReporter()
     return TerminalReporter() if stderr.is_terminal else LogReporter()
+
+
+@contextmanager
+def percentage(name: str, quiet: bool) -> Iterator[Callable[[float], None]]:
+    """A bar for one piece of work that has no frames; gives the function that is told the share done, 0..1."""
+    columns = (TextColumn(f"[bold]{name:9}[/]"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=stderr, transient=True, disable=quiet or not stderr.is_terminal) as progress:
+        task = progress.add_task("", total=1.0)
+        yield lambda share: progress.update(task, completed=share)
 
 
 class QuietReporter:

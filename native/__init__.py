@@ -1,1 +1,1 @@
-"""The patch-matching library. Empty in this version; see README.md."""
+"""The patch-matching library, and binding.py, the one door to it."""

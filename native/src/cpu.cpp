@@ -1,0 +1,233 @@
+// The CPU back end: OpenMP over rows and tiles, vector kernels picked for the processor at hand.
+
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <new>
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#include "context.h"
+#include "kernels.h"
+#include "solver.h"
+
+namespace ebsynth {
+
+namespace {
+
+const Kernels &kernels() {
+#if defined(EB_HAVE_AVX2)
+  if (__builtin_cpu_supports("avx2")) return kAvx2Kernels;
+#endif
+  return kPortableKernels;
+}
+
+// Scratch memory, kept by size for the next call that asks for as much.
+class Pool {
+ public:
+  ~Pool() { for (auto &block : free_) std::free(block.second); }
+
+  void *take(size_t bytes) {
+    auto found = free_.find(bytes);
+    if (found != free_.end()) {
+      void *data = found->second;
+      free_.erase(found);
+      return data;
+    }
+    void *data = std::aligned_alloc(64, bytes);
+    if (!data) throw std::bad_alloc();
+    return data;
+  }
+  void give(void *data, size_t bytes) { free_.emplace(bytes, data); }
+  void trim() { for (auto &block : free_) std::free(block.second); free_.clear(); }
+
+ private:
+  std::multimap<size_t, void *> free_;
+};
+
+constexpr int kBand = 32;    // rows a task
+constexpr int kStrip = 64;   // columns a task
+constexpr int64_t kFew = 8192;  // pixels that one thread does faster than several agree on who does what
+constexpr int64_t kMaxCounted = INT64_C(4) << 20;  // pixels whose usage surely fits 32 bits, at any patch size
+
+class CpuBackend {
+ public:
+  template <class T>
+  class Buffer {
+   public:
+    Buffer() = default;
+    Buffer(Pool &pool, size_t count) : pool_(&pool), bytes_((count * sizeof(T) + 127) / 64 * 64), data_((T *)pool.take(bytes_)) {}
+    Buffer(Buffer &&other) noexcept { *this = std::move(other); }
+    Buffer &operator=(Buffer &&other) noexcept {
+      std::swap(pool_, other.pool_), std::swap(bytes_, other.bytes_), std::swap(data_, other.data_);
+      return *this;
+    }
+    ~Buffer() { if (data_) pool_->give(data_, bytes_); }
+    T *data() const { return data_; }
+
+   private:
+    Pool *pool_ = nullptr;
+    size_t bytes_ = 0;
+    T *data_ = nullptr;
+  };
+
+  CpuBackend(Pool &pool, int threads, ebsynth_progress progress, void *user)
+      : pool_(pool), threads_(threads), progress_(progress), user_(user) {}
+
+  template <class T>
+  Buffer<T> buffer(size_t count) { return Buffer<T>(pool_, count); }
+
+  template <class Op>
+  void each(int batch, int height, int width, const Op &op) {
+    const int64_t rows = (int64_t)batch * height;
+#pragma omp parallel for num_threads(rows * width < kFew ? 1 : threads_) schedule(dynamic, 16)
+    for (int64_t r = 0; r < rows; ++r) {
+      const int item = (int)(r / height), y = (int)(r % height);
+      for (int x = 0; x < width; ++x) op(item, y, x);
+    }
+  }
+
+  void copy(uint8_t *to, const uint8_t *from, size_t bytes) { std::memcpy(to, from, bytes); }
+
+  void errors(const Level &level) {
+    const int64_t rows = (int64_t)level.batch * level.target_height;
+#pragma omp parallel for num_threads(threads_) schedule(dynamic)
+    for (int64_t r = 0; r < rows; ++r) {
+      const int y = (int)(r % level.target_height);
+      kernels().errors(level, (int)(r / level.target_height), y, y + 1);
+    }
+  }
+
+  static constexpr bool kUsesSums = true;
+  // Running sums down the columns, then along the row, a band of rows a task.
+  void sums(float *out, const uint8_t *features, int batch, int height, int width, int border, int stride, int patch) {
+    const int inset = border - patch / 2, bands = (height + kBand - 1) / kBand;
+    const size_t pitch = (size_t)(width + 2 * border) * stride, row_bytes = (size_t)(width + patch - 1) * stride;
+    Buffer<uint32_t> columns = buffer<uint32_t>(row_bytes * threads_);
+#pragma omp parallel for num_threads(threads_) schedule(dynamic)
+    for (int64_t task = 0; task < (int64_t)batch * bands; ++task) {
+      const int item = (int)(task / bands), y0 = (int)(task % bands) * kBand, y1 = std::min(y0 + kBand, height);
+      const uint8_t *from = features + item * pitch * (height + 2 * border) + inset * pitch + (size_t)inset * stride;
+      uint32_t *column = columns.data() + row_bytes * thread();
+      std::fill(column, column + row_bytes, 0u);
+      for (int k = y0; k < y0 + patch - 1; ++k)
+        for (size_t b = 0; b < row_bytes; ++b) column[b] += from[k * pitch + b];
+      for (int y = y0; y < y1; ++y) {
+        const uint8_t *enters = from + (y + patch - 1) * pitch, *leaves = from + y * pitch;
+        for (size_t b = 0; b < row_bytes; ++b) column[b] += enters[b];
+        kernels().sum_row(out + ((size_t)item * height + y) * width * stride, column, width, stride, patch);
+        for (size_t b = 0; b < row_bytes; ++b) column[b] -= leaves[b];
+      }
+    }
+  }
+
+  // As BoxSum, along rows and then along columns, each `times` times (the second repeating the border): sums along rows and
+  // sums along columns commute, so that two passes over the memory do.
+  void box(uint32_t *out, const uint32_t *in, uint32_t *scratch, int batch, int height, int width, int patch, int times) {
+    if ((int64_t)height * width > kMaxCounted) return plain_box(*this, out, in, scratch, batch, height, width, patch, times);
+    const int strips = (width + kStrip - 1) / kStrip;
+    const size_t pixels = (size_t)height * width;
+    Buffer<uint32_t> row_sums = buffer<uint32_t>((size_t)width * threads_), sums = buffer<uint32_t>(pixels * batch);
+#pragma omp parallel num_threads(batch * pixels < kFew ? 1 : threads_)
+    {
+#pragma omp for schedule(dynamic, 16)
+      for (int64_t r = 0; r < (int64_t)batch * height; ++r) {
+        uint32_t *once = times == 1 ? scratch + r * width : row_sums.data() + (size_t)width * thread();
+        kernels().box_row(once, in + r * width, width, patch, false);
+        if (times == 2) kernels().box_row(scratch + r * width, once, width, patch, true);
+      }
+#pragma omp for schedule(dynamic)
+      for (int64_t task = 0; task < (int64_t)batch * strips; ++task) {
+        const int x = (int)(task % strips) * kStrip, columns = std::min(kStrip, width - x);
+        const size_t at = task / strips * pixels + x;
+        uint32_t *once = times == 1 ? out : sums.data();
+        kernels().box_columns(once + at, scratch + at, height, width, columns, patch, false);
+        if (times == 2) kernels().box_columns(out + at, once + at, height, width, columns, patch, true);
+      }
+    }
+  }
+
+  void count(const Level &level, uint32_t *used) {
+    const size_t source = (size_t)level.source_height * level.source_width, target = (size_t)level.target_height * level.target_width;
+#pragma omp parallel for num_threads(threads_) schedule(dynamic)
+    for (int item = 0; item < level.batch; ++item) {
+      uint32_t *mine = used + item * source;
+      std::memset(mine, 0, source * sizeof(uint32_t));
+      for (size_t i = 0; i < target; ++i) {
+        const uint32_t e = level.field[item * target + i];
+        ++mine[(size_t)row(e) * level.source_width + column(e)];
+      }
+    }
+  }
+
+  void sweep(const Level &level, bool forward, int shift, int colour, uint32_t key) {
+    const int across = (level.target_width + shift + kTile - 1) / kTile, down = (level.target_height + shift + kTile - 1) / kTile;
+    const int64_t tiles = (int64_t)level.batch * down * across;
+#pragma omp parallel for num_threads(tiles * kTile * kTile < kFew ? 1 : threads_) schedule(dynamic, 16)
+    for (int64_t t = 0; t < tiles; ++t) {
+      const int item = (int)(t / (down * across)), ty = (int)(t / across % down), tx = (int)(t % across);
+      if (tile_colour(ty, tx) != colour) continue;
+      const int y = ty * kTile - shift, x = tx * kTile - shift;
+      kernels().sweep(level, item, std::max(y, 0), std::max(x, 0), std::min(y + kTile, level.target_height), std::min(x + kTile, level.target_width), forward, key);
+    }
+  }
+
+  void vote(int batch, int height, int width, const Vote &op) {
+    if (op.weight) return each(batch, height, width, op);
+    const size_t row_sums = (size_t)(width + op.patch) * op.stride;
+    Buffer<uint32_t> sums = buffer<uint32_t>(row_sums * threads_);
+#pragma omp parallel for num_threads(threads_) schedule(dynamic)
+    for (int64_t r = 0; r < (int64_t)batch * height; ++r)
+      kernels().vote_row(op, (int)(r / height), (int)(r % height), sums.data() + row_sums * thread());
+  }
+
+  void progress(float fraction) {
+    if (progress_ && progress_(user_, fraction)) throw Failure{EBSYNTH_CANCELLED, "cancelled by the progress callback"};
+  }
+
+ private:
+  static int thread() {
+#ifdef _OPENMP
+    return omp_get_thread_num();
+#else
+    return 0;
+#endif
+  }
+
+  Pool &pool_;
+  int threads_;
+  ebsynth_progress progress_;
+  void *user_;
+};
+
+class CpuEngine : public Engine {
+ public:
+  explicit CpuEngine(const ebsynth_settings &settings)
+      : backend_(pool_, settings.threads ? settings.threads : cpu_thread_count(), settings.progress, settings.user) {}
+
+  void solve(const Problem &problem, ebsynth_memory, void *) override { Solver<CpuBackend>(backend_, problem).solve(); }
+  void remap(const ebsynth_remapping &call) override { remap_fields(backend_, call); }
+  void patch_error(const Problem &problem, int patch, ebsynth_memory, void *) override { patch_errors_of(backend_, problem, patch); }
+
+ private:
+  Pool pool_;
+  CpuBackend backend_;
+};
+
+}  // namespace
+
+std::unique_ptr<Engine> make_cpu_engine(const ebsynth_settings &settings) { return std::make_unique<CpuEngine>(settings); }
+
+int cpu_thread_count() {
+#ifdef _OPENMP
+  return omp_get_num_procs();
+#else
+  return 1;
+#endif
+}
+
+const char *cpu_kernels_name() { return kernels().name; }
+
+}  // namespace ebsynth
