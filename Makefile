@@ -48,11 +48,11 @@ native:
 	$(CMAKE) --build build/native --parallel
 	$(CMAKE) --install build/native --prefix native
 
-# Without CUDA, whose driver wants addresses that the sanitizer takes. libstdc++ must be there before its throw is wrapped.
+# Without CUDA, whose driver wants addresses that the sanitizer takes.
 sanitize: setup
 	$(CMAKE) --fresh -S native -B build/sanitize -DCMAKE_CXX_COMPILER=$(CXX) -DEBSYNTH_CUDA=OFF -DEBSYNTH_SANITIZE=address,undefined
 	$(CMAKE) --build build/sanitize --parallel
-	LD_PRELOAD="$(foreach name,libasan.so libubsan.so libstdc++.so,$(shell $(CXX) -print-file-name=$(name)))" \
+	LD_PRELOAD="$(foreach name,libasan.so libubsan.so,$(shell $(CXX) -print-file-name=$(name)))" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 EBSYNTH_LIBRARY=$(abspath build/sanitize/libebsynth.so) \
 	$(BIN)/python -m pytest tests/native
 

@@ -50,7 +50,6 @@ class Pool {
 constexpr int kBand = 32;    // rows a task
 constexpr int kStrip = 64;   // columns a task
 constexpr int64_t kFew = 8192;  // pixels that one thread does faster than several agree on who does what
-constexpr int64_t kMaxCounted = INT64_C(4) << 20;  // pixels whose usage surely fits 32 bits, at any patch size
 
 class CpuBackend {
  public:
@@ -125,8 +124,9 @@ class CpuBackend {
 
   // As BoxSum, along rows and then along columns, each `times` times (the second repeating the border): sums along rows and
   // sums along columns commute, so that two passes over the memory do.
-  void box(uint32_t *out, const uint32_t *in, uint32_t *scratch, int batch, int height, int width, int patch, int times) {
-    if ((int64_t)height * width > kMaxCounted) return plain_box(*this, out, in, scratch, batch, height, width, patch, times);
+  // `most`: what a sum can come to; 32 bits saturate otherwise.
+  void box(uint32_t *out, const uint32_t *in, uint32_t *scratch, int batch, int height, int width, int patch, int times, int64_t most) {
+    if (most > UINT32_MAX) return plain_box(*this, out, in, scratch, batch, height, width, patch, times);
     const int strips = (width + kStrip - 1) / kStrip;
     const size_t pixels = (size_t)height * width;
     Buffer<uint32_t> row_sums = buffer<uint32_t>((size_t)width * threads_), sums = buffer<uint32_t>(pixels * batch);

@@ -44,8 +44,9 @@ struct Search {
   using Part = Words<kWords>;
 
   const Level &level;
-  const unsigned area, inverse;  // inverse of the patch size, times 2^32, rounded up
-  const unsigned source_pitch, target_pitch, source_gap, target_gap;  // bytes a row, and those of it beside a patch
+  const unsigned area, inverse;                // inverse: 2^32 / patch, rounded up, to divide by the patch size
+  const unsigned source_pitch, target_pitch;   // bytes a row ...
+  const unsigned source_gap, target_gap;       // ... and those of it that a patch leaves out
   const int item, team, pixel;
   const uint8_t *source, *target;
 
@@ -80,13 +81,13 @@ struct Search {
     }
   }
 
-  // This lane's share of the error from a patch's pixel p on. So few squares fit 32 bits, modulated or not.
+  // This lane's share of the error of some pixels of a patch, from pixel p on. So few squares fit 32 bits, modulated or not.
   __device__ int64_t share(const uint8_t *t, const uint8_t *m, const uint8_t *s, unsigned p) const {
     Part target[kAtOnce] = {}, modulation[kAtOnce] = {}, source[kAtOnce] = {};
 #pragma unroll
     for (int k = 0; k < kAtOnce; ++k, p += kPixels) {
       if (p >= area) continue;
-      const unsigned y = __umulhi(p, inverse);  // the pixel's row, where the patch ends sooner than the image
+      const unsigned y = __umulhi(p, inverse);  // the pixel's row in the patch
       target[k] = *(const Part *)(t + k * kPixels * Stride + (uint64_t)y * target_gap);
       if (Modulated) modulation[k] = *(const Part *)(m + k * kPixels * Stride + (uint64_t)y * target_gap);
       source[k] = *(const Part *)(s + k * kPixels * Stride + (uint64_t)y * source_gap);
@@ -104,12 +105,13 @@ struct Search {
 
   // The patch error where below `limit`, else anything not below it. Each team has patches and a limit of its own.
   __device__ int64_t error(const uint8_t *t, const uint8_t *s, int64_t limit) const {
-    asm("" : "+l"(t), "+l"(s));  // or each address in a patch is added up from parts as far apart as the kernel's arguments
+    asm("" : "+l"(t), "+l"(s));  // else the compiler adds up every address from its parts, back to the kernel's arguments
     int64_t mine = 0, total = 0;
 #pragma unroll 1
     for (unsigned first = 0; first < area && __any_sync(kAll, total < limit); first += kAtOnce * kPixels) {
       const unsigned at = first * Stride;
-      if (total < limit) mine += share(t + at, Modulated ? level.modulation + (t - level.target) + at : nullptr, s + at, first + pixel);
+      const uint8_t *m = Modulated ? level.modulation + (t - level.target) + at : nullptr;
+      if (total < limit) mine += share(t + at, m, s + at, first + pixel);
       total = mine;
       for (int lanes = 1; lanes < kTeam; lanes *= 2) total += __shfl_xor_sync(kAll, total, lanes);
     }
@@ -140,7 +142,7 @@ template <int Stride, bool Modulated>
 __global__ void __launch_bounds__(kBlock) errors_kernel(const __grid_constant__ Level level) {
   // Teams beyond the end repeat the last pixel: all lanes of a warp are needed.
   const int x = min((int)((blockIdx.x * kBlock + threadIdx.x) / kTeam), level.target_width - 1), y = blockIdx.y;
-  for (int item = blockIdx.z; item < level.batch; item += gridDim.z) {
+  for (unsigned item = blockIdx.z; item < (unsigned)level.batch; item += gridDim.z) {
     const Search<Stride, Modulated> search(level, item);
     const size_t i = place(item, y, x, level.target_height, level.target_width);
     const int64_t error = search.error(search.at_target(y, x), search.at_source(level.field[i]), kNever);
@@ -209,7 +211,8 @@ __global__ void __launch_bounds__(kTile * kWarp, 4)
         }
       } else {
         // Each lane draws one of the random candidates.
-        uint32_t bits = mix(key, (uint32_t)place(item, y, first_x + c * step, level.target_height, level.target_width)), drawn = 0;
+        uint32_t bits = mix(key, (uint32_t)place(item, y, first_x + c * step, level.target_height, level.target_width));
+        uint32_t drawn = 0;
         int radius = 0;
         for (int length = level.radius; length >= 1; length /= level.shrink, ++count) {
           bits = mix(bits);
@@ -239,7 +242,7 @@ template <class Op>
 __global__ void __launch_bounds__(kBlock) each_kernel(const __grid_constant__ Op op, int batch, int height, int width) {
   const int x = blockIdx.x * blockDim.x + threadIdx.x, y = blockIdx.y * blockDim.y + threadIdx.y;
   if (x >= width || y >= height) return;
-  for (int item = blockIdx.z; item < batch; item += gridDim.z) op(item, y, x);
+  for (unsigned item = blockIdx.z; item < (unsigned)batch; item += gridDim.z) op(item, y, x);
 }
 
 struct Count {
@@ -260,7 +263,8 @@ struct WideVote {
 
   __device__ void operator()(int item, int y, int x) const {
     const int radius = v.patch / 2, pitch = v.source_width + 2 * v.border;
-    const Words<Count> *from = (const Words<Count> *)v.source + place(item, v.border, v.border, v.source_height + 2 * v.border, pitch);
+    const Words<Count> *from =
+        (const Words<Count> *)v.source + place(item, v.border, v.border, v.source_height + 2 * v.border, pitch);
     uint64_t sum[kQuad * Count] = {}, count = 0;
     for (int ty = max(y - radius, 0); ty <= min(y + radius, v.height - 1); ++ty)
       for (int tx = max(x - radius, 0); tx <= min(x + radius, v.width - 1); ++tx) {
@@ -297,9 +301,7 @@ class Current {
     check(cudaGetDevice(&before_));
     if (before_ != device_) check(cudaSetDevice(device_));
   }
-  ~Current() {
-    if (before_ != device_) ignore(cudaSetDevice(before_));
-  }
+  ~Current() { if (before_ != device_) ignore(cudaSetDevice(before_)); }
   Current(const Current &) = delete;
 
  private:
@@ -335,12 +337,14 @@ class Pool {
       return data;
     }
     void *data = nullptr;
-    if (allocate(&data, bytes) == cudaErrorMemoryAllocation) {
-      cudaGetLastError();
+    cudaError_t status = allocate(&data, bytes);
+    if (status == cudaErrorMemoryAllocation) {
+      ignore(status);
       check(cudaStreamSynchronize(stream));
       trim();
-      check(allocate(&data, bytes));
+      status = allocate(&data, bytes);
     }
+    check(status);
     return data;
   }
   void give(void *data, size_t bytes) {
@@ -352,9 +356,7 @@ class Pool {
 
  private:
   cudaError_t allocate(void **data, size_t bytes) {
-    const cudaError_t status = pool_ ? cudaMallocFromPoolAsync(data, bytes, pool_, stream) : cudaMalloc(data, bytes);
-    if (status != cudaErrorMemoryAllocation) check(status);
-    return status;
+    return pool_ ? cudaMallocFromPoolAsync(data, bytes, pool_, stream) : cudaMalloc(data, bytes);
   }
   void trim() {
     if (pool_) ignore(cudaMemPoolTrimTo(pool_, 0));
@@ -374,17 +376,12 @@ void launch(cudaStream_t stream, dim3 grid, dim3 block, void (*kernel)(Parameter
 }
 
 // use(stride, modulated), both of them constants.
-template <class Use>
+template <int Stride = kMaxStride, class Use>
 void by_layout(const Level &level, Use use) {
-  const auto with = [&](auto stride) { level.modulation ? use(stride, std::true_type()) : use(stride, std::false_type()); };
-  switch (level.stride) {
-    case 4: return with(std::integral_constant<int, 4>());
-    case 8: return with(std::integral_constant<int, 8>());
-    case 16: return with(std::integral_constant<int, 16>());
-    case 32: return with(std::integral_constant<int, 32>());
-    case 64: return with(std::integral_constant<int, 64>());
-    default: return with(std::integral_constant<int, 128>());
-  }
+  if constexpr (Stride > kQuad)
+    if (level.stride < Stride) return by_layout<Stride / 2>(level, use);
+  if (level.modulation) use(std::integral_constant<int, Stride>(), std::true_type());
+  else use(std::integral_constant<int, Stride>(), std::false_type());
 }
 
 class CudaBackend {
@@ -417,7 +414,8 @@ class CudaBackend {
   void each(int batch, int height, int width, const Op &op) {
     if (batch <= 0 || height <= 0 || width <= 0) return;
     const dim3 block(kWarp, kBlock / kWarp);
-    launch(pool_.stream, grid((width + block.x - 1) / block.x, (height + block.y - 1) / block.y, batch), block, each_kernel<Op>, op, batch, height, width);
+    const dim3 blocks = grid((width + block.x - 1) / block.x, (height + block.y - 1) / block.y, batch);
+    launch(pool_.stream, blocks, block, each_kernel<Op>, op, batch, height, width);
   }
 
   void copy(void *to, const void *from, size_t bytes) {
@@ -435,13 +433,14 @@ class CudaBackend {
   static constexpr bool kUsesSums = false;
   void sums(float *, const uint8_t *, int, int, int, int, int, int) {}
 
-  void box(uint32_t *out, const uint32_t *in, uint32_t *scratch, int batch, int height, int width, int patch, int times) {
+  void box(uint32_t *out, const uint32_t *in, uint32_t *scratch, int batch, int height, int width, int patch, int times, int64_t) {
     plain_box(*this, out, in, scratch, batch, height, width, patch, times);
   }
 
   void count(const Level &l, uint32_t *used) {
     check(cudaMemsetAsync(used, 0, (size_t)l.batch * l.source_height * l.source_width * sizeof(uint32_t), pool_.stream));
-    each(l.batch, l.target_height, l.target_width, Count{used, l.field, l.target_height, l.target_width, l.source_height, l.source_width});
+    const Count op{used, l.field, l.target_height, l.target_width, l.source_height, l.source_width};
+    each(l.batch, l.target_height, l.target_width, op);
   }
 
   void sweep(const Level &level, bool forward, int shift, int colour, uint32_t key) {
@@ -492,7 +491,8 @@ class Transfer {
     results_.push_back({host, data, count * sizeof(T)});
   }
   void inputs(Problem &p) {
-    const size_t source = (size_t)p.batch * p.source_height * p.source_width, target = (size_t)p.batch * p.target_height * p.target_width;
+    const size_t source = (size_t)p.batch * p.source_height * p.source_width;
+    const size_t target = (size_t)p.batch * p.target_height * p.target_width;
     in(p.source_style, source * p.style_channels), in(p.target_style, target * p.style_channels);
     in(p.source_guides, source * p.guide_channels), in(p.target_guides, target * p.guide_channels);
     in(p.modulation, target * p.guide_channels);
@@ -539,7 +539,8 @@ class CudaEngine : public Engine {
   void remap(const ebsynth_remapping &call) override {
     run(call.memory, call.stream, [&](Transfer &transfer) {
       ebsynth_remapping c = call;
-      const size_t source = (size_t)c.batch * c.source_height * c.source_width, target = (size_t)c.batch * c.target_height * c.target_width;
+      const size_t source = (size_t)c.batch * c.source_height * c.source_width;
+      const size_t target = (size_t)c.batch * c.target_height * c.target_width;
       transfer.in(c.source, source * c.channels);
       transfer.in(c.nnf, target * 2);
       transfer.out(c.image, target * c.channels);
@@ -596,7 +597,8 @@ void require(int device) {
   if (status == cudaErrorInsufficientDriver)
     fail("the NVIDIA driver is too old: it is for CUDA " + version(driver) + ", this library for CUDA " + version(CUDART_VERSION));
   if (status != cudaSuccess) fail(std::string("no CUDA device can be used: ") + cudaGetErrorString(status));
-  if (device < 0 || device >= devices) fail("there is no CUDA device " + std::to_string(device) + ", the last is " + std::to_string(devices - 1));
+  if (device < 0 || device >= devices)
+    fail("there is no CUDA device " + std::to_string(device) + ", the last is " + std::to_string(devices - 1));
   try {
     const Current current(device);
     cudaFuncAttributes attributes;

@@ -267,7 +267,7 @@ void box_row(uint32_t *out, const uint32_t *in, int width, int patch, bool repea
   const int radius = patch / 2;
   const uint32_t first = repeat ? in[0] : 0, last = repeat ? in[width - 1] : 0;
   uint32_t sum = (uint32_t)radius * first;
-  for (int k = 0; k < radius; ++k) sum += in[k];
+  for (int k = 0; k < radius; ++k) sum += k < width ? in[k] : last;
   for (int x = 0; x < width; ++x) {
     sum += x + radius < width ? in[x + radius] : last;
     out[x] = sum;

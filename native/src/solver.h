@@ -5,7 +5,7 @@
 //   errors(level)                     the field's patch errors
 //   sweep(level, forward, shift, colour, key)   PatchMatch over the tiles of one colour
 //   count(level, used)                how often the field names each source pixel
-//   box(out, in, scratch, ..., times) as plain_box, but faster
+//   box(out, in, scratch, ..., times, most)   as plain_box, but faster; no sum is more than `most`
 //   sums(...), if kUsesSums           sums of features over patches, for early rejection
 //   vote(batch, height, width, op)    as each() would, but faster
 //   copy(to, from, bytes), progress(fraction)   which throws to cancel
@@ -161,12 +161,13 @@ class Solver {
       level.used = used.data(), level.usage = usage.data();
       level.usage_cost = usage_cost(level);
     }
+    const int64_t most = (int64_t)level.target_height * level.target_width * patch * patch;  // if all used the same patch
     for (int k = 0; k < p_.sweeps; ++k, ++sweep_) {
       const bool forward = sweep_ % 2 == 0;
       const int shift = sweep_ / 2 % 2 ? kTile / 2 : 0;
       for (int colour = 0; colour < kColours; ++colour) {
         // Over the patch around each source pixel, the sum of how many patches of the field cover a pixel.
-        if (uniform) backend_.box(usage.data(), used.data(), scratch.data(), p_.batch, level.source_height, level.source_width, patch, 2);
+        if (uniform) backend_.box(usage.data(), used.data(), scratch.data(), p_.batch, level.source_height, level.source_width, patch, 2, most);
         backend_.sweep(level, forward, shift, colour, mix(key(level_), (uint32_t)sweep_));
       }
     }
@@ -220,7 +221,7 @@ class Solver {
       Buffer<uint32_t> moved = backend_.template buffer<uint32_t>(pixels), sum = backend_.template buffer<uint32_t>(pixels);
       Buffer<uint32_t> scratch = backend_.template buffer<uint32_t>(pixels);
       backend_.each(p_.batch, h, w, Moved{moved.data(), style_.data(), style.data(), h, w, p_.style_channels, p_.threshold});
-      backend_.box(sum.data(), moved.data(), scratch.data(), p_.batch, h, w, patch, 1);
+      backend_.box(sum.data(), moved.data(), scratch.data(), p_.batch, h, w, patch, 1, patch * patch);
       active_ = backend_.template buffer<uint8_t>(pixels);
       backend_.each(p_.batch, h, w, IsNotZero{active_.data(), sum.data(), h, w});
       all_active_ = false;

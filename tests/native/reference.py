@@ -91,11 +91,8 @@ def synthesize(
     image = np.zeros((batch, height, width, source_style.shape[3]), np.uint8)
     nnf, error = np.zeros((batch, height, width, 2), np.int32), np.zeros((batch, height, width), np.float32)
     for item in range(batch):
-        guides = (
-            source_guides[item],
-            target_guides[item],
-            None if modulation is None or not len(guide_weights) else modulation[item],
-        )
+        modulated = None if modulation is None or not modulation.shape[3] else modulation[item]
+        guides = source_guides[item], target_guides[item], modulated
         image[item], nnf[item], error[item] = solve(problem, item, source_style[item], None, *guides, None)
     return image, nnf, error
 

@@ -183,6 +183,17 @@ def test_back_ends_agree_on_syntheses(backend, name):
 
 @needs_library
 @pytest.mark.parametrize("backend", ["numba", *BACKENDS[2:]])
+@pytest.mark.parametrize("source", [(1, 1), (20, 2), (3, 30)])
+def test_back_ends_agree_on_sources_narrower_than_a_patch(backend, source):
+    style, from_, to = images(1, *source, 3), images(1, *source, 1, seed=1), images(1, 20, 22, 1, seed=2)
+    ours = binding.synthesize(style, from_, to, patch_size=9, backend="cpu")
+    theirs = binding.synthesize(style, from_, to, patch_size=9, backend=backend)
+    for one, other in zip(vars(ours).values(), vars(theirs).values(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@needs_library
+@pytest.mark.parametrize("backend", ["numba", *BACKENDS[2:]])
 @pytest.mark.parametrize("styles", ["none", "given", "painted"])
 @pytest.mark.parametrize("start", binding.STARTS)
 def test_back_ends_agree_on_fields(backend, styles, start):
