@@ -49,7 +49,7 @@ class Pool {
 
 constexpr int kBand = 32;    // rows a task
 constexpr int kStrip = 64;   // columns a task
-constexpr int64_t kFew = 8192;  // pixels that one thread does faster than several agree on who does what
+[[maybe_unused]] constexpr int64_t kFew = 8192;  // pixels that one thread does faster than several agree on who does what
 
 class CpuBackend {
  public:
