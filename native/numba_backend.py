@@ -11,16 +11,18 @@ B is the batch, H x W the size of sources or targets, C channels: S of the style
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit, prange
+from numba import get_num_threads, njit, prange, set_num_threads
 
 TILE, COLOURS = 8, 4  # as in core.h
 MASK = 0xFFFFFFFF  # of numbers that the C library keeps in 32 bits
 TWO_40 = 1099511627776
+FEW = 8192  # pixels that one thread does faster than several agree on who does what
 
 Size = Sequence[int]  # height, width
 Progress = Callable[[float], object] | None
@@ -124,6 +126,18 @@ def even_weights(images: Images, style_weight: float, guide_weight: float) -> li
     return [style / styles for _ in range(styles)] + [guide / guides for _ in range(guides)]
 
 
+@contextmanager
+def threads_for(images: Images) -> Iterator[None]:
+    """All threads, or one alone where there is little to do."""
+    threads = get_num_threads()
+    pixels = max(int(np.prod(image.shape[:3])) for image in (images.source_guides, images.target_guides))
+    set_num_threads(threads if pixels >= FEW else 1)
+    try:
+        yield
+    finally:
+        set_num_threads(threads)
+
+
 class Solver:
     """The method itself, from coarse to fine: search and vote in turn."""
 
@@ -162,11 +176,12 @@ class Solver:
                 half = {name: halve(image) for name, image in fine._asdict().items() if image is not None}
                 pyramid.append(fine._replace(**half))
             for level in reversed(range(self.levels)):
-                self.enter_level(level, pyramid[level])
-                for patch in rounds:
-                    self.progress(done / (self.levels * len(rounds) + p.extra_pass))
-                    self.round(patch, p.uniformity)
-                    done += 1
+                with threads_for(pyramid[level]):
+                    self.enter_level(level, pyramid[level])
+                    for patch in rounds:
+                        self.progress(done / (self.levels * len(rounds) + p.extra_pass))
+                        self.round(patch, p.uniformity)
+                        done += 1
             if p.extra_pass:
                 self.active = np.ones((batch, height, width), np.bool_)
                 self.round(3, 0.0)
