@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from native import abi
+
 Progress = Callable[[float], None]
 """Called now and then with the share that is done, 0..1. What it raises ends the call and is raised by it."""
 
@@ -111,7 +113,7 @@ def synthesize(
     image = memory.empty((batch, height, width, style_channels), "uint8")
     nnf = memory.empty((batch, height, width, 2), "int32")
     error = memory.empty((batch, height, width), "float32")
-    call = _Synthesis(
+    call = abi.Synthesis(
         memory=memory.kind,
         stream=memory.stream(),
         batch=batch,
@@ -198,7 +200,7 @@ def match(
                 *images, patch_sizes=sizes.tolist(), start=start, nnf=nnf, progress=progress, **options
             )
         )
-    call = _Matching(
+    call = abi.Matching(
         memory=memory.kind,
         stream=memory.stream(),
         source_style=memory.pointer(source_style),
@@ -233,7 +235,7 @@ def remap(
 
         return numba_backend.remap(source, nnf, patch_size=patch_size)
     image = memory.empty((batch, height, width, channels), "uint8")
-    call = _Remapping(
+    call = abi.Remapping(
         memory=memory.kind,
         stream=memory.stream(),
         batch=batch,
@@ -280,7 +282,7 @@ def patch_error(
 
         return numba_backend.patch_error(*images, nnf, **options)
     error = memory.empty((batch, height, width), "float32")
-    call = _Errors(
+    call = abi.Errors(
         memory=memory.kind,
         stream=memory.stream(),
         source_style=memory.pointer(source_style),
@@ -298,9 +300,9 @@ def patch_error(
 
 def info() -> dict[str, Any]:
     """What the library was built with and finds here; raises EbsynthError where there is none."""
-    found = _Info(struct_size=ctypes.sizeof(_Info))
+    found = abi.Info(struct_size=ctypes.sizeof(abi.Info))
     _library().ebsynth_get_info(ctypes.byref(found))
-    values = {name: getattr(found, name) for name, _ in _Info._fields_ if name != "struct_size"}
+    values = {name: getattr(found, name) for name, _ in abi.Info._fields_ if name != "struct_size"}
     return {name: value.decode() if isinstance(value, bytes) else value for name, value in values.items()}
 
 
@@ -456,7 +458,7 @@ def _load(path: Path) -> ctypes.CDLL:
     try:
         library = ctypes.CDLL(str(path))
         library.ebsynth_get_info.argtypes = [ctypes.c_void_p]
-        found = _Info(struct_size=ctypes.sizeof(_Info))
+        found = abi.Info(struct_size=ctypes.sizeof(abi.Info))
         status = library.ebsynth_get_info(ctypes.byref(found))
     except (OSError, AttributeError) as error:
         raise EbsynthError(f"{path} cannot be loaded ({error}); {_HOW_TO_BUILD}") from error
@@ -490,8 +492,8 @@ def _run(name: str, call: ctypes.Structure, backend: str, device: int, threads: 
             return 1
         return 0
 
-    callback = _PROGRESS(report)
-    settings = _Settings(backend=BACKENDS.index(backend), device=device, threads=threads, progress=callback)
+    callback = abi.PROGRESS(report)
+    settings = abi.Settings(backend=BACKENDS.index(backend), device=device, threads=threads, progress=callback)
     settings.struct_size, call.struct_size = ctypes.sizeof(settings), ctypes.sizeof(call)
     context = ctypes.c_void_p()
     status = library.ebsynth_create(ctypes.byref(settings), ctypes.byref(context))
@@ -507,101 +509,3 @@ def _run(name: str, call: ctypes.Structure, backend: str, device: int, threads: 
             raise EbsynthError(f"{_STATUS.get(status, status)}: {library.ebsynth_last_error(context).decode()}")
     finally:
         library.ebsynth_destroy(context)
-
-
-# -- the header's structs ----------------------------------------------------------------------------------------------
-
-_PROGRESS = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_float)
-
-_INT, _FLOAT, _POINTER = ctypes.c_int32, ctypes.c_float, ctypes.c_void_p
-_SIZES = ("batch", "source_height", "source_width", "target_height", "target_width")
-
-
-def _fields(**members: Any) -> list[tuple[str, Any]]:
-    head = [("struct_size", ctypes.c_uint32), ("memory", _INT), ("stream", _POINTER)]
-    return [*head, *((size, _INT) for size in _SIZES), *members.items()]
-
-
-class _Settings(ctypes.Structure):
-    _fields_ = (
-        ("struct_size", ctypes.c_uint32),
-        ("backend", _INT),
-        ("device", _INT),
-        ("threads", _INT),
-        ("progress", _PROGRESS),
-        ("user", _POINTER),
-    )
-
-
-class _Info(ctypes.Structure):
-    _fields_ = (
-        ("struct_size", ctypes.c_uint32),
-        ("version", ctypes.c_uint32),
-        ("cuda_built", _INT),
-        ("cuda_devices", _INT),
-        ("cpu_threads", _INT),
-        ("cpu_kernels", ctypes.c_char * 32),
-        ("compiler", ctypes.c_char * 96),
-        ("cuda_toolkit", ctypes.c_char * 32),
-        ("cuda_architectures", ctypes.c_char * 128),
-    )
-
-
-class _Synthesis(ctypes.Structure):
-    _fields_ = _fields(
-        style_channels=_INT,
-        guide_channels=_INT,
-        source_style=_POINTER,
-        source_guides=_POINTER,
-        target_guides=_POINTER,
-        target_modulation=_POINTER,
-        style_weights=_POINTER,
-        guide_weights=_POINTER,
-        uniformity=_FLOAT,
-        patch_size=_INT,
-        pyramid_levels=_INT,
-        search_vote_iterations=_INT,
-        patch_match_iterations=_INT,
-        stop_threshold=_INT,
-        vote=_INT,
-        extra_pass_3x3=_INT,
-        seed=ctypes.c_uint64,
-        image=_POINTER,
-        nnf=_POINTER,
-        error=_POINTER,
-    )
-
-
-_PAIR = {
-    "style_channels": _INT,
-    "guide_channels": _INT,
-    "source_style": _POINTER,
-    "target_style": _POINTER,
-    "source_guide": _POINTER,
-    "target_guide": _POINTER,
-    "style_weight": _FLOAT,
-    "guide_weight": _FLOAT,
-}
-
-
-class _Matching(ctypes.Structure):
-    _fields_ = _fields(
-        **_PAIR,
-        patch_sizes=_POINTER,
-        rounds=_INT,
-        pyramid_levels=_INT,
-        patch_match_iterations=_INT,
-        search_radius=_INT,
-        start=_INT,
-        seed=ctypes.c_uint64,
-        nnf=_POINTER,
-        error=_POINTER,
-    )
-
-
-class _Remapping(ctypes.Structure):
-    _fields_ = _fields(channels=_INT, patch_size=_INT, source=_POINTER, nnf=_POINTER, image=_POINTER)
-
-
-class _Errors(ctypes.Structure):
-    _fields_ = _fields(**_PAIR, patch_size=_INT, nnf=_POINTER, error=_POINTER)

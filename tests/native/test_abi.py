@@ -8,7 +8,7 @@ import random
 import numpy as np
 import pytest
 
-from native import binding
+from native import abi, binding
 
 pytestmark = pytest.mark.skipif(not binding.library_path().exists(), reason="no library was built")
 
@@ -75,14 +75,14 @@ def fill(call: ctypes.Structure, buffers: Buffers, draw: random.Random) -> None:
 
 def test_random_calls_always_end_with_a_status():
     library, draw, buffers = binding._library(), random.Random(0), Buffers()
-    settings = binding._Settings(struct_size=ctypes.sizeof(binding._Settings), backend=1, threads=1)
+    settings = abi.Settings(struct_size=ctypes.sizeof(abi.Settings), backend=1, threads=1)
     context = ctypes.c_void_p()
     assert library.ebsynth_create(ctypes.byref(settings), ctypes.byref(context)) == 0
     kinds = {
-        "synthesize": binding._Synthesis,
-        "match": binding._Matching,
-        "remap": binding._Remapping,
-        "patch_error": binding._Errors,
+        "synthesize": abi.Synthesis,
+        "match": abi.Matching,
+        "remap": abi.Remapping,
+        "patch_error": abi.Errors,
     }
     seen = dict.fromkeys(STATUSES, 0)
     for _ in range(CALLS):
@@ -111,7 +111,7 @@ def test_null_is_an_answer_too():
     ("member", "value"), [("backend", 3), ("backend", -1), ("device", -1), ("threads", -1), ("threads", 1025)]
 )
 def test_wrong_settings_make_no_context(member, value):
-    settings = binding._Settings(struct_size=ctypes.sizeof(binding._Settings))
+    settings = abi.Settings(struct_size=ctypes.sizeof(abi.Settings))
     setattr(settings, member, value)
     context = ctypes.c_void_p(1)
     assert binding._library().ebsynth_create(ctypes.byref(settings), ctypes.byref(context)) == 1
