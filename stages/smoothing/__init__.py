@@ -75,4 +75,15 @@ def _temporal_mean(config: dict[str, Any], window: int | None) -> Smoother:
     return TemporalMeanSmoother(**config) if window is None else TemporalMeanSmoother(window)
 
 
-SMOOTHERS: dict[str, Callable[[dict[str, Any], int | None], Smoother]] = {"TemporalMeanSmoother": _temporal_mean}
+def _ebsynth(config: dict[str, Any], window: int | None) -> Smoother:
+    from stages.smoothing.ebsynth import EbsynthSmoother  # loads the library's binding
+
+    if window is not None:
+        config["smooth_index"] = range(-window, window + 1)
+    return EbsynthSmoother(**config)
+
+
+SMOOTHERS: dict[str, Callable[[dict[str, Any], int | None], Smoother]] = {
+    "TemporalMeanSmoother": _temporal_mean,
+    "EbsynthSmoother": _ebsynth,
+}

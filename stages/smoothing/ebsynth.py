@@ -1,0 +1,40 @@
+"""Smoothing by guided synthesis: neighbours painted anew where the guide says that their parts have gone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from native import binding
+from stages.smoothing import Frames
+
+CHANNELS = 3
+
+
+class EbsynthSmoother:
+    """Frame i is the mean of itself and of every frame i+d, d of `smooth_index`, carried onto frame i: painted by
+    guided synthesis (Jamriška et al. 2019) in that frame's style, from that frame's guide to frame i's. Neighbours
+    before the first or after the last frame are left out. Rounded to the nearest (ties to even).
+    """
+
+    def __init__(self, smooth_index: Sequence[int], patch_size: int = 21, guide_weight: float = 100.0):
+        self.offsets, self.patch_size, self.guide_weight = [d for d in smooth_index if d], patch_size, guide_weight
+
+    def smooth(self, guides: Frames, styles: Frames, start: int, stop: int) -> np.ndarray:
+        return np.stack([self._mean(guides, styles, index) for index in range(start, stop)])
+
+    def _mean(self, guides: Frames, styles: Frames, index: int) -> np.ndarray:
+        neighbours = [index + d for d in self.offsets if 0 <= index + d < len(styles)]
+        total = styles[index].astype(np.int64)
+        for neighbour in neighbours:  # one at a time: the library's memory is then that of one pair
+            total = total + self._carried(guides, styles, neighbour, index)
+        return np.rint(total / (1 + len(neighbours))).astype(np.uint8)
+
+    def _carried(self, guides: Frames, styles: Frames, source: int, target: int) -> np.ndarray:
+        painted = binding.synthesize(
+            *(np.ascontiguousarray(frame)[None] for frame in (styles[source], guides[source], guides[target])),
+            guide_weights=[self.guide_weight / CHANNELS] * CHANNELS,
+            patch_size=self.patch_size,
+        )
+        return painted.image[0].astype(np.int64)

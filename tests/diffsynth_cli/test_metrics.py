@@ -1,0 +1,49 @@
+"""`diffsynth metrics`, as a user meets it."""
+
+from __future__ import annotations
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+
+from tests.conftest import scene, write_images
+
+
+@pytest.fixture
+def videos(tmp_path):
+    rng = np.random.default_rng(0)
+    frames = [scene(i, 64, 96) for i in range(8)]
+    flickering = [np.clip(frame.astype(int) + rng.integers(-20, 20), 0, 255).astype(np.uint8) for frame in frames]
+    return write_images(tmp_path / "guide", frames), write_images(tmp_path / "style", flickering)
+
+
+def test_table_and_json_and_plot(tmp_path, videos, cli):
+    guide, style = videos
+    code, said = cli(
+        "metrics", guide, style, guide, "--style", style, "--reference", guide, "--json", "--plot", tmp_path / "p.png"
+    )
+    assert code == 0
+    found = json.loads(said)
+    assert found["frames"] == 8 and list(found["videos"]) == [str(style), str(guide)]
+    bad, good = found["videos"].values()
+    assert bad["warp1"] > 3 * good["warp1"] and bad["flicker"] > good["flicker"] and bad["sharp"] == pytest.approx(1)
+    assert good["psnr"] == 100 and bad["psnr"] < 40
+    assert cv2.imread(str(tmp_path / "p.png")) is not None
+    code, said = cli("metrics", guide, style)
+    assert code == 0 and "warp1" in said and "psnr" not in said
+
+
+def test_other_sizes_are_fitted_other_shapes_refused(tmp_path, videos, cli):
+    guide, style = videos
+    large = write_images(tmp_path / "large", [cv2.resize(scene(i, 64, 96), (192, 128)) for i in range(6)])
+    code, said = cli("metrics", large, style)
+    assert code == 0 and "compared the first 6 frames" in said
+    tall = write_images(tmp_path / "tall", [scene(i, 96, 64) for i in range(6)])
+    code, said = cli("metrics", tall, style)
+    assert code == 2 and "another shape" in said
+    code, said = cli("metrics", guide, style, "--plot", tmp_path / "p.jpg")
+    assert code == 2 and "must end in .png" in said
+    code, said = cli("metrics", guide, tmp_path / "absent")
+    assert code != 0 and "absent" in said
