@@ -243,6 +243,23 @@ def _weights_in_order(
 
 
 @app.command()
+def metrics(
+    guide: Annotated[Path, typer.Argument(help="The original video, or a folder of images.")],
+    videos: Annotated[list[Path], typer.Argument(help="Stylised ones, frame by frame of the same scene.")],
+    style: Annotated[Path | None, typer.Option(help="What was smoothed: sharpness is given as a share of it.")] = None,
+    reference: Annotated[Path | None, typer.Option(help="The truth, if it is known: adds PSNR and SSIM.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Curves over time, to a .png.")] = None,
+    quiet: Quiet = False,
+    events: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Flicker, warp error and sharpness of stylised videos."""
+    from diffsynth_cli.metrics import compare
+
+    compare(guide, videos, style, reference, plot, events, make_reporter(quiet or events, False))
+
+
+@app.command()
 def schema() -> None:
     """The JSON Schema of job files, for editors."""
     from stages.base.job import json_schema

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from diffsynth_cli.console import show_warning
 from stages.base.engine import Reporter
@@ -73,7 +73,7 @@ def print_found(found: dict[str, dict[str, float]], as_json: bool, count: int) -
         return
     names = [name for name in MEANINGS if any(name in numbers for numbers in found.values())]
     out = Console()
-    table = Table("video", *names)
+    table = Table(Column("video", overflow="fold"), *names)
     for path, numbers in found.items():
         table.add_row(path, *(f"{numbers[name]:.3f}" if name in numbers else "" for name in names))
     out.print(table)

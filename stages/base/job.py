@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 STAGES = ("extract", "control", "render", "deflicker")
 Stage = Literal["extract", "control", "render", "deflicker"]
@@ -168,12 +168,19 @@ class TemporalMeanConfig(_SmootherConfig):
     """Frames to each side."""
 
 
+def _odd(value: int) -> int:
+    if value % 2 == 0:
+        raise ValueError("must be odd")
+    return value
+
+
 class EbsynthConfig(_SmootherConfig):
     """Every frame is the mean of itself and of its neighbours, carried onto it by guided synthesis."""
 
     smooth_index: list[int] = Field(default_factory=lambda: [-3, -2, -1, 1, 2, 3])
     """Which neighbours, as offsets."""
-    patch_size: int = Field(21, ge=3, le=31)
+    patch_size: Annotated[int, AfterValidator(_odd)] = Field(21, ge=3, le=31)
+    """Pixels a side, odd."""
     guide_weight: float = Field(100.0, ge=0)
 
 
@@ -198,7 +205,7 @@ SMOOTHERS: dict[str, type[_SmootherConfig]] = {
     "VideoPatchMatchSmoother": VideoPatchMatchConfig,
     "PySynthSmoother": PySynthConfig,
 }
-READY_SMOOTHERS = ("TemporalMeanSmoother",)
+READY_SMOOTHERS = ("TemporalMeanSmoother", "EbsynthSmoother")
 # DiffSynth's files name programs, folders and cards that are not needed here.
 OBSOLETE_SMOOTHER_KEYS = ("bin_path", "cache_path", "gpu_id")
 
@@ -228,7 +235,8 @@ class Job(_Strict):
 
     model_id: str = Field(min_length=1)
     """Stable Diffusion 1.x model: a hub id (`stable-diffusion-v1-5/stable-diffusion-v1-5`) or a local diffusers folder.
-    Tokenizer, text encoder, U-Net and VAE are used, and of the scheduler its betas; the safety checker is not."""
+    Tokenizer, text encoder, U-Net and VAE are used, and of the scheduler its betas and what is predicted (the noise or
+    v); the safety checker is not."""
     controlnet_model_id: list[str] = []
     """One ControlNet a control map: hub ids or local folders."""
     controlnet_processor: list[

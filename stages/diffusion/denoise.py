@@ -112,10 +112,11 @@ class Denoiser:
         )[0].float()
         group = self.settings.models.group
         asked = noise.reshape(passes, frames // group, group, *noise.shape[1:])[:, :, own]
-        if not self.guided:
-            return asked[0]
-        negative, positive = asked
-        return negative + self.settings.guidance * (positive - negative)
+        guided = asked[0] + self.settings.guidance * (asked[1] - asked[0]) if self.guided else asked[0]
+        if self.networks.prediction == "v_prediction":
+            own_latents = batch[:frames].reshape(frames // group, group, *batch.shape[1:])[:, own].float()
+            return self.sampler.noise_of_v(own_latents, guided, timestep)
+        return guided
 
     def _control_residuals(
         self, latents: torch.Tensor, text: torch.Tensor, maps: list[np.ndarray], timestep: int

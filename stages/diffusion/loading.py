@@ -30,6 +30,7 @@ MODEL_FILES = (
     "unet/config.json", f"unet/{WEIGHTS}", "vae/config.json", f"vae/{WEIGHTS}",
 )  # fmt: skip
 ALSO_DOWNLOADED = ("tokenizer/*",)
+PREDICTIONS = ("epsilon", "v_prediction")  # the noise; or v, a mixture of noise and clean latents
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,8 @@ class ModelNames:
 class Networks:
     """The networks of one Stable Diffusion model with its ControlNets, in evaluation mode on one device.
 
-    `alphas` float32 [1000], on the host: the cumulative products of 1 - beta.
+    `alphas` float32 [1000], on the host: the cumulative products of 1 - beta. `prediction`: what the U-Net gives,
+    one of PREDICTIONS.
     """
 
     tokenizer: CLIPTokenizer
@@ -56,6 +58,7 @@ class Networks:
     vae: AutoencoderKL
     controlnets: tuple[ControlNetModel, ...]
     alphas: torch.Tensor
+    prediction: str
     device: torch.device
     dtype: torch.dtype
 
@@ -74,10 +77,11 @@ def load_networks(names: ModelNames) -> Networks:
             vae=_load(AutoencoderKL, folder, "vae", dtype).to(device),
             controlnets=tuple(_load_controlnet(name, dtype).to(device) for name in names.controlnets),
             alphas=scheduler.alphas_cumprod.float(),
+            prediction=scheduler.config["prediction_type"],
             device=device,
             dtype=dtype,
         )
-    _check_fit(names, networks, scheduler.config["prediction_type"])
+    _check_fit(names, networks)
     for network in (networks.unet, *networks.controlnets):
         network.set_attn_processor(JointAttention(names.group))
     return networks
@@ -171,11 +175,12 @@ def _explained(key: str, name: str) -> Iterator[None]:
         raise DiffSynthError(f"{key}: {name} cannot be loaded: {reason[0]}", "is the download complete?") from error
 
 
-def _check_fit(names: ModelNames, networks: Networks, prediction: str) -> None:
+def _check_fit(names: ModelNames, networks: Networks) -> None:
     """Stops at models that load but that this loop's mathematics does not hold for."""
     unet, vae = networks.unet.config, networks.vae.config
     problems = {
-        f"predicts {prediction!r}, this loop needs 'epsilon'": prediction != "epsilon",
+        f"predicts {networks.prediction!r}, this loop knows {' and '.join(PREDICTIONS)}": networks.prediction
+        not in PREDICTIONS,
         "is a Stable Diffusion XL model, which is not supported": unet["addition_embed_type"] is not None,
         f"has {unet['in_channels']} input channels, not {LATENT_CHANNELS}": unet["in_channels"] != LATENT_CHANNELS,
         "has a VAE whose factor is not 8": 2 ** (len(vae["block_out_channels"]) - 1) != LATENT_FACTOR,

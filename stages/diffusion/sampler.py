@@ -42,6 +42,11 @@ class Sampler:
         alpha = self.alphas[timestep]
         return (latents - (1 - alpha).sqrt() * noise) / alpha.sqrt()
 
+    def noise_of_v(self, latents: torch.Tensor, v: torch.Tensor, timestep: int) -> torch.Tensor:
+        """The noise that a prediction of v stands for (arXiv 2202.00512, appendix D)."""
+        alpha = self.alphas[timestep]
+        return (1 - alpha).sqrt() * latents + alpha.sqrt() * v
+
     def noise(self, latents: torch.Tensor, clean: torch.Tensor, timestep: int) -> torch.Tensor:
         """The noise that leads from `latents` to `clean`: the inverse of `clean`."""
         alpha = self.alphas[timestep]

@@ -105,7 +105,8 @@ def correspondence(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 def flow(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     grey = [cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in (a, b)]
-    return cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM).calc(*grey, None)
+    estimator = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)  # type: ignore[attr-defined]
+    return estimator.calc(*grey, None)
 
 
 def carry(image: np.ndarray, motion: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -43,7 +43,7 @@ WRONG_KEYS = [
     ({"loras": [{"path": "a.safetensors"}]}, "loras: LoRA files are not in this version"),
     ({"vae": "some/vae"}, "vae: another VAE is not in this version"),
     ({"attention": "shared"}, "attention: 'shared' is not in this version"),
-    ({"model_id": "photo.safetensors"}, "model_id: single-file checkpoints"),
+    ({"model_id": "mini"}, "model_id: the embedded model"),
     ({"controlnet_processor": ["ControlnetImageProcesserDepth"]}, "the annotator 'depth' is not in this version"),
     ({"smoother": "PySynthSmoother"}, "smoother: PySynthSmoother is not in this version"),
     ({"smoother": "EbsynthSmoother", "smoother_config": {"patch_size": 20}}, "smoother_config: patch_size: "),

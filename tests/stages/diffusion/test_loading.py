@@ -91,7 +91,7 @@ def test_missing_tensors_are_not_made_up(copy):
 
 @pytest.mark.parametrize(
     ("file", "changes", "expected"),
-    [("scheduler/scheduler_config.json", {"prediction_type": "v_prediction"}, "predicts 'v_prediction'")],
+    [("scheduler/scheduler_config.json", {"prediction_type": "sample"}, "predicts 'sample'")],
 )
 def test_models_that_the_loop_does_not_hold_for_are_refused(copy, file, changes, expected):
     edit(copy / file, **changes)

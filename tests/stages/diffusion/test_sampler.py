@@ -49,3 +49,12 @@ def test_noise_is_the_inverse_of_clean():
 def test_the_last_step_ends_in_the_clean_latents():
     ours, clean = sampler(4), torch.randn(1, 4, 8, 8)
     torch.testing.assert_close(ours.step(torch.randn(1, 4, 8, 8), clean, 249), clean)
+
+
+def test_v_stands_for_the_noise_that_was_added():
+    ours, clean, noise = sampler(10), torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8)
+    for timestep in (999, 500, 99, 0):
+        alpha = SCHEDULER.alphas_cumprod[timestep]
+        v = alpha.sqrt() * noise - (1 - alpha).sqrt() * clean
+        found = ours.noise_of_v(ours.add_noise(clean, noise, timestep), v, timestep)
+        torch.testing.assert_close(found, noise)

@@ -1,0 +1,89 @@
+"""What the networks learn from: pictures of the painted world, the edge maps of the same scenes, and captions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from tools.train_mini.scenes import Scene, random_scene, random_view
+from tools.train_mini.world import MEDIA, TIMES, Look, _noise, caption, random_look, render
+
+SIZE = 128  # px a side
+CANNY = (100, 200)  # thresholds: those of the annotator
+PART = 256  # pictures a file
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """`images` uint8 [N, S, S, 3], `maps` uint8 [N, S, S] (0 or 255), one caption and one look each."""
+
+    images: np.ndarray
+    maps: np.ndarray
+    captions: list[str]
+    looks: list[Look]
+
+
+def edges(image: np.ndarray, low: float = CANNY[0], high: float = CANNY[1]) -> np.ndarray:
+    """The edge map that the canny annotator gives, uint8 [H, W]."""
+    return cv2.Canny(image, low, high)
+
+
+def make_pictures(folder: Path, count: int, seed: int, progress: Callable[[int, int], None]) -> Pictures:
+    """`count` pictures, drawn by all processors and kept in `folder`, so that they are drawn once."""
+    folder.mkdir(parents=True, exist_ok=True)
+    starts = range(0, count, PART)
+    paths = [folder / f"{seed}_{start:06d}.npz" for start in starts]
+    missing = [(path, seed * 10**7 + start) for path, start in zip(paths, starts) if not path.exists()]
+    with ProcessPoolExecutor() as pool:
+        for done, _ in enumerate(pool.map(partial(_make_part, min(PART, count)), missing), 1):
+            progress(done * PART, len(missing) * PART)
+    parts = [np.load(path) for path in paths]
+    looks = [Look(*words) for part in parts for words in json.loads(str(part["looks"]))]
+    captions = [text for part in parts for text in json.loads(str(part["captions"]))]
+    return Pictures(
+        np.concatenate([part["images"] for part in parts]),
+        np.concatenate([part["maps"] for part in parts]),
+        captions,
+        looks,
+    )
+
+
+def _make_part(count: int, job: tuple[Path, int]) -> None:
+    cv2.setNumThreads(1)
+    path, first = job
+    made = [one_picture(first + k) for k in range(count)]
+    images, maps, captions, looks = zip(*made)
+    words = [(look.season, look.time, look.medium, look.colour) for look in looks]
+    part = path.with_suffix(".part.npz")
+    np.savez_compressed(
+        part, images=np.stack(images), maps=np.stack(maps), captions=json.dumps(captions), looks=json.dumps(words)
+    )
+    part.replace(path)
+
+
+def one_picture(seed: int) -> tuple[np.ndarray, np.ndarray, str, Look]:
+    """A picture, an edge map of the same scene in another look, the picture's caption, its look."""
+    rng = np.random.default_rng((seed, 0))
+    scene, look = random_view(random_scene(seed), rng), random_look(rng)
+    return render(scene, look, SIZE, SIZE), control_map(scene, rng, SIZE, SIZE), caption(scene, look, rng), look
+
+
+def control_map(scene: Scene, rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """Edges of the scene as a camera might have seen it: mostly by day, now and then with rough surfaces."""
+    medium = "photo" if rng.random() < 0.8 else str(rng.choice(MEDIA))
+    time = "day" if rng.random() < 0.7 else str(rng.choice(TIMES))
+    image = render(scene, Look(str(rng.choice(["spring", "summer", "autumn"])), time, medium), height, width).astype(
+        np.float32
+    )
+    if rng.random() < 0.25:
+        rough = rng.uniform(10, 45) * _noise(rng, image.shape, rng.uniform(2, 5))
+        image += (rough * (_noise(rng, image.shape, 60) > rng.uniform(-0.5, 1)))[..., None]
+    low = rng.uniform(60, 140)
+    return edges(np.clip(image, 0, 255).astype(np.uint8), low, low * 2)

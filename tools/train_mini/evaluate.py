@@ -1,0 +1,168 @@
+"""`python -m tools.train_mini.evaluate`: how well the embedded model does what a prompt and an edge map ask for.
+
+On scenes that it never saw: are the look's words recovered from the picture (by a classifier trained on the painted
+world itself)? Are its edges where the map has them? How much does the autoencoder lose? And the same with the
+ControlNet or the prompt left out, which shows what each of them does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch import nn
+from torch.nn import functional as F
+
+from stages.diffusion.denoise import Denoiser, ModelNames, Settings
+from stages.diffusion.loading import load_networks
+from tools.train_mini.data import SIZE, edges, make_pictures
+from tools.train_mini.scenes import random_scene, random_view
+from tools.train_mini.training import to_pixels
+from tools.train_mini.world import MEDIA, SEASONS, TIMES, Look, render
+
+FOLDER = Path("build/train_mini")
+UNSEEN = 9 * 10**8  # scenes from here on are in no training
+WORDS = {"season": SEASONS, "time": TIMES, "medium": MEDIA}
+TOLERANCE = 2  # px, by which an edge may be off
+STEPS, GUIDANCE = 20, 4.0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tools.train_mini.evaluate", description=__doc__)
+    parser.add_argument("--scenes", type=int, default=200)
+    parser.add_argument("--model", type=Path, default=FOLDER / "mini")
+    parser.add_argument("--sheet", type=Path, default=FOLDER / "evaluation.png", help="pictures to look at")
+    options = parser.parse_args()
+    classifier = trained_classifier()
+    scenes = [
+        random_view(random_scene(UNSEEN + k), np.random.default_rng((UNSEEN + k, 0))) for k in range(options.scenes)
+    ]
+    looks = list(itertools.islice(itertools.cycle(_shuffled_looks()), options.scenes))
+    seen = np.stack([render(scene, Look("summer", "day", "photo"), SIZE, SIZE) for scene in scenes])
+    truth = np.stack([render(scene, look, SIZE, SIZE) for scene, look in zip(scenes, looks)])
+    maps = np.stack([edges(image) for image in seen])
+    made = {
+        "the painted world itself": truth,
+        "prompt and map": generate(str(options.model.resolve()), looks, maps, scale=1.0),
+        "without ControlNet": generate(str(options.model.resolve()), looks, maps, scale=0.0),
+        "without prompt": generate(str(options.model.resolve()), [None] * len(looks), maps, scale=1.0),
+    }
+    table = Table(
+        "pictures", *WORDS, "edges (F1)", title=f"{options.scenes} unseen scenes, {STEPS} steps, guidance {GUIDANCE}"
+    )
+    for name, images in made.items():
+        found = recovered(classifier, images, looks)
+        table.add_row(
+            name,
+            *(f"{100 * share:.1f} %" for share in found),
+            f"{np.mean([agreement(edges(a), b) for a, b in zip(images, maps)]):.3f}",
+        )
+    Console().print(table)
+    print(f"autoencoder: {reconstruction(str(options.model.resolve()), truth):.2f} dB PSNR")
+    write_sheet(options.sheet, [seen, np.repeat(maps[..., None], 3, axis=3), *made.values()])
+
+
+def _shuffled_looks() -> list[Look]:
+    looks = [Look(*words) for words in itertools.product(SEASONS, TIMES, MEDIA)]
+    return [looks[k] for k in np.random.default_rng(0).permutation(len(looks))]
+
+
+# -- pictures ----------------------------------------------------------------------------------------------------------
+
+
+def generate(model: str, looks: list[Look | None], maps: np.ndarray, scale: float) -> np.ndarray:
+    """One picture a map, uint8 [N, S, S, 3], by the denoising loop that the program uses. A look of None: no prompt."""
+    controlnets = (f"{model}/canny",) if scale else ()
+    names = ModelNames(model, controlnets, "auto", "auto", group=1)
+    networks = load_networks(names)
+    settings = Settings(names, (scale,) * len(controlnets), "", "", GUIDANCE, STEPS, 1.0, 0, 16)
+    images = np.zeros((*maps.shape, 3), np.uint8)
+    for look in track(dict.fromkeys(looks), f"scale {scale}", transient=True):
+        mine = [k for k, other in enumerate(looks) if other == look]
+        prompt = "" if look is None else f"{look.season}, {look.time}, {look.medium}"
+        denoiser = Denoiser(networks, replace(settings, prompt=prompt))
+        control = [np.repeat(maps[mine][..., None], 3, axis=3)] * len(controlnets)
+        latents = denoiser.initial_noise(SIZE, SIZE).repeat(len(mine), 1, 1, 1)
+        for timestep in denoiser.sampler.timesteps:
+            noise = denoiser.predict_noise(latents, control, [[k] for k in range(len(mine))], 0, timestep)
+            latents = denoiser.sampler.step(latents, denoiser.sampler.clean(latents, noise, timestep), timestep)
+        images[mine] = denoiser.decode(latents)
+    return images
+
+
+def reconstruction(model: str, images: np.ndarray) -> float:
+    """PSNR in dB of the autoencoder on `images`."""
+    names = ModelNames(model, (), "auto", "auto", group=1)
+    denoiser = Denoiser(load_networks(names), Settings(names, (), "", "", 1.0, 1, 1.0, 0, 16))
+    again = denoiser.decode(denoiser.encode(images)).astype(float)
+    return float(np.mean(10 * np.log10(255**2 / ((again - images) ** 2).mean(axis=(1, 2, 3)))))
+
+
+def agreement(found: np.ndarray, wanted: np.ndarray) -> float:
+    """F1 of two edge maps, an edge counting as met within TOLERANCE pixels."""
+    around = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * TOLERANCE + 1,) * 2)
+    near_found, near_wanted = cv2.dilate(found, around) > 0, cv2.dilate(wanted, around) > 0
+    precision = near_wanted[found > 0].mean() if found.any() else float(not wanted.any())
+    recall = near_found[wanted > 0].mean() if wanted.any() else 1.0
+    return float(2 * precision * recall / max(precision + recall, 1e-9))
+
+
+# -- words -------------------------------------------------------------------------------------------------------------
+
+
+def trained_classifier(steps: int = 900, batch: int = 32) -> nn.Module:
+    """Season, time and medium of a picture, learned from the painted world; kept in build/train_mini."""
+    heads = sum(map(len, WORDS.values()))
+    layers: list[nn.Module] = []
+    for before, after in itertools.pairwise((3, 24, 48, 96, 128)):
+        layers += [nn.Conv2d(before, after, 3, 2, 1), nn.BatchNorm2d(after), nn.ReLU()]
+    classifier = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, heads))
+    path = FOLDER / "classifier.pt"
+    if path.exists():
+        classifier.load_state_dict(torch.load(path, weights_only=True))
+        return classifier.eval()
+    torch.manual_seed(0)
+    pictures = make_pictures(FOLDER / "pictures", 6144, 0, lambda done, total: None)
+    labels = torch.tensor([numbers(look) for look in pictures.looks])
+    optimizer = torch.optim.AdamW(classifier.parameters(), lr=2e-3)
+    for step in track(range(steps), "classifier", transient=True):
+        chosen = np.random.default_rng(step).integers(0, len(labels), batch)
+        scores = classifier(to_pixels(pictures.images[chosen], "cpu")).split(
+            [len(words) for words in WORDS.values()], dim=1
+        )
+        loss = sum(F.cross_entropy(score, labels[chosen, k]) for k, score in enumerate(scores))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    torch.save(classifier.state_dict(), path)
+    return classifier.eval()
+
+
+def numbers(look: Look) -> tuple[int, ...]:
+    return tuple(words.index(getattr(look, name)) for name, words in WORDS.items())
+
+
+@torch.inference_mode()
+def recovered(classifier: nn.Module, images: np.ndarray, looks: list[Look]) -> np.ndarray:
+    """The shares of pictures whose season, time and medium are those of the look."""
+    scores = classifier(to_pixels(images, "cpu")).split([len(words) for words in WORDS.values()], dim=1)
+    found = torch.stack([score.argmax(1) for score in scores], dim=1).numpy()
+    return (found == np.array([numbers(look) for look in looks])).mean(0)
+
+
+def write_sheet(path: Path, rows: list[np.ndarray], columns: int = 14) -> None:
+    sheet = np.concatenate([np.concatenate(list(images[:columns]), axis=1) for images in rows])
+    cv2.imwrite(str(path), sheet[..., ::-1])
+    print(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""The shapes of the networks, all of them classes of diffusers and transformers, and how they are written to disk."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DConditionModel
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.trainers import BpeTrainer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from tools.train_mini.world import COLOURS, FILLERS, SYNONYMS, THINGS
+
+TOKENS = 77
+TEXT_WIDTH = 96
+LOG_VARIANCE = -5.0  # of latents, at first
+SCALING = 1.0  # of latents; replaced by what gives them a deviation of 1
+
+VAE = {
+    "block_out_channels": (16, 48, 96, 96), "layers_per_block": 1, "norm_num_groups": 8, "latent_channels": 4,
+    "down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4, "sample_size": 128,
+}  # fmt: skip
+UNET = {
+    "block_out_channels": (48, 96, 160), "layers_per_block": 1, "norm_num_groups": 4, "attention_head_dim": 4,
+    "cross_attention_dim": TEXT_WIDTH, "sample_size": 16,
+    "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+}  # fmt: skip
+SCHEDULER = {
+    "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000,
+    "prediction_type": "v_prediction", "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1,
+}  # fmt: skip
+
+
+def make_tokenizer() -> CLIPTokenizer:
+    """Whole words for the painted world's, smaller pieces, down to bytes, for all others: no text is refused."""
+    letters = [chr(code) for code in _byte_letters()]
+    said = (*SYNONYMS.values(), FILLERS, THINGS, COLOURS)
+    words = sorted({word for texts in said for text in texts for word in text.replace(",", "").split()})
+    pairs = Tokenizer(BPE(end_of_word_suffix="</w>"))
+    pairs.pre_tokenizer = Whitespace()
+    pairs.train_from_iterator(words, BpeTrainer(vocab_size=10**4, end_of_word_suffix="</w>", show_progress=False))
+    merges = [tuple(merge) for merge in json.loads(pairs.to_str())["model"]["merges"]]
+    tokens = [
+        *letters,
+        *(letter + "</w>" for letter in letters),
+        *map("".join, merges),
+        "<|startoftext|>",
+        "<|endoftext|>",
+    ]
+    vocabulary = {token: number for number, token in enumerate(dict.fromkeys(tokens))}
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=TOKENS)
+
+
+def _byte_letters() -> list[int]:
+    """The characters that byte-level BPE writes for bytes: printable ones as they are, others from 256 on."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    return [*printable, *range(256, 256 + 256 - len(printable))]
+
+
+def make_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    return CLIPTextModel(CLIPTextConfig(
+        vocab_size=len(tokenizer), hidden_size=TEXT_WIDTH, intermediate_size=2 * TEXT_WIDTH, num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=TOKENS, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    ))  # fmt: skip
+
+
+def make_vae() -> AutoencoderKL:
+    """Its latents start with little noise, so that there is something to learn from at once."""
+    vae = AutoencoderKL(**VAE, scaling_factor=SCALING)
+    noise = slice(vae.config.latent_channels, None)  # the half of the moments that says how uncertain latents are
+    torch.nn.init.zeros_(vae.quant_conv.weight.data[noise])
+    torch.nn.init.constant_(vae.quant_conv.bias.data[noise], LOG_VARIANCE)
+    return vae
+
+
+def make_unet() -> UNet2DConditionModel:
+    return UNet2DConditionModel(**UNET)
+
+
+def make_controlnet(unet: UNet2DConditionModel) -> ControlNetModel:
+    return ControlNetModel.from_unet(
+        unet, conditioning_channels=3, conditioning_embedding_out_channels=(8, 16, 32, 64), load_weights_from_unet=False
+    )
+
+
+def make_scheduler() -> DDIMScheduler:
+    return DDIMScheduler(**SCHEDULER)
+
+
+def save_model(
+    folder: Path, tokenizer: CLIPTokenizer, text_encoder: torch.nn.Module, vae: torch.nn.Module, unet: torch.nn.Module
+) -> None:
+    """A Stable Diffusion folder as diffusers lays it out, in half precision."""
+    tokenizer.save_pretrained(folder / "tokenizer")
+    make_scheduler().save_pretrained(folder / "scheduler")
+    for name, network in (("text_encoder", text_encoder), ("vae", vae), ("unet", unet)):
+        save_network(folder / name, network)
+    classes = {
+        "tokenizer": "CLIPTokenizer",
+        "text_encoder": "CLIPTextModel",
+        "vae": "AutoencoderKL",
+        "unet": "UNet2DConditionModel",
+        "scheduler": "DDIMScheduler",
+    }
+    index = {name: ["transformers" if kind.startswith("CLIP") else "diffusers", kind] for name, kind in classes.items()}
+    index |= {
+        "_class_name": "StableDiffusionPipeline",
+        "safety_checker": [None, None],
+        "feature_extractor": [None, None],
+    }
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def save_network(folder: Path, network: torch.nn.Module) -> None:
+    """Writes a copy in half precision, so that the network itself can be trained on."""
+    copy.deepcopy(network).cpu().half().save_pretrained(folder, safe_serialization=True)
