@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import cv2
@@ -41,7 +42,8 @@ def make_pictures(folder: Path, count: int, seed: int, progress: Callable[[int, 
     starts = range(0, count, PART)
     paths = [folder / f"{seed}_{start:06d}.npz" for start in starts]
     missing = [(path, seed * 10**7 + start) for path, start in zip(paths, starts) if not path.exists()]
-    with ProcessPoolExecutor() as pool:
+    # Fresh processes: a fork of one whose libraries have started threads can hang.
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
         for done, _ in enumerate(pool.map(partial(_make_part, min(PART, count)), missing), 1):
             progress(done * PART, len(missing) * PART)
     parts = [np.load(path) for path in paths]
