@@ -20,7 +20,6 @@ import numpy as np
 from numba import get_num_threads, njit, prange, set_num_threads
 
 TILE, COLOURS = 8, 4  # as in core.h
-NEAR = 32  # pixels: as in solver.h
 MASK = 0xFFFFFFFF  # of numbers that the C library keeps in 32 bits
 TWO_40 = 1099511627776
 FEW = 8192  # pixels that one thread does faster than several agree on who does what
@@ -228,11 +227,8 @@ class Solver:
     def round(self, patch: int, uniformity: float) -> None:
         """Searches with patches of this size, then votes."""
         _, height, width = self.images.source_guides.shape[:3]
-        whole = max(height, width)
-        # Synthesis searches a level again and again: coarse levels find the place, and the finest looks near it.
-        painted, finest = self.images.target_style is None, self.level == 0 and self.levels > 1
-        near = min(NEAR, whole) if painted and finest else whole
-        radius = min(self.problem.radius, whole) if self.problem.radius else near
+        # Random candidates: at most so far from the best, then half as far each time; a quarter at the finest level.
+        radius, shrink = min(self.problem.radius or MASK, max(height, width)), 2 if self.level else 4
         look = self.look(patch, uniformity)
         self.patch, error = patch, errors(self.field, look)
         for _ in range(self.problem.sweeps):
@@ -241,7 +237,7 @@ class Solver:
                 if look.usage_cost:
                     covered = box_sum(count(self.field, height, width), patch, False)  # how many patches cover a pixel
                     look = look._replace(usage=box_sum(covered, patch, True))  # the sum of these over a patch
-                sweep(self.field, error, self.active, look, radius, forward, shift, colour, key)
+                sweep(self.field, error, self.active, look, radius, shrink, forward, shift, colour, key)
             self.sweep += 1
         if self.images.target_style is None:
             self.vote(patch, error)
@@ -410,7 +406,7 @@ def errors(field: np.ndarray, look: Look) -> np.ndarray:
 
 @njit(cache=True, nogil=True, parallel=True)
 def sweep(
-    field: np.ndarray, error: np.ndarray, active: np.ndarray, look: Look, radius: int, forward: bool,
+    field: np.ndarray, error: np.ndarray, active: np.ndarray, look: Look, radius: int, shrink: int, forward: bool,
     shift: int, colour: int, key: int,
 ) -> None:  # fmt: skip
     """PatchMatch over the tiles of one colour, which do not depend on each other. Changes field and error."""
@@ -420,12 +416,12 @@ def sweep(
         item, ty, tx = np.int64(tile) // (down * across), np.int64(tile) // across % down, np.int64(tile) % across
         if (ty & 1) * 2 + ((tx + ty) & 1) == colour:
             top, left = ty * TILE - shift, tx * TILE - shift
-            sweep_tile(field, error, active, look, radius, forward, top, left, item, key)
+            sweep_tile(field, error, active, look, radius, shrink, forward, top, left, item, key)
 
 
 @njit(cache=True, nogil=True)
 def sweep_tile(
-    field: np.ndarray, error: np.ndarray, active: np.ndarray, look: Look, radius: int, forward: bool,
+    field: np.ndarray, error: np.ndarray, active: np.ndarray, look: Look, radius: int, shrink: int, forward: bool,
     top: int, left: int, item: int, key: int,
 ) -> None:  # fmt: skip
     """Each pixel tries its neighbours' entries, moved along, then random ones ever nearer to the best of these."""
@@ -446,14 +442,14 @@ def sweep_tile(
                 at_y, at_x = field[item, y - step, x, 0] + step, field[item, y - step, x, 1]
                 if 0 <= at_y < source_height:
                     best = better(best, look, item, at_y, at_x, y, x)
-            centre_y, centre_x, reach, drawn = best[0], best[1], radius, 0
-            pixel = mix_in(key, (item * height + y) * width + x)
+            centre_y, centre_x, reach = best[0], best[1], radius
+            bits = mix_in(key, (item * height + y) * width + x)
             while reach >= 1:
-                bits = mix_in(pixel, drawn)
+                bits = mix(bits)
                 at_y = pick(bits >> 16, max(centre_y - reach, 0), min(centre_y + reach, source_height - 1))
                 at_x = pick(bits & 0xFFFF, max(centre_x - reach, 0), min(centre_x + reach, source_width - 1))
                 best = better(best, look, item, at_y, at_x, y, x)
-                reach, drawn = reach // 2, drawn + 1
+                reach //= shrink
             field[item, y, x, 0], field[item, y, x, 1], error[item, y, x] = best[0], best[1], best[2]
 
 

@@ -67,9 +67,6 @@ EB_SHARED uint32_t random_near(uint32_t e, int radius, int height, int width, ui
   return entry(pick(bits >> 16, top, bottom), pick(bits & 0xffff, left, right));
 }
 
-// Random candidates of a pixel in one sweep: of a radius of 65535, halved until it is 1.
-constexpr int kMaxRandoms = 16;
-
 // How one search looks at one pyramid level; pointers are to item 0 of the batch, strides between items in elements.
 struct Level {
   int batch;
@@ -79,7 +76,7 @@ struct Level {
   int patch;    // pixels a side
   const uint8_t *source, *target;  // features [batch, height + 2 border, width + 2 border, stride]
   const uint8_t *modulation;       // like target, or null
-  const int16_t *source_sums, *target_sums;  // [batch, height, width, stride]: sums of features over the patch, as kernels.h says, or null
+  const float *source_sums, *target_sums;  // sums over the patch [batch, height, width, stride] of features, or null
   uint32_t weights[kMaxQuads];
   uint32_t *field;    // [batch, target_height, target_width]
   int64_t *error;     // alike: patch error of field
@@ -87,8 +84,8 @@ struct Level {
   uint32_t *used;         // [batch, source_height, source_width]: how often field names a pixel; kept by sweeps; or null
   const uint32_t *usage;  // alike: how much patches overlap those of the field, as measured last; or null
   uint32_t usage_cost;    // cost of a unit of usage
-  int randoms;             // random candidates of a pixel ...
-  int radii[kMaxRandoms];  // ... and how far from the best entry they may lie, falling; 0 after the last
+  int radius;             // of the first random candidate
+  int shrink;             // from one random candidate to the next the radius is divided by this
 };
 
 }  // namespace ebsynth

@@ -101,7 +101,7 @@ class CpuBackend {
 
   static constexpr bool kUsesSums = true;
   // Running sums down the columns, then along the row, a band of rows a task.
-  void sums(int16_t *out, const uint8_t *features, int batch, int height, int width, int border, int stride, int patch) {
+  void sums(float *out, const uint8_t *features, int batch, int height, int width, int border, int stride, int patch) {
     const int inset = border - patch / 2, bands = (height + kBand - 1) / kBand;
     const size_t pitch = (size_t)(width + 2 * border) * stride, row_bytes = (size_t)(width + patch - 1) * stride;
     Buffer<uint32_t> columns = buffer<uint32_t>(row_bytes * threads_);

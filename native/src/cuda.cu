@@ -211,10 +211,15 @@ __global__ void __launch_bounds__(kTile * kWarp, 4)
         }
       } else {
         // Each lane draws one of the random candidates.
-        const uint32_t bits = mix(key, (uint32_t)place(item, y, first_x + c * step, level.target_height, level.target_width));
-        count = level.randoms;
-        valid = lane < count;
-        if (valid) e = random_near(best.entry, level.radii[lane], level.source_height, level.source_width, mix(bits, (uint32_t)lane));
+        uint32_t bits = mix(key, (uint32_t)place(item, y, first_x + c * step, level.target_height, level.target_width));
+        uint32_t drawn = 0;
+        int radius = 0;
+        for (int length = level.radius; length >= 1; length /= level.shrink, ++count) {
+          bits = mix(bits);
+          if (lane == count) drawn = bits, radius = length;
+        }
+        valid = radius > 0;
+        e = random_near(best.entry, radius, level.source_height, level.source_width, drawn);
       }
       search.consider(best, t, e, valid, count);
     }
@@ -426,7 +431,7 @@ class CudaBackend {
   }
 
   static constexpr bool kUsesSums = false;
-  void sums(int16_t *, const uint8_t *, int, int, int, int, int, int) {}
+  void sums(float *, const uint8_t *, int, int, int, int, int, int) {}
 
   void box(uint32_t *out, const uint32_t *in, uint32_t *scratch, int batch, int height, int width, int patch, int times, int64_t) {
     plain_box(*this, out, in, scratch, batch, height, width, patch, times);

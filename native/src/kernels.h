@@ -5,21 +5,14 @@
 
 namespace ebsynth {
 
-// Sums of bytes over a patch lose as many bits as they must to fit 16 with a sign.
-inline int sum_shift(int patch) {
-  int shift = 0;
-  while (255 * patch * patch >> shift > INT16_MAX) ++shift;
-  return shift;
-}
-
 struct Kernels {
   const char *name;
   // Patch errors of the field in rows y0..y1-1.
   void (*errors)(const Level &level, int item, int y0, int y1);
   // One PatchMatch sweep over the tile whose first pixel is (y0, x0) and that ends before (y1, x1).
   void (*sweep)(const Level &level, int item, int y0, int x0, int y1, int x1, bool forward, uint32_t key);
-  // A row of patch sums of features (>> sum_shift), from sums over its patches' columns.
-  void (*sum_row)(int16_t *out, const uint32_t *columns, int width, int stride, int patch);
+  // A row of patch sums of features, from sums over its patches' columns.
+  void (*sum_row)(float *out, const uint32_t *columns, int width, int stride, int patch);
   // BoxSum along a row, and along a strip of columns, in 32 bits and with running sums.
   void (*box_row)(uint32_t *out, const uint32_t *in, int width, int patch, bool repeat);
   void (*box_columns)(uint32_t *out, const uint32_t *in, int height, int width, int columns, int patch, bool repeat);

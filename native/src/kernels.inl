@@ -84,60 +84,47 @@ struct Sum {
 
 #endif
 
-// Random candidates drawn at once.
-constexpr int kDraw = 8;
-
 // One search of one item.
 template <int Stride, int Patch>
 struct Search {
   const Level &level;
-  const int patch, radius, shift;  // shift: of patch sums
+  const int patch, radius;
   const size_t source_pitch, target_pitch;
   const uint8_t *source, *target;
   const uint8_t *modulation;  // at the same place as target, or null
-  float bound_weights[Stride / 2];  // one for two sums
+  float bound_weights[Stride];
 
   Search(const Level &l, int item)
-      : level(l), patch(Patch ? Patch : l.patch), radius((Patch ? Patch : l.patch) / 2), shift(sum_shift(Patch ? Patch : l.patch)),
+      : level(l), patch(Patch ? Patch : l.patch), radius((Patch ? Patch : l.patch) / 2),
         source_pitch((size_t)(l.source_width + 2 * l.border) * Stride), target_pitch((size_t)(l.target_width + 2 * l.border) * Stride) {
     // Features begin at the first pixel of the patch of pixel (0, 0).
     const int inset = l.border - radius;
     constexpr float kSafety = 1 - 1e-5f;
-    for (int k = 0; k < Stride / 2; ++k) bound_weights[k] = kSafety * (float)(1 << 2 * shift) * (float)l.weights[2 * k / kQuad] / (float)(patch * patch);
+    for (int k = 0; k < Stride; ++k) bound_weights[k] = kSafety * (float)l.weights[k / kQuad] / (float)(patch * patch);
     source = l.source + item * source_pitch * (l.source_height + 2 * l.border) + inset * source_pitch + inset * Stride;
     target = l.target + item * target_pitch * (l.target_height + 2 * l.border) + inset * target_pitch + inset * Stride;
     modulation = l.modulation ? l.modulation + (target - l.target) : nullptr;
   }
 
-  // A lower bound of the patch error (Cauchy-Schwarz): the squared difference of the patches' sums over their area. Sums that
-  // lost bits may be 1 nearer than they seem; kSafety covers the rounding of the floats.
-  inline float bound(const int16_t *a, const int16_t *b) const {
+  // A lower bound of the patch error (Cauchy-Schwarz): the squared difference of the patches' sums over their area.
+  // In floats, which hold these sums exactly; the bound's own rounding is covered by kSafety.
+  inline float bound(const float *a, const float *b) const {
 #if defined(__AVX2__)
-    const __m128i slack = _mm_set1_epi16(shift > 0);
-    __m128 total = _mm_setzero_ps();
-    for (int k = 0; k < Stride; k += 8) {
-      const __m128i from = Stride == 4 ? _mm_loadl_epi64((const __m128i *)a) : _mm_loadu_si128((const __m128i *)(a + k));
-      const __m128i to = Stride == 4 ? _mm_loadl_epi64((const __m128i *)b) : _mm_loadu_si128((const __m128i *)(b + k));
-      const __m128i apart = _mm_subs_epu16(_mm_abs_epi16(_mm_sub_epi16(from, to)), slack);
-      total = _mm_add_ps(total, _mm_mul_ps(_mm_cvtepi32_ps(_mm_madd_epi16(apart, apart)), weights_of(k)));
+    if constexpr (Stride >= 8) {
+      __m256 total = _mm256_setzero_ps();
+      for (int k = 0; k < Stride; k += 8) {
+        const __m256 d = _mm256_sub_ps(_mm256_loadu_ps(a + k), _mm256_loadu_ps(b + k));
+        total = _mm256_add_ps(total, _mm256_mul_ps(_mm256_mul_ps(d, d), _mm256_loadu_ps(bound_weights + k)));
+      }
+      __m128 half = _mm_add_ps(_mm256_castps256_ps128(total), _mm256_extractf128_ps(total, 1));
+      half = _mm_add_ps(half, _mm_movehl_ps(half, half));
+      return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
     }
-    total = _mm_add_ps(total, _mm_movehl_ps(total, total));
-    return _mm_cvtss_f32(_mm_add_ss(total, _mm_movehdup_ps(total)));
-#else
+#endif
     float total = 0;
-    for (int k = 0; k < Stride; ++k) {
-      const int apart = a[k] > b[k] ? a[k] - b[k] : b[k] - a[k], least = apart - (apart > 0 && shift > 0);
-      total += (float)(least * least) * bound_weights[k / 2];
-    }
+    for (int k = 0; k < Stride; ++k) total += (a[k] - b[k]) * (a[k] - b[k]) * bound_weights[k];
     return total;
-#endif
   }
-
-#if defined(__AVX2__)
-  __m128 weights_of(int k) const {
-    return Stride == 4 ? _mm_setr_ps(bound_weights[0], bound_weights[1], 0, 0) : _mm_loadu_ps(bound_weights + k / 2);
-  }
-#endif
 
   const uint8_t *at_target(int y, int x) const { return target + y * target_pitch + (size_t)x * Stride; }
   const uint8_t *at_source(uint32_t e) const { return source + row(e) * source_pitch + (size_t)column(e) * Stride; }
@@ -189,18 +176,12 @@ void sweep(const Level &level, int item, int y0, int x0, int y1, int x1, bool fo
   const int hs = level.source_height, ws = level.source_width;
   const size_t base = (size_t)item * level.target_height * width;
   const uint32_t *usage = level.usage ? level.usage + (size_t)item * hs * ws : nullptr;
-  const int16_t *source_sums = level.source_sums ? level.source_sums + (size_t)item * hs * ws * Stride : nullptr;
-  const int16_t *target_sums = level.target_sums ? level.target_sums + base * Stride : nullptr;
+  const float *source_sums = level.source_sums ? level.source_sums + (size_t)item * hs * ws * Stride : nullptr;
+  const float *target_sums = level.target_sums ? level.target_sums + base * Stride : nullptr;
   uint32_t *field = level.field + base;
   int64_t *error = level.error + base;
   const uint8_t *active = level.active ? level.active + base : nullptr;
   const int first_y = forward ? y0 : y1 - 1, first_x = forward ? x0 : x1 - 1;
-
-  auto draw = [&](uint32_t *candidates, uint32_t centre, size_t i, int from) {
-    const uint32_t bits = mix(key, (uint32_t)(base + i));
-    for (int k = 0; k < kDraw; ++k) candidates[k] = random_near(centre, level.radii[from + k], hs, ws, mix(bits, (uint32_t)(from + k)));
-  };
-  auto sums_at = [&](uint32_t e) { return source_sums + ((size_t)row(e) * ws + column(e)) * Stride; };
 
   for (int y = first_y; y >= y0 && y < y1; y += step)
     for (int x = first_x; x >= x0 && x < x1; x += step) {
@@ -210,7 +191,7 @@ void sweep(const Level &level, int item, int y0, int x0, int y1, int x1, bool fo
       int64_t best_error = error[i];
       int64_t best_cost = best_error + (usage ? (int64_t)level.usage_cost * usage[row(best) * ws + column(best)] : 0);
       const uint8_t *t = search.at_target(y, x);
-      const int16_t *t_sums = target_sums + i * Stride;
+      const float *t_sums = target_sums + i * Stride;
 
       auto consider = [&](uint32_t e) {
         if (e == best) return;
@@ -234,17 +215,18 @@ void sweep(const Level &level, int item, int y0, int x0, int y1, int x1, bool fo
         const int cy = row(e) + step;
         if (cy >= 0 && cy < hs) consider(entry(cy, column(e)));
       }
-      // All random candidates are drawn around one centre: eight at a time, and their sums are fetched side by side.
-      const uint32_t centre = best;
-      for (int from = 0; from < level.randoms; from += kDraw) {
-        uint32_t candidates[kDraw], promising = 0;
-        draw(candidates, centre, i, from);
-        for (int k = 0; k < kDraw; ++k) {
-          const bool hopeless = source_sums && search.bound(t_sums, sums_at(candidates[k])) > (float)best_cost;
-          promising |= (uint32_t)!hopeless << k;
-        }
-        for (int k = 0; promising; ++k, promising >>= 1)
-          if (promising & 1) consider(candidates[k]);
+      // All random candidates are drawn around one centre, so that they can be fetched ahead.
+      uint32_t bits = mix(key, (uint32_t)(base + i)), candidates[16];
+      int count = 0;
+      for (int r = level.radius; r >= 1; r /= level.shrink) {
+        bits = mix(bits);
+        const uint32_t e = candidates[count++] = random_near(best, r, hs, ws, bits);
+        if (source_sums) __builtin_prefetch(source_sums + ((size_t)row(e) * ws + column(e)) * Stride);
+      }
+      for (int k = 0; k < count; ++k) {
+        const uint32_t e = candidates[k];
+        if (source_sums && search.bound(t_sums, source_sums + ((size_t)row(e) * ws + column(e)) * Stride) > (float)best_cost) continue;
+        consider(e);
       }
       if (best == field[i]) continue;
       if (level.used) {
@@ -269,15 +251,14 @@ void sweep_of(const Level &level, int item, int y0, int x0, int y1, int x1, bool
 }
 
 template <int Stride>
-void sum_row_of(int16_t *out, const uint32_t *columns, int width, int patch) {
-  const int shift = sum_shift(patch);
+void sum_row_of(float *out, const uint32_t *columns, int width, int patch) {
   uint32_t sum[Stride] = {};
   for (int k = 0; k < patch - 1; ++k)
     for (int c = 0; c < Stride; ++c) sum[c] += columns[k * Stride + c];
   for (int x = 0; x < width; ++x, columns += Stride, out += Stride)
     for (int c = 0; c < Stride; ++c) {
       sum[c] += columns[(patch - 1) * Stride + c];
-      out[c] = (int16_t)(sum[c] >> shift);
+      out[c] = (float)(int32_t)sum[c];
       sum[c] -= columns[c];
     }
 }
@@ -366,7 +347,7 @@ void any_sweep(const Level &level, int item, int y0, int x0, int y1, int x1, boo
   EB_BY_STRIDE(level.stride, sweep_of, level, item, y0, x0, y1, x1, forward, key)
 }
 
-void any_sum_row(int16_t *out, const uint32_t *columns, int width, int stride, int patch) {
+void any_sum_row(float *out, const uint32_t *columns, int width, int stride, int patch) {
   EB_BY_STRIDE(stride, sum_row_of, out, columns, width, patch)
 }
 

@@ -18,7 +18,6 @@
 
 namespace ebsynth {
 
-constexpr int kNear = 32;   // pixels: how far from the best entry the finest level looks
 constexpr int kSlack = 64;  // bytes that vector loads may read beyond features
 
 // Box sums along both axes, `times` (1 or 2) times over; the second time the border repeats.
@@ -150,8 +149,8 @@ class Solver {
     Level level = describe(patch);
     const bool uniform = with_uniformity && p_.uniformity > 0;
     backend_.errors(level);
-    Buffer<int16_t> source_sums = sums(source_, patch, level.source_height, level.source_width);
-    Buffer<int16_t> target_sums = sums(target_, patch, level.target_height, level.target_width);
+    Buffer<float> source_sums = sums(source_, patch, level.source_height, level.source_width);
+    Buffer<float> target_sums = sums(target_, patch, level.target_height, level.target_width);
     level.source_sums = source_sums.data(), level.target_sums = target_sums.data();
     const size_t pixels = (size_t)p_.batch * level.source_height * level.source_width;
     Buffer<uint32_t> used, usage, scratch;
@@ -191,9 +190,8 @@ class Solver {
     level.field = field_.data(), level.error = error_.data();
     level.active = all_active_ ? nullptr : active_.data();
     const int whole = std::max(im.source_height, im.source_width);
-    // Synthesis searches a level again and again: coarse levels find the place, at little cost, and the finest looks near it.
-    const int reach = p_.radius ? std::min(p_.radius, whole) : p_.painted && level_ == 0 && p_.levels > 1 ? std::min(kNear, whole) : whole;
-    for (int r = reach; r >= 1; r /= 2) level.radii[level.randoms++] = r;
+    level.shrink = level_ == 0 ? 4 : 2;
+    level.radius = p_.radius ? std::min(p_.radius, whole) : whole;
     return level;
   }
 
@@ -232,10 +230,10 @@ class Solver {
     target_ = features(style_.data(), im.target_guides, h, w, p_.weights.layout, 0);
   }
 
-  Buffer<int16_t> sums(const Buffer<uint8_t> &features, int patch, int h, int w) {
-    Buffer<int16_t> out;
+  Buffer<float> sums(const Buffer<uint8_t> &features, int patch, int h, int w) {
+    Buffer<float> out;
     if (!Backend::kUsesSums || p_.modulation) return out;
-    out = backend_.template buffer<int16_t>((size_t)p_.batch * h * w * p_.weights.layout.stride);
+    out = backend_.template buffer<float>((size_t)p_.batch * h * w * p_.weights.layout.stride);
     backend_.sums(out.data(), features.data(), p_.batch, h, w, border_, p_.weights.layout.stride, patch);
     return out;
   }

@@ -185,9 +185,7 @@ def solve(
         if painted:
             style = vote(source_style, field, target_size, problem.patch, dict.fromkeys(field, 1))
         source, active, sweep = np.concatenate([source_style, source_guides], axis=2), set(field), 0
-        extra, whole = problem.extra_pass and level == 0, max(source_size)
-        near = min(32, whole) if painted and level == 0 and problem.levels > 1 else whole
-        radius = min(problem.radius, whole) if problem.radius else near
+        extra, shrink = problem.extra_pass and level == 0, 4 if level == 0 else 2
         for number, patch in enumerate(problem.patches + [3] * extra):
             uniform = problem.uniformity > 0 and number < len(problem.patches)
             if number == len(problem.patches):
@@ -196,7 +194,7 @@ def solve(
             measure = Measure(source, target, modulation, weights, patch)
             cost = usage_cost(problem.uniformity, scale, patch, source_size, target_size) if uniform else 0
             for _ in range(problem.sweeps):
-                search(field, measure, active, radius, uniform, cost, sweep, mix2(key, sweep), item)
+                search(field, measure, active, problem.radius, shrink, uniform, cost, sweep, mix2(key, sweep), item)
                 sweep += 1
             if painted:
                 error = {t: measure(t, s) for t, s in field.items()}
@@ -265,11 +263,12 @@ class Measure:
 
 
 def search(
-    field: dict[Place, Place], measure: Measure, active: set[Place], radius: int, uniform: bool,
+    field: dict[Place, Place], measure: Measure, active: set[Place], radius: int, shrink: int, uniform: bool,
     usage_unit: int, sweep: int, key: int, item: int,
 ) -> None:  # fmt: skip
     """One sweep of PatchMatch: pixels of every fourth tile choose anew, then those of the next fourth, and so on."""
     (height, width), (last_y, last_x) = measure.size, max(field)
+    reach_at_first = min(radius, max(height, width)) if radius else max(height, width)
     step = 1 if sweep % 2 == 0 else -1
     for colour in range(4):
         used = usage(field, measure.size, measure.patch) if uniform else np.zeros(measure.size, np.int64)
@@ -289,14 +288,14 @@ def search(
                     row, column = field[y - step, x]
                     candidates.append((row + step, column))
                 best, best_cost = cheapest(best, best_cost, candidates, cost, (y, x), (height, width))
-                candidates, reach, (row, column) = [], radius, best
-                pixel = mix2(key, (item * (last_y + 1) + y) * (last_x + 1) + x)
+                candidates, reach, (row, column) = [], reach_at_first, best
+                bits = mix2(key, (item * (last_y + 1) + y) * (last_x + 1) + x)
                 while reach >= 1:
-                    bits = mix2(pixel, len(candidates))
+                    bits = mix(bits)
                     some_row = pick(bits >> 16, max(row - reach, 0), min(row + reach, height - 1))
                     some_column = pick(bits & 0xFFFF, max(column - reach, 0), min(column + reach, width - 1))
                     candidates.append((some_row, some_column))
-                    reach //= 2
+                    reach //= shrink
                 field[y, x], _ = cheapest(best, best_cost, candidates, cost, (y, x), (height, width))
 
 
