@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,10 @@ from diffsynth_cli.console import show_warning
 from stages.base.engine import Reporter
 from stages.base.errors import UsageError
 from stages.smoothing.metrics import Curves, measure
+from stages.smoothing.synthesis import check_writable
 from stages.video import Source, fit, open_source
 
+SHAPE_TOLERANCE = 0.03  # by which two aspect ratios may differ and still be one shape
 MEANINGS = {
     "warp1": "difference between neighbouring frames along the motion, ×1000; less is smoother",
     "warp5": "the same five frames apart",
@@ -32,16 +35,16 @@ def compare(
     reporter: Reporter,
 ) -> None:  # fmt: skip
     """Measures all videos in one pass and prints what was found."""
-    if plot is not None and plot.suffix.lower() != ".png":
-        raise UsageError(f"--plot {plot}: must end in .png")
+    if plot is not None:
+        check_writable(plot, (".png",))
     paths = [*videos, *([style] if style else [])]
     sources = [open_source(path) for path in (guide, *paths, *([reference] if reference else []))]
     size = (sources[1].height, sources[1].width)
-    frames = [_frames(source, size) for source in sources]
-    reporter.begin("metrics", min((source.estimate for source in sources if source.estimate), default=None))
-    curves = measure(frames[0], frames[1 : 1 + len(paths)], frames[-1] if reference else None, reporter.advance)
-    reporter.close()
-    _check_lengths(sources, frames, len(curves[0].luminance))
+    frames = [_Frames(source, size) for source in sources]
+    with closing(reporter):
+        reporter.begin("metrics", min((source.estimate for source in sources if source.estimate), default=None))
+        curves = measure(frames[0], frames[1 : 1 + len(paths)], frames[-1] if reference else None, reporter.advance)
+    _check_lengths(frames, len(curves[0].luminance))
     of_style = curves[len(videos)] if style else None
     of_reference = curves[-1] if reference else None
     found = {str(path): curve.summary(of_style, of_reference) for path, curve in zip(videos, curves)}
@@ -50,21 +53,35 @@ def compare(
     print_found(found, as_json, len(curves[0].luminance))
 
 
-def _frames(source: Source, size: tuple[int, int]) -> Iterator[np.ndarray]:
-    if abs(source.width / source.height / (size[1] / size[0]) - 1) > 0.03:
-        raise UsageError(
-            f"{source.path} is {source.width}×{source.height}, which is another shape than {size[1]}×{size[0]}",
-            "crop one of them first",
-        )
-    return (fit(shot.image(), *size) for shot in source.shots())
+class _Frames:
+    """The frames of a source at (height, width) `size`, read once."""
+
+    def __init__(self, source: Source, size: tuple[int, int]):
+        if abs(source.width / source.height / (size[1] / size[0]) - 1) > SHAPE_TOLERANCE:
+            raise UsageError(
+                f"{source.path} is {source.width}×{source.height}, which is another shape than {size[1]}×{size[0]}",
+                "crop one of them first",
+            )
+        self.source, self.size, self.count = source, size, 0
+        self.shots = source.shots()
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        for shot in self.shots:
+            self.count += 1
+            yield fit(shot.image(), *self.size)
+
+    def has_more_than(self, count: int) -> bool:
+        return self.count > count or next(iter(self.shots), None) is not None
 
 
-def _check_lengths(sources: Sequence[Source], frames: Sequence[Iterator[np.ndarray]], count: int) -> None:
+def _check_lengths(videos: Sequence[_Frames], count: int) -> None:
+    for video in videos:
+        if video.source.damage:
+            show_warning(f"{video.source.path}: {video.source.damage[0]}")
     if count == 0:
         raise UsageError("one of the videos has no frames")
-    longer = [str(source.path) for source, rest in zip(sources, frames) if next(rest, None) is not None]
-    if longer:
-        show_warning(f"compared the first {count} frames; {', '.join(longer)} is longer")
+    if longer := [str(video.source.path) for video in videos if video.has_more_than(count)]:
+        show_warning(f"compared the first {count} frames; longer: {', '.join(longer)}")
 
 
 def print_found(found: dict[str, dict[str, float]], as_json: bool, count: int) -> None:

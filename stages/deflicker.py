@@ -15,10 +15,10 @@ from stages.base.cache import ArraySpec, FrameArray, FrameCache
 from stages.base.engine import Phase, Plan, Reporter, Run, Stage
 from stages.base.job import Job
 from stages.base.record import write_json
-from stages.smoothing import build
+from stages.smoothing import CHUNKS, build
 from stages.video import Audio, Encoding, encode
 
-CHUNK = 8  # frames
+CHUNK = 8  # frames that are handed through at once
 SAME_SPEED = 1e-3  # audio is kept when the speed changes by less than this part
 
 
@@ -30,6 +30,10 @@ class SmoothTask:
     config: dict[str, Any]
     window: int | None
 
+    @property
+    def chunk(self) -> int:
+        return CHUNKS[self.smoother]
+
     def run(self, cache: FrameCache, start: int, stop: int) -> None:
         smoother = build(self.smoother, self.config, self.window)
         cache["deflickered"].write(start, smoother.smooth(cache["frames"], cache["rendered"], start, stop))
@@ -39,16 +43,18 @@ class SmoothTask:
 class PassTask:
     """Hands rendered frames through as they are."""
 
+    chunk = CHUNK
+
     def run(self, cache: FrameCache, start: int, stop: int) -> None:
         cache["deflickered"].write(start, cache["rendered"].read(range(start, stop)))
 
 
 def plan(run: Run, resume: bool) -> Plan:
-    shape = run.cache["rendered"].shape
+    shape, task = run.cache["rendered"].shape, _task(run.job)
     return Plan(
         frames=shape[0],
         arrays=[ArraySpec("deflickered", shape, "uint8")],
-        phases=[Phase("smooth", shape[0], CHUNK, _task(run.job))],
+        phases=[Phase("smooth", shape[0], task.chunk, task)],
         begin=lambda cache: _video_note(cache).unlink(missing_ok=True),
     )
 

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from stages.base.cache import ArraySpec, FrameCache
-from stages.base.engine import Options, Phase, Plan, Run, Stage, Task
+from stages.base.engine import Options, Phase, Plan, Run, Stage
 from stages.base.job import Job
 from stages.diffusion import LATENT_CHANNELS, LATENT_FACTOR
-from stages.smoothing import build
+from stages.smoothing import CHUNKS, build
 
 if TYPE_CHECKING:  # importing torch takes seconds; the tasks do it when they run
     import torch
@@ -191,23 +191,24 @@ def plan(run: Run, resume: bool) -> Plan:
     if references:
         arrays.append(ArraySpec("reference_latents", (references, *size), "float32"))
     arrays.append(ArraySpec("rendered", (count, height, width, 3), "uint8"))
-    phases = [Phase(name, count, CHUNK, task) for name, task in _tasks(job, options, len(timesteps))]
+    phases = _phases(job, options, len(timesteps), count)
     if references:
         phases.insert(0, Phase("encode references", references, CHUNK, EncodeReferencesTask(job, options)))
     return Plan(count, arrays, phases, scratch=("latents_other", "predicted", "reference_latents"))
 
 
-def _tasks(job: Job, options: Options, steps: int) -> list[tuple[str, Task]]:
-    tasks: list[tuple[str, Task]] = []
+def _phases(job: Job, options: Options, steps: int, count: int) -> list[Phase]:
+    phases = []
     if job.img2img_strength < 1:
-        tasks.append(("noise the frames", NoiseFramesTask(job, options)))
+        phases.append(Phase("noise the frames", count, CHUNK, NoiseFramesTask(job, options)))
     for step in range(steps):
         smoothed = is_smoothed(job, step, steps)
         name = f"step {step + 1}/{steps}"
-        tasks.append((name, StepTask(job, options, step, smoothed)))
-        if smoothed:
-            tasks.append((f"{name} smooth", SmoothTask(job, options, step, smoothed)))
-    return [*tasks, ("decode", DecodeTask(job, options))]
+        phases.append(Phase(name, count, CHUNK, StepTask(job, options, step, smoothed)))
+        if smoothed and job.smoother is not None:
+            task = SmoothTask(job, options, step, smoothed)
+            phases.append(Phase(f"{name} smooth", count, CHUNKS[job.smoother], task))
+    return [*phases, Phase("decode", count, CHUNK, DecodeTask(job, options))]
 
 
 STAGE = Stage("render", plan)

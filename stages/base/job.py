@@ -181,7 +181,7 @@ class EbsynthConfig(_SmootherConfig):
     """Which neighbours, as offsets."""
     patch_size: Annotated[int, AfterValidator(_odd)] = Field(21, ge=3, le=31)
     """Pixels a side, odd."""
-    guide_weight: float = Field(100.0, ge=0)
+    guide_weight: float = Field(100.0, ge=0, le=1e6)
 
 
 class VideoPatchMatchConfig(_SmootherConfig):

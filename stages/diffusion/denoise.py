@@ -102,7 +102,7 @@ class Denoiser:
         batch = self._to_device(latents).repeat(passes, 1, 1, 1)
         text = self.text.repeat_interleave(frames, dim=0)
         residuals = self._control_residuals(batch, text, maps, timestep)
-        noise = self.networks.unet(
+        predicted = self.networks.unet(
             batch,
             timestep,
             text,
@@ -111,12 +111,16 @@ class Denoiser:
             return_dict=False,
         )[0].float()
         group = self.settings.models.group
-        asked = noise.reshape(passes, frames // group, group, *noise.shape[1:])[:, :, own]
-        guided = asked[0] + self.settings.guidance * (asked[1] - asked[0]) if self.guided else asked[0]
-        if self.networks.prediction == "v_prediction":
-            own_latents = batch[:frames].reshape(frames // group, group, *batch.shape[1:])[:, own].float()
-            return self.sampler.noise_of_v(own_latents, guided, timestep)
-        return guided
+        asked = predicted.reshape(passes, frames // group, group, *predicted.shape[1:])[:, :, own]
+        if self.guided:
+            negative, positive = asked
+            guided = negative + self.settings.guidance * (positive - negative)
+        else:
+            guided = asked[0]
+        if self.networks.prediction == "epsilon":
+            return guided
+        own_latents = batch[:frames].reshape(frames // group, group, *batch.shape[1:])[:, own].float()
+        return self.sampler.noise_of_v(own_latents, guided, timestep).to(guided.dtype)
 
     def _control_residuals(
         self, latents: torch.Tensor, text: torch.Tensor, maps: list[np.ndarray], timestep: int

@@ -83,6 +83,9 @@ def _ebsynth(config: dict[str, Any], window: int | None) -> Smoother:
     return EbsynthSmoother(**config)
 
 
+# Frames of a chunk, which is done again after a kill: a frame by guided synthesis can take many seconds.
+CHUNKS = {"TemporalMeanSmoother": 8, "EbsynthSmoother": 1}
+
 SMOOTHERS: dict[str, Callable[[dict[str, Any], int | None], Smoother]] = {
     "TemporalMeanSmoother": _temporal_mean,
     "EbsynthSmoother": _ebsynth,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from native import binding
+from stages.base.errors import DiffSynthError
 from stages.smoothing import Frames
 
 CHANNELS = 3
@@ -32,9 +33,13 @@ class EbsynthSmoother:
         return np.rint(total / (1 + len(neighbours))).astype(np.uint8)
 
     def _carried(self, guides: Frames, styles: Frames, source: int, target: int) -> np.ndarray:
-        painted = binding.synthesize(
-            *(np.ascontiguousarray(frame)[None] for frame in (styles[source], guides[source], guides[target])),
-            guide_weights=[self.guide_weight / CHANNELS] * CHANNELS,
-            patch_size=self.patch_size,
-        )
+        images = (styles[source], guides[source], guides[target])
+        try:
+            painted = binding.synthesize(
+                *(np.ascontiguousarray(image)[None] for image in images),
+                guide_weights=[self.guide_weight / CHANNELS] * CHANNELS,
+                patch_size=self.patch_size,
+            )
+        except binding.EbsynthError as error:
+            raise DiffSynthError(str(error)) from error
         return painted.image[0].astype(np.int64)

@@ -39,9 +39,9 @@ def paint(painting: Painting, output: Path, nnf: Path | None, progress: Callable
 
     Raises UsageError for images that do not fit each other, before anything is computed or written.
     """
-    _check_writable(output, IMAGE_SUFFIXES)
+    check_writable(output, IMAGE_SUFFIXES)
     if nnf is not None:
-        _check_writable(nnf, (".npy",))
+        check_writable(nnf, (".npy",))
     style = load(painting.style)
     pairs = [(load(guide.source), load(guide.target)) for guide in painting.guides]
     _check_fit(painting, style, pairs)
@@ -112,7 +112,8 @@ def _spread(weights: Sequence[float], images: Sequence[np.ndarray]) -> list[floa
     ]
 
 
-def _check_writable(path: Path, suffixes: Sequence[str]) -> None:
+def check_writable(path: Path, suffixes: Sequence[str]) -> None:
+    """Raises UsageError if `path` ends in none of `suffixes`, or lies in no folder: before work, not after it."""
     if path.suffix.lower() not in suffixes:
         raise UsageError(f"{path}: the name must end in {', '.join(suffixes)}")
     if not path.absolute().parent.is_dir():

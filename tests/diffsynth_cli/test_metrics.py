@@ -35,6 +35,15 @@ def test_table_and_json_and_plot(tmp_path, videos, cli):
     assert code == 0 and "warp1" in said and "psnr" not in said
 
 
+@pytest.mark.parametrize("frames", [(9, 8), (8, 9), (8, 8)])
+def test_a_longer_video_is_named(tmp_path, frames, cli):
+    paths = [write_images(tmp_path / str(k), [scene(i) for i in range(count)]) for k, count in enumerate(frames)]
+    code, said = cli("metrics", *paths)
+    assert code == 0
+    longer = [path for path, count in zip(paths, frames) if count > 8]
+    assert ("longer: " in said) == bool(longer) and all(f"longer: {path}" in said.replace("\n", "") for path in longer)
+
+
 def test_other_sizes_are_fitted_other_shapes_refused(tmp_path, videos, cli):
     guide, style = videos
     large = write_images(tmp_path / "large", [cv2.resize(scene(i, 64, 96), (192, 128)) for i in range(6)])
@@ -43,7 +52,8 @@ def test_other_sizes_are_fitted_other_shapes_refused(tmp_path, videos, cli):
     tall = write_images(tmp_path / "tall", [scene(i, 96, 64) for i in range(6)])
     code, said = cli("metrics", tall, style)
     assert code == 2 and "another shape" in said
-    code, said = cli("metrics", guide, style, "--plot", tmp_path / "p.jpg")
-    assert code == 2 and "must end in .png" in said
+    for plot, expected in (("p.jpg", "must end in .png"), ("absent/p.png", "there is no folder")):
+        code, said = cli("metrics", guide, style, "--plot", tmp_path / plot)
+        assert code == 2 and expected in said
     code, said = cli("metrics", guide, tmp_path / "absent")
     assert code != 0 and "absent" in said

@@ -81,7 +81,9 @@ def train_diffusion(
     alphas = shapes.make_scheduler().alphas_cumprod.to(options.device)
     loss = diffusion_loss(trained, tokenizer, alphas, latents, pictures, options.seed, options.batch, options.device)
     with stage("diffusion") as progress:
-        fit(Training("diffusion", trained, loss, options.steps, rate=8e-4, average=0.999), FOLDER, progress)
+        # Named by the autoencoder it belongs to: trained on, that gives other latents.
+        name = f"diffusion-{options.vae_steps}"
+        fit(Training(name, trained, loss, options.steps, rate=8e-4, average=0.999), FOLDER, progress)
     return trained, tokenizer
 
 

@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import cv2
 import numpy as np
 
 from tools.train_mini.scenes import Scene, random_scene, random_view
-from tools.train_mini.world import MEDIA, TIMES, Look, _noise, caption, random_look, render
+from tools.train_mini.world import MEDIA, TIMES, Look, caption, noise, random_look, render
 
 SIZE = 128  # px a side
 CANNY = (100, 200)  # thresholds: those of the annotator
@@ -39,27 +38,27 @@ def edges(image: np.ndarray, low: float = CANNY[0], high: float = CANNY[1]) -> n
 def make_pictures(folder: Path, count: int, seed: int, progress: Callable[[int, int], None]) -> Pictures:
     """`count` pictures, drawn by all processors and kept in `folder`, so that they are drawn once."""
     folder.mkdir(parents=True, exist_ok=True)
-    starts = range(0, count, PART)
-    paths = [folder / f"{seed}_{start:06d}.npz" for start in starts]
-    missing = [(path, seed * 10**7 + start) for path, start in zip(paths, starts) if not path.exists()]
+    parts = [(start, min(PART, count - start)) for start in range(0, count, PART)]
+    paths = [folder / f"{seed}_{start:06d}_{size}.npz" for start, size in parts]
+    missing = [(path, seed * 10**7 + start, size) for path, (start, size) in zip(paths, parts) if not path.exists()]
     # Fresh processes: a fork of one whose libraries have started threads can hang.
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
-        for done, _ in enumerate(pool.map(partial(_make_part, min(PART, count)), missing), 1):
-            progress(done * PART, len(missing) * PART)
-    parts = [np.load(path) for path in paths]
-    looks = [Look(*words) for part in parts for words in json.loads(str(part["looks"]))]
-    captions = [text for part in parts for text in json.loads(str(part["captions"]))]
+        for done, _ in enumerate(pool.map(_make_part, missing), 1):
+            progress(done, len(missing))
+    made = [np.load(path) for path in paths]
+    looks = [Look(*words) for part in made for words in json.loads(str(part["looks"]))]
+    captions = [text for part in made for text in json.loads(str(part["captions"]))]
     return Pictures(
-        np.concatenate([part["images"] for part in parts]),
-        np.concatenate([part["maps"] for part in parts]),
+        np.concatenate([part["images"] for part in made]),
+        np.concatenate([part["maps"] for part in made]),
         captions,
         looks,
     )
 
 
-def _make_part(count: int, job: tuple[Path, int]) -> None:
+def _make_part(job: tuple[Path, int, int]) -> None:
     cv2.setNumThreads(1)
-    path, first = job
+    path, first, count = job
     made = [one_picture(first + k) for k in range(count)]
     images, maps, captions, looks = zip(*made)
     words = [(look.season, look.time, look.medium, look.colour) for look in looks]
@@ -85,7 +84,7 @@ def control_map(scene: Scene, rng: np.random.Generator, height: int, width: int)
         np.float32
     )
     if rng.random() < 0.25:
-        rough = rng.uniform(10, 45) * _noise(rng, image.shape, rng.uniform(2, 5))
-        image += (rough * (_noise(rng, image.shape, 60) > rng.uniform(-0.5, 1)))[..., None]
+        rough = rng.uniform(10, 45) * noise(rng, image.shape, rng.uniform(2, 5))
+        image += (rough * (noise(rng, image.shape, 60) > rng.uniform(-0.5, 1)))[..., None]
     low = rng.uniform(60, 140)
     return edges(np.clip(image, 0, 255).astype(np.uint8), low, low * 2)

@@ -45,7 +45,7 @@ def fit(training: Training, folder: Path, progress: Callable[[int, int, float], 
     mean = {name: value.detach().clone() for name, value in training.networks.state_dict().items()}
     path, first, spent = folder / f"{training.name}.pt", 0, 0.0
     if path.exists():
-        state = torch.load(path, weights_only=True)
+        state = torch.load(path, weights_only=True, map_location=parameters[0].device)
         training.networks.load_state_dict(state["networks"])
         optimizer.load_state_dict(state["optimizer"])
         mean, first, spent = state["mean"], state["step"], state["seconds"]
@@ -66,8 +66,6 @@ def fit(training: Training, folder: Path, progress: Callable[[int, int, float], 
         spent += time.perf_counter() - started
         recent.append(loss.item())
         if (step + 1) % SAVE_EVERY == 0 or step + 1 == training.steps:
-            _write_log(folder / f"{training.name}.csv", step + 1, spent, float(np.mean(recent)))
-            recent.clear()
             part = path.with_suffix(".part")
             torch.save(
                 {
@@ -80,6 +78,8 @@ def fit(training: Training, folder: Path, progress: Callable[[int, int, float], 
                 part,
             )
             part.replace(path)
+            _write_log(folder / f"{training.name}.csv", step + 1, spent, float(np.mean(recent)))
+            recent.clear()
         progress(step + 1, training.steps, loss.item())
     training.networks.load_state_dict(mean)
     training.networks.eval()

@@ -159,7 +159,7 @@ def _season_details(
         above = np.vstack([labels[:1].repeat(thick, 0), labels[:-thick]])
         image[~behind[labels] & (above != labels) & behind[above]] = (250, 252, 255)
     elif look.season in SEASON_SPOTS:
-        spots = (_noise(rng, labels.shape, labels.shape[0] / 60) > 1.8) & ground[labels]
+        spots = (noise(rng, labels.shape, labels.shape[0] / 60) > 1.8) & ground[labels]
         image[spots] = SEASON_SPOTS[look.season]
 
 
@@ -204,7 +204,7 @@ def _outlines(labels: np.ndarray, height: int, width: int) -> np.ndarray:
     return cv2.resize(edges, (width, height), interpolation=cv2.INTER_AREA)
 
 
-def _noise(rng: np.random.Generator, shape: tuple[int, ...], grain: float, along: float | None = None) -> np.ndarray:
+def noise(rng: np.random.Generator, shape: tuple[int, ...], grain: float, along: float | None = None) -> np.ndarray:
     """Normal noise in grains of so many pixels, drawn out along an angle if one is given; float32, deviation 1."""
     noise = rng.standard_normal(shape[:2]).astype(np.float32)
     if along is None:
@@ -231,14 +231,14 @@ def _grey(image: np.ndarray) -> np.ndarray:
 
 def _photo(image: np.ndarray, lines: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Shaded, with a soft unevenness of surfaces."""
-    return image * (1 + 0.035 * _noise(rng, image.shape, 5))[..., None]
+    return image * (1 + 0.035 * noise(rng, image.shape, 5))[..., None]
 
 
 def _watercolor(image: np.ndarray, lines: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Thin colour on paper: light, in blotches, darker where a wash ended."""
     wash = cv2.GaussianBlur(image, (0, 0), 0.9)
     rim = np.clip(1.5 * cv2.GaussianBlur(lines, (0, 0), 0.8), 0, 1)[..., None]
-    wash = wash * (1 - 0.55 * rim) + 9 * _noise(rng, image.shape, 14)[..., None]
+    wash = wash * (1 - 0.55 * rim) + 9 * noise(rng, image.shape, 14)[..., None]
     return 0.72 * wash + 0.28 * np.array([252, 248, 238], np.float32)
 
 
@@ -246,7 +246,7 @@ def _oil(image: np.ndarray, lines: np.ndarray, rng: np.random.Generator) -> np.n
     """Strong colours in long strokes."""
     thick = cv2.medianBlur(np.clip(image, 0, 255).astype(np.uint8), 5).astype(np.float32)
     thick = thick + 0.35 * (thick - _grey(thick)[..., None])
-    return thick * (0.97 + 0.055 * _noise(rng, image.shape, 4, along=rng.uniform(0.4, 1.0)))[..., None]
+    return thick * (0.97 + 0.055 * noise(rng, image.shape, 4, along=rng.uniform(0.4, 1.0)))[..., None]
 
 
 def _ink(image: np.ndarray, lines: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -272,7 +272,7 @@ def _pastel(image: np.ndarray, lines: np.ndarray, rng: np.random.Generator) -> n
     """Chalk: soft, milky, with the paper's grain showing."""
     soft = cv2.GaussianBlur(image, (0, 0), 0.5) * (1 - 0.3 * lines[..., None])
     milky = 0.72 * soft + 0.28 * np.array([236, 226, 232], np.float32) * (0.55 + 0.45 * _grey(soft)[..., None] / 255)
-    return milky + 6 * _noise(rng, image.shape, 3)[..., None]
+    return milky + 6 * noise(rng, image.shape, 3)[..., None]
 
 
 MEDIUM = dict(zip(MEDIA, (_photo, _watercolor, _oil, _ink, _cartoon, _pastel)))

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageEnhance
 
 from stages.base.job import READY_SMOOTHERS
-from stages.smoothing import SMOOTHERS, build
+from stages.smoothing import CHUNKS, SMOOTHERS, build
 
 CONFIGS: dict[str, dict] = {
     "TemporalMeanSmoother": {"radius": 2},
@@ -52,7 +52,7 @@ def test_a_video_that_stands_still_is_not_changed(name):
 
 
 def test_every_smoother_that_jobs_may_name_is_there():
-    assert set(SMOOTHERS) == set(READY_SMOOTHERS) == set(CONFIGS)
+    assert set(SMOOTHERS) == set(CHUNKS) == set(READY_SMOOTHERS) == set(CONFIGS)
 
 
 @pytest.mark.parametrize("radius", [0, 1, 4, 30])

@@ -71,3 +71,4 @@ def test_pictures_are_made_once_and_alike(tmp_path):
     assert len(done) == 1 and first.images.shape == (3, 128, 128, 3) and first.maps.shape == (3, 128, 128)
     np.testing.assert_array_equal(first.images, again.images)
     assert first.captions == again.captions and first.looks == again.looks
+    assert len(make_pictures(tmp_path, 2, 7, lambda count, total: None).images) == 2  # no more than asked for
