@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from stages.base.cache import ArraySpec, FrameArray, FrameCache
 from stages.base.engine import Phase, Plan, Reporter, Run, Stage
 from stages.base.job import Job
 from stages.base.record import write_json
-from stages.smoothing import CHUNKS, build
+from stages.smoothing import CHUNKS, Smoother, build
 from stages.video import Audio, Encoding, encode
 
 CHUNK = 8  # frames that are handed through at once
@@ -29,14 +29,16 @@ class SmoothTask:
     smoother: str
     config: dict[str, Any]
     window: int | None
+    made: Smoother | None = field(default=None, init=False)  # for all chunks: it keeps what the next one needs, too
 
     @property
     def chunk(self) -> int:
         return CHUNKS[self.smoother]
 
     def run(self, cache: FrameCache, start: int, stop: int) -> None:
-        smoother = build(self.smoother, self.config, self.window)
-        cache["deflickered"].write(start, smoother.smooth(cache["frames"], cache["rendered"], start, stop))
+        if self.made is None:
+            self.made = build(self.smoother, self.config, cache["frames"], cache["rendered"], self.window)
+        cache["deflickered"].write(start, self.made.smooth(start, stop))
 
 
 @dataclass

@@ -7,7 +7,7 @@ at the same timestep. A smoothing step is two phases: predict clean frames, then
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,7 +16,7 @@ from stages.base.cache import ArraySpec, FrameCache
 from stages.base.engine import Options, Phase, Plan, Run, Stage
 from stages.base.job import Job
 from stages.diffusion import LATENT_CHANNELS, LATENT_FACTOR
-from stages.smoothing import CHUNKS, build
+from stages.smoothing import CHUNKS, Smoother, build
 
 if TYPE_CHECKING:  # importing torch takes seconds; the tasks do it when they run
     import torch
@@ -121,9 +121,12 @@ class StepTask(RenderTask):
 class SmoothTask(StepTask):
     """The second half of a smoothing step: predicted frames, deflickered, set where the step leads to."""
 
+    made: Smoother | None = field(default=None, init=False)  # for all chunks: it keeps what the next one needs, too
+
     def run(self, cache: FrameCache, start: int, stop: int) -> None:
-        smoother = build(self.job.smoother or "", self.job.smoother_config)
-        images = smoother.smooth(cache["frames"], cache["predicted"], start, stop)
+        if self.made is None:
+            self.made = build(self.job.smoother or "", self.job.smoother_config, cache["frames"], cache["predicted"])
+        images = self.made.smooth(start, stop)
         sampler = self.denoiser.sampler
         latents, clean = self.latents(cache, range(start, stop)), self.denoiser.encode(images)
         self.write(cache, start, sampler.step(latents, clean, sampler.timesteps[self.step]).numpy())

@@ -11,7 +11,6 @@ from pydantic import BaseModel
 from stages.base.job import (
     DIFFSYNTH_ANNOTATORS,
     READS,
-    READY_SMOOTHERS,
     SMOOTHERS,
     AnnotatorSettings,
     Job,
@@ -63,8 +62,7 @@ def _smoothers() -> str:
         "|---|---|---|",
     ]
     for name, model in SMOOTHERS.items():
-        about = _flat(model.__doc__) + ("" if name in READY_SMOOTHERS else " (Not in this version.)")
-        lines.append(f"| `{name}` | {_options(model)} | {about} |")
+        lines.append(f"| `{name}` | {_options(model)} | {_flat(model.__doc__)} |")
     return "\n".join(lines) + "\n"
 
 

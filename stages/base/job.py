@@ -184,28 +184,46 @@ class EbsynthConfig(_SmootherConfig):
     guide_weight: float = Field(100.0, ge=0, le=1e6)
 
 
+class PatchBlendConfig(_SmootherConfig):
+    """Takes out flicker and keeps detail: light from the whole window, detail from what neighbours agree on."""
+
+    window: int | None = Field(15, ge=0, le=1000)
+    """Frames to each side that light and colour are averaged over; null: the whole video (up to 63 to each side)."""
+    strength: float = Field(1.0, ge=0, le=1)
+    """0 = the frames as they were, 1 = all flicker out."""
+    detail: float = Field(0.5, ge=0, le=1)
+    """0 = only what neighbours agree on, 0.5 = own detail where it stays in its place, 1 = all of each frame's own."""
+    patch_size: Annotated[int, AfterValidator(_odd)] = Field(5, ge=3, le=31)
+    """Pixels a side of the patches that are matched, odd."""
+
+
 class VideoPatchMatchConfig(_SmootherConfig):
-    """Remap and blend over the whole video through a tree of remapping tables."""
+    """Remap and blend over the whole video (up to 63 frames to each side) through blending tables."""
 
     engine_name: str = "Ebsynth"
+    """Accepted; there is one engine."""
 
 
 class PySynthConfig(_SmootherConfig):
     """Remap and blend: every pair in the window (slowest) or blending tables (fastest)."""
 
     speed: Literal["fastest", "slowest"] = "fastest"
-    window_size: int | None = Field(None, ge=1)
-    """Frames to each side; null: the whole video."""
+    window_size: int | None = Field(None, ge=1, le=1000)
+    """Frames to each side; null: the whole video (up to 63 to each side)."""
     ebsynth_config: dict[str, Any] = Field(default_factory=dict)
+    """Accepted; patches are matched in one way."""
 
 
 SMOOTHERS: dict[str, type[_SmootherConfig]] = {
+    "PatchBlendSmoother": PatchBlendConfig,
     "TemporalMeanSmoother": TemporalMeanConfig,
     "EbsynthSmoother": EbsynthConfig,
     "VideoPatchMatchSmoother": VideoPatchMatchConfig,
     "PySynthSmoother": PySynthConfig,
 }
-READY_SMOOTHERS = ("TemporalMeanSmoother", "EbsynthSmoother")
+SmootherName = Literal[
+    "PatchBlendSmoother", "TemporalMeanSmoother", "EbsynthSmoother", "VideoPatchMatchSmoother", "PySynthSmoother"
+]
 # DiffSynth's files name programs, folders and cards that are not needed here.
 OBSOLETE_SMOOTHER_KEYS = ("bin_path", "cache_path", "gpu_id")
 
@@ -257,9 +275,7 @@ class Job(_Strict):
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
     """Where the networks run: auto, cpu, cuda, cuda:1, mps."""
 
-    smoother: (
-        Literal["TemporalMeanSmoother", "EbsynthSmoother", "VideoPatchMatchSmoother", "PySynthSmoother"] | None
-    ) = None
+    smoother: SmootherName | None = None
     """What takes the flicker out of the predicted frames while they are denoised."""
     smoother_config: dict[str, Any] = {}
     """Its options. See docs/smoothers.md."""
@@ -269,9 +285,7 @@ class Job(_Strict):
     """Smooth on every k-th step, counted from the first: interval 5 of 20 steps smooths the 1st, 6th, 11th and 16th."""
     extra_deflickering_range: int = Field(0, ge=0, le=100_000)
     """After denoising: the smoother once more, over a window of this many frames to each side; 0 = off."""
-    post_smoother: (
-        Literal["TemporalMeanSmoother", "EbsynthSmoother", "VideoPatchMatchSmoother", "PySynthSmoother"] | None
-    ) = None
+    post_smoother: SmootherName | None = None
     """After denoising: a smoother of choice, in place of `extra_deflickering_range`."""
     post_smoother_config: dict[str, Any] = {}
     """Its options."""

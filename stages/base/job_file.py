@@ -12,7 +12,6 @@ from pydantic import ValidationError
 from stages.base.errors import UsageError
 from stages.base.job import (
     OBSOLETE_SMOOTHER_KEYS,
-    READY_SMOOTHERS,
     SMOOTHERS,
     Job,
     LaterAnnotator,
@@ -284,11 +283,6 @@ def _later_control(job: Job) -> list[str]:
     ]
 
 
-def _later_smoother(key: str, name: str | None) -> list[str]:
-    later = name is not None and name not in READY_SMOOTHERS
-    return [f"{key}: {name} is not in this version; it has {', '.join(READY_SMOOTHERS)}"] * later
-
-
 def _later_render(job: Job) -> list[str]:
     later = {
         "loras": bool(job.loras), "vae": job.vae is not None, "attention": job.attention == "shared",
@@ -301,21 +295,12 @@ def _later_render(job: Job) -> list[str]:
         "model_id": "the embedded model and single-file checkpoints are not in this version; "
         "give a diffusers folder or a hub id",
     }
-    return [f"{key}: {reasons[key]}" for key, refused in later.items() if refused] + _later_smoother(
-        "smoother", job.smoother
-    )
-
-
-def _later_deflicker(job: Job) -> list[str]:
-    problems = _later_smoother("post_smoother", job.post_smoother)
-    if job.extra_deflickering_range and job.post_smoother is None and job.smoother not in READY_SMOOTHERS:
-        problems.append(f"extra_deflickering_range: {job.smoother} is not in this version")
-    return problems
+    return [f"{key}: {reasons[key]}" for key, refused in later.items() if refused]
 
 
 _LATER: dict[str, Callable[[Job], list[str]]] = {
     "extract": lambda job: [],
     "control": _later_control,
     "render": _later_render,
-    "deflicker": _later_deflicker,
+    "deflicker": lambda job: [],
 }

@@ -7,6 +7,7 @@ smoother of any window works on a video of any length in bounded memory. docs/sm
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,34 +18,38 @@ Frames = Sequence[np.ndarray]
 
 
 class Smoother(Protocol):
-    """Takes the flicker out of a stylised video."""
+    """Takes the flicker out of one stylised video.
 
-    def smooth(self, guides: Frames, styles: Frames, start: int, stop: int) -> np.ndarray:
+    It is made with `guides`, the frames of the original video, which does not flicker, and `styles`, those of the
+    stylised one; both are the whole video. It may keep what it finds for the frames that come next, in bounded memory,
+    and drops all of it after the last frame.
+    """
+
+    def smooth(self, start: int, stop: int) -> np.ndarray:
         """Frames start..stop-1, deflickered, as uint8 [stop-start, H, W, 3].
 
-        `guides` are the frames of the original video, which does not flicker, `styles` those of the stylised one;
-        both are the whole video. The result for a frame must not depend on where a chunk begins.
+        The result for a frame must not depend on where a chunk begins, nor on what was asked for before.
         """
 
 
 class TemporalMeanSmoother:
     """Mean over frames i-radius..i+radius, indexes clamped, rounded to the nearest (ties to even)."""
 
-    def __init__(self, radius: int = 1):
-        self.radius = radius
+    def __init__(self, guides: Frames, styles: Frames, radius: int = 1):
+        self.styles, self.radius = styles, radius
 
-    def smooth(self, guides: Frames, styles: Frames, start: int, stop: int) -> np.ndarray:
-        def frame(index: int) -> np.ndarray:
-            return styles[min(max(index, 0), len(styles) - 1)].astype(np.int64)
-
+    def smooth(self, start: int, stop: int) -> np.ndarray:
         # A running sum of integers: exact, and as cheap for a wide window as for a narrow one.
-        total = sum((frame(index) for index in range(start - self.radius, start + self.radius)), np.int64(0))
+        total = sum((self._frame(index) for index in range(start - self.radius, start + self.radius)), np.int64(0))
         smoothed = []
         for index in range(start, stop):
-            total = total + frame(index + self.radius)
+            total = total + self._frame(index + self.radius)
             smoothed.append(np.rint(total / (2 * self.radius + 1)).astype(np.uint8))
-            total = total - frame(index - self.radius)
+            total = total - self._frame(index - self.radius)
         return np.stack(smoothed)
+
+    def _frame(self, index: int) -> np.ndarray:
+        return self.styles[min(max(index, 0), len(self.styles) - 1)].astype(np.int64)
 
 
 class Enhanced:
@@ -53,8 +58,8 @@ class Enhanced:
     def __init__(self, smoother: Smoother, postprocessing: dict[str, float]):
         self.smoother, self.postprocessing = smoother, postprocessing
 
-    def smooth(self, guides: Frames, styles: Frames, start: int, stop: int) -> np.ndarray:
-        return np.stack([self._enhance(frame) for frame in self.smoother.smooth(guides, styles, start, stop)])
+    def smooth(self, start: int, stop: int) -> np.ndarray:
+        return np.stack([self._enhance(frame) for frame in self.smoother.smooth(start, stop)])
 
     def _enhance(self, frame: np.ndarray) -> np.ndarray:
         image = Image.fromarray(frame)
@@ -63,30 +68,63 @@ class Enhanced:
         return np.asarray(image)
 
 
-def build(name: str, config: dict[str, Any], window: int | None = None) -> Smoother:
+def build(name: str, config: dict[str, Any], guides: Frames, styles: Frames, window: int | None = None) -> Smoother:
     """The smoother `name` with the options `config`; `window` frames to each side, if given, in place of its own."""
     config = dict(config)
     postprocessing = config.pop("postprocessing", {})
-    smoother = SMOOTHERS[name](config, window)
+    smoother = SMOOTHERS[name](config, window)(guides, styles)
     return Enhanced(smoother, postprocessing) if postprocessing else smoother
 
 
-def _temporal_mean(config: dict[str, Any], window: int | None) -> Smoother:
-    return TemporalMeanSmoother(**config) if window is None else TemporalMeanSmoother(window)
+Maker = Callable[[Frames, Frames], Smoother]
 
 
-def _ebsynth(config: dict[str, Any], window: int | None) -> Smoother:
-    from stages.smoothing.ebsynth import EbsynthSmoother  # loads the library's binding
+def _temporal_mean(config: dict[str, Any], window: int | None) -> Maker:
+    if window is not None:
+        config["radius"] = window
+    return partial(TemporalMeanSmoother, **config)
+
+
+def _ebsynth(config: dict[str, Any], window: int | None) -> Maker:
+    from stages.smoothing.ebsynth import EbsynthSmoother  # loads the library's binding, as all below do
 
     if window is not None:
         config["smooth_index"] = range(-window, window + 1)
-    return EbsynthSmoother(**config)
+    return partial(EbsynthSmoother, **config)
 
 
-# Frames of a chunk, which is done again after a kill: a frame by guided synthesis can take many seconds.
-CHUNKS = {"TemporalMeanSmoother": 8, "EbsynthSmoother": 1}
+def _patch_blend(config: dict[str, Any], window: int | None) -> Maker:
+    from stages.smoothing.patch_blend import PatchBlendSmoother
 
-SMOOTHERS: dict[str, Callable[[dict[str, Any], int | None], Smoother]] = {
+    if window is not None:
+        config["window"] = window
+    return partial(PatchBlendSmoother, **config)
+
+
+def _py_synth(config: dict[str, Any], window: int | None) -> Maker:
+    from stages.smoothing.pysynth import PySynthSmoother
+
+    reach = config.get("window_size") if window is None else window
+    return partial(PySynthSmoother, window=reach, exhaustive=config.get("speed") == "slowest")
+
+
+def _video_patch_match(config: dict[str, Any], window: int | None) -> Maker:
+    return _py_synth({}, window)
+
+
+# Frames of a chunk, which is done again after a kill: where patches are matched, a frame can take seconds.
+CHUNKS = {
+    "TemporalMeanSmoother": 8,
+    "PatchBlendSmoother": 1,
+    "EbsynthSmoother": 1,
+    "PySynthSmoother": 1,
+    "VideoPatchMatchSmoother": 1,
+}
+
+SMOOTHERS: dict[str, Callable[[dict[str, Any], int | None], Maker]] = {
     "TemporalMeanSmoother": _temporal_mean,
+    "PatchBlendSmoother": _patch_blend,
     "EbsynthSmoother": _ebsynth,
+    "PySynthSmoother": _py_synth,
+    "VideoPatchMatchSmoother": _video_patch_match,
 }

@@ -19,21 +19,29 @@ class EbsynthSmoother:
     before the first or after the last frame are left out. Rounded to the nearest (ties to even).
     """
 
-    def __init__(self, smooth_index: Sequence[int], patch_size: int = 21, guide_weight: float = 100.0):
+    def __init__(
+        self,
+        guides: Frames,
+        styles: Frames,
+        smooth_index: Sequence[int],
+        patch_size: int = 21,
+        guide_weight: float = 100.0,
+    ):
+        self.guides, self.styles = guides, styles
         self.offsets, self.patch_size, self.guide_weight = [d for d in smooth_index if d], patch_size, guide_weight
 
-    def smooth(self, guides: Frames, styles: Frames, start: int, stop: int) -> np.ndarray:
-        return np.stack([self._mean(guides, styles, index) for index in range(start, stop)])
+    def smooth(self, start: int, stop: int) -> np.ndarray:
+        return np.stack([self._mean(index) for index in range(start, stop)])
 
-    def _mean(self, guides: Frames, styles: Frames, index: int) -> np.ndarray:
-        neighbours = [index + d for d in self.offsets if 0 <= index + d < len(styles)]
-        total = styles[index].astype(np.int64)
+    def _mean(self, index: int) -> np.ndarray:
+        neighbours = [index + d for d in self.offsets if 0 <= index + d < len(self.styles)]
+        total = self.styles[index].astype(np.int64)
         for neighbour in neighbours:  # one at a time: the library's memory is then that of one pair
-            total = total + self._carried(guides, styles, neighbour, index)
+            total = total + self._carried(neighbour, index)
         return np.rint(total / (1 + len(neighbours))).astype(np.uint8)
 
-    def _carried(self, guides: Frames, styles: Frames, source: int, target: int) -> np.ndarray:
-        images = (styles[source], guides[source], guides[target])
+    def _carried(self, source: int, target: int) -> np.ndarray:
+        images = (self.styles[source], self.guides[source], self.guides[target])
         try:
             painted = binding.synthesize(
                 *(np.ascontiguousarray(image)[None] for image in images),

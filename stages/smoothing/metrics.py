@@ -13,6 +13,8 @@ import cv2
 import numpy as np
 from skimage.metrics import structural_similarity
 
+from stages.smoothing.matching import carry, flow
+
 GAPS = (1, 5)  # frames between the two that are compared
 ROUND_TRIP_LIMIT = 1.0  # px that flow there and back may miss the start by
 LIKENESS_LIMIT = 0.1  # mean difference of the guide's colours (0..1) where flow is believed
@@ -94,28 +96,12 @@ def warp_errors(then: Sequence[np.ndarray], now: Sequence[np.ndarray]) -> Iterat
 
 
 def correspondence(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Optical flow (DIS, Kroeger et al. 2016) from guide frame a to b, so that a(p) looks like b(p + flow(p)), float32
-    [H, W, 2], x then y; and where it can be believed: seen in both, and alike."""
+    """Flow from guide frame a to b, float32 [H, W, 2], and where it can be believed: seen in both, and alike."""
     there, back = flow(a, b), flow(b, a)
     returned, inside = carry(back, there)
     consistent = np.linalg.norm(there + returned, axis=2) <= ROUND_TRIP_LIMIT
     carried, _ = carry(b.astype(np.float32), there)
     return there, inside & consistent & (np.abs(carried - a).mean(axis=2) / 255 <= LIKENESS_LIMIT)
-
-
-def flow(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    grey = [cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in (a, b)]
-    estimator = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)  # type: ignore[attr-defined]
-    return estimator.calc(*grey, None)
-
-
-def carry(image: np.ndarray, motion: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`image` sampled at p + motion(p), and which samples lie inside it."""
-    height, width = image.shape[:2]
-    y, x = np.mgrid[:height, :width].astype(np.float32)
-    x, y = x + motion[..., 0], y + motion[..., 1]
-    inside = (x >= 0) & (y >= 0) & (x <= width - 1) & (y <= height - 1)
-    return cv2.remap(image, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE), inside
 
 
 def _look_at(curve: Curves, frame: np.ndarray, reference: np.ndarray | None) -> None:

@@ -45,9 +45,7 @@ WRONG_KEYS = [
     ({"attention": "shared"}, "attention: 'shared' is not in this version"),
     ({"model_id": "mini"}, "model_id: the embedded model"),
     ({"controlnet_processor": ["ControlnetImageProcesserDepth"]}, "the annotator 'depth' is not in this version"),
-    ({"smoother": "PySynthSmoother"}, "smoother: PySynthSmoother is not in this version"),
     ({"smoother": "EbsynthSmoother", "smoother_config": {"patch_size": 20}}, "smoother_config: patch_size: "),
-    ({"post_smoother": "VideoPatchMatchSmoother"}, "post_smoother: VideoPatchMatchSmoother is not in this version"),
 ]  # fmt: skip
 
 WRONG_TEXTS = [

@@ -62,7 +62,7 @@ def test_the_smoother_asked_for_is_used(deflicker, keys, radius):
     if radius is None:
         expected = rendered
     else:
-        expected = build("TemporalMeanSmoother", {"radius": radius}).smooth(rendered, rendered, 0, 10)
+        expected = build("TemporalMeanSmoother", {"radius": radius}, rendered, rendered).smooth(0, 10)
     np.testing.assert_array_equal(cache["deflickered"][:], expected)
 
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import cv2
 import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 
-from stages.base.job import READY_SMOOTHERS
+from stages.base import job
 from stages.smoothing import CHUNKS, SMOOTHERS, build
 
 CONFIGS: dict[str, dict] = {
     "TemporalMeanSmoother": {"radius": 2},
+    "PatchBlendSmoother": {"window": 3},
     "EbsynthSmoother": {"smooth_index": [-1, 2], "patch_size": 5},
+    "PySynthSmoother": {"speed": "slowest", "window_size": 2},
+    "VideoPatchMatchSmoother": {},
 }
 EXACT = ("TemporalMeanSmoother",)  # what stands still is not changed at all
 
@@ -36,23 +41,26 @@ def video():
 @pytest.mark.parametrize("name", SMOOTHERS)
 def test_chunks_do_not_show_in_the_result(name, video):
     frames, _ = video
-    smoother = build(name, CONFIGS[name])
-    whole = smoother.smooth(frames, frames, 0, 11)
+    whole = build(name, CONFIGS[name], frames, frames).smooth(0, 11)
     assert whole.dtype == np.uint8 and whole.shape == (11, 16, 24, 3)
     for size in (1, 3, 8):
-        parts = [smoother.smooth(frames, frames, start, min(start + size, 11)) for start in range(0, 11, size)]
+        smoother = build(name, CONFIGS[name], frames, frames)
+        parts = [smoother.smooth(start, min(start + size, 11)) for start in range(0, 11, size)]
         np.testing.assert_array_equal(np.concatenate(parts), whole)
+    fresh = build(name, CONFIGS[name], frames, frames).smooth(7, 9)  # as after a kill
+    np.testing.assert_array_equal(fresh, whole[7:9])
 
 
 @pytest.mark.parametrize("name", SMOOTHERS)
 def test_a_video_that_stands_still_is_not_changed(name):
     frames = [np.random.default_rng(1).integers(0, 256, (16, 24, 3), np.uint8)] * 5
-    smoothed = build(name, CONFIGS[name]).smooth(frames, frames, 0, 5)
+    smoothed = build(name, CONFIGS[name], frames, frames).smooth(0, 5)
     assert np.abs(smoothed.astype(int) - np.stack(frames)).mean() <= (0 if name in EXACT else 0.5)
 
 
 def test_every_smoother_that_jobs_may_name_is_there():
-    assert set(SMOOTHERS) == set(CHUNKS) == set(READY_SMOOTHERS) == set(CONFIGS)
+    assert set(SMOOTHERS) == set(CHUNKS) == set(job.SMOOTHERS) == set(CONFIGS)
+    assert set(get_args(job.SmootherName)) == set(SMOOTHERS)
 
 
 @pytest.mark.parametrize("radius", [0, 1, 4, 30])
@@ -62,21 +70,22 @@ def test_temporal_mean_is_the_mean_of_clamped_neighbours(radius, video):
     for i in range(11):
         window = noise[np.clip(np.arange(i - radius, i + radius + 1), 0, 10)]
         expected.append(np.rint(window.astype(np.float64).mean(axis=0)))
-    found = build("TemporalMeanSmoother", {"radius": radius}).smooth(frames, frames, 0, 11)
+    found = build("TemporalMeanSmoother", {"radius": radius}, frames, frames).smooth(0, 11)
     np.testing.assert_array_equal(found, np.stack(expected))
 
 
 def test_a_wide_window_reads_each_frame_a_few_times_only(video):
     frames, _ = video
     Counted.reads = 0
-    build("TemporalMeanSmoother", {"radius": 100}).smooth(frames, frames, 0, 11)
+    build("TemporalMeanSmoother", {"radius": 100}, frames, frames).smooth(0, 11)
     assert Counted.reads <= 200 + 2 * 11
 
 
 def test_window_replaces_the_smoothers_own(video):
     frames, _ = video
-    wide = build("TemporalMeanSmoother", {"radius": 1}, window=3).smooth(frames, frames, 0, 11)
-    np.testing.assert_array_equal(wide, build("TemporalMeanSmoother", {"radius": 3}).smooth(frames, frames, 0, 11))
+    wide = build("TemporalMeanSmoother", {"radius": 1}, frames, frames, window=3).smooth(0, 11)
+    expected = build("TemporalMeanSmoother", {"radius": 3}, frames, frames).smooth(0, 11)
+    np.testing.assert_array_equal(wide, expected)
 
 
 @pytest.mark.parametrize("order", [("contrast", "sharpness"), ("sharpness", "contrast")])
@@ -87,7 +96,7 @@ def test_postprocessing_is_pillows_in_the_order_given(order, video):
     image = Image.fromarray(noise[4])
     for name in order:
         image = getattr(ImageEnhance, name.capitalize())(image).enhance(factors[name])
-    found = build("TemporalMeanSmoother", config).smooth(frames, frames, 4, 5)
+    found = build("TemporalMeanSmoother", config, frames, frames).smooth(4, 5)
     np.testing.assert_array_equal(found[0], np.asarray(image))
 
 
@@ -99,10 +108,9 @@ def test_ebsynth_carries_neighbours_along_the_guides_motion():
     painted = [255 - guide for guide in guides]
     lights = (30, -30, 20, -20, 0)
     styles = [np.clip(image.astype(int) + light, 0, 255).astype(np.uint8) for image, light in zip(painted, lights)]
-    smoothed = build("EbsynthSmoother", {"smooth_index": [-2, -1, 1, 2], "patch_size": 5}).smooth(guides, styles, 2, 3)[
-        0
-    ]
+    config = {"smooth_index": [-2, -1, 1, 2], "patch_size": 5}
+    smoothed = build("EbsynthSmoother", config, guides, styles).smooth(2, 3)[0]
     error = np.abs(smoothed.astype(int) - painted[2]).mean()
     assert error < 0.6 * np.abs(styles[2].astype(int) - painted[2]).mean()  # the lights' mean is 0
-    mean = build("TemporalMeanSmoother", {"radius": 2}).smooth(guides, styles, 2, 3)[0]
+    mean = build("TemporalMeanSmoother", {"radius": 2}, guides, styles).smooth(2, 3)[0]
     assert error < 0.5 * np.abs(mean.astype(int) - painted[2]).mean()

@@ -1,0 +1,54 @@
+"""Remap and blend (FastBlend, arXiv 2311.09265): every frame is the mean of its window, carried onto it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from stages.smoothing import Frames
+from stages.smoothing.matching import PATCH, agreement, carry, motion
+from stages.smoothing.tables import WHOLE, WindowSums, window
+
+
+class PySynthSmoother:
+    """`window`: frames to each side, None = the whole video (up to WHOLE to each side). `exhaustive`: every frame of
+    the window is carried at once, instead of by O(log window) steps through blending tables. What does not fit the
+    guide where it is carried to hardly counts. Rounded to the nearest.
+    """
+
+    def __init__(
+        self,
+        guides: Frames,
+        styles: Frames,
+        window: int | None = None,
+        exhaustive: bool = False,
+        patch_size: int = PATCH,
+    ):
+        self.guides, self.styles, self.patch_size = guides, styles, patch_size
+        self.reach, self.exhaustive = WHOLE if window is None else window, exhaustive
+        # Half precision: a mean of bytes needs no more than the 11 bits it has, and tables are what takes memory.
+        self.sums = WindowSums(self._hold, self._carry, np.float16)
+
+    def smooth(self, start: int, stop: int) -> np.ndarray:
+        smoothed = []
+        for index in range(start, stop):
+            frames = window(index, len(self.styles), self.reach)
+            total = self._every_pair(index, frames) if self.exhaustive else self.sums.total(index, frames)
+            smoothed.append(np.rint(total[..., :3] / total[..., 3:]).clip(0, 255).astype(np.uint8))
+            self.sums.forget(index, frames)
+        if stop == len(self.styles):
+            self.sums.runs.clear()
+        return np.stack(smoothed)
+
+    def _every_pair(self, index: int, frames: range) -> np.ndarray:
+        others = (self._carry(index, other, self._hold(other)) for other in frames if other != index)
+        return sum(others, self._hold(index))
+
+    def _hold(self, index: int) -> np.ndarray:
+        """The frame, and a weight of 1."""
+        style = self.styles[index].astype(np.float32)
+        return np.dstack([style, np.ones(style.shape[:2], np.float32)])
+
+    def _carry(self, index: int, other: int, held: np.ndarray) -> np.ndarray:
+        guide, there = self.guides[index], self.guides[other]
+        moved = motion(guide, there, self.patch_size)
+        return carry(held, moved)[0] * agreement(guide, there, moved)[..., None]

@@ -1,0 +1,91 @@
+"""PatchBlendSmoother on flicker whose truth is known; PySynthSmoother beside it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from stages.smoothing import build
+from stages.smoothing.metrics import measure
+from tests.stages.smoothing.scenes import scene, squared_error
+
+
+def sharpness(video: np.ndarray) -> float:
+    return float(np.mean(measure(video, [video])[0].sharpness))
+
+
+def warp_error(guides: np.ndarray, video: np.ndarray) -> float:
+    return measure(guides, [video])[0].summary()["warp1"]
+
+
+@pytest.fixture(scope="module")
+def lit():
+    return scene("light")
+
+
+@pytest.fixture(scope="module")
+def swimming():
+    return scene("swimming")
+
+
+def smooth(made, config=None, name="PatchBlendSmoother"):
+    return build(name, config or {}, made.guides, made.styles).smooth(0, len(made.styles))
+
+
+def test_flickering_light_goes_and_detail_stays(lit):
+    smoothed = smooth(lit)
+    brightness = [np.diff(video.mean(axis=(1, 2, 3))).std() for video in (smoothed, lit.styles)]
+    assert brightness[0] < 0.1 * brightness[1]
+    assert squared_error(smoothed, lit.truth) < 0.35 * squared_error(lit.styles, lit.truth)
+    sharp, truth = sharpness(smoothed), sharpness(lit.truth)
+    assert 0.9 * truth < sharp < truth + 0.3 * (sharpness(lit.styles) - truth)  # what is above the truth is noise
+
+
+def test_swimming_detail_comes_to_rest_and_is_not_blurred(swimming):
+    smoothed = smooth(swimming)
+    assert warp_error(swimming.guides, smoothed) < 0.35 * warp_error(swimming.guides, swimming.styles)
+    assert squared_error(smoothed, swimming.truth) < 0.5 * squared_error(swimming.styles, swimming.truth)
+    assert sharpness(smoothed) > 0.8 * sharpness(swimming.styles)
+
+
+def test_strength_0_is_the_input_and_half_is_between(lit):
+    none, half, full = (smooth(lit, {"strength": strength}).astype(int) for strength in (0.0, 0.5, 1.0))
+    np.testing.assert_array_equal(none, lit.styles)
+    inner = (full > 0) & (full < 255)
+    assert np.abs(half - (none + full) / 2)[inner].max() <= 1
+
+
+def test_detail_goes_from_consensus_to_own(swimming):
+    errors = [warp_error(swimming.guides, smooth(swimming, {"detail": detail})) for detail in (0.0, 0.5, 0.75, 1.0)]
+    assert errors[0] <= errors[1] < errors[2] < errors[3]
+
+
+def test_a_frame_that_is_wrong_does_not_spread(lit):
+    styles = lit.truth.copy()
+    styles[6, 30:60, 50:90] = (0, 255, 0)  # painted wrongly in one frame only
+    smoothed = build("PatchBlendSmoother", {}, lit.guides, styles).smooth(0, len(styles))
+    for neighbour in (5, 7):
+        assert squared_error(smoothed[neighbour], lit.truth[neighbour]) < 0.02 * squared_error(styles[6], lit.truth[6])
+
+
+@pytest.mark.parametrize("config", [{"speed": "slowest", "window_size": 4}, {"speed": "fastest", "window_size": 4}])
+def test_remap_and_blend_follows_motion(lit, config):
+    smoothed = smooth(lit, config, "PySynthSmoother")
+    error = squared_error(smoothed, lit.truth)
+    assert error < 0.4 * squared_error(lit.styles, lit.truth)
+    assert error < 0.3 * squared_error(smooth(lit, {"radius": 4}, "TemporalMeanSmoother"), lit.truth)
+
+
+def test_video_patch_match_is_remap_and_blend_over_the_whole_video(lit):
+    np.testing.assert_array_equal(
+        smooth(lit, {"engine_name": "Ebsynth"}, "VideoPatchMatchSmoother"),
+        smooth(lit, {"speed": "fastest", "window_size": None}, "PySynthSmoother"),
+    )
+
+
+@pytest.mark.parametrize("name", ["PatchBlendSmoother", "PySynthSmoother"])
+def test_nothing_is_kept_after_the_last_frame(lit, name):
+    smoother = build(name, {}, lit.guides, lit.styles)
+    smoother.smooth(0, len(lit.styles))
+    kept = [smoother.sums.runs, getattr(smoother, "small", {}), getattr(smoother, "lit", {})]
+    assert not any(kept)
