@@ -243,6 +243,37 @@ def _weights_in_order(
 
 
 @app.command()
+def smooth(
+    guide: Annotated[Path, typer.Argument(help="The original video, or a folder of images.")],
+    style: Annotated[Path, typer.Argument(help="The stylised one, of whatever tool.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="A .mp4, .mov or .mkv, else a folder of images.", show_default=False)
+    ],
+    window: Annotated[int, typer.Option(min=0, max=1000, help="Frames to each side that light is averaged over.")] = 15,
+    strength: Annotated[float, typer.Option(min=0, max=1, help="0: as it was; 1: all flicker out.")] = 1.0,
+    detail: Annotated[
+        float, typer.Option(min=0, max=1, help="0: only what neighbours agree on; 1: all of each frame's own.")
+    ] = 0.5,
+    patch_size: Annotated[int, typer.Option(min=3, max=31, help="Pixels a side of matched patches, odd.")] = 5,
+    restart: Annotated[bool, typer.Option("--restart", help="Do all of it anew.")] = False,
+    quiet: Quiet = False,
+    events: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Take the flicker out of any stylised video; it goes on where it was stopped."""
+    from stages.smooth import Smoothing
+    from stages.smooth import smooth as run_smooth
+
+    if patch_size % 2 == 0:
+        raise UsageError(f"--patch-size {patch_size}: must be odd")
+    config = {"window": window, "strength": strength, "detail": detail, "patch_size": patch_size}
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in config.items()]
+    arguments = shlex.join([str(guide), str(style), "-o", str(output), *options])
+    with closing(make_reporter(quiet, events)) as reporter:
+        run_smooth(Smoothing(guide, style, output, config), arguments, reporter, restart)
+
+
+@app.command()
 def metrics(
     guide: Annotated[Path, typer.Argument(help="The original video, or a folder of images.")],
     videos: Annotated[list[Path], typer.Argument(help="Stylised ones, frame by frame of the same scene.")],

@@ -66,7 +66,7 @@ class MapFilesTask:
             cache[f"control_reference/{self.index}"].write(0, np.stack(images))
 
 
-def plan(run: Run, resume: bool) -> Plan:
+def plan(run: Run[Job], resume: bool) -> Plan:
     job, cache, reporter = run.job, run.cache, run.reporter
     count, height, width, _ = cache["frames"].shape
     references = [fit(read_image(path), height, width) for path in job.frames_reference]

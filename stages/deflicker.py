@@ -51,7 +51,7 @@ class PassTask:
         cache["deflickered"].write(start, cache["rendered"].read(range(start, stop)))
 
 
-def plan(run: Run, resume: bool) -> Plan:
+def plan(run: Run[Job], resume: bool) -> Plan:
     shape, task = run.cache["rendered"].shape, _task(run.job)
     return Plan(
         frames=shape[0],
@@ -69,7 +69,7 @@ def _task(job: Job) -> SmoothTask | PassTask:
     return PassTask()
 
 
-def deliver(run: Run, fingerprint: str) -> None:
+def deliver(run: Run[Job], fingerprint: str) -> None:
     """Writes video.mp4, unless the one that is there was made of the same frames in the same way."""
     job, cache = run.job, run.cache
     path, note = Path(job.output_path) / "video.mp4", _video_note(cache)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from fractions import Fraction
 from itertools import islice
-from typing import Any
 
 import numpy as np
 
@@ -14,11 +12,10 @@ from stages.base.cache import ArraySpec, FrameCache
 from stages.base.engine import Phase, Plan, Reporter, Run, Stage
 from stages.base.errors import DiffSynthError
 from stages.base.job import Job
-from stages.video import TIME_TOLERANCE, Shot, Source, fit, open_source
+from stages.video import TIME_TOLERANCE, Shot, Source, describe, fit, open_source
 
 CHUNK = 8  # frames; at 4K that is 200 MB
 SIZE_GRID = 8  # px to a latent
-RATE_TOLERANCE = 0.5  # frames; time stamps this near to a constant rate are that rate, rounded by the container
 
 
 @dataclass
@@ -76,7 +73,7 @@ def frame_size(job: Job, source: Source) -> tuple[int, int]:
     return height, width
 
 
-def plan(run: Run, resume: bool) -> Plan:
+def plan(run: Run[Job], resume: bool) -> Plan:
     job, cache, reporter = run.job, run.cache, run.reporter
     source = open_source(job.input_video)
     height, width = frame_size(job, source)
@@ -84,7 +81,7 @@ def plan(run: Run, resume: bool) -> Plan:
         count, attributes = len(cache["frames"]), {}
     else:
         times = _read_times(source, job, reporter)
-        count, attributes = len(times), _describe(source, job, times)
+        count, attributes = len(times), describe(source, times, job.frame_interval)
 
     def begin(cache: FrameCache) -> None:
         cache["frames"].attrs.update(attributes)
@@ -115,31 +112,6 @@ def _read_times(source: Source, job: Job, reporter: Reporter) -> np.ndarray:
             f"{source.path}: {source.damage[0]}{more} skipped; {len(times)} frames up to {last:.2f} s are used"
         )
     return np.array(times)
-
-
-def _describe(source: Source, job: Job, times: np.ndarray) -> dict[str, Any]:
-    """What later stages need to know of the source, as attributes of the array `frames`.
-
-    fps: the frame rate as a fraction, e.g. "25/1"; times: seconds since the first used frame, where the rate is not
-    constant, else None; start, stop: the used part in seconds of the source; audio: does the source have any.
-    """
-    since = times - times[0]
-    mean = Fraction((len(times) - 1) / since[-1]).limit_denominator(1001) if len(times) > 1 else source.fps
-    stated = source.fps / job.frame_interval
-    fps = next((rate for rate in (stated, mean) if _runs_at(rate, since)), mean)
-    constant = _runs_at(fps, since)
-    return {
-        "fps": f"{fps.numerator}/{fps.denominator}",
-        "times": None if constant else since.tolist(),
-        "start": float(times[0]),
-        "stop": float(times[0] + (len(times) / fps if constant else since[-1] + 1 / fps)),
-        "audio": source.has_audio,
-    }
-
-
-def _runs_at(fps: Fraction, since: np.ndarray) -> bool:
-    """Are these times (seconds since the first frame) those of a constant frame rate?"""
-    return bool(np.all(np.abs(since * float(fps) - np.arange(len(since))) < RATE_TOLERANCE))
 
 
 STAGE = Stage("extract", plan)

@@ -178,7 +178,7 @@ def load_denoiser(job: Job, options: Options) -> Denoiser:
     )  # fmt: skip
 
 
-def plan(run: Run, resume: bool) -> Plan:
+def plan(run: Run[Job], resume: bool) -> Plan:
     job, cache, options = run.job, run.cache, run.options
     run.reporter.begin("render", None)
     run.reporter.phase("load models")

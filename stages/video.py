@@ -26,6 +26,7 @@ IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 IMAGE_FOLDER_FPS = Fraction(25)  # images carry no times; 25 is what ffmpeg assumes
 HD_HEIGHT = 720  # untagged video of this height or more is BT.709, smaller is BT.601, as players assume
 SEEK_WORTH = 10.0  # s; less is decoded as quickly as it is searched for
+RATE_TOLERANCE = 0.5  # frames; time stamps this near to a constant rate are that rate, rounded by the container
 TIME_TOLERANCE = 1e-4  # s; differences of time stamps are not exact
 TRUNCATION_TOLERANCE = 0.5  # s; containers round durations, and audio may outlast the picture a little
 
@@ -174,6 +175,31 @@ class ImageFolder:
                 "the images of a folder must have one size",
             )
         return image
+
+
+def describe(source: Source, times: np.ndarray, interval: int = 1) -> dict[str, Any]:
+    """How the frames shown at `times` (seconds, every `interval`-th of the source's) are played.
+
+    fps: the frame rate as a fraction, e.g. "25/1"; times: seconds since the first of them, where the rate is not
+    constant, else None; start, stop: the used part in seconds of the source; audio: does the source have any.
+    """
+    since = times - times[0]
+    mean = Fraction((len(times) - 1) / since[-1]).limit_denominator(1001) if len(times) > 1 else source.fps
+    stated = source.fps / interval
+    fps = next((rate for rate in (stated, mean) if _runs_at(rate, since)), mean)
+    constant = _runs_at(fps, since)
+    return {
+        "fps": f"{fps.numerator}/{fps.denominator}",
+        "times": None if constant else since.tolist(),
+        "start": float(times[0]),
+        "stop": float(times[0] + (len(times) / fps if constant else since[-1] + 1 / fps)),
+        "audio": source.has_audio,
+    }
+
+
+def _runs_at(fps: Fraction, since: np.ndarray) -> bool:
+    """Are these times (seconds since the first frame) those of a constant frame rate?"""
+    return bool(np.all(np.abs(since * float(fps) - np.arange(len(since))) < RATE_TOLERANCE))
 
 
 def read_image(path: str | Path) -> np.ndarray:

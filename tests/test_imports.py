@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("diffsynth_cli", "stages", "native", "templates")
-STAGES = ("stages.extract", "stages.control", "stages.render", "stages.deflicker")
+STAGES = ("stages.extract", "stages.control", "stages.render", "stages.deflicker", "stages.smooth")
 HELPERS = ("stages.video", "stages.annotators", "stages.diffusion", "stages.smoothing")
 DOORS = {  # only these modules may import these libraries
     "av": "stages.video",

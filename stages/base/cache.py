@@ -9,6 +9,7 @@ Layout (N frames of H x W):
     latents              float32 [N, 4, H/8, W/8]  the current denoising step; `latents_other` alternates with it
     rendered             uint8   [N, H, W, 3]
     deflickered          uint8   [N, H, W, 3]
+    guides, styles, smoothed  uint8  [N, H, W, 3]  of `diffsynth smooth`, which has a cache of its own
     marks/, receipts/    what is done (see record.py)
     lock, holder.json    who drives the cache now
 """
@@ -47,6 +48,7 @@ MAKER = {
     "references": "control", "control": "control", "control_reference": "control",
     "latents": "render", "latents_other": "render", "latents_steps": "render", "reference_latents": "render",
     "predicted": "render", "rendered": "render", "deflickered": "deflicker",
+    "guides": "smooth", "styles": "smooth", "smoothed": "smooth",
 }  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from stages.base.cache import ArraySpec, FrameCache
 from stages.base.errors import DiffSynthError
@@ -85,11 +85,14 @@ class LocalEngine:
             yield start, stop
 
 
+Work = TypeVar("Work")
+
+
 @dataclass(frozen=True)
-class Run:
+class Run(Generic[Work]):
     """One go at a job: what to do, where results live, who is told, where chunks run."""
 
-    job: Job
+    job: Work
     cache: FrameCache
     reporter: Reporter
     options: Options = Options()
@@ -106,11 +109,11 @@ class Stage:
     """
 
     name: str
-    plan: Callable[[Run, bool], Plan]
-    deliver: Callable[[Run, str], None] | None = None
+    plan: Callable[[Run[Any], bool], Plan]
+    deliver: Callable[[Run[Any], str], None] | None = None
 
 
-def run_stage(stage: Stage, run: Run, restart: bool = False) -> None:
+def run_stage(stage: Stage, run: Run[Job], restart: bool = False) -> None:
     """Brings `stage` to its end: from the start, from where it stopped, or not at all if it is done.
 
     `restart` does it anew. Raises DiffSynthError if an earlier stage is not finished, or if the stage was begun with
@@ -124,7 +127,7 @@ def run_stage(stage: Stage, run: Run, restart: bool = False) -> None:
     if not restart:
         _refuse_stale(stage.name, inputs, run.cache)
     if restart or not record.complete:
-        _fill(stage, run, inputs, resume=not restart and record.inputs is not None)
+        fill(stage, run, inputs, resume=not restart and record.inputs is not None)
         return
     if stage.deliver is not None:
         stage.deliver(run, fingerprint(inputs))
@@ -132,7 +135,9 @@ def run_stage(stage: Stage, run: Run, restart: bool = False) -> None:
     run.reporter.end(stage.name, "nothing to do")
 
 
-def _fill(stage: Stage, run: Run, inputs: dict[str, Any], resume: bool) -> None:
+def fill(stage: Stage, run: Run[Any], inputs: dict[str, Any], resume: bool) -> None:
+    """Does the work of `stage`: all of it, or with `resume` what is left of it. `inputs` is noted as what it was
+    begun with."""
     cache, reporter = run.cache, run.reporter
     record = cache.record(stage.name)
     plan = stage.plan(run, resume)

@@ -32,8 +32,9 @@ def flow(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return estimator.calc(*grey, None)
 
 
-def motion(guide: np.ndarray, other: np.ndarray, patch_size: int = PATCH) -> np.ndarray:
-    """As `flow`, where that leads to patches that are not alike corrected by a nearest-neighbour field."""
+def motion(guide: np.ndarray, other: np.ndarray, patch_size: int = PATCH, threads: int = 0) -> np.ndarray:
+    """As `flow`, where that leads to patches that are not alike corrected by a nearest-neighbour field. `threads` of
+    the patch-matching library, 0 = all."""
     smooth = flow(guide, other)
     places = _places(*guide.shape[:2])
     start = np.rint(smooth + places)[..., ::-1].astype(np.int32)  # the library clamps it to the picture
@@ -41,7 +42,7 @@ def motion(guide: np.ndarray, other: np.ndarray, patch_size: int = PATCH) -> np.
         nnf = binding.match(
             np.ascontiguousarray(other)[None], np.ascontiguousarray(guide)[None],
             patch_sizes=(patch_size,) * SWEEPS, patch_match_iterations=1, pyramid_levels=1,
-            search_radius=SEARCH_RADIUS, start="given", nnf=np.ascontiguousarray(start)[None],
+            search_radius=SEARCH_RADIUS, start="given", nnf=np.ascontiguousarray(start)[None], threads=threads,
         ).nnf[0]  # fmt: skip
     except binding.EbsynthError as error:
         raise DiffSynthError(str(error)) from error
@@ -64,8 +65,13 @@ def carry(
 def agreement(guide: np.ndarray, other: np.ndarray, motion: np.ndarray) -> np.ndarray:
     """How well `other`, carried, fits the guide's frame, float32 [H, W], 1 at best, NEVER outside."""
     carried, inside = carry(other.astype(np.float32), motion)
-    difference = cv2.blur(((carried - guide) ** 2).mean(axis=2), (PATCH, PATCH))
+    difference = cv2.blur(mean_square(carried - guide), (PATCH, PATCH))
     return np.where(inside, np.exp(difference / (-2 * LIKENESS**2)), 0).astype(np.float32) + np.float32(NEVER)
+
+
+def mean_square(values: np.ndarray) -> np.ndarray:
+    """Over channels: [H, W] of [H, W, C]."""
+    return np.asarray(np.einsum("hwc,hwc->hw", values, values) / np.float32(values.shape[2]))
 
 
 def _places(height: int, width: int) -> np.ndarray:

@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 
 from stages.smoothing import Frames
-from stages.smoothing.matching import PATCH, agreement, carry, flow, motion
+from stages.smoothing.matching import PATCH, agreement, carry, flow, mean_square, motion
 from stages.smoothing.tables import WHOLE, WindowSums, window
 
 # Light
@@ -135,7 +135,7 @@ class PatchBlendSmoother:
         if other == index:
             return np.zeros((*guide.shape[:2], 2), np.float32), np.ones(guide.shape[:2], np.float32)
         there = self.guides[other]
-        moved = motion(guide, there, self.patch_size)
+        moved = motion(guide, there, self.patch_size, threads=1)
         return moved, agreement(guide, there, moved) / (1 + ((other - index) / NEAR) ** 2)
 
 
@@ -225,7 +225,7 @@ def _fine(image: np.ndarray) -> np.ndarray:
 
 def _power(values: np.ndarray, side: int) -> np.ndarray:
     """Mean square over channels and squares of `side`, float32 [H, W]."""
-    return cv2.blur((values**2).mean(axis=2), (side, side))
+    return cv2.blur(mean_square(values), (side, side))
 
 
 def _wide(values: np.ndarray) -> np.ndarray:

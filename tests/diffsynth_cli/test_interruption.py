@@ -19,10 +19,10 @@ from stages.base.cache import FrameCache
 
 FRAMES = 64  # eight chunks a phase
 # How often each stage is killed (20 times in all), and how many chunks it may finish before, at most.
-KILLS = {"extract": (5, 1), "control": (4, 1), "render": (7, 9), "deflicker": (4, 2)}
+KILLS = {"extract": (5, 1), "control": (4, 1), "render": (7, 9), "deflicker": (4, 30)}
 KEYS = {
     "combine_pattern": [-10000, -1, 0, 1], "img2img_strength": 0.7, "num_inference_steps": 3, "keep_steps": True,
-    "smoother": "TemporalMeanSmoother", "post_smoother": "TemporalMeanSmoother",
+    "smoother": "TemporalMeanSmoother", "post_smoother": "PatchBlendSmoother",
 }  # fmt: skip
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 

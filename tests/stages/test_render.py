@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from diffsynth_cli.__main__ import Interrupted
+from stages import render as stage
 from stages.base.cache import FrameCache
 from stages.base.job import Job
 from stages.render import attended_frames, is_smoothed
@@ -74,6 +76,30 @@ def test_neighbours_are_seen_beyond_a_chunk(render, tmp_path):
     two = render("b", input_video="two", **keys)["latents"][:]
     differs = np.abs(one - two).max(axis=(1, 2, 3)) > 1e-4
     assert differs.tolist() == [False] * 7 + [True] * 3 + [False] * 2
+
+
+@pytest.mark.parametrize(
+    ("smoother", "config"),
+    [("PatchBlendSmoother", {"window": 2}), ("PySynthSmoother", {"speed": "fastest", "window_size": 2})],
+)
+def test_a_smoother_that_keeps_tables_goes_on_in_the_loop(render, make_job, cli, monkeypatch, smoother, config):
+    keys = {"smoother": smoother, "smoother_config": config, "keep_steps": True}
+    straight = render("straight", **keys)
+    smoothed: list[int] = []
+    real = stage.SmoothTask.run
+
+    def run(task, cache, start, stop):
+        smoothed.append(start)
+        if len(smoothed) == 4:
+            raise Interrupted
+        real(task, cache, start, stop)
+
+    monkeypatch.setattr(stage.SmoothTask, "run", run)
+    assert cli("run", make_job(**keys, output_path="interrupted"), "-q", "--batch-size", 2)[0] == 130
+    interrupted = render("interrupted", **keys)
+    assert smoothed == [0, 1, 2, 3, *range(3, 6), *range(6)]
+    for name in ("latents_steps", "rendered"):
+        np.testing.assert_array_equal(straight.group[name][:], interrupted.group[name][:])
 
 
 def test_scratch_arrays_go_and_the_others_stay(render):
