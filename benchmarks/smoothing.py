@@ -1,0 +1,111 @@
+"""Smoothers side by side on flicker whose truth is known, and one of them on longer and longer videos.
+
+    python -m benchmarks.smoothing FOLDER... [--smoothers NAME...] [--lengths 32 128 512] [--size HEIGHT WIDTH]
+
+Each FOLDER holds guide/, style/ and clean/ of equal PNG images: the original, its flickering stylised frames, and those
+without flicker. `ends`: the squared error of the first and of the last frame, over that of the frames in the middle.
+`warp1` and `flicker` stand beside those of the truth: less than the truth's is blur, not quality.
+The lengths are those of a made video, smoothed by `diffsynth smooth` in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.stages import run
+from stages.smoothing import build
+from stages.smoothing.metrics import Curves, measure
+from stages.video import Encoding, encode, open_source
+
+SMOOTHERS = {
+    "PatchBlend": ("PatchBlendSmoother", {}),
+    "PySynth fastest, 15": ("PySynthSmoother", {"speed": "fastest", "window_size": 15}),
+    "PySynth slowest, 3": ("PySynthSmoother", {"speed": "slowest", "window_size": 3}),
+    "mean of 3": ("TemporalMeanSmoother", {"radius": 1}),
+}
+NUMBERS = ("psnr", "sharp_reference", "sharp", "warp1", "flicker")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="*", type=Path)
+    parser.add_argument("--smoothers", nargs="+", choices=SMOOTHERS, default=list(SMOOTHERS))
+    parser.add_argument("--lengths", nargs="*", type=int, default=[])
+    parser.add_argument("--size", type=int, nargs=2, default=(128, 160), metavar=("HEIGHT", "WIDTH"))
+    given = parser.parse_args()
+    out = Console()
+    if given.folders:
+        table = Table("clip", "smoother", "s", "dB", "sharp/truth", "sharp/input", "warp1", "flicker", "ends")
+        for folder in given.folders:
+            compare(folder, given.smoothers, table)
+        out.print(table)
+    if given.lengths:
+        out.print(lengths(given.lengths, *given.size))
+
+
+def compare(folder: Path, smoothers: list[str], table: Table) -> None:
+    guides, styles, truth = (load(folder / name) for name in ("guide", "style", "clean"))
+    results, seconds = [], []
+    for name in smoothers:
+        smoother, config = SMOOTHERS[name]
+        started = time.perf_counter()
+        results.append(build(smoother, config, guides, styles).smooth(0, len(styles)))
+        seconds.append(time.perf_counter() - started)
+    curves = measure(guides, [styles, *results], truth)
+    row(table, folder.name, "input", 0, curves[0], curves)
+    for name, curve, took in zip(smoothers, curves[1:-1], seconds, strict=True):
+        row(table, "", name, took, curve, curves)
+    row(table, "", "truth", 0, curves[-1], curves)
+    table.add_section()
+
+
+def row(table: Table, clip: str, name: str, seconds: float, curve: Curves, curves: list[Curves]) -> None:
+    numbers = curve.summary(curves[0], curves[-1])
+    told = [f"{numbers[key]:.2f}" if key in numbers else "" for key in NUMBERS]
+    quarter = len(curve.error) // 4
+    middle = np.mean(curve.error[quarter:-quarter]) if curve.error else 0
+    ends = f"{curve.error[0] / middle:.2f} {curve.error[-1] / middle:.2f}" if curve.error else ""
+    table.add_row(clip, name, f"{seconds:.1f}" if seconds else "", *told, ends)
+
+
+def load(folder: Path) -> np.ndarray:
+    return np.stack([shot.image() for shot in open_source(folder).shots()])
+
+
+def lengths(counts: list[int], height: int, width: int) -> Table:
+    """Seconds a frame and peak memory, by number of frames."""
+    table = Table("frames", "seconds in all", "ms a frame", "peak MB", title=f"diffsynth smooth, {width}×{height}")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for count in counts:
+            guide, style = folder / f"guide{count}.mp4", folder / f"style{count}.mp4"
+            encode(guide, (made(index, height, width) for index in range(count)), Encoding(Fraction(25)))
+            encode(style, (flickering(index, height, width) for index in range(count)), Encoding(Fraction(25)))
+            seconds, peak = run(["smooth", str(guide), str(style), "-o", str(folder / f"out{count}.mp4"), "-q"])
+            table.add_row(str(count), f"{seconds:.1f}", f"{1e3 * seconds / count:.0f}", f"{peak:.0f}")
+    return table
+
+
+def made(index: int, height: int, width: int) -> np.ndarray:
+    """A texture that is panned over, to and fro."""
+    world = np.random.default_rng(0).integers(0, 256, (height // 4, width // 2, 3), np.uint8)
+    world = np.kron(world, np.ones((4, 4, 1), np.uint8))
+    shift = abs(2 * index % (2 * width) - width)
+    return np.ascontiguousarray(world[:height, shift : shift + width])
+
+
+def flickering(index: int, height: int, width: int) -> np.ndarray:
+    light = np.random.default_rng(index + 1).uniform(0.85, 1.15, 3)
+    return np.clip((255 - made(index, height, width)) * light, 0, 255).astype(np.uint8)
+
+
+if __name__ == "__main__":
+    main()
