@@ -6,14 +6,15 @@ at the same timestep. A smoothing step is two phases: predict clean frames, then
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stages.base.cache import ArraySpec, FrameCache
+from stages.base.cache import ArraySpec, FrameArray, FrameCache
 from stages.base.engine import Options, Phase, Plan, Run, Stage
+from stages.base.errors import DiffSynthError
 from stages.base.job import Job
 from stages.diffusion import LATENT_CHANNELS, LATENT_FACTOR
 from stages.smoothing import CHUNKS, Smoother, build
@@ -24,6 +25,24 @@ if TYPE_CHECKING:  # importing torch takes seconds; the tasks do it when they ru
     from stages.diffusion.denoise import Denoiser
 
 CHUNK = 8  # frames; what is done again after a kill
+PAINT_CHUNK = 2  # frames that are painted from keyframes
+UNSEEN = 0.1  # share of a frame that no keyframe shows, from which on the user is told
+
+
+class Picked(Sequence[np.ndarray]):
+    """Some frames of an array."""
+
+    def __init__(self, frames: FrameArray, keys: Sequence[int]):
+        self.frames, self.keys = frames, keys
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.frames[self.keys[index]]
+
+    def read(self, indices: Iterable[int]) -> np.ndarray:
+        return self.frames.read(self.keys[index] for index in indices)
 
 
 @dataclass
@@ -32,6 +51,7 @@ class RenderTask:
 
     job: Job
     options: Options
+    keys: tuple[int, ...]  # the frames that are rendered; arrays of latents hold one item for each
 
     @property
     def denoiser(self) -> Denoiser:
@@ -41,6 +61,9 @@ class RenderTask:
         """The array that a step writes to; they alternate, and the last is `latents`. Step -1 is the start."""
         last = len(self.denoiser.sampler.timesteps) - 1
         return "latents" if (last - step) % 2 == 0 else "latents_other"
+
+    def picked(self, cache: FrameCache, name: str) -> Picked:
+        return Picked(cache[name], self.keys)
 
 
 @dataclass
@@ -58,7 +81,7 @@ class NoiseFramesTask(RenderTask):
 
     def run(self, cache: FrameCache, start: int, stop: int) -> None:
         denoiser = self.denoiser
-        clean = denoiser.encode(cache["frames"].read(range(start, stop)))
+        clean = denoiser.encode(self.picked(cache, "frames").read(range(start, stop)))
         noise = denoiser.initial_noise(*cache["frames"].shape[1:3])
         latents = denoiser.sampler.add_noise(clean, noise, denoiser.sampler.timesteps[0])
         cache[self.target(-1)].write(start, latents.numpy())
@@ -98,11 +121,11 @@ class StepTask(RenderTask):
     def _predict(self, cache: FrameCache, start: int, stop: int, timestep: int) -> torch.Tensor:
         import torch
 
-        groups = attended_frames(self.job.combine_pattern, range(start, stop), len(cache["frames"]))
+        groups = attended_frames(self.job.combine_pattern, range(start, stop), len(self.keys))
         frames = sorted({item for group in groups for item in group if isinstance(item, int)})
         place: dict[int | str, int] = {frame: index for index, frame in enumerate(frames)}
         latents = self.latents(cache, frames)
-        maps = [cache[f"control/{net}"].read(frames) for net in running_nets(self.job)]
+        maps = [self.picked(cache, f"control/{net}").read(frames) for net in running_nets(self.job)]
         if self.job.frames_reference:
             references = cache["reference_latents"]
             every = range(len(references))
@@ -125,7 +148,8 @@ class SmoothTask(StepTask):
 
     def run(self, cache: FrameCache, start: int, stop: int) -> None:
         if self.made is None:
-            self.made = build(self.job.smoother or "", self.job.smoother_config, cache["frames"], cache["predicted"])
+            guides, styles = self.picked(cache, "frames"), cache["predicted"]
+            self.made = build(self.job.smoother or "", self.job.smoother_config, guides, styles)
         images = self.made.smooth(start, stop)
         sampler = self.denoiser.sampler
         latents, clean = self.latents(cache, range(start, stop)), self.denoiser.encode(images)
@@ -136,11 +160,28 @@ class SmoothTask(StepTask):
 class DecodeTask(RenderTask):
     """The finished latents as images."""
 
+    array: str
+
     def run(self, cache: FrameCache, start: int, stop: int) -> None:
         import torch
 
         latents = torch.from_numpy(cache["latents"].read(range(start, stop)))
-        cache["rendered"].write(start, self.denoiser.decode(latents))
+        cache[self.array].write(start, self.denoiser.decode(latents))
+
+
+@dataclass
+class PaintTask:
+    """All frames from the keyframes."""
+
+    keys: tuple[int, ...]
+
+    def run(self, cache: FrameCache, start: int, stop: int) -> None:
+        from stages.smoothing.keyframes import Interpolator
+
+        painter = Interpolator(cache["frames"], cache["keyframes"], self.keys)
+        frames, unseen = zip(*(painter.paint(index) for index in range(start, stop)), strict=True)
+        cache["rendered"].write(start, np.stack(frames))
+        cache["unseen"].write(start, np.array(unseen, np.float32))
 
 
 def attended_frames(pattern: Sequence[int | str], frames: Sequence[int], count: int) -> list[list[int | str]]:
@@ -178,40 +219,76 @@ def load_denoiser(job: Job, options: Options) -> Denoiser:
     )  # fmt: skip
 
 
+def rendered_frames(job: Job, guides: FrameArray) -> tuple[int, ...]:
+    """The numbers of the frames that are rendered, ascending."""
+    count = len(guides)
+    if job.keyframes == "auto":
+        from stages.smoothing.keyframes import choose
+
+        return tuple(choose(guides))
+    if isinstance(job.keyframes, list):
+        keys = sorted(set(job.keyframes))
+        if not keys or keys[-1] >= count:
+            raise DiffSynthError(f"keyframes: there are {count} frames, 0 to {count - 1}", "list some of them")
+        return tuple(keys)
+    return (*range(0, count - 1, job.keyframes), count - 1)
+
+
 def plan(run: Run[Job], resume: bool) -> Plan:
     job, cache, options = run.job, run.cache, run.options
     run.reporter.begin("render", None)
     run.reporter.phase("load models")
     timesteps = load_denoiser(job, options).sampler.timesteps
     count, height, width, _ = cache["frames"].shape
+    keys = rendered_frames(job, cache["frames"])
     size = (LATENT_CHANNELS, height // LATENT_FACTOR, width // LATENT_FACTOR)
-    arrays = [ArraySpec(name, (count, *size), "float32") for name in ("latents", "latents_other")]
+    arrays = [ArraySpec(name, (len(keys), *size), "float32") for name in ("latents", "latents_other")]
     if job.smoother is not None:
-        arrays.append(ArraySpec("predicted", (count, height, width, 3), "uint8"))
+        arrays.append(ArraySpec("predicted", (len(keys), height, width, 3), "uint8"))
     if job.keep_steps:
-        arrays.append(ArraySpec("latents_steps", (count, *size), "float32", steps=len(timesteps)))
+        arrays.append(ArraySpec("latents_steps", (len(keys), *size), "float32", steps=len(timesteps)))
     references = len(job.frames_reference)
     if references:
         arrays.append(ArraySpec("reference_latents", (references, *size), "float32"))
     arrays.append(ArraySpec("rendered", (count, height, width, 3), "uint8"))
-    phases = _phases(job, options, len(timesteps), count)
-    if references:
-        phases.insert(0, Phase("encode references", references, CHUNK, EncodeReferencesTask(job, options)))
-    return Plan(count, arrays, phases, scratch=("latents_other", "predicted", "reference_latents"))
+    if len(keys) < count:
+        arrays.append(ArraySpec("keyframes", (len(keys), height, width, 3), "uint8"))
+        arrays.append(ArraySpec("unseen", (count,), "float32"))
+    phases = _phases(job, options, keys, len(timesteps), count)
+    scratch = ("latents_other", "predicted", "reference_latents", "keyframes")
+    return Plan(count, arrays, phases, scratch)
 
 
-def _phases(job: Job, options: Options, steps: int, count: int) -> list[Phase]:
-    phases = []
+def _phases(job: Job, options: Options, keys: tuple[int, ...], steps: int, count: int) -> list[Phase]:
+    phases, shared = [], (job, options, keys)
+    if job.frames_reference:
+        phases.append(Phase("encode references", len(job.frames_reference), CHUNK, EncodeReferencesTask(*shared)))
     if job.img2img_strength < 1:
-        phases.append(Phase("noise the frames", count, CHUNK, NoiseFramesTask(job, options)))
+        phases.append(Phase("noise the frames", len(keys), CHUNK, NoiseFramesTask(*shared)))
     for step in range(steps):
         smoothed = is_smoothed(job, step, steps)
         name = f"step {step + 1}/{steps}"
-        phases.append(Phase(name, count, CHUNK, StepTask(job, options, step, smoothed)))
+        phases.append(Phase(name, len(keys), CHUNK, StepTask(*shared, step, smoothed)))
         if smoothed and job.smoother is not None:
-            task = SmoothTask(job, options, step, smoothed)
-            phases.append(Phase(f"{name} smooth", count, CHUNKS[job.smoother], task))
-    return [*phases, Phase("decode", count, CHUNK, DecodeTask(job, options))]
+            task = SmoothTask(*shared, step, smoothed)
+            phases.append(Phase(f"{name} smooth", len(keys), CHUNKS[job.smoother], task))
+    if len(keys) == count:
+        return [*phases, Phase("decode", count, CHUNK, DecodeTask(*shared, "rendered"))]
+    decode = Phase("decode", len(keys), CHUNK, DecodeTask(*shared, "keyframes"))
+    return [*phases, decode, Phase("paint the frames between", count, PAINT_CHUNK, PaintTask(keys))]
 
 
-STAGE = Stage("render", plan)
+def deliver(run: Run[Job], fingerprint: str) -> None:
+    """Says which frames show what no keyframe shows."""
+    if "unseen" not in run.cache:
+        return
+    unseen = run.cache["unseen"][:]
+    if worst := [f"{index} ({share:.0%})" for index, share in enumerate(unseen) if share > UNSEEN]:
+        run.reporter.warn(
+            f"{len(worst)} of {len(unseen)} frames show what no keyframe shows, guessed in the share given: "
+            f"{', '.join(worst[:20])}{', …' if len(worst) > 20 else ''}; "
+            '"keyframes": "auto", or a list with these, renders them'
+        )
+
+
+STAGE = Stage("render", plan, deliver)

@@ -8,6 +8,7 @@ Layout (N frames of H x W):
     control_reference/<i> uint8  [R, H, W, 3]      the same for the references
     latents              float32 [N, 4, H/8, W/8]  the current denoising step; `latents_other` alternates with it
     rendered             uint8   [N, H, W, 3]
+    unseen               float32 [N]               the share of a frame that no keyframe shows, if not all are rendered
     deflickered          uint8   [N, H, W, 3]
     guides, styles, smoothed  uint8  [N, H, W, 3]  of `diffsynth smooth`, which has a cache of its own
     marks/, receipts/    what is done (see record.py)
@@ -47,7 +48,8 @@ MAKER = {
     "frames": "extract",
     "references": "control", "control": "control", "control_reference": "control",
     "latents": "render", "latents_other": "render", "latents_steps": "render", "reference_latents": "render",
-    "predicted": "render", "rendered": "render", "deflickered": "deflicker",
+    "predicted": "render", "keyframes": "render", "rendered": "render", "unseen": "render",
+    "deflickered": "deflicker",
     "guides": "smooth", "styles": "smooth", "smoothed": "smooth",
 }  # fmt: skip
 

@@ -332,6 +332,9 @@ class Job(_Strict):
     )
     """The frames that each frame attends to: offsets, clamped to the first and last frame (-10000: the first frame);
     "reference_k" is frames_reference[k]. Must hold 0 once."""
+    keyframes: Annotated[int, Field(ge=1)] | Literal["auto"] | list[Annotated[int, Field(ge=0)]] = 1
+    """Render every k-th frame only, or those that are listed, or (auto) those that show what the last one did not; the
+    others are painted from the two around them. 1 = render all."""
     attention: Literal["joint", "shared"] = "joint"
     """joint: exact, all tokens of the pattern's frames attend to each other. (shared: not in this version.)"""
     keep_steps: bool = False
@@ -352,7 +355,8 @@ READS: dict[str, tuple[str, ...]] = {
     "render": (
         "model_id", "controlnet_model_id", "controlnet_scale", "loras", "vae", "dtype", "smoother", "smoother_config",
         "ignore_smoother_steps", "smoother_interval", "prompt", "negative_prompt", "num_inference_steps",
-        "guidance_scale", "seed_of_noise", "img2img_strength", "combine_pattern", "attention", "keep_steps",
+        "guidance_scale", "seed_of_noise", "img2img_strength", "combine_pattern", "keyframes", "attention",
+        "keep_steps",
     ),
     "deflicker": ("extra_deflickering_range", "post_smoother", "post_smoother_config"),
 }  # fmt: skip

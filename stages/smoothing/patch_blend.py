@@ -94,11 +94,7 @@ class PatchBlendSmoother:
         total, own = self.sums.total(index, frames), self.small[index][1][..., :3]
         self.sums.forget(index, frames)
         self.small.forget(frames.start)
-        gain, offset = _fit(own, total[..., :3] / total[..., 3:])
-        style = self.styles[index].astype(np.float32)
-        height, width = style.shape[:2]
-        wide = [cv2.resize(plane, (width, height), interpolation=cv2.INTER_LINEAR) for plane in (gain, offset)]
-        return wide[0] * style + wide[1]
+        return _apply(self.styles[index].astype(np.float32), *_fit(own, total[..., :3] / total[..., 3:]))
 
     def _shrunk(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """The guide, small as motion is found on; the style, smaller, with a weight of 1, float32 [h, w, 4]."""
@@ -120,7 +116,7 @@ class PatchBlendSmoother:
         motions, trust = [moved for moved, _ in found], [weight for _, weight in found]
         layers = [self.lit[other] for other in frames]
         rough = _mean(pool.map(_carried, layers, motions), trust)
-        swum = list(pool.map(lambda layer, moved: _swum(rough, _carried(layer, moved)), layers, motions))
+        swum = list(pool.map(lambda layer, moved: registration(rough, _carried(layer, moved)), layers, motions))
         # Each layer is moved to where the layers are on average, not to where their blurred mean seems to be.
         average = _mean(swum, trust)
         motions = [moved + by - average for moved, by in zip(motions, swum, strict=True)]
@@ -150,6 +146,17 @@ def _fine_to_small(moved: np.ndarray, guides: list[np.ndarray], size: tuple[int,
     scale = np.array([size[0] / moved.shape[1], size[1] / moved.shape[0]], np.float32)
     small = cv2.resize(moved, size, interpolation=cv2.INTER_AREA) * scale
     return small, cv2.resize(weight, size, interpolation=cv2.INTER_AREA)
+
+
+def fit_light(image: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """`image` in the light and colours of `wanted`, with its own detail; float32 [H, W, 3]."""
+    return _apply(image, *_fit(_shrink(image, SHRINK), _shrink(wanted, SHRINK)))
+
+
+def _apply(image: np.ndarray, gain: np.ndarray, offset: np.ndarray) -> np.ndarray:
+    height, width = image.shape[:2]
+    wide = [cv2.resize(plane, (width, height), interpolation=cv2.INTER_LINEAR) for plane in (gain, offset)]
+    return np.asarray(wide[0] * image + wide[1])
 
 
 def _fit(own: np.ndarray, mean: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -208,7 +215,7 @@ def _keep(own: np.ndarray, consensus: np.ndarray, steady: np.ndarray, detail: fl
     return blended + own_share * (own - blended)
 
 
-def _swum(consensus: np.ndarray, layer: np.ndarray) -> np.ndarray:
+def registration(consensus: np.ndarray, layer: np.ndarray) -> np.ndarray:
     """How far the layer's detail lies from that of the consensus, px, float32 [H, W, 2]."""
     moved = flow(*(np.clip(image, 0, 255).astype(np.uint8) for image in (consensus, layer)))
     return cv2.GaussianBlur(np.clip(moved, -FURTHEST, FURTHEST), (0, 0), RIGID)

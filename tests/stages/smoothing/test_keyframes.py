@@ -1,0 +1,57 @@
+"""Frames painted from keyframes, on a video whose frames are known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from stages.smoothing.keyframes import LONGEST, Interpolator, choose
+from tests.stages.smoothing.scenes import scene, squared_error
+
+
+@pytest.fixture(scope="module")
+def made():
+    return scene("light", frames=13)
+
+
+def test_frames_between_keyframes_follow_the_guide(made):
+    keys = [0, 6, 12]
+    painter = Interpolator(made.guides, made.truth[keys], keys)
+    for index in (1, 3, 8, 11):
+        frame, unseen = painter.paint(index)
+        first = max(key for key in keys if key < index)
+        faded = made.truth[first] + (made.truth[first + 6].astype(float) - made.truth[first]) * (index - first) / 6
+        assert unseen < 0.1
+        assert squared_error(frame, made.truth[index]) < 0.05 * squared_error(faded, made.truth[index])
+    frame, unseen = painter.paint(6)
+    np.testing.assert_array_equal(frame, made.truth[6])
+    assert unseen == 0
+
+
+def test_light_goes_over_from_one_keyframe_to_the_other(made):
+    dark, bright = made.truth[0] // 2, made.truth[6]
+    painter = Interpolator(made.guides, [dark, bright], [0, 6])
+    means = [painter.paint(index)[0].mean() for index in range(7)]
+    steps = np.diff(means)
+    assert np.all(steps > 0) and steps.max() < 2 * steps.mean()
+
+
+def test_outside_the_keyframes_the_nearest_is_carried(made):
+    painter = Interpolator(made.guides, made.truth[[4]], [4])
+    for index in (2, 5):
+        frame, _ = painter.paint(index)
+        assert squared_error(frame, made.truth[index]) < 0.2 * squared_error(made.truth[4], made.truth[index])
+
+
+def test_what_no_keyframe_shows_is_told(made):
+    guides = made.guides.copy()
+    guides[6, 20:70, 30:90] = 0
+    _, unseen = Interpolator(guides, made.truth[[4, 8]], [4, 8]).paint(6)
+    assert 0.8 < unseen / (50 * 60 / guides[0, ..., 0].size) < 1.5  # patches reach beyond the hole
+
+
+def test_a_cut_begins_a_keyframe_and_none_is_too_far_from_the_last(made):
+    still = [made.guides[0]] * (LONGEST + 3)
+    assert choose(still) == [0, LONGEST]
+    other = np.roll(255 - made.guides[0][::-1], 40, axis=1)
+    assert choose([made.guides[0]] * 4 + [other] * 3) == [0, 4]
