@@ -249,6 +249,10 @@ def smooth(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="A .mp4, .mov or .mkv, else a folder of images.", show_default=False)
     ],
+    mode: Annotated[
+        str,
+        typer.Option(help="blend: smooth all frames; interpolate: STYLE is a folder of keyframes, paint the others."),
+    ] = "blend",
     window: Annotated[int, typer.Option(min=0, max=1000, help="Frames to each side that light is averaged over.")] = 15,
     strength: Annotated[float, typer.Option(min=0, max=1, help="0: as it was; 1: all flicker out.")] = 1.0,
     detail: Annotated[
@@ -260,17 +264,19 @@ def smooth(
     events: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Take the flicker out of any stylised video; it goes on where it was stopped."""
+    """Take the flicker out of any stylised video, or paint the frames between keyframes. Goes on where it stopped."""
     from stages.smooth import Smoothing
     from stages.smooth import smooth as run_smooth
 
     if patch_size % 2 == 0:
         raise UsageError(f"--patch-size {patch_size}: must be odd")
+    if mode not in ("blend", "interpolate"):
+        raise UsageError(f"--mode: unknown mode {mode!r}", "known: blend, interpolate")
     config = {"window": window, "strength": strength, "detail": detail, "patch_size": patch_size}
     options = [f"--{name.replace('_', '-')}={value}" for name, value in config.items()]
-    arguments = shlex.join([str(guide), str(style), "-o", str(output), *options])
+    arguments = shlex.join([str(guide), str(style), "-o", str(output), f"--mode={mode}", *options])
     with closing(make_reporter(quiet, events)) as reporter:
-        run_smooth(Smoothing(guide, style, output, config), arguments, reporter, restart)
+        run_smooth(Smoothing(guide, style, output, config, mode == "interpolate"), arguments, reporter, restart)
 
 
 @app.command()

@@ -5,10 +5,12 @@ What is half done lies in a cache beside the output and goes when the output is 
 
 from __future__ import annotations
 
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from stages.base.engine import Phase, Plan, Reporter, Run, Stage, fill
 from stages.base.errors import UsageError
 from stages.base.fingerprint import identify
 from stages.smoothing import CHUNKS, Smoother, build
+from stages.smoothing.keyframes import Interpolator
 from stages.video import (
     Audio,
     Encoding,
@@ -43,12 +46,15 @@ MISSING_FRAMES, MISSING_SHARE = 2, 0.02  # of the style, that may have no frame 
 
 @dataclass(frozen=True)
 class Smoothing:
-    """What is to be smoothed. `output`: a video by its suffix, else a folder of %05d.png; `config`: the smoother's."""
+    """What is to be smoothed. `output`: a video by its suffix, else a folder of %05d.png; `config`: the smoother's.
+    `interpolate`: `style` is a folder of keyframes, named by their numbers in the guide, and all others are painted.
+    """
 
     guide: Path
     style: Path
     output: Path
     config: dict[str, Any]
+    interpolate: bool = False
 
     @property
     def makes_video(self) -> bool:
@@ -74,6 +80,7 @@ def smooth(smoothing: Smoothing, arguments: str, reporter: Reporter, restart: bo
                 "guide": identify(smoothing.guide, keys.get("guide")),
                 "style": identify(smoothing.style, keys.get("style")),
                 "smoother_config": smoothing.config,
+                "interpolate": smoothing.interpolate,
             },
             "after": {},
         }
@@ -100,35 +107,71 @@ def plan(run: Run[Smoothing], resume: bool) -> Plan:
             "not the same shape",
             "crop one of them first",
         )
+    keys = key_numbers(style) if smoothing.interpolate else ()
     if resume:
-        count, attributes = len(cache["styles"]), {}
+        count, played = len(cache["smoothed"]), {}
     else:
-        times = _read_times(guide, style, run.reporter)
-        count, attributes = len(times), describe(style, times)
-    shape = (count, style.height, style.width, 3)
+        shots = style.shots()
+        # Which of the two decides how many frames there are, and when each is shown?
+        times = _times(guide.shots(), guide, run.reporter) if keys else _paired_times(guide, style, shots, run.reporter)
+        count, played = len(times), describe(guide if keys else style, times)
+    if keys and keys[-1] >= count:
+        raise UsageError(f"{style.path} has a keyframe {keys[-1]}, but {guide.path} only {count} frames, from 0 on")
+    size = (style.height, style.width, 3)
+    guides = partial(_alone, guide.path) if keys else partial(_paired, guide.path, style.path, 0)
+    styles = partial(_alone, style.path) if keys else partial(_paired, guide.path, style.path, 1)
+    styled = len(keys) or count
+    task = PaintTask(keys, smoothing.config["patch_size"]) if keys else SmoothTask(smoothing.config)
     return Plan(
         frames=count,
-        arrays=[ArraySpec(name, shape, "uint8") for name in ("guides", "styles", "smoothed")],
-        phases=[
-            Phase("decode", count, CHUNK, DecodeTask(guide.path, style.path)),
-            Phase("smooth", count, CHUNKS[SMOOTHER], SmoothTask(smoothing.config)),
+        arrays=[
+            ArraySpec("guides", (count, *size), "uint8"),
+            ArraySpec("styles", (styled, *size), "uint8"),
+            ArraySpec("smoothed", (count, *size), "uint8"),
         ],
-        begin=lambda cache: cache["styles"].attrs.update(attributes),
+        phases=[
+            Phase("decode the guide", count, CHUNK, DecodeTask("guides", guides)),
+            Phase("decode the style", styled, CHUNK, DecodeTask("styles", styles)),
+            Phase("paint" if keys else "smooth", count, CHUNKS[SMOOTHER], task),
+        ],
+        begin=lambda cache: cache["smoothed"].attrs.update(played),
     )
 
 
-def _read_times(guide: Source, style: Source, reporter: Reporter) -> np.ndarray:
-    """When each frame of the style that has one of the guide is shown. Decodes everything once: only that finds out."""
-    reporter.begin(STAGE.name, style.estimate)
+def key_numbers(style: Source) -> tuple[int, ...]:
+    """The numbers of keyframes, by the names of the images: the last number in each (00012.png, frame-12.png)."""
+    if not isinstance(style, ImageFolder):
+        raise UsageError(f"{style.path} is not a folder of images", "--mode interpolate needs one")
+    numbers = [re.findall(r"\d+", file.stem) for file in style.files]
+    if unnamed := [file.name for file, found in zip(style.files, numbers, strict=True) if not found]:
+        raise UsageError(f"{style.path}: {unnamed[0]} has no frame number in its name", "such as 00012.png")
+    keys = tuple(int(found[-1]) for found in numbers)
+    if list(keys) != sorted(set(keys)):
+        raise UsageError(f"{style.path}: frame numbers do not ascend: {', '.join(map(str, keys[:12]))}")
+    return keys
+
+
+def _times(shots: Iterator[Shot], source: Source, reporter: Reporter) -> np.ndarray:
+    """When each frame is shown. Decodes everything once: only that finds out how many frames there really are."""
+    reporter.begin(STAGE.name, source.estimate)
     reporter.phase("read through")
-    times, shots = [], style.shots()
-    for _, shot in pairs(guide, style, shots):
+    times = []
+    for shot in shots:
         times.append(shot.time)
         reporter.advance(1)
+    if source.damage:
+        reporter.warn(f"{source.path}: {source.damage[0]}")
+    if not times:
+        raise UsageError(f"{source.path} has no frames")
+    return np.array(times)
+
+
+def _paired_times(guide: Source, style: Source, shots: Iterator[Shot], reporter: Reporter) -> np.ndarray:
+    """The same for those of `shots`, the style's, that have a frame of the guide."""
+    times = _times((shot for _, shot in pairs(guide, style, shots)), style, reporter)
     missing = sum(1 for _ in shots)
-    for source in (guide, style):
-        if source.damage:
-            reporter.warn(f"{source.path}: {source.damage[0]}")
+    if guide.damage:
+        reporter.warn(f"{guide.path}: {guide.damage[0]}")
     if missing > max(MISSING_FRAMES, MISSING_SHARE * len(times)):
         raise UsageError(
             f"{guide.path} ends where {missing} of the {len(times) + missing} frames of {style.path} are still to come",
@@ -136,7 +179,7 @@ def _read_times(guide: Source, style: Source, reporter: Reporter) -> np.ndarray:
         )
     if missing:
         reporter.warn(f"{guide.path} has no frames for the last {missing} of {style.path}: left out")
-    return np.array(times)
+    return times
 
 
 def pairs(guide: Source, style: Source, shots: Iterator[Shot]) -> Iterator[tuple[Shot, Shot]]:
@@ -161,23 +204,31 @@ def pairs(guide: Source, style: Source, shots: Iterator[Shot]) -> Iterator[tuple
         yield now, shot
 
 
+def _alone(path: Path) -> Iterator[Shot]:
+    return open_source(path).shots()
+
+
+def _paired(guide: Path, style: Path, which: int) -> Iterator[Shot]:
+    sources = open_source(guide), open_source(style)
+    return (pair[which] for pair in pairs(*sources, sources[1].shots()))
+
+
 @dataclass
 class DecodeTask:
-    """Decodes a chunk of both videos, the guide at the style's size. Chunks in order decode each frame once."""
+    """Decodes a chunk into an array, at that array's size. Chunks in order decode each frame once."""
 
-    guide: Path
-    style: Path
-    _pairs: Iterator[tuple[Shot, Shot]] = field(default=iter(()), init=False, repr=False)
+    array: str
+    shots: Callable[[], Iterator[Shot]]
+    _left: Iterator[Shot] = field(default=iter(()), init=False, repr=False)
     _next: int = field(default=-1, init=False, repr=False)
 
     def run(self, cache: FrameCache, start: int, stop: int) -> None:
-        height, width = cache["styles"].shape[1:3]
+        array = cache[self.array]
         if self._next != start:
-            guide, style = open_source(self.guide), open_source(self.style)
-            self._pairs = islice(pairs(guide, style, style.shots()), start, None)
-        guides, styles = zip(*islice(self._pairs, stop - start), strict=True)
-        cache["guides"].write(start, np.stack([fit(shot.image(), height, width) for shot in guides]))
-        cache["styles"].write(start, np.stack([shot.image() for shot in styles]))
+            self._left = islice(self.shots(), start, None)
+        array.write(
+            start, np.stack([fit(shot.image(), *array.shape[1:3]) for shot in islice(self._left, stop - start)])
+        )
         self._next = stop
 
 
@@ -194,13 +245,25 @@ class SmoothTask:
         cache["smoothed"].write(start, self.made.smooth(start, stop))
 
 
+@dataclass
+class PaintTask:
+    """Paints a chunk from keyframes."""
+
+    keys: tuple[int, ...]
+    patch_size: int
+
+    def run(self, cache: FrameCache, start: int, stop: int) -> None:
+        painter = Interpolator(cache["guides"], cache["styles"], self.keys, self.patch_size)
+        cache["smoothed"].write(start, np.stack([painter.paint(index)[0] for index in range(start, stop)]))
+
+
 def deliver(run: Run[Smoothing], fingerprint: str) -> None:
     """Writes the output, in one moment: a kill leaves none of it, or all."""
     smoothing, reporter, frames = run.job, run.reporter, run.cache["smoothed"]
     reporter.begin(smoothing.output.name, len(frames))
     reporter.phase("write")
     if smoothing.makes_video:
-        played = run.cache["styles"].attrs.asdict()
+        played = frames.attrs.asdict()
         constant = played["times"] is None
         encoding = Encoding(
             Fraction(str(played["fps"])) if constant else None,
@@ -215,9 +278,10 @@ def deliver(run: Run[Smoothing], fingerprint: str) -> None:
 
 def _audio(smoothing: Smoothing, played: dict[str, Any]) -> Audio | None:
     """The style's sound, or if it has none the guide's; both begin together."""
-    if played["audio"]:
-        return Audio(smoothing.style, played["start"], played["stop"])
     guide = open_source(smoothing.guide)
+    if played["audio"]:
+        path = smoothing.guide if smoothing.interpolate else smoothing.style
+        return Audio(path, played["start"], played["stop"])
     if not guide.has_audio:
         return None
     start = next(guide.shots()).time

@@ -150,3 +150,25 @@ def test_what_cannot_be_written_or_does_not_fit_is_refused_before_work(tmp_path,
         code, said = cli("smooth", *arguments)
         assert code in (1, 2) and expected in said, said
         assert not (tmp_path / "out").exists()
+
+
+def test_frames_between_keyframes_are_painted(tmp_path, made, cli):
+    guide = video(tmp_path / "guide.mp4", made.guides)
+    keyframes = tmp_path / "keyframes"
+    keyframes.mkdir()
+    for index in (0, 5, 11):
+        cv2.imwrite(str(keyframes / f"frame-{index}.png"), made.truth[index][..., ::-1])
+    code, said = cli("smooth", guide, keyframes, "-o", tmp_path / "out", "--mode", "interpolate")
+    assert code == 0, said
+    painted = images(tmp_path / "out")
+    assert painted.shape == made.truth.shape
+    np.testing.assert_array_equal(painted[[0, 5, 11]], made.truth[[0, 5, 11]])
+    assert squared_error(painted, made.truth) < 0.1 * squared_error(made.truth[[0] * 5 + [5] * 6 + [11]], made.truth)
+    (keyframes / "frame-11.png").rename(keyframes / "frame-12.png")
+    code, said = cli("smooth", guide, keyframes, "-o", tmp_path / "other", "--mode", "interpolate")
+    assert code == 2 and "has a keyframe 12" in said
+    (keyframes / "frame-12.png").rename(keyframes / "last.png")
+    code, said = cli("smooth", guide, keyframes, "-o", tmp_path / "other", "--mode", "interpolate")
+    assert code == 2 and "last.png has no frame number" in said
+    code, said = cli("smooth", guide, guide, "-o", tmp_path / "other", "--mode", "interpolate")
+    assert code == 2 and "not a folder of images" in said
