@@ -226,9 +226,8 @@ class DecodeTask:
         array = cache[self.array]
         if self._next != start:
             self._left = islice(self.shots(), start, None)
-        array.write(
-            start, np.stack([fit(shot.image(), *array.shape[1:3]) for shot in islice(self._left, stop - start)])
-        )
+        height, width = array.shape[1:3]
+        array.write(start, np.stack([fit(shot.image(), height, width) for shot in islice(self._left, stop - start)]))
         self._next = stop
 
 
