@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from native import binding
+from stages.smoothing import matching
 from stages.video import VideoFile, fit, read_image
 
 PLACES, PATCH = 3000, 5
@@ -81,6 +82,7 @@ def tasks(shared: Path) -> Iterator[Task]:
     yield carried("frame carried 480×256, patch 21", *small)
     yield carried("frame carried 960×512, patch 21", *large)
     yield fields("fields 960×512, patches 13…5", *large)
+    yield from_flow("field from flow 448×256, patch 5", *(fit(clip[k], 256, 448) for k in (0, 3)))
 
 
 def synthesis(name: str, style_path: Path, guides: list[tuple[Path, str]], weight: float) -> Task:
@@ -123,6 +125,19 @@ def fields(name: str, source: np.ndarray, target: np.ndarray) -> Task:
         return binding.match(source, target, **options, **where)
 
     return Task(name, run, lambda result: f"patch error {result.error.mean() / PATCH**2:.2f}")
+
+
+def from_flow(name: str, source: np.ndarray, target: np.ndarray) -> Task:
+    """A frame found in another as smoothers do it, flow and field; the guide error is summed over colours."""
+
+    def run(**where: Any) -> Any:
+        return matching.field(target, source, matching.flow(target, source), **where)
+
+    def quality(field: Any) -> str:
+        voted = binding.remap(source[None], field[None], patch_size=PATCH)[0]
+        return f"guide error {np.square(voted.astype(float) - target).sum(axis=2).mean():.2f}"
+
+    return Task(name, run, quality)
 
 
 def energies(

@@ -7,6 +7,8 @@ ends somewhere else, it is believed.
 
 from __future__ import annotations
 
+from typing import Any
+
 import cv2
 import numpy as np
 
@@ -36,20 +38,24 @@ def motion(guide: np.ndarray, other: np.ndarray, patch_size: int = PATCH, thread
     """As `flow`, where that leads to patches that are not alike corrected by a nearest-neighbour field. `threads` of
     the patch-matching library, 0 = all."""
     smooth = flow(guide, other)
-    places = _places(*guide.shape[:2])
-    start = np.rint(smooth + places)[..., ::-1].astype(np.int32)  # the library clamps it to the picture
-    try:
-        nnf = binding.match(
-            np.ascontiguousarray(other)[None], np.ascontiguousarray(guide)[None],
-            patch_sizes=(patch_size,) * SWEEPS, patch_match_iterations=1, pyramid_levels=1,
-            search_radius=SEARCH_RADIUS, start="given", nnf=np.ascontiguousarray(start)[None], threads=threads,
-        ).nnf[0]  # fmt: skip
-    except binding.EbsynthError as error:
-        raise DiffSynthError(str(error)) from error
-    found = nnf[..., ::-1] - places
+    found = field(guide, other, smooth, patch_size, threads=threads)[..., ::-1] - _places(*guide.shape[:2])
     jumped = (np.abs(found - smooth).max(axis=2) > JUMP).astype(np.float32)
     most = cv2.blur(jumped, (PATCH, PATCH)) > 0.5  # single pixels jump by chance
     return np.where(most[..., None], found, smooth).astype(np.float32)
+
+
+def field(guide: np.ndarray, other: np.ndarray, start: np.ndarray, patch_size: int = PATCH, **where: Any) -> np.ndarray:
+    """The nearest-neighbour field int32 [H, W, 2] (row, column) from `guide` to `other`, searched from the motion
+    `start` on. `where`: back end and threads, as of `native.binding.match`."""
+    places = np.rint(start + _places(*guide.shape[:2]))[..., ::-1]  # the library clamps them to the picture
+    try:
+        return binding.match(
+            np.ascontiguousarray(other)[None], np.ascontiguousarray(guide)[None],
+            patch_sizes=(patch_size,) * SWEEPS, patch_match_iterations=1, pyramid_levels=1,
+            search_radius=SEARCH_RADIUS, start="given", nnf=np.ascontiguousarray(places, np.int32)[None], **where,
+        ).nnf[0]  # fmt: skip
+    except binding.EbsynthError as error:
+        raise DiffSynthError(str(error)) from error
 
 
 def carry(

@@ -27,15 +27,13 @@ SHRINK = 4  # times smaller is what light is compared on
 FLOW_SHRINK = 2  # times smaller is what its motion is found on
 AREA = 5  # px a side, of the small picture, that share a gain and an offset
 COARSE = 1.0  # px of the small picture; finer things are not compared
-STIFFNESS = (
-    100.0  # levels²: where colours vary less than this, the gain stays near 1 (He & Sun 2015, fast guided filter)
-)
+STIFFNESS = 100.0  # levels²: where colours vary less than this, the gain stays near 1 (He & Sun 2015)
 # Detail
 NEIGHBOURS = 3  # frames to each side that detail is compared with
 NEAR = 4.0  # frames away at which trust is halved
 FURTHEST = 2.5  # px that detail can have swum
 RIGID = 4.0  # px; swimming is this smooth
-TOLERANCE = 2.0  # times the usual deviation at which a patch's weight is halved twice (Geman & McClure's estimator)
+TOLERANCE = 2.0  # times the usual deviation at which a patch's weight is halved (Geman & McClure's estimator)
 FLOOR = 4.0  # levels², deviation that is usual anyway
 FINE = 2.0  # px; detail is what is finer than this
 GRAIN = 9  # px a side over which the power of detail is measured
@@ -74,13 +72,9 @@ class PatchBlendSmoother:
             return np.stack([self._frame(index, pool) for index in range(start, stop)])
 
     def _frame(self, index: int, pool: ThreadPoolExecutor) -> np.ndarray:
-        frames = window(index, len(self.styles), NEIGHBOURS)
-        for near in frames:  # in order, so that each uses what the one before has found
-            self.lit[near]
-        smooth = self.lit[index] if self.detail == 1 else self._detailed(index, frames, pool)
         style = self.styles[index].astype(np.float32)
-        following = window(min(index + 1, len(self.styles) - 1), len(self.styles), NEIGHBOURS)
-        self.lit.forget(following.start)
+        smooth = self.lit[index] if self.detail == 1 else self._detailed(index, pool)
+        self.lit.forget(window(min(index + 1, len(self.styles) - 1), len(self.styles), NEIGHBOURS).start)
         if index == len(self.styles) - 1:
             for kept in (self.small, self.lit, self.sums.runs):
                 kept.clear()
@@ -110,8 +104,9 @@ class PatchBlendSmoother:
 
     # -- detail --------------------------------------------------------------------------------------------------------
 
-    def _detailed(self, index: int, frames: range, pool: ThreadPoolExecutor) -> np.ndarray:
+    def _detailed(self, index: int, pool: ThreadPoolExecutor) -> np.ndarray:
         """The frame in its own detail and that of its neighbours, float32 [H, W, 3]."""
+        frames = window(index, len(self.styles), NEIGHBOURS)
         found = list(pool.map(partial(self._match, index), frames))
         motions, trust = [moved for moved, _ in found], [weight for _, weight in found]
         layers = [self.lit[other] for other in frames]
