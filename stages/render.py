@@ -26,7 +26,6 @@ if TYPE_CHECKING:  # importing torch takes seconds; the tasks do it when they ru
 
 CHUNK = 8  # frames; what is done again after a kill
 PAINT_CHUNK = 2  # frames that are painted from keyframes
-UNSEEN = 0.1  # share of a frame that no keyframe shows, from which on the user is told
 
 
 class Picked(Sequence[np.ndarray]):
@@ -240,6 +239,7 @@ def plan(run: Run[Job], resume: bool) -> Plan:
     run.reporter.phase("load models")
     timesteps = load_denoiser(job, options).sampler.timesteps
     count, height, width, _ = cache["frames"].shape
+    run.reporter.phase("choose keyframes")
     keys = rendered_frames(job, cache["frames"])
     size = (LATENT_CHANNELS, height // LATENT_FACTOR, width // LATENT_FACTOR)
     arrays = [ArraySpec(name, (len(keys), *size), "float32") for name in ("latents", "latents_other")]
@@ -282,13 +282,10 @@ def deliver(run: Run[Job], fingerprint: str) -> None:
     """Says which frames show what no keyframe shows."""
     if "unseen" not in run.cache:
         return
-    unseen = run.cache["unseen"][:]
-    if worst := [f"{index} ({share:.0%})" for index, share in enumerate(unseen) if share > UNSEEN]:
-        run.reporter.warn(
-            f"{len(worst)} of {len(unseen)} frames show what no keyframe shows, guessed in the share given: "
-            f"{', '.join(worst[:20])}{', …' if len(worst) > 20 else ''}; "
-            '"keyframes": "auto", or a list with these, renders them'
-        )
+    from stages.smoothing.keyframes import guessed
+
+    if worst := guessed(run.cache["unseen"][:]):
+        run.reporter.warn(f'{worst}; "keyframes": "auto", or a list with these, renders them')
 
 
 STAGE = Stage("render", plan, deliver)

@@ -20,10 +20,10 @@ from PIL import Image
 
 from stages.base.cache import ArraySpec, FrameArray, FrameCache
 from stages.base.engine import Phase, Plan, Reporter, Run, Stage, fill
-from stages.base.errors import UsageError
+from stages.base.errors import DiffSynthError, UsageError
 from stages.base.fingerprint import identify
 from stages.smoothing import CHUNKS, Smoother, build
-from stages.smoothing.keyframes import Interpolator
+from stages.smoothing.keyframes import Interpolator, guessed
 from stages.video import (
     Audio,
     Encoding,
@@ -74,18 +74,25 @@ def smooth(smoothing: Smoothing, arguments: str, reporter: Reporter, restart: bo
     cache = FrameCache(smoothing.cache_path, arguments)
     with cache.lock():
         known = cache.recorded(STAGE.name)
-        keys = known["keys"] if known else {}
-        inputs = {
-            "keys": {
-                "guide": identify(smoothing.guide, keys.get("guide")),
-                "style": identify(smoothing.style, keys.get("style")),
-                "smoother_config": smoothing.config,
-                "interpolate": smoothing.interpolate,
-            },
-            "after": {},
-        }
-        fill(STAGE, Run(smoothing, cache, reporter), inputs, resume=not restart and known == inputs)
-    shutil.rmtree(smoothing.cache_path)
+        try:
+            inputs = _inputs(smoothing, known["keys"] if known else {})
+            fill(STAGE, Run(smoothing, cache, reporter), inputs, resume=not restart and known == inputs)
+        except DiffSynthError:
+            if cache.recorded(STAGE.name) is None:  # refused: nothing has been begun
+                shutil.rmtree(cache.path)
+            raise
+    shutil.rmtree(cache.path)
+
+
+def _inputs(smoothing: Smoothing, known: dict[str, Any]) -> dict[str, Any]:
+    """What the result depends on; `known` is what an earlier call found out about the videos."""
+    keys = {
+        "guide": identify(smoothing.guide, known.get("guide")),
+        "style": identify(smoothing.style, known.get("style")),
+        "smoother_config": smoothing.config,
+        "interpolate": smoothing.interpolate,
+    }
+    return {"keys": keys, "after": {}}
 
 
 def _check_output(smoothing: Smoothing) -> None:
@@ -128,6 +135,7 @@ def plan(run: Run[Smoothing], resume: bool) -> Plan:
             ArraySpec("guides", (count, *size), "uint8"),
             ArraySpec("styles", (styled, *size), "uint8"),
             ArraySpec("smoothed", (count, *size), "uint8"),
+            *([ArraySpec("guessed", (count,), "float32")] if keys else []),
         ],
         phases=[
             Phase("decode the guide", count, CHUNK, DecodeTask("guides", guides)),
@@ -253,12 +261,16 @@ class PaintTask:
 
     def run(self, cache: FrameCache, start: int, stop: int) -> None:
         painter = Interpolator(cache["guides"], cache["styles"], self.keys, self.patch_size)
-        cache["smoothed"].write(start, np.stack([painter.paint(index)[0] for index in range(start, stop)]))
+        frames, unseen = zip(*(painter.paint(index) for index in range(start, stop)), strict=True)
+        cache["smoothed"].write(start, np.stack(frames))
+        cache["guessed"].write(start, np.array(unseen, np.float32))
 
 
 def deliver(run: Run[Smoothing], fingerprint: str) -> None:
     """Writes the output, in one moment: a kill leaves none of it, or all."""
     smoothing, reporter, frames = run.job, run.reporter, run.cache["smoothed"]
+    if smoothing.interpolate and (worst := guessed(run.cache["guessed"][:])):
+        reporter.warn(f"{worst}; keyframes there would help")
     reporter.begin(smoothing.output.name, len(frames))
     reporter.phase("write")
     if smoothing.makes_video:

@@ -10,7 +10,8 @@ Layout (N frames of H x W):
     rendered             uint8   [N, H, W, 3]
     unseen               float32 [N]               the share of a frame that no keyframe shows, if not all are rendered
     deflickered          uint8   [N, H, W, 3]
-    guides, styles, smoothed  uint8  [N, H, W, 3]  of `diffsynth smooth`, which has a cache of its own
+    guides, styles, smoothed  uint8  [N, H, W, 3]  of `diffsynth smooth`, which has a cache of its own;
+    guessed              float32 [N]               its `unseen`
     marks/, receipts/    what is done (see record.py)
     lock, holder.json    who drives the cache now
 """
@@ -50,7 +51,7 @@ MAKER = {
     "latents": "render", "latents_other": "render", "latents_steps": "render", "reference_latents": "render",
     "predicted": "render", "keyframes": "render", "rendered": "render", "unseen": "render",
     "deflickered": "deflicker",
-    "guides": "smooth", "styles": "smooth", "smoothed": "smooth",
+    "guides": "smooth", "styles": "smooth", "smoothed": "smooth", "guessed": "smooth",
 }  # fmt: skip
 
 

@@ -15,7 +15,8 @@ from stages.smoothing.patch_blend import fit_light, registration
 SEAM = 2.0  # px over which one keyframe gives way to the other
 SHOWN = 0.3  # agreement below which a place is not in a keyframe
 LONGEST = 12  # frames from one keyframe to the next, where they are chosen by what they show
-NEW = 0.1  # share of a frame that the last keyframe does not show, from which on the frame is a keyframe itself
+NEW = 0.1  # share of a frame that no keyframe shows, from which on it should be one itself
+TOLD = 20  # such frames are named, at most
 
 
 def choose(guides: Frames) -> list[int]:
@@ -27,6 +28,16 @@ def choose(guides: Frames) -> list[int]:
         if unseen > NEW or index - keys[-1] >= LONGEST:
             keys.append(index)
     return keys
+
+
+def guessed(unseen: Sequence[float]) -> str:
+    """The frames of which a share worth telling is shown by no keyframe, in words; "" if there is none."""
+    worst = [f"{index} ({share:.0%})" for index, share in enumerate(unseen) if share > NEW]
+    more = ", …" if len(worst) > TOLD else ""
+    if not worst:
+        return ""
+    what = f"{len(worst)} of {len(unseen)} frames show what no keyframe shows, guessed in the share given"
+    return f"{what}: {', '.join(worst[:TOLD])}{more}"
 
 
 class Interpolator:
