@@ -16,9 +16,8 @@ from stages.base.engine import Reporter
 from stages.base.errors import UsageError
 from stages.smoothing.metrics import Curves, measure
 from stages.smoothing.synthesis import check_writable
-from stages.video import Source, fit, open_source
+from stages.video import Source, check_shape, fit, open_source
 
-SHAPE_TOLERANCE = 0.03  # by which two aspect ratios may differ and still be one shape
 MEANINGS = {
     "warp1": "difference between neighbouring frames along the motion, ×1000; less is smoother",
     "warp5": "the same five frames apart",
@@ -57,11 +56,7 @@ class _Frames:
     """The frames of a source at (height, width) `size`, read once."""
 
     def __init__(self, source: Source, size: tuple[int, int]):
-        if abs(source.width / source.height / (size[1] / size[0]) - 1) > SHAPE_TOLERANCE:
-            raise UsageError(
-                f"{source.path} is {source.width}×{source.height}, which is another shape than {size[1]}×{size[0]}",
-                "crop one of them first",
-            )
+        check_shape(source, *size)
         self.source, self.size, self.count = source, size, 0
         self.shots = source.shots()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -11,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from stages.base.cache import ArraySpec, FrameArray, FrameCache
-from stages.base.engine import Phase, Plan, Reporter, Run, Stage
+from stages.base.cache import ArraySpec, FrameCache
+from stages.base.engine import Phase, Plan, Reporter, Run, Stage, told
 from stages.base.job import Job
 from stages.base.record import write_json
 from stages.smoothing import CHUNKS, Smoother, build
@@ -97,7 +96,7 @@ def write_video(
         rate, times = Fraction(job.fps).limit_denominator(1001), None
     audio = _audio(job, source, len(frames), rate, reporter)
     fps = rate if times is None else None
-    encode(path, _told(frames, reporter), Encoding(fps, np.array(times or []), codec, crf, audio))
+    encode(path, told(frames, reporter), Encoding(fps, np.array(times or []), codec, crf, audio))
     reporter.end(
         path.name, f"{path}: {len(frames)} frames, {float(rate):.3g} frames/s{', with sound' if audio else ''}"
     )
@@ -114,12 +113,6 @@ def _audio(job: Job, source: dict[str, Any], frames: int, rate: Fraction, report
         reporter.warn(f"no sound: {job.input_video} is gone")
         return None
     return Audio(Path(job.input_video), source["start"], source["stop"])
-
-
-def _told(frames: FrameArray, reporter: Reporter) -> Iterator[np.ndarray]:
-    for frame in frames:
-        yield frame
-        reporter.advance(1)
 
 
 STAGE = Stage("deflicker", plan, deliver)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stages.base.cache import ArraySpec, FrameArray, FrameCache
-from stages.base.engine import Options, Phase, Plan, Run, Stage
+from stages.base.engine import Options, Phase, Plan, Reporter, Run, Stage
 from stages.base.errors import DiffSynthError
 from stages.base.job import Job
 from stages.diffusion import LATENT_CHANNELS, LATENT_FACTOR
@@ -218,13 +218,15 @@ def load_denoiser(job: Job, options: Options) -> Denoiser:
     )  # fmt: skip
 
 
-def rendered_frames(job: Job, guides: FrameArray) -> tuple[int, ...]:
+def rendered_frames(job: Job, guides: FrameArray, reporter: Reporter) -> tuple[int, ...]:
     """The numbers of the frames that are rendered, ascending."""
     count = len(guides)
     if job.keyframes == "auto":
         from stages.smoothing.keyframes import choose
 
-        return tuple(choose(guides))
+        reporter.begin("render", count)
+        reporter.phase("choose keyframes")
+        return tuple(choose(guides, reporter.advance))
     if isinstance(job.keyframes, list):
         keys = sorted(set(job.keyframes))
         if not keys or keys[-1] >= count:
@@ -239,8 +241,8 @@ def plan(run: Run[Job], resume: bool) -> Plan:
     run.reporter.phase("load models")
     timesteps = load_denoiser(job, options).sampler.timesteps
     count, height, width, _ = cache["frames"].shape
-    run.reporter.phase("choose keyframes")
-    keys = rendered_frames(job, cache["frames"])
+    begun: dict[str, Any] = cache["rendered"].attrs.asdict() if resume else {}
+    keys = tuple(begun["keys"]) if resume else rendered_frames(job, cache["frames"], run.reporter)
     size = (LATENT_CHANNELS, height // LATENT_FACTOR, width // LATENT_FACTOR)
     arrays = [ArraySpec(name, (len(keys), *size), "float32") for name in ("latents", "latents_other")]
     if job.smoother is not None:
@@ -256,7 +258,7 @@ def plan(run: Run[Job], resume: bool) -> Plan:
         arrays.append(ArraySpec("unseen", (count,), "float32"))
     phases = _phases(job, options, keys, len(timesteps), count)
     scratch = ("latents_other", "predicted", "reference_latents", "keyframes")
-    return Plan(count, arrays, phases, scratch)
+    return Plan(count, arrays, phases, scratch, begin=lambda cache: cache["rendered"].attrs.update(keys=list(keys)))
 
 
 def _phases(job: Job, options: Options, keys: tuple[int, ...], steps: int, count: int) -> list[Phase]:

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from stages.base.cache import ArraySpec, FrameArray, FrameCache
-from stages.base.engine import Phase, Plan, Reporter, Run, Stage, fill
+from stages.base.cache import ArraySpec, FrameCache
+from stages.base.engine import Phase, Plan, Reporter, Run, Stage, fill, told
 from stages.base.errors import DiffSynthError, UsageError
 from stages.base.fingerprint import identify
 from stages.smoothing import CHUNKS, Smoother, build
@@ -31,6 +31,7 @@ from stages.video import (
     Shot,
     Source,
     check_encoding,
+    check_shape,
     describe,
     encode,
     fit,
@@ -39,7 +40,6 @@ from stages.video import (
 
 SMOOTHER = "PatchBlendSmoother"
 CHUNK = 8  # frames that are decoded at once
-SHAPE_TOLERANCE = 0.03  # by which two aspect ratios may differ and still be one shape
 SPEED_TOLERANCE = 0.005  # by which two frame rates may differ and still be one rate
 MISSING_FRAMES, MISSING_SHARE = 2, 0.02  # of the style, that may have no frame of the guide: editors lose some
 
@@ -70,8 +70,10 @@ def smooth(smoothing: Smoothing, arguments: str, reporter: Reporter, restart: bo
 
     `arguments` are those of the command, for messages. Raises UsageError for videos that do not belong together.
     """
-    _check_output(smoothing)
     cache = FrameCache(smoothing.cache_path, arguments)
+    if cache.record(STAGE.name).complete:  # an earlier call had written all, and was killed before it cleared up
+        shutil.rmtree(cache.path)
+    _check_output(smoothing)
     with cache.lock():
         known = cache.recorded(STAGE.name)
         try:
@@ -108,20 +110,13 @@ def _check_output(smoothing: Smoothing) -> None:
 def plan(run: Run[Smoothing], resume: bool) -> Plan:
     smoothing, cache = run.job, run.cache
     guide, style = open_source(smoothing.guide), open_source(smoothing.style)
-    if abs(guide.width / guide.height / (style.width / style.height) - 1) > SHAPE_TOLERANCE:
-        raise UsageError(
-            f"{guide.path} is {guide.width}×{guide.height}, {style.path} is {style.width}×{style.height}: "
-            "not the same shape",
-            "crop one of them first",
-        )
+    check_shape(guide, style.height, style.width)
     keys = key_numbers(style) if smoothing.interpolate else ()
     if resume:
         count, played = len(cache["smoothed"]), {}
     else:
-        shots = style.shots()
-        # Which of the two decides how many frames there are, and when each is shown?
-        times = _times(guide.shots(), guide, run.reporter) if keys else _paired_times(guide, style, shots, run.reporter)
-        count, played = len(times), describe(guide if keys else style, times)
+        times = _times(guide.shots(), guide, run.reporter) if keys else _paired_times(guide, style, run.reporter)
+        count, played = len(times), describe(_clock(guide, style), times)
     if keys and keys[-1] >= count:
         raise UsageError(f"{style.path} has a keyframe {keys[-1]}, but {guide.path} only {count} frames, from 0 on")
     size = (style.height, style.width, 3)
@@ -174,9 +169,12 @@ def _times(shots: Iterator[Shot], source: Source, reporter: Reporter) -> np.ndar
     return np.array(times)
 
 
-def _paired_times(guide: Source, style: Source, shots: Iterator[Shot], reporter: Reporter) -> np.ndarray:
-    """The same for those of `shots`, the style's, that have a frame of the guide."""
-    times = _times((shot for _, shot in pairs(guide, style, shots)), style, reporter)
+def _paired_times(guide: Source, style: Source, reporter: Reporter) -> np.ndarray:
+    """The same for the frames of the style that have one of the guide."""
+    shots = style.shots()
+    paired = pairs(guide, style, shots)
+    clock = (guide, style).index(_clock(guide, style))
+    times = _times((pair[clock] for pair in paired), style, reporter)
     missing = sum(1 for _ in shots)
     if guide.damage:
         reporter.warn(f"{guide.path}: {guide.damage[0]}")
@@ -188,6 +186,11 @@ def _paired_times(guide: Source, style: Source, shots: Iterator[Shot], reporter:
     if missing:
         reporter.warn(f"{guide.path} has no frames for the last {missing} of {style.path}: left out")
     return times
+
+
+def _clock(guide: Source, style: Source) -> Source:
+    """Which of the two says when frames are shown: images carry no times."""
+    return guide if isinstance(style, ImageFolder) else style
 
 
 def pairs(guide: Source, style: Source, shots: Iterator[Shot]) -> Iterator[tuple[Shot, Shot]]:
@@ -281,18 +284,17 @@ def deliver(run: Run[Smoothing], fingerprint: str) -> None:
             np.array(played["times"] or []),
             audio=_audio(smoothing, played),
         )
-        encode(smoothing.output, _told(frames, reporter), encoding)
+        encode(smoothing.output, told(frames, reporter), encoding)
     else:
-        _write_images(smoothing.output, _told(frames, reporter))
+        _write_images(smoothing.output, told(frames, reporter))
     reporter.end(smoothing.output.name, f"{smoothing.output}: {len(frames)} frames")
 
 
 def _audio(smoothing: Smoothing, played: dict[str, Any]) -> Audio | None:
-    """The style's sound, or if it has none the guide's; both begin together."""
-    guide = open_source(smoothing.guide)
+    """The sound of the video that says when frames are shown, or if it has none the guide's; both begin together."""
+    guide, style = open_source(smoothing.guide), open_source(smoothing.style)
     if played["audio"]:
-        path = smoothing.guide if smoothing.interpolate else smoothing.style
-        return Audio(path, played["start"], played["stop"])
+        return Audio(_clock(guide, style).path, played["start"], played["stop"])
     if not guide.has_audio:
         return None
     start = next(guide.shots()).time
@@ -306,12 +308,6 @@ def _write_images(folder: Path, frames: Iterator[np.ndarray]) -> None:
     for index, frame in enumerate(frames):
         Image.fromarray(frame).save(part / f"{index:05d}.png")
     part.replace(folder)
-
-
-def _told(frames: FrameArray, reporter: Reporter) -> Iterator[np.ndarray]:
-    for frame in frames:
-        yield frame
-        reporter.advance(1)
 
 
 STAGE = Stage("smooth", plan, deliver)

@@ -20,12 +20,13 @@ import numpy as np
 from av.filter import Graph
 from av.video.reformatter import Colorspace
 
-from stages.base.errors import DiffSynthError
+from stages.base.errors import DiffSynthError, UsageError
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 IMAGE_FOLDER_FPS = Fraction(25)  # images carry no times; 25 is what ffmpeg assumes
 HD_HEIGHT = 720  # untagged video of this height or more is BT.709, smaller is BT.601, as players assume
 SEEK_WORTH = 10.0  # s; less is decoded as quickly as it is searched for
+SHAPE_TOLERANCE = 0.03  # by which two aspect ratios may differ and still be one shape
 RATE_TOLERANCE = 0.5  # frames; time stamps this near to a constant rate are that rate, rounded by the container
 TIME_TOLERANCE = 1e-4  # s; differences of time stamps are not exact
 TRUNCATION_TOLERANCE = 0.5  # s; containers round durations, and audio may outlast the picture a little
@@ -175,6 +176,15 @@ class ImageFolder:
                 "the images of a folder must have one size",
             )
         return image
+
+
+def check_shape(source: Source, height: int, width: int) -> None:
+    """Raises UsageError if `source` has another aspect ratio than `height` and `width`: fitted, it would be cut."""
+    if abs(source.width / source.height / (width / height) - 1) > SHAPE_TOLERANCE:
+        raise UsageError(
+            f"{source.path} is {source.width}×{source.height}, which is another shape than {width}×{height}",
+            "crop one of them first",
+        )
 
 
 def describe(source: Source, times: np.ndarray, interval: int = 1) -> dict[str, Any]:

@@ -35,6 +35,13 @@ class Reporter(Protocol):
     def close(self) -> None: ...
 
 
+def told(frames: Iterable[Any], reporter: Reporter) -> Iterator[Any]:
+    """The same frames; the reporter hears of each that has been used."""
+    for frame in frames:
+        yield frame
+        reporter.advance(1)
+
+
 @dataclass(frozen=True)
 class Phase:
     """One task over all frames, `chunk` at a time."""

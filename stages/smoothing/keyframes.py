@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
@@ -19,10 +19,11 @@ NEW = 0.1  # share of a frame that no keyframe shows, from which on it should be
 TOLD = 20  # such frames are named, at most
 
 
-def choose(guides: Frames) -> list[int]:
+def choose(guides: Frames, progress: Callable[[int], None] = lambda frames: None) -> list[int]:
     """The frames that show what the ones before did not: cuts, what comes out from behind, and every LONGEST-th."""
     keys = [0]
     for index in range(1, len(guides)):
+        progress(1)
         guide, there = guides[index], guides[keys[-1]]
         unseen = (agreement(guide, there, flow(guide, there)) < SHOWN).mean()
         if unseen > NEW or index - keys[-1] >= LONGEST:

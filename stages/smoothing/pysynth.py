@@ -26,6 +26,7 @@ class PySynthSmoother:
         self.guides, self.styles, self.patch_size = guides, styles, patch_size
         self.reach, self.exhaustive = WHOLE if window is None else window, exhaustive
         # Half precision: a mean of bytes needs no more than the 11 bits it has, and tables are what takes memory.
+        # It ends at 65504: colours are held as 0..1.
         self.sums = WindowSums(self._hold, self._carry, np.float16)
 
     def smooth(self, start: int, stop: int) -> np.ndarray:
@@ -33,7 +34,7 @@ class PySynthSmoother:
         for index in range(start, stop):
             frames = window(index, len(self.styles), self.reach)
             total = self._every_pair(index, frames) if self.exhaustive else self.sums.total(index, frames)
-            smoothed.append(np.rint(total[..., :3] / total[..., 3:]).clip(0, 255).astype(np.uint8))
+            smoothed.append(np.rint(255 * total[..., :3] / total[..., 3:]).clip(0, 255).astype(np.uint8))
             self.sums.forget(index, frames)
         if stop == len(self.styles):
             self.sums.runs.clear()
@@ -44,8 +45,8 @@ class PySynthSmoother:
         return sum(others, self._hold(index))
 
     def _hold(self, index: int) -> np.ndarray:
-        """The frame, and a weight of 1."""
-        style = self.styles[index].astype(np.float32)
+        """The frame, 0..1, and a weight of 1."""
+        style = self.styles[index].astype(np.float32) / 255
         return np.dstack([style, np.ones(style.shape[:2], np.float32)])
 
     def _carry(self, index: int, other: int, held: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ from stages import render as stage
 from stages.base.cache import FrameCache
 from stages.base.job import Job
 from stages.render import attended_frames, is_smoothed
+from stages.smoothing import keyframes
 from stages.smoothing.keyframes import Interpolator
 from tests.conftest import CONTROLNET, scene, write_images
 
@@ -141,6 +142,24 @@ def test_only_keyframes_are_rendered_and_the_others_painted(render, tmp_path):
         frame, unseen = painter.paint(index)
         np.testing.assert_array_equal(rendered[index], frame)
         assert keys["unseen"][index] == np.float32(unseen)
+
+
+def test_keyframes_are_chosen_once(make_job, cli, monkeypatch):
+    keys = {"keyframes": "auto", "num_inference_steps": 1}
+    real = stage.PaintTask.run
+    images = [scene(0)] * 3 + [255 - scene(0).transpose(1, 0, 2)] * 3
+    job = make_job(**keys, input_video="cut")
+    write_images(job.parent / "cut", images)
+
+    def interrupted(task, cache, start, stop):
+        raise Interrupted
+
+    monkeypatch.setattr(stage.PaintTask, "run", interrupted)
+    assert cli("run", job, "-q")[0] == 130
+    monkeypatch.setattr(stage.PaintTask, "run", real)
+    monkeypatch.setattr(keyframes, "choose", None)  # a second choice would fail
+    assert cli("run", job, "-q") == (0, "")
+    assert FrameCache(job.parent / "out/cache.zarr")["rendered"].attrs["keys"] == [0, 3]
 
 
 def test_keyframes_that_are_all_frames_change_nothing(render):

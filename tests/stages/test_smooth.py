@@ -69,6 +69,29 @@ def test_without_sound_in_the_style_the_guides_is_taken(tmp_path, cli):
     assert onsets(tmp_path / "out.mp4")[1] == pytest.approx(onsets(guide)[1], abs=0.03)
 
 
+def test_images_are_shown_when_the_guides_frames_are(tmp_path, cli):
+    guide = tone(tmp_path / "guide.mp4", seconds=1.4)
+    painted = write_images(tmp_path / "painted", (shot.image() for shot in open_source(guide).shots()))
+    fast = tmp_path / "fast.mp4"
+    encode(fast, images(painted), Encoding(Fraction(30)))
+    code, said = cli("smooth", fast, painted, "-o", tmp_path / "out.mp4", "--window", "2", "--detail", "1")
+    assert code == 0, said
+    assert open_source(tmp_path / "out.mp4").fps == 30
+    code, said = cli("smooth", guide, painted, "-o", tmp_path / "sound.mp4", "--window", "2", "--detail", "1")
+    assert code == 0, said
+    assert onsets(tmp_path / "sound.mp4")[1] == pytest.approx(onsets(guide)[1], abs=0.03)
+
+
+def test_a_call_killed_after_all_was_written_is_cleared_up(tmp_path, folders, cli, monkeypatch):
+    monkeypatch.setattr(smooth.shutil, "rmtree", lambda *arguments, **options: None)
+    assert cli("smooth", *folders, "-o", tmp_path / "out.mp4", *OPTIONS)[0] == 0
+    monkeypatch.undo()
+    assert (tmp_path / "out.mp4.cache.zarr").exists()
+    code, said = cli("smooth", *folders, "-o", tmp_path / "out.mp4", *OPTIONS)
+    assert code == 0, said
+    assert not (tmp_path / "out.mp4.cache.zarr").exists()
+
+
 def test_what_was_done_before_an_interruption_is_not_done_again(tmp_path, folders, cli, monkeypatch):
     output = tmp_path / "out"
     smoothed: list[int] = []
@@ -143,7 +166,7 @@ def test_what_cannot_be_written_or_does_not_fit_is_refused_before_work(tmp_path,
         ((guide, style, "-o", style), "not an empty folder"),
         ((guide, style, "-o", tmp_path / "out.gif"), "unknown kind of video"),
         ((guide, style, "-o", tmp_path / "absent" / "out.mp4"), "there is no folder"),
-        ((tall, style, "-o", tmp_path / "out"), "not the same shape"),
+        ((tall, style, "-o", tmp_path / "out"), "another shape"),
         ((tmp_path / "absent", style, "-o", tmp_path / "out"), "absent"),
         ((guide, style, "-o", tmp_path / "out", "--patch-size", "4"), "must be odd"),
     ):

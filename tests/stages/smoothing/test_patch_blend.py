@@ -76,6 +76,12 @@ def test_remap_and_blend_follows_motion(lit, config):
     assert error < 0.3 * squared_error(smooth(lit, {"radius": 4}, "TemporalMeanSmoother"), lit.truth)
 
 
+def test_a_very_wide_window_does_not_run_over():
+    white = [np.full((16, 16, 3), 250, np.uint8)] * 600
+    smoother = build("PySynthSmoother", {"speed": "fastest", "window_size": 299}, white, white)
+    np.testing.assert_array_equal(smoother.smooth(300, 301)[0], white[0])
+
+
 def test_video_patch_match_is_remap_and_blend_over_the_whole_video(lit):
     np.testing.assert_array_equal(
         smooth(lit, {"engine_name": "Ebsynth"}, "VideoPatchMatchSmoother"),
