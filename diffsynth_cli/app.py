@@ -42,6 +42,9 @@ Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps. 
 Dtype = Annotated[str | None, typer.Option(help="auto, float32, float16, bfloat16. Short for --set dtype=…")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Frames that go through the networks at once.")]
 Restart = Annotated[bool, typer.Option("--restart", help="Do the stage anew; run: those stages whose keys changed.")]
+Preview = Annotated[
+    bool, typer.Option("--preview", help="Also write OUTPUT/preview.png: some frames over their maps and results.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only warnings and errors.")]
 Json = Annotated[bool, typer.Option("--json", help="Events as JSON lines on stdout.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Tracebacks.")]
@@ -66,6 +69,7 @@ def _stage_command(name: str) -> Callable[..., None]:
         dtype: Dtype = None,
         batch_size: BatchSize = 1,
         restart: Restart = False,
+        preview: Preview = False,
         quiet: Quiet = False,
         events: Json = False,
         debug: Debug = False,
@@ -75,6 +79,10 @@ def _stage_command(name: str) -> Callable[..., None]:
         stages = list(STAGES) if name == "run" else [name]
         loaded, cache = _open(job, overrides, stages)
         _run_stages(stages, loaded, cache, make_reporter(quiet, events), batch_size, restart, stale_only=name == "run")
+        if preview:
+            from diffsynth_cli.contact_sheet import states, write_contact_sheet
+
+            write_contact_sheet(Path(loaded.output_path) / "preview.png", states(cache))
 
     return command
 

@@ -7,7 +7,7 @@ from importlib import resources
 from pathlib import Path
 
 from stages.base.errors import DiffSynthError, UsageError
-from stages.base.job import unknown
+from stages.base.mistakes import unknown
 from stages.video import open_source
 
 TASKS = ("text_guided", "fashion", "image_guided", "restoring", "rendering_3d")

@@ -3,120 +3,255 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
-from stages.annotators import Annotator, build
+from stages.annotators import Annotator, OverTime, build
+from stages.base.annotators import MapFiles, Weighted
 from stages.base.cache import ArraySpec, FrameCache
 from stages.base.engine import Phase, Plan, Reporter, Run, Stage
 from stages.base.errors import DiffSynthError
-from stages.base.job import Job, MapFiles
+from stages.base.fingerprint import fingerprint, map_names, stage_inputs
+from stages.base.job import Job
 from stages.video import Shot, fit, open_source, read_image
+from stages.weights import Weights
 
 CHUNK = 8  # frames
 
 
-@dataclass
-class AnnotateTask:
-    """Makes the maps of one ControlNet with an annotator."""
+# --- maps that are made ---------------------------------------------------------------------------------
 
-    index: int
+
+@dataclass
+class Maker:
+    """The annotator of one map, built when it is first needed."""
+
     name: str
     options: dict[str, Any]
+    weights: Weights | None
     style_image: str | None
-    _annotator: Annotator | None = field(default=None, init=False, repr=False)
+    device: str
+    size: tuple[int, int]
+    _annotator: Annotator | OverTime | None = field(default=None, init=False, repr=False)
+
+    @property
+    def annotator(self) -> Annotator | OverTime:
+        if self._annotator is None:
+            style = fit(read_image(self.style_image), *self.size) if self.style_image else None
+            self._annotator = build(self.name, self.options, style, self.weights, self.device)
+        return self._annotator
+
+    def free(self) -> None:
+        """Lets the networks go: the next map's need their memory."""
+        self._annotator = None
+
+
+@dataclass
+class AnnotateTask:
+    """Maps from images."""
+
+    maker: Maker
+    source: str
+    target: str
+    last: bool  # are there no more images after these?
 
     def run(self, cache: FrameCache, start: int, stop: int) -> None:
-        frames = cache["frames"]
-        cache[f"control/{self.index}"].write(start, self._maps(frames.read(range(start, stop))))
-        if start == 0 and "references" in cache:
-            references = cache["references"]
-            maps = self._maps(references.read(range(len(references))))
-            cache[f"control_reference/{self.index}"].write(0, maps)
+        self.write(cache, start, cache[self.source].read(range(start, stop)))
+        if self.last and stop == len(cache[self.source]):
+            self.maker.free()
 
-    def _maps(self, frames: np.ndarray) -> np.ndarray:
-        if self._annotator is None:
-            style = fit(read_image(self.style_image), frames.shape[1], frames.shape[2]) if self.style_image else None
-            self._annotator = build(self.name, self.options, style)
-        return self._annotator.maps(frames)
+    def write(self, cache: FrameCache, start: int, images: np.ndarray) -> None:
+        annotator = cast(Annotator, self.maker.annotator)
+        cache[self.target].write(start, annotator.maps(images))
+
+
+@dataclass
+class LookTask(AnnotateTask):
+    """What an annotator that needs the whole video notes of each image."""
+
+    def write(self, cache: FrameCache, start: int, images: np.ndarray) -> None:
+        annotator = cast(OverTime, self.maker.annotator)
+        notes = annotator.look(images)
+        cache[beside("measures", self.target)].write(start, annotator.measure(notes))
+        cache[beside("notes", self.target)].write(start, notes)
+
+
+@dataclass
+class DrawTask:
+    """Maps from notes, in the light of the whole video."""
+
+    maker: Maker
+    target: str
+    video: str  # the map of the frames; `target` may be that of the references
+    _measures: np.ndarray | None = field(default=None, init=False, repr=False)
+
+    def run(self, cache: FrameCache, start: int, stop: int) -> None:
+        annotator, notes = cast(OverTime, self.maker.annotator), cache[beside("notes", self.target)]
+        if self._measures is None:
+            self._measures = cache[beside("measures", self.video)][:]
+        if self.target == self.video:
+            maps = annotator.draw(notes, start, stop, self._measures, self.maker.size)
+        else:
+            stills = [annotator.draw_still(notes[k], self._measures, self.maker.size) for k in range(start, stop)]
+            maps = np.stack(stills)
+        cache[self.target].write(start, maps)
+
+
+def beside(part: str, target: str) -> str:
+    """The array of `part` that belongs to the map `target`."""
+    return f"{part}/{target.replace('/', '.')}"
+
+
+# --- maps from files ------------------------------------------------------------------------------------
 
 
 @dataclass
 class MapFilesTask:
-    """Copies the maps of one ControlNet from a video or a folder of images."""
+    """Maps from a video or a folder of images."""
 
-    index: int
     path: str
-    references: str | None
+    settings: MapFiles
+    target: str
     _shots: Iterator[Shot] = field(default=iter(()), init=False, repr=False)
     _next: int = field(default=-1, init=False, repr=False)
 
     def run(self, cache: FrameCache, start: int, stop: int) -> None:
         if self._next != start:
-            self._shots = islice(open_source(self.path).shots(), start, None)
-        maps = cache[f"control/{self.index}"]
-        height, width = maps.shape[1:3]
-        maps.write(start, np.stack([fit(shot.image(), height, width) for shot in islice(self._shots, stop - start)]))
+            self._shots = islice(open_source(self.path, values=True).shots(), start, None)
+        target = cache[self.target]
+        height, width = target.shape[1:3]
+        maps = (as_map(shot.image(), self.settings) for shot in islice(self._shots, stop - start))
+        target.write(start, np.stack([fit(image, height, width) for image in maps]))
         self._next = stop
-        if start == 0 and self.references is not None and "references" in cache:
-            images = [fit(shot.image(), height, width) for shot in open_source(self.references).shots()]
-            cache[f"control_reference/{self.index}"].write(0, np.stack(images))
+
+
+def as_map(values: np.ndarray, settings: MapFiles) -> np.ndarray:
+    """An image's values [H, W, 3] as a map uint8 [H, W, 3]: from `far` (black) to `near` (white)."""
+    if values.dtype == np.uint8 and settings.near is None:
+        return 255 - values if settings.invert else values
+    whole = float(np.iinfo(values.dtype).max) if values.dtype.kind == "u" else 1.0
+    near, far = (whole, 0.0) if settings.near is None or settings.far is None else (settings.near, settings.far)
+    # Renderers write infinity, or nothing that is a number, where there is no object.
+    share = np.nan_to_num((values.astype(np.float32) - far) / (near - far), nan=0.0, posinf=1.0, neginf=0.0).clip(0, 1)
+    return ((1 - share if settings.invert else share) * 255).round().astype(np.uint8)
+
+
+# --- the stage ------------------------------------------------------------------------------------------
 
 
 def plan(run: Run[Job], resume: bool) -> Plan:
-    job, cache, reporter = run.job, run.cache, run.reporter
+    job, cache = run.job, run.cache
     count, height, width, _ = cache["frames"].shape
     references = [fit(read_image(path), height, width) for path in job.frames_reference]
     if job.style_image:
         read_image(job.style_image)
-    nets = [i for i, runs in enumerate(job.networks_run) if runs]
-    arrays = [ArraySpec(f"control/{i}", (count, height, width, 3), "uint8") for i in nets]
+    inputs = stage_inputs(job, "control", cache.recorded)
+    of_frames = {"frames": fingerprint(inputs["after"]["extract"])}
+    kept = [] if run.anew else _whole_maps(cache, of_frames)
+    names = map_names(inputs)
+    arrays, phases = [], []
+    for index, pair in enumerate(names):
+        if pair is None or pair in names[:index]:  # not run; or the map of an earlier ControlNet does
+            continue
+        counts = {"frames": count, "references": len(references)}
+        wanted = [Wanted(source, target, counts[source]) for source, target in zip(counts, pair, strict=True)]
+        wanted = [map_ for map_ in wanted if map_.count and map_.target not in kept]
+        if wanted:
+            made = _phases(run, index, wanted, pair[0], (height, width), resume)
+            phases += made.phases
+            arrays += [replace(spec, attributes=of_frames) for spec in made.arrays]
     if references:
-        shape = (len(references), height, width, 3)
-        arrays += [ArraySpec(f"control_reference/{i}", shape, "uint8") for i in nets]
-        arrays.append(ArraySpec("references", shape, "uint8"))
+        arrays.append(ArraySpec("references", (len(references), height, width, 3), "uint8"))
 
     def begin(cache: FrameCache) -> None:
         if references:
             cache["references"].write(0, np.stack(references))
 
-    phases = [_phase(job, i, (count, height, width), len(references), resume, reporter) for i in nets]
-    return Plan(count, arrays, phases, begin=begin)
+    scratch = tuple(spec.name for spec in arrays if spec.name.startswith("notes/"))
+    return Plan(count, arrays, phases, scratch, begin, tuple(kept))
 
 
-def _phase(
-    job: Job, index: int, frames: tuple[int, int, int], references: int, resume: bool, reporter: Reporter
-) -> Phase:
+@dataclass(frozen=True)
+class Wanted:
+    """Maps that are to be made: of which array, into which, how many."""
+
+    source: str
+    target: str
+    count: int
+
+
+def _whole_maps(cache: FrameCache, of_frames: dict[str, Any]) -> list[str]:
+    """The finished maps of these frames that earlier jobs have made here, and what is kept beside them."""
+    maps = [name for part in ("control", "control_reference") for name in cache.arrays(part)]
+    whole = [name for name in maps if dict(cache[name].attrs) == of_frames | {"whole": True}]
+    return whole + [beside("measures", name) for name in whole if beside("measures", name) in cache]
+
+
+def _phases(run: Run[Job], index: int, wanted: list[Wanted], video: str, size: tuple[int, int], resume: bool) -> Plan:
+    """The phases and arrays that the map of one ControlNet needs."""
+    job, where = run.job, f"controlnet_processor[{index}]"
     settings = job.controlnet_processor[index]
-    if not isinstance(settings, MapFiles):
-        task = AnnotateTask(index, settings.name, settings.model_dump(exclude={"name"}), job.style_image)
-        return Phase(f"{settings.name} map {index}", frames[0], CHUNK, task)
-    if not resume:
-        _check_maps(f"controlnet_processor[{index}]", settings.path, frames, reporter)
-        if references and settings.references is None:
-            raise DiffSynthError(
-                f"controlnet_processor[{index}] has no maps for frames_reference",
-                'give them as {"name": "file", "path": ..., "references": ...}',
-            )
-        if references and settings.references is not None:
-            where = f"controlnet_processor[{index}].references"
-            _check_maps(where, settings.references, (references, *frames[1:]), reporter)
-    return Phase(f"file map {index}", frames[0], CHUNK, MapFilesTask(index, settings.path, settings.references))
+    label = f"{settings.name} map {index}"
+    arrays = [ArraySpec(map_.target, (map_.count, *size, 3), "uint8") for map_ in wanted]
+    if isinstance(settings, MapFiles):
+        if not resume:
+            _check_files(where, settings, wanted, size, len(job.frames_reference), run.reporter)
+        paths = {"frames": settings.path, "references": settings.references or ""}
+        tasks = [MapFilesTask(paths[map_.source], settings, map_.target) for map_ in wanted]
+        return Plan(0, arrays, [
+            Phase(f"{label} of {map_.source}", map_.count, CHUNK, task, completes=map_.target)
+            for map_, task in zip(wanted, tasks, strict=True)
+        ])  # fmt: skip
+    weights = Weights(where, settings.model, settings.files) if isinstance(settings, Weighted) else None
+    if weights and not resume:
+        weights.folder()
+    options = settings.model_dump(exclude={"name", "model"})
+    style = job.style_image if settings.name == "shuffle" else None
+    maker = Maker(settings.name, options, weights, style, job.device, size)
+    over_time = isinstance(maker.annotator, OverTime)
+    first = LookTask if over_time else AnnotateTask
+    phases = [
+        Phase(f"{label}: {'look at' if over_time else 'of'} {map_.source}", map_.count, CHUNK,
+              first(maker, map_.source, map_.target, map_ is wanted[-1]),
+              completes=None if over_time else map_.target)
+        for map_ in wanted
+    ]  # fmt: skip
+    if isinstance(maker.annotator, OverTime):
+        for map_ in wanted:
+            note, measure = maker.annotator.note_shape(*size), maker.annotator.MEASURES
+            arrays.append(ArraySpec(beside("notes", map_.target), (map_.count, *note), "float32"))
+            arrays.append(ArraySpec(beside("measures", map_.target), (map_.count, measure), "float64"))
+            draw = DrawTask(maker, map_.target, video)
+            phases.append(Phase(f"{label}: draw {map_.source}", map_.count, CHUNK, draw, completes=map_.target))
+    return Plan(0, arrays, phases)
 
 
-def _check_maps(where: str, path: str, frames: tuple[int, int, int], reporter: Reporter) -> None:
-    source = open_source(path)
-    count = sum(1 for _ in source.shots())
-    if count != frames[0]:
+def _check_files(
+    where: str, settings: MapFiles, wanted: list[Wanted], size: tuple[int, int], references: int, reporter: Reporter
+) -> None:
+    if references and settings.references is None:
         raise DiffSynthError(
-            f"{where}: {path} holds {count} maps for {frames[0]} frames", "give one for each used frame"
+            f"{where} has no maps for frames_reference",
+            'give them as {"name": "file", "path": ..., "references": ...}',
         )
-    if (source.height, source.width) != frames[1:]:
-        size = f"{source.width}×{source.height} to the frames' {frames[2]}×{frames[1]}"
-        reporter.warn(f"{where}: maps are cropped and resized from {size}")
+    for map_ in wanted:
+        if map_.source == "frames":
+            _check_maps(where, settings.path, map_.count, size, reporter)
+        elif settings.references is not None:
+            _check_maps(f"{where}.references", settings.references, map_.count, size, reporter)
+
+
+def _check_maps(where: str, path: str, frames: int, size: tuple[int, int], reporter: Reporter) -> None:
+    source = open_source(path, values=True)
+    count = sum(1 for _ in source.shots())
+    if count != frames:
+        raise DiffSynthError(f"{where}: {path} holds {count} maps for {frames} frames", "give one for each used frame")
+    if (source.height, source.width) != size:
+        change = f"{source.width}×{source.height} to the frames' {size[1]}×{size[0]}"
+        reporter.warn(f"{where}: maps are cropped and resized from {change}")
 
 
 STAGE = Stage("control", plan)

@@ -15,6 +15,7 @@ import numpy as np
 from stages.base.cache import ArraySpec, FrameArray, FrameCache
 from stages.base.engine import Options, Phase, Plan, Reporter, Run, Stage
 from stages.base.errors import DiffSynthError
+from stages.base.fingerprint import map_names
 from stages.base.job import Job
 from stages.diffusion import LATENT_CHANNELS, LATENT_FACTOR
 from stages.smoothing import CHUNKS, Smoother, build
@@ -124,7 +125,8 @@ class StepTask(RenderTask):
         frames = sorted({item for group in groups for item in group if isinstance(item, int)})
         place: dict[int | str, int] = {frame: index for index, frame in enumerate(frames)}
         latents = self.latents(cache, frames)
-        maps = [self.picked(cache, f"control/{net}").read(frames) for net in running_nets(self.job)]
+        names = [pair for pair in map_names(cache.recorded("control") or {}) if pair is not None]
+        maps = [self.picked(cache, name).read(frames) for name, _ in names]
         if self.job.frames_reference:
             references = cache["reference_latents"]
             every = range(len(references))
@@ -132,7 +134,7 @@ class StepTask(RenderTask):
             noise = self.denoiser.initial_noise(*cache["references"].shape[1:3])
             clean = torch.from_numpy(references.read(every))
             latents = torch.cat([latents, self.denoiser.sampler.add_noise(clean, noise, timestep)])
-            reference_maps = [cache[f"control_reference/{net}"].read(every) for net in running_nets(self.job)]
+            reference_maps = [cache[name].read(every) for _, name in names]
             maps = [np.concatenate(pair) for pair in zip(maps, reference_maps, strict=True)]
         own = self.job.combine_pattern.index(0)
         indexes = [[place[item] for item in group] for group in groups]

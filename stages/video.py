@@ -5,6 +5,7 @@ Times are seconds since the beginning of the file, images uint8 RGB [H, W, 3].
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from av.video.reformatter import Colorspace
 from stages.base.errors import DiffSynthError, UsageError
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
+VALUE_SUFFIXES = {".exr"}  # of data rather than pictures
 IMAGE_FOLDER_FPS = Fraction(25)  # images carry no times; 25 is what ffmpeg assumes
 HD_HEIGHT = 720  # untagged video of this height or more is BT.709, smaller is BT.601, as players assume
 SEEK_WORTH = 10.0  # s; less is decoded as quickly as it is searched for
@@ -55,10 +57,13 @@ class Source(Protocol):
         """All frames from `start_time` on, in order of strictly increasing times."""
 
 
-def open_source(path: str | Path) -> Source:
-    """The video file or image folder at `path`. Raises DiffSynthError if it is neither."""
+def open_source(path: str | Path, values: bool = False) -> Source:
+    """The video file or image folder at `path`. Raises DiffSynthError if it is neither.
+
+    `values`: images as their files have them (see `read_values`), for data rather than pictures.
+    """
     path = Path(path)
-    return ImageFolder(path) if path.is_dir() else VideoFile(path)
+    return ImageFolder(path, read=read_values if values else read_image) if path.is_dir() else VideoFile(path)
 
 
 class VideoFile:
@@ -152,14 +157,15 @@ class VideoFile:
 class ImageFolder:
     """A folder of images of one size, sorted naturally (2.png before 10.png)."""
 
-    def __init__(self, path: Path, fps: Fraction = IMAGE_FOLDER_FPS):
-        self.path, self.fps, self.has_audio = path, fps, False
+    def __init__(self, path: Path, fps: Fraction = IMAGE_FOLDER_FPS, read: Callable[[Path], np.ndarray] | None = None):
+        self.path, self.fps, self.has_audio, self.read = path, fps, False, read or read_image
         self.damage: list[str] = []
-        self.files = sorted((f for f in path.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES), key=_natural)
+        known = IMAGE_SUFFIXES | (VALUE_SUFFIXES if read is read_values else set())
+        self.files = sorted((f for f in path.iterdir() if f.suffix.lower() in known), key=_natural)
         if not self.files:
-            raise DiffSynthError(f"{path} holds no images", f"known: {', '.join(sorted(IMAGE_SUFFIXES))}")
+            raise DiffSynthError(f"{path} holds no images", f"known: {', '.join(sorted(known))}")
         self.estimate: int | None = len(self.files)
-        self.height, self.width = read_image(self.files[0]).shape[:2]
+        self.height, self.width = self.read(self.files[0]).shape[:2]
 
     def shots(self, start_time: float = 0.0) -> Iterator[Shot]:
         for index, file in enumerate(self.files):
@@ -168,7 +174,7 @@ class ImageFolder:
                 yield Shot(time, partial(self._image, file))
 
     def _image(self, file: Path) -> np.ndarray:
-        image = read_image(file)
+        image = self.read(file)
         if image.shape[:2] != (self.height, self.width):
             raise DiffSynthError(
                 f"{file} is {image.shape[1]}×{image.shape[0]}, the first image of the folder "
@@ -217,6 +223,17 @@ def read_image(path: str | Path) -> np.ndarray:
     image = cv2.imread(str(path), cv2.IMREAD_COLOR)
     if image is None:
         raise DiffSynthError(f"{path} is not an image that can be read")
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def read_values(path: str | Path) -> np.ndarray:
+    """An image file's own values, RGB [H, W, 3]: uint8, uint16 or (EXR) float32. Grey is repeated."""
+    os.environ.setdefault("OPENCV_IO_ENABLE_OPENEXR", "1")  # OpenCV asks when the first EXR file is opened
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+    if image is None:
+        exr = Path(path).suffix.lower() == ".exr"
+        hint = "this OpenCV may be built without EXR; 16-bit PNG files do as well" if exr else ""
+        raise DiffSynthError(f"{path} is not an image that can be read", hint)
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 

@@ -4,18 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import BaseModel
 
-from stages.base.job import (
-    DIFFSYNTH_ANNOTATORS,
-    READS,
-    SMOOTHERS,
-    AnnotatorSettings,
-    Job,
-    LaterAnnotator,
-)
+from stages.base.annotators import ANNOTATORS, DIFFSYNTH_ANNOTATORS
+from stages.base.job import READS, SMOOTHERS, Job
 
 PAGE = Path(__file__).parent.parent / "docs" / "job-keys.md"
 
@@ -47,10 +41,8 @@ def _annotators() -> str:
         "|---|---|---|---|",
     ]
     theirs = {ours: name for name, ours in DIFFSYNTH_ANNOTATORS.items()}
-    for model in get_args(AnnotatorSettings):
-        for name in get_args(model.model_fields["name"].annotation):
-            about = "not in this version" if model is LaterAnnotator else _flat(model.__doc__)
-            lines.append(f"| `{name}` | {theirs.get(name, '')} | {_options(model, skip='name')} | {about} |")
+    for name, model in ANNOTATORS.items():
+        lines.append(f"| `{name}` | {theirs.get(name, '')} | {_options(model, skip='name')} | {_flat(model.__doc__)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -4,8 +4,10 @@ Layout (N frames of H x W):
 
     frames               uint8   [N, H, W, 3]      sRGB
     references           uint8   [R, H, W, 3]      the job's reference images, fitted to the frames
-    control/<i>          uint8   [N, H, W, 3]      one per ControlNet, in job order
-    control_reference/<i> uint8  [R, H, W, 3]      the same for the references
+    control/<map>        uint8   [N, H, W, 3]      named by what it was made of (fingerprint.map_names)
+    control_reference/<map> uint8 [R, H, W, 3]     the same for the references
+    notes/<map>          float32 [N, ...]          what annotators that need the whole video have seen in each frame
+    measures/<map>       float64 [N, ...]          and what must be known of all frames to draw one
     latents              float32 [N, 4, H/8, W/8]  the current denoising step; `latents_other` alternates with it
     rendered             uint8   [N, H, W, 3]
     unseen               float32 [N]               the share of a frame that no keyframe shows, if not all are rendered
@@ -27,7 +29,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -47,12 +49,14 @@ ZSTD_LEVEL = 1  # on real footage level 3 makes files 9 % smaller and takes twic
 # Which stage makes an array, so that a damaged frame can be mended. By the first part of the name.
 MAKER = {
     "frames": "extract",
-    "references": "control", "control": "control", "control_reference": "control",
+    "references": "control", "control": "control", "control_reference": "control", "notes": "control",
+    "measures": "control",
     "latents": "render", "latents_other": "render", "latents_steps": "render", "reference_latents": "render",
     "predicted": "render", "keyframes": "render", "rendered": "render", "unseen": "render",
     "deflickered": "deflicker",
     "guides": "smooth", "styles": "smooth", "smoothed": "smooth", "guessed": "smooth",
 }  # fmt: skip
+GROUPS = ("control", "control_reference", "notes", "measures")  # of arrays
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,7 @@ class ArraySpec:
     shape: tuple[int, ...]
     dtype: str
     steps: int | None = None
+    attributes: dict[str, Any] = field(default_factory=dict)
 
 
 class FrameArray(Sequence[np.ndarray]):
@@ -164,6 +169,7 @@ class FrameCache:
             dtype=spec.dtype,
             compressors=[ZstdCodec(level=ZSTD_LEVEL), Crc32cCodec()],
             chunk_key_encoding={"name": "default", "separator": "."},
+            attributes=spec.attributes,
             overwrite=True,
         )
         return self[spec.name]
@@ -171,10 +177,18 @@ class FrameCache:
     def remove(self, name: str) -> None:
         shutil.rmtree(self.path / name, ignore_errors=True)
 
-    def remove_all(self, stage: str) -> None:
-        """Removes every array that `stage` makes."""
-        for name in (name for name, maker in MAKER.items() if maker == stage):
-            self.remove(name)
+    def remove_all(self, stage: str, keep: Iterable[str] = ()) -> None:
+        """Removes every array that `stage` makes, but those of `keep`."""
+        for part in (part for part, maker in MAKER.items() if maker == stage):
+            for name in self.arrays(part):
+                if name not in keep:
+                    self.remove(name)
+
+    def arrays(self, part: str) -> list[str]:
+        """The names of all arrays whose first part is this: itself, or those in the group of this name."""
+        if part in GROUPS:
+            return sorted(f"{part}/{file.parent.name}" for file in (self.path / part).glob("*/zarr.json"))
+        return [part] * (part in self)
 
     def sweep(self, names: Iterable[str]) -> None:
         """Removes the half-written files that a killed process left in these arrays."""

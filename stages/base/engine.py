@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Protocol, TypeVar
 
 from stages.base.cache import ArraySpec, FrameCache
@@ -44,12 +44,14 @@ def told(frames: Iterable[Any], reporter: Reporter) -> Iterator[Any]:
 
 @dataclass(frozen=True)
 class Phase:
-    """One task over all frames, `chunk` at a time."""
+    """One task over all frames, `chunk` at a time. `completes`: the array that is whole when it has ended, if it may
+    outlive the run (attribute `whole`)."""
 
     name: str
     frames: int
     chunk: int
     task: Task
+    completes: str | None = None
 
     def chunks(self) -> list[tuple[int, int]]:
         return [(start, min(start + self.chunk, self.frames)) for start in range(0, self.frames, self.chunk)]
@@ -60,6 +62,7 @@ class Plan:
     """What a stage is going to do: the arrays it makes and the phases that fill them.
 
     `begin` fills what is known from the start once the arrays have been made; arrays in `scratch` go when all is done.
+    Of an earlier run's arrays, those in `kept` stay.
     """
 
     frames: int
@@ -67,6 +70,7 @@ class Plan:
     phases: list[Phase]
     scratch: tuple[str, ...] = ()
     begin: Callable[[FrameCache], None] = lambda cache: None
+    kept: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -97,13 +101,14 @@ Work = TypeVar("Work")
 
 @dataclass(frozen=True)
 class Run(Generic[Work]):
-    """One go at a job: what to do, where results live, who is told, where chunks run."""
+    """One go at a job: what to do, where results live, who is told, where chunks run. `anew`: nothing is kept."""
 
     job: Work
     cache: FrameCache
     reporter: Reporter
     options: Options = Options()
     engine: Engine = field(default_factory=LocalEngine)
+    anew: bool = False
 
 
 @dataclass(frozen=True)
@@ -133,6 +138,8 @@ def run_stage(stage: Stage, run: Run[Job], restart: bool = False) -> None:
     inputs = stage_inputs(run.job, stage.name, run.cache.recorded)
     if not restart:
         _refuse_stale(stage.name, inputs, run.cache)
+    elif record.inputs is not None and not changes(stage.name, record.inputs, inputs):
+        run = replace(run, anew=True)  # not for other keys' sake: what there is may be damaged
     if restart or not record.complete:
         fill(stage, run, inputs, resume=not restart and record.inputs is not None)
         return
@@ -151,7 +158,7 @@ def fill(stage: Stage, run: Run[Any], inputs: dict[str, Any], resume: bool) -> N
     cache.sweep(spec.name for spec in plan.arrays)
     if not resume:  # all that can be wrong has been checked: only now may old results go
         record.clear()
-        cache.remove_all(stage.name)
+        cache.remove_all(stage.name, keep=plan.kept)
         for spec in plan.arrays:
             cache.create(spec)
         plan.begin(cache)
@@ -171,6 +178,8 @@ def fill(stage: Stage, run: Run[Any], inputs: dict[str, Any], resume: bool) -> N
             record.mark(phase.name, start, time.monotonic() - started)
             reporter.advance(stop - start)
             started = time.monotonic()
+        if phase.completes:
+            cache[phase.completes].attrs["whole"] = True
     for name in plan.scratch:
         cache.remove(name)
     if stage.deliver is not None:  # before the receipt, which make takes for the whole

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stages.base.annotators import MapFiles, Shuffle, Weighted
 from stages.base.errors import DiffSynthError
-from stages.base.job import READS, Job, MapFiles, Shuffle
+from stages.base.job import READS, Job
 
 AFTER: dict[str, tuple[str, ...]] = {
     "extract": (),
@@ -62,6 +63,23 @@ def fingerprint(inputs: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(_essence(inputs), sort_keys=True).encode()).hexdigest()
 
 
+def map_names(inputs: dict[str, Any]) -> list[tuple[str, str] | None]:
+    """For each ControlNet, the arrays of its maps of frames and of references, by the inputs of control; None if it is
+    not run. Named by what they are made of, so that equal maps are one, and stay when the job changes elsewhere."""
+    keys = inputs["keys"]
+
+    def named(part: str, item: Any, *more: Any) -> str:
+        made_of = [item, keys["style_image"] if item["name"] == "shuffle" else None, inputs["after"], *more]
+        digest = hashlib.sha256(json.dumps(_essence(made_of), sort_keys=True).encode()).hexdigest()
+        return f"{part}/{item['name']}-{digest[:8]}"
+
+    return [
+        None if item == NOT_RUN
+        else (named("control", item), named("control_reference", item, keys["frames_reference"]))
+        for item in keys["controlnet_processor"]
+    ]  # fmt: skip
+
+
 def changes(stage: str, old: dict[str, Any], new: dict[str, Any]) -> list[Change]:
     """The keys of `stage` and of the stages before it in which two inputs differ, each named once."""
     found: dict[str, Change] = {}
@@ -87,6 +105,8 @@ def identify(
     files = [path] if path.is_file() else sorted(_files(path, patterns, parts))
     if not files:
         if known is None:
+            if path.is_dir() and "*" not in patterns:
+                raise DiffSynthError(f"{path} lacks {', '.join(patterns)}")
             raise DiffSynthError(f"{path}: no such file, or an empty folder")
         return known
     names = ["" if file == path else file.relative_to(path).as_posix() for file in files]
@@ -144,11 +164,12 @@ def _networks(job: Job) -> list[tuple[Any, bool]]:
 
 def _annotator(item: Any, known: Any) -> Any:
     settings = item.model_dump()
+    if isinstance(item, Weighted) and Path(item.model).is_absolute():
+        settings["model"] = identify(item.model, _at(known, "model"), item.files)
     if isinstance(item, MapFiles):
-        known = known if isinstance(known, dict) else {}
-        settings["path"] = identify(item.path, known.get("path"))
+        settings["path"] = identify(item.path, _at(known, "path"))
         if item.references is not None:
-            settings["references"] = identify(item.references, known.get("references"))
+            settings["references"] = identify(item.references, _at(known, "references"))
     return settings
 
 
@@ -156,8 +177,10 @@ def _model(name: str, known: Any) -> Any:
     return identify(name, known, MODEL_FILES, MODEL_PARTS) if Path(name).is_absolute() else name
 
 
-def _at(known: Any, index: int) -> Any:
-    return known[index] if isinstance(known, list) and index < len(known) else None
+def _at(known: Any, index: int | str) -> Any:
+    if isinstance(known, dict):
+        return known.get(index)
+    return known[index] if isinstance(known, list) and isinstance(index, int) and index < len(known) else None
 
 
 def _is_identity(value: Any) -> bool:

@@ -6,139 +6,18 @@ The keys are those of DiffSynth's config files, so that such a file runs unmodif
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
-from collections.abc import Iterable
 from functools import partial
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from stages.base.annotators import ANNOTATORS, DIFFSYNTH_ANNOTATORS, AnnotatorSettings
+from stages.base.mistakes import Strict, checked, unknown
 
 STAGES = ("extract", "control", "render", "deflicker")
 Stage = Literal["extract", "control", "render", "deflicker"]
-
-# DiffSynth's own names of the annotators, and ours.
-DIFFSYNTH_ANNOTATORS = {
-    "ControlnetImageProcesserDepth": "depth",
-    "ControlnetImageProcesserHED": "hed",
-    "ControlnetImageProcesserShuffle": "shuffle",
-    "ControlnetImageProcesserTile": "tile",
-    "ControlnetImageProcesserPose": "openpose",
-    "VideoControlnetImageProcesserOpenpose": "openpose_video",
-    "VideoControlnetImageProcesserDepth": "depth_video",
-}
-
-
-# --- mistakes, in words ----------------------------------------------------------------------------------
-
-
-def unknown(kind: str, given: str, known: Iterable[str]) -> str:
-    """A line about a name that is not known, with the nearest one that is."""
-    known = list(known)
-    near = difflib.get_close_matches(given, known, n=1, cutoff=0.5) or [
-        name for name in known if name.startswith(given)
-    ]
-    return f"unknown {kind} {given!r}" + (f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}")
-
-
-def explain(error: ValidationError, model: type[BaseModel]) -> list[str]:
-    """A line about each of pydantic's findings: key, what is wrong, what was given."""
-    return [_explain_one(details, model) for details in error.errors()]
-
-
-def _explain_one(details: Any, model: type[BaseModel]) -> str:
-    where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in details["loc"] if part != "[key]")[
-        1:
-    ]
-    given = json.dumps(details["input"], ensure_ascii=False, default=str)
-    given = given if len(given) <= 60 else given[:57] + "..."
-    kind, context = details["type"], details.get("ctx", {})
-    if kind == "extra_forbidden":
-        return unknown("key", where, model.model_fields)
-    if kind == "missing":
-        return f"{where}: missing; it has no default"
-    if kind == "value_error":
-        return f"{where}: {context['error']}"
-    if kind == "literal_error" and isinstance(details["input"], str):
-        return f"{where}: " + unknown("value", details["input"], re.findall(r"'([^']+)'", context["expected"]))
-    return f"{where}: {re.sub(r'^Input should be (a valid )?', 'must be ', details['msg'])}, not {given}"
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
-
-
-# --- annotators -----------------------------------------------------------------------------------------
-
-
-class Canny(_Strict):
-    """Hard edges (OpenCV's Canny)."""
-
-    name: Literal["canny"]
-    low_threshold: int = Field(100, ge=0, le=2000)
-    """Gradients below this are never an edge."""
-    high_threshold: int = Field(200, ge=0, le=2000)
-    """Gradients above this always are."""
-
-
-class LineartStandard(_Strict):
-    """Dark lines found by subtracting a blurred copy of the frame."""
-
-    name: Literal["lineart_standard"]
-    sigma: float = Field(6.0, gt=0, le=100)
-    """Blur, in pixels."""
-    threshold: int = Field(8, ge=0, le=255)
-    """Differences below this, in grey levels, do not count when contrast is set."""
-
-
-class Shuffle(_Strict):
-    """`style_image` with its contents moved about: its colours and textures without its layout."""
-
-    name: Literal["shuffle"]
-    seed: int = Field(0, ge=0, lt=2**32)
-    """Of NumPy's generator."""
-
-
-class Tile(_Strict):
-    """The frame itself."""
-
-    name: Literal["tile"]
-
-
-class MapFiles(_Strict):
-    """Maps made elsewhere, a renderer's depth pass for example."""
-
-    name: Literal["file"]
-    path: str = Field(min_length=1)
-    """A video or a folder of images, one a frame."""
-    references: str | None = None
-    """The same for `frames_reference`, one image each."""
-
-
-class LaterAnnotator(BaseModel):
-    """Annotators that need weights. Not in this version: `control` refuses them by name."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
-
-    name: Literal[
-        "depth", "hed", "openpose", "openpose_video", "depth_video", "lineart", "lineart_anime", "softedge_pidi",
-        "mlsd", "normalbae", "midas", "zoe", "leres", "teed", "anyline", "dwpose", "mediapipe_face",
-    ]  # fmt: skip
-
-
-AnnotatorSettings = Canny | LineartStandard | Shuffle | Tile | MapFiles | LaterAnnotator
-_ANNOTATOR_MODELS: dict[str, type[BaseModel]] = {
-    name: model for model in get_args(AnnotatorSettings) for name in get_args(model.model_fields["name"].annotation)
-}
-
-
-def _checked(model: type[BaseModel], value: Any) -> BaseModel:
-    """`value` as a `model`; all its mistakes, with the model's own keys to choose from, as one ValueError."""
-    try:
-        return model.model_validate(value)
-    except ValidationError as error:
-        raise ValueError("; ".join(explain(error, model))) from None
 
 
 def _expand_annotator(value: Any) -> Any:
@@ -148,15 +27,15 @@ def _expand_annotator(value: Any) -> Any:
     if not isinstance(value, dict) or not isinstance(value.get("name"), str):
         raise ValueError('give a name, "file:PATH" or an object {"name": ..., options}')
     name = str(DIFFSYNTH_ANNOTATORS.get(value["name"], value["name"]))
-    if name not in _ANNOTATOR_MODELS:
-        raise ValueError(unknown("annotator", name, [*_ANNOTATOR_MODELS, *DIFFSYNTH_ANNOTATORS]))
-    return _checked(_ANNOTATOR_MODELS[name], {**value, "name": name})
+    if name not in ANNOTATORS:
+        raise ValueError(unknown("annotator", name, [*ANNOTATORS, *DIFFSYNTH_ANNOTATORS]))
+    return checked(ANNOTATORS[name], {**value, "name": name})
 
 
 # --- smoothers ------------------------------------------------------------------------------------------
 
 
-class _SmootherConfig(_Strict):
+class _SmootherConfig(Strict):
     postprocessing: dict[Literal["contrast", "sharpness", "color", "brightness"], float] = Field(default_factory=dict)
     """Pillow's ImageEnhance factors (1 = unchanged), applied in the order given after smoothing."""
 
@@ -231,7 +110,7 @@ OBSOLETE_SMOOTHER_KEYS = ("bin_path", "cache_path", "gpu_id")
 # --- the job --------------------------------------------------------------------------------------------
 
 
-class Lora(_Strict):
+class Lora(Strict):
     """One LoRA file."""
 
     path: str
@@ -248,7 +127,7 @@ def _pattern_item(value: Any) -> Any:
 Size = Annotated[int, Field(ge=64, le=8192, multiple_of=8)]
 
 
-class Job(_Strict):
+class Job(Strict):
     """One video to be restyled: what goes in, what is done to it, where results go."""
 
     model_id: str = Field(min_length=1)
@@ -266,7 +145,7 @@ class Job(_Strict):
     """Conditioning scale of each ControlNet, all 1.0 if left out. A net of scale 0 is not run, its map not made."""
     style_image: str | None = None
     """The image that the `shuffle` annotator works on, the same for every frame."""
-    loras: list[Annotated[Lora, BeforeValidator(partial(_checked, Lora))]] = []
+    loras: list[Annotated[Lora, BeforeValidator(partial(checked, Lora))]] = []
     """LoRA files for U-Net and text encoder. (Not in this version.)"""
     vae: str | None = None
     """Another VAE. (Not in this version.)"""

@@ -10,13 +10,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from stages.base.errors import UsageError
-from stages.base.job import (
-    OBSOLETE_SMOOTHER_KEYS,
-    SMOOTHERS,
-    Job,
-    LaterAnnotator,
-    explain,
-)
+from stages.base.job import OBSOLETE_SMOOTHER_KEYS, SMOOTHERS, Job
+from stages.base.mistakes import explain
 from stages.base.record import CACHE_NAME, receipt_path
 
 
@@ -135,7 +130,8 @@ def _resolve_paths(data: dict[str, Any], folder: Path) -> dict[str, Any]:
         if isinstance(value, str) and value.startswith("file:"):
             return "file:" + absolute(value[5:]) if value[5:] else value
         if isinstance(value, dict):
-            return {key: absolute(v) if key in ("path", "references") else v for key, v in value.items()}
+            paths = {"path": absolute, "references": absolute, "model": model}
+            return {key: paths.get(key, lambda same: same)(v) for key, v in value.items()}
         return value
 
     def lora(value: Any) -> Any:
@@ -274,15 +270,6 @@ def _items(value: Any) -> Iterable[tuple[int, Any]]:
 # --- what this version cannot do yet --------------------------------------------------------------------
 
 
-def _later_control(job: Job) -> list[str]:
-    return [
-        f"controlnet_processor[{i}]: the annotator {item.name!r} is not in this version; "
-        "make its maps elsewhere and give them as file:PATH"
-        for i, (item, run) in enumerate(zip(job.controlnet_processor, job.networks_run, strict=True))
-        if isinstance(item, LaterAnnotator) and run
-    ]
-
-
 def _later_render(job: Job) -> list[str]:
     later = {
         "loras": bool(job.loras), "vae": job.vae is not None, "attention": job.attention == "shared",
@@ -300,7 +287,7 @@ def _later_render(job: Job) -> list[str]:
 
 _LATER: dict[str, Callable[[Job], list[str]]] = {
     "extract": lambda job: [],
-    "control": _later_control,
+    "control": lambda job: [],
     "render": _later_render,
     "deflicker": lambda job: [],
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,14 +11,13 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DConditionModel
 from diffusers.utils import logging as diffusers_logging
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
-from stages.base.errors import DiffSynthError, UsageError
+from stages.base.errors import DiffSynthError
 from stages.diffusion import LATENT_CHANNELS, LATENT_FACTOR
 from stages.diffusion.attention import JointAttention
+from stages.weights import explained, find_files, no_logs, pick_device
 
 # What is read of a model, as diffusers lays it out. Pickled weights are not: they can run code.
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -68,7 +66,7 @@ def load_networks(names: ModelNames) -> Networks:
     device = pick_device(names.device)
     dtype = pick_dtype(names.dtype, device)
     folder = find_model("model_id", names.model_id, MODEL_FILES)
-    with _quiet(), _explained("model_id", names.model_id):
+    with _quiet(), explained("model_id", names.model_id):
         scheduler = DDIMScheduler.from_pretrained(folder, subfolder="scheduler")
         networks = Networks(
             tokenizer=CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer"),
@@ -89,32 +87,14 @@ def load_networks(names: ModelNames) -> Networks:
 
 def find_model(key: str, name: str, files: tuple[str, ...]) -> Path:
     """The folder of a model with all of `files`: a local one, or a hub model's, downloaded if it is not there yet."""
-    folder = Path(name) if Path(name).is_absolute() else _snapshot(key, name, files)
-    missing = [file for file in files if not (folder / file).exists()]
-    if not missing:
-        return folder
-    pickled = any((folder / file).with_suffix(".bin").exists() for file in missing)
+    pickled = any((Path(name) / file).with_suffix(".bin").exists() for file in files)
     hint = (
-        "pickled weights (.bin) are not read, since they can run code: convert them to .safetensors" if pickled else ""
+        "pickled weights (.bin) are not read, since they can run code: convert them to .safetensors"
+        if pickled
+        else "is it a Stable Diffusion 1.x model (or ControlNet) in diffusers layout?"
     )
-    raise DiffSynthError(
-        f"{key}: {name} lacks {', '.join(missing)}",
-        hint or "is it a Stable Diffusion 1.x model (or ControlNet) in diffusers layout?",
-    )
-
-
-def pick_device(name: str) -> torch.device:
-    """The device of this name; auto: the first GPU, else the CPU."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    device = torch.device(name)
-    there = {
-        "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
-        "mps": torch.backends.mps.is_available(),
-    }
-    if not there.get(device.type, True):
-        raise UsageError(f"device: {name} is not there", "torch sees no such device; try cpu, or leave it out")
-    return device
+    with _quiet():
+        return find_files(key, name, files, ALSO_DOWNLOADED if files is MODEL_FILES else (), hint)
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -124,30 +104,9 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     return {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[name]
 
 
-def _snapshot(key: str, name: str, files: tuple[str, ...]) -> Path:
-    patterns = [*files, *(pattern for pattern in ALSO_DOWNLOADED if files is MODEL_FILES)]
-    with _quiet():
-        try:
-            folder = Path(snapshot_download(name, allow_patterns=patterns, local_files_only=True))
-            if all((folder / file).exists() for file in files):
-                return folder
-        except LocalEntryNotFoundError:
-            pass  # not downloaded yet
-        except HFValidationError:
-            raise UsageError(f"{key}: {name} is neither a folder nor a hub id (owner/model)") from None
-        try:
-            return Path(snapshot_download(name, allow_patterns=patterns))
-        except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise DiffSynthError(
-                f"{key}: {name} is no local folder and cannot be fetched from the hub: {reason}",
-                "check its spelling and the network, or download it and give its folder",
-            ) from None
-
-
 def _load_controlnet(name: str, dtype: torch.dtype) -> ControlNetModel:
     folder = find_model("controlnet_model_id", name, CONTROLNET_FILES)
-    with _explained("controlnet_model_id", name):
+    with explained("controlnet_model_id", name):
         return _load(ControlNetModel, folder, None, dtype)
 
 
@@ -160,19 +119,6 @@ def _load(kind: Any, folder: Path, part: str | None, dtype: torch.dtype) -> Any:
     if missing := info["missing_keys"]:  # the libraries would fill them with random numbers
         raise ValueError(f"{part or 'its weights'} lacks {len(missing)} tensors, {sorted(missing)[0]} for one")
     return network.eval().requires_grad_(False)
-
-
-@contextmanager
-def _explained(key: str, name: str) -> Iterator[None]:
-    try:
-        yield
-    except DiffSynthError:
-        raise
-    except torch.OutOfMemoryError as error:
-        raise DiffSynthError(f"{key}: no memory left for {name}", "a smaller dtype, or another device") from error
-    except Exception as error:  # the loaders raise whatever their parsers do
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise DiffSynthError(f"{key}: {name} cannot be loaded: {reason[0]}", "is the download complete?") from error
 
 
 def _check_fit(names: ModelNames, networks: Networks) -> None:
@@ -204,9 +150,5 @@ def _quiet() -> Iterator[None]:
     transformers_logging.set_verbosity_error()
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
+    with no_logs():
         yield
-    finally:
-        logging.disable(before)

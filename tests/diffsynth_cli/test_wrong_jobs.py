@@ -44,7 +44,7 @@ WRONG_KEYS = [
     ({"vae": "some/vae"}, "vae: another VAE is not in this version"),
     ({"attention": "shared"}, "attention: 'shared' is not in this version"),
     ({"model_id": "mini"}, "model_id: the embedded model"),
-    ({"controlnet_processor": ["ControlnetImageProcesserDepth"]}, "the annotator 'depth' is not in this version"),
+    ({"vae": "owner/vae"}, "another VAE is not in this version"),
     ({"smoother": "EbsynthSmoother", "smoother_config": {"patch_size": 20}}, "smoother_config: patch_size: "),
 ]  # fmt: skip
 

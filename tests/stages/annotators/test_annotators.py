@@ -8,15 +8,37 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 
-from stages.annotators import ANNOTATORS, build
+from stages.annotators import ANNOTATORS, OverTime, build
+from stages.annotators.controlnet_aux import PACKAGES
+from stages.base.annotators import ANNOTATORS as SETTINGS
+from stages.base.annotators import MapFiles, Weighted
+from stages.base.errors import DiffSynthError
+from stages.weights import Weights
 from tests.conftest import scene
+from tests.stages.annotators.random_weights import MAKERS, write_dpt, write_weights
 
-SIZES = [(64, 64), (72, 104), (200, 120)]
+PLAIN = ("tile", "canny", "lineart_standard", "shuffle")
+# Of a network of 350 million numbers, `python -m benchmarks.annotators` shows that it runs.
+TOO_LARGE = ("zoe",)
+DETECTORS = [name for name in MAKERS if name not in TOO_LARGE and name != "openpose_video"]
 
 
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("name", ANNOTATORS)
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """Random weights of an annotator, in their published layout."""
+    folder = tmp_path_factory.mktemp("weights")
+
+    def write(name: str) -> Weights:
+        model = write_dpt(folder / "dpt") if name.startswith("depth") else write_weights(name, folder)
+        return Weights("controlnet_processor[0]", str(model), SETTINGS[name].files)
+
+    return write
+
+
+@pytest.mark.parametrize("size", [(64, 64), (72, 104), (200, 120)])
+@pytest.mark.parametrize("name", PLAIN)
 def test_maps_are_frames_in_size_and_kind_and_the_same_every_time(name, size):
     frames = np.stack([scene(i, *size) for i in range(3)])
     before = frames.copy()
@@ -28,12 +50,35 @@ def test_maps_are_frames_in_size_and_kind_and_the_same_every_time(name, size):
     np.testing.assert_array_equal(frames, before)
 
 
+@pytest.mark.parametrize("name", [*DETECTORS, "depth"])
+def test_networks_in_their_published_layout_give_maps_too(name, weights, capfd):
+    frames = np.stack([scene(i, 72, 104) for i in range(2)])
+    options = SETTINGS[name].model_validate({"name": name}).model_dump(exclude={"name", "model"})
+    annotator = build(name, options, None, weights(name), "cpu")
+    capfd.readouterr()  # what writing the weights said
+    maps = annotator.maps(frames)
+    assert maps.shape == frames.shape and maps.dtype == np.uint8
+    if name != "openpose":  # random weights find nobody
+        assert maps.std() > 0
+    np.testing.assert_array_equal(annotator.maps(frames[1:]), maps[1:])
+    captured = capfd.readouterr()
+    assert captured.out == captured.err == ""
+
+
+def test_options_reach_the_detector(weights):
+    frames = scene(0, 128, 128)[None]
+    plain, safe = (build("hed", {"safe": safe}, None, weights("hed"), "cpu").maps(frames) for safe in (False, True))
+    assert len(np.unique(safe)) < len(np.unique(plain))
+    small = build("hed", {"resolution": 64}, None, weights("hed"), "cpu").maps(frames)
+    assert small.shape == frames.shape and not np.array_equal(small, plain)
+
+
 @pytest.mark.parametrize("name", ["canny", "lineart_standard"])
 def test_lines_lie_where_the_frame_has_them(name):
     frame = np.full((120, 200, 3), 230, np.uint8)
     cv2.line(frame, (30, 20), (150, 90), (10, 10, 10), 3)
     drawn = cv2.dilate((frame[..., 0] < 100).astype(np.uint8), np.ones((9, 9)))
-    (found,) = build(name, {}, None).maps(frame[None])
+    (found,) = build(name, {}).maps(frame[None])
     assert (found[..., 0] > 128).sum() > 100
     assert drawn[found[..., 0] > 128].all()
 
@@ -42,16 +87,65 @@ def test_shuffle_leaves_numpys_generator_alone():
     np.random.seed(5)
     expected = np.random.random(3)
     np.random.seed(5)
-    build("shuffle", {}, scene(0))
+    build("shuffle", {}, scene(0)).maps(scene(0)[None])
     np.testing.assert_array_equal(np.random.random(3), expected)
 
 
-def test_loading_says_nothing(capfd):
-    build("lineart_standard", {}, None)
-    captured = capfd.readouterr()
-    assert captured.out == captured.err == ""
+@pytest.mark.parametrize("name", [name for name in MAKERS if name not in TOO_LARGE] + ["depth"])
+def test_missing_files_are_named(name, tmp_path):
+    files = SETTINGS[name].files
+    with pytest.raises(DiffSynthError, match=re.escape(f"{tmp_path} lacks {', '.join(files)}")):
+        Weights("controlnet_processor[0]", str(tmp_path), files).folder()
 
 
-def test_every_annotator_is_in_the_docs():
+def test_a_hub_model_that_is_not_there_says_what_is_missing_where_and_how_to_place_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    hed = Weights("controlnet_processor[1]", "lllyasviel/Annotators", SETTINGS["hed"].files)
+    with pytest.raises(DiffSynthError) as missing:
+        hed.folder()
+    for part in ("controlnet_processor[1]", "ControlNetHED.pth", "lllyasviel/Annotators", str(tmp_path)):
+        assert part in missing.value.message
+    assert "https://huggingface.co/lllyasviel/Annotators/resolve/main/" in missing.value.hint
+
+
+@pytest.mark.parametrize("content", [b"not weights", {"of": torch.zeros(2)}], ids=["garbage", "another network's"])
+def test_wrong_files_are_named(content, tmp_path):
+    file = tmp_path / "ControlNetHED.pth"
+    torch.save(content, file) if isinstance(content, dict) else file.write_bytes(content)
+    hed = Weights("controlnet_processor[0]", str(tmp_path), SETTINGS["hed"].files)
+    with pytest.raises(DiffSynthError, match=re.escape(f"{file} (weights of 'hed') cannot be loaded")):
+        build("hed", {}, None, hed, "cpu").maps(scene(0)[None])
+
+
+def test_what_a_file_could_run_is_not_run(tmp_path):
+    """A pickle may name any function; only tensors are read."""
+
+    class Evil:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "ran",)
+
+    torch.save({"norm": Evil()}, tmp_path / "ControlNetHED.pth")
+    hed = Weights("controlnet_processor[0]", str(tmp_path), SETTINGS["hed"].files)
+    with pytest.raises(DiffSynthError, match="cannot be loaded"):
+        build("hed", {}, None, hed, "cpu").maps(scene(0)[None])
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_packages_that_are_not_there_are_named(name):
+    with pytest.raises(DiffSynthError, match=f"{name!r} needs {PACKAGES[name][0]}"):
+        build(name, {})
+
+
+def test_every_annotator_of_a_job_can_be_built_and_is_in_the_docs():
+    assert set(ANNOTATORS) == {name for name, model in SETTINGS.items() if model is not MapFiles}
     text = (Path(__file__).parents[3] / "docs/annotators.md").read_text()
-    assert set(ANNOTATORS) <= set(re.findall(r"`(\w+)`", text))
+    assert set(SETTINGS) <= set(re.findall(r"`(\w+)`", text))
+    for name, model in SETTINGS.items():
+        if model is MapFiles:
+            continue
+        weights = Weights("k", "/nowhere", model.files) if issubclass(model, Weighted) else None
+        options = model.model_validate({"name": name}).model_dump(exclude={"name", "model"})
+        if name not in PACKAGES:
+            annotator = build(name, options, scene(0), weights, "cpu")
+            assert isinstance(annotator, OverTime) == name.endswith("_video")

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from stages.base.annotators import Depth, Tile
 from stages.base.errors import UsageError
 from stages.base.fingerprint import AFTER
-from stages.base.job import READS, READS_NOTHING, STAGES, Job, LaterAnnotator, Tile, json_schema
+from stages.base.job import READS, READS_NOTHING, STAGES, Job, json_schema
 from stages.base.job_file import check, read_job, refuse_later_work
 
 MINIMAL = {"model_id": "owner/model", "input_video": "v.mp4", "output_path": "out", "prompt": "winter"}
@@ -47,7 +48,7 @@ def write(folder: Path, data: dict) -> Path:
 def test_diffsynths_own_file_is_read_unmodified(tmp_path):
     job, warnings = read_job(write(tmp_path, DIFFSYNTH))
     assert [item.name for item in job.controlnet_processor] == ["depth", "openpose_video", "shuffle", "tile"]
-    assert isinstance(job.controlnet_processor[0], LaterAnnotator)
+    assert job.controlnet_processor[0] == Depth(name="depth")
     assert isinstance(job.controlnet_processor[3], Tile)
     assert job.networks_run == [True, False, True, True]
     assert warnings == [
@@ -56,11 +57,10 @@ def test_diffsynths_own_file_is_read_unmodified(tmp_path):
 
 
 def test_work_of_later_versions_is_refused_by_name_for_the_stages_that_need_it(tmp_path):
-    job, _ = read_job(write(tmp_path, DIFFSYNTH))
-    refuse_later_work(job, ["extract"])
-    with pytest.raises(UsageError, match="'depth'") as refused:
+    job, _ = read_job(write(tmp_path, DIFFSYNTH | {"vae": "owner/vae"}))
+    refuse_later_work(job, ["extract", "control", "deflicker"])
+    with pytest.raises(UsageError, match="vae: another VAE"):
         refuse_later_work(job, STAGES)
-    assert "openpose" not in refused.value.message  # of scale 0: not run
 
 
 def test_relative_paths_are_relative_to_the_job_file(tmp_path):

@@ -1,0 +1,54 @@
+"""Frames side by side on one picture: time runs to the right, each row is another state of the video."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from stages.base.cache import FrameCache
+from stages.base.fingerprint import map_names
+
+COLUMNS = 6  # frames
+SIDE = 384  # px; longer sides are made smaller
+GAP = 4  # px
+LABEL_HEIGHT = 20  # px
+PAPER, INK = (250, 250, 250), (40, 40, 40)
+
+
+def states(cache: FrameCache) -> dict[str, Sequence[np.ndarray]]:
+    """What finished stages have made of the video so far, by label."""
+    done = {stage for stage in ("extract", "control", "render", "deflicker") if cache.record(stage).complete}
+    names = {"frames": "frames"} if "extract" in done else {}
+    if "control" in done:
+        pairs = map_names(cache.recorded("control") or {})
+        names |= {f"map {index}: {pair[0].partition('/')[2].rpartition('-')[0]}": pair[0]
+                  for index, pair in enumerate(pairs) if pair}  # fmt: skip
+    names |= {name: name for name, stage in (("rendered", "render"), ("deflickered", "deflicker")) if stage in done}
+    return {label: cache[name] for label, name in names.items() if name in cache}
+
+
+def write_contact_sheet(path: Path, rows: dict[str, Sequence[np.ndarray]], columns: int = COLUMNS) -> None:
+    """A PNG of `columns` frames at even distances of each row's video.
+
+    `rows`: by label, videos of equal length, uint8 [H, W, 3] by index; all frames of one size.
+    """
+    count = len(next(iter(rows.values())))
+    shown = np.unique(np.linspace(0, count - 1, columns).round().astype(int))
+    height, width = next(iter(rows.values()))[0].shape[:2]
+    scale = min(1.0, SIDE / max(height, width))
+    width, height = max(1, round(width * scale)), max(1, round(height * scale))
+    size = (len(shown) * (width + GAP) + GAP, len(rows) * (height + LABEL_HEIGHT + GAP) + GAP)
+    sheet = Image.new("RGB", size, PAPER)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
+    for row, (label, frames) in enumerate(rows.items()):
+        top = GAP + row * (height + LABEL_HEIGHT + GAP)
+        draw.text((2 * GAP, top), label, INK, font)
+        for column, index in enumerate(shown):
+            frame = Image.fromarray(frames[int(index)]).resize((width, height), Image.Resampling.LANCZOS)
+            sheet.paste(frame, (GAP + column * (width + GAP), top + LABEL_HEIGHT))
+    part = path.with_name(f".{path.name}.part")
+    sheet.save(part, format="PNG")
+    part.replace(path)

@@ -1,0 +1,138 @@
+"""Depth by transformers' depth-estimation models, near is white; over time, without the flicker of per-frame ranges.
+
+Depth is float32 [K, H, W], larger where nearer; its scale is the model's own.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+
+from stages.annotators.controlnet_aux import quiet
+from stages.base.errors import DiffSynthError
+from stages.weights import Weights, explained, pick_device
+
+NEAREST = 1e-3  # of a metric model's unit (m); what is nearer counts as this near
+CONTRAST = 5.0  # how steep the sigmoid is, as published with DiffSynth
+METRIC_MODELS = ("zoedepth", "depth_pro", "prompt_depth_anything")  # that do not say so in their configuration
+
+
+class DepthModel:
+    """A network that sees depth, a batch of frames at a time."""
+
+    def __init__(self, weights: Weights, device: str = "auto", invert: bool | None = None):
+        self.weights, self.device, self._invert = weights, device, invert
+
+    @cached_property
+    def parts(self) -> tuple[Any, Any]:
+        """What prepares images, and the network."""
+        folder = self.weights.folder()
+        with quiet(), explained(self.weights.key, f"{folder} (a depth model)"):
+            from transformers import AutoImageProcessor, AutoModelForDepthEstimation
+            from transformers.utils import logging
+
+            logging.set_verbosity_error()
+            logging.disable_progress_bar()
+            processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
+            network, info = AutoModelForDepthEstimation.from_pretrained(
+                folder, use_safetensors=True, local_files_only=True, output_loading_info=True
+            )
+        if missing := info["missing_keys"]:  # transformers would fill them with random numbers
+            raise DiffSynthError(
+                f"{self.weights.key}: {folder} lacks {len(missing)} tensors, {sorted(missing)[0]} for one",
+                "is it a depth model?",
+            )
+        return processor, network.to(pick_device(self.device)).eval()
+
+    @property
+    def invert(self) -> bool:
+        """Does the network give distances?"""
+        if self._invert is not None:
+            return self._invert
+        config = self.parts[1].config
+        return getattr(config, "depth_estimation_type", "") == "metric" or config.model_type in METRIC_MODELS
+
+    def depth(self, frames: np.ndarray) -> np.ndarray:
+        """Depth float32 [K, H, W] of frames uint8 [K, H, W, 3]."""
+        import torch
+
+        sizes = [frames.shape[1:3]] * len(frames)
+        processor, network = self.parts
+        with quiet(), torch.inference_mode():
+            inputs = processor(images=list(frames), return_tensors="pt").to(network.device)
+            finish = processor.post_process_depth_estimation
+            takes = inspect.signature(finish).parameters
+            given = {name: sizes for name in ("source_sizes", "target_sizes") if name in takes}
+            found = [item["predicted_depth"].cpu().float().numpy() for item in finish(network(**inputs), **given)]
+        depth = np.stack(found).reshape(frames.shape[:3])
+        # ControlNets for depth have learned from MiDaS, which gives the inverse of distance.
+        return 1 / np.maximum(depth, NEAREST) if self.invert else depth
+
+
+class Depth:
+    """Each frame's depth from its farthest (black) to its nearest point (white)."""
+
+    def __init__(self, **model: Any):
+        self.model = DepthModel(**model)
+
+    def maps(self, frames: np.ndarray) -> np.ndarray:
+        return _rgb(_own_range(self.model.depth(frames)))
+
+
+class DepthOverTime:
+    """Depth whose range or mean is the video's: `normalize="video"`, or DiffSynth's `"mean"`.
+
+    range: from the video's farthest (black) to its nearest point (white). mean: each frame has its own range, and is
+    shifted so that its mean is the video's; with `sigmoid`, grey v becomes 255 / (1 + exp(-5 (v / 127.5 - threshold))).
+    """
+
+    MEASURES = 3
+
+    def __init__(
+        self, normalize: Literal["video", "mean"], sigmoid: bool = False, threshold: float = 1.0, **model: Any
+    ):
+        self.normalize, self.sigmoid, self.threshold, self.model = normalize, sigmoid, threshold, DepthModel(**model)
+
+    def note_shape(self, height: int, width: int) -> tuple[int, ...]:
+        return height, width
+
+    def look(self, frames: np.ndarray) -> np.ndarray:
+        depth = self.model.depth(frames)
+        return depth if self.normalize == "video" else _own_range(depth)
+
+    def measure(self, notes: np.ndarray) -> np.ndarray:
+        """Lowest, highest and mean depth of each frame."""
+        every = (1, 2)
+        return np.stack([notes.min(every), notes.max(every), notes.mean(every, dtype=np.float64)], axis=1)
+
+    def draw(
+        self, notes: Sequence[np.ndarray], start: int, stop: int, measures: np.ndarray, size: tuple[int, int]
+    ) -> np.ndarray:
+        return np.stack([self.draw_still(notes[index], measures, size) for index in range(start, stop)])
+
+    def draw_still(self, note: np.ndarray, measures: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        low, high, mean = measures[:, 0].min(), measures[:, 1].max(), measures[:, 2].mean()
+        if self.normalize == "video":
+            return _rgb(_levels(note, low, high))
+        grey = note - note.mean(dtype=np.float64) + mean
+        if self.sigmoid:
+            grey = 255 / (1 + np.exp(-CONTRAST * (grey / 127.5 - self.threshold)))
+        return _rgb(grey)
+
+
+def _own_range(depth: np.ndarray) -> np.ndarray:
+    return np.stack([_levels(frame, float(frame.min()), float(frame.max())) for frame in depth])
+
+
+def _levels(depth: np.ndarray, low: float, high: float) -> np.ndarray:
+    """`low`..`high` as 0..255, float32; black if there is no range."""
+    return ((depth - low) * (255 / (high - low) if high > low else 0)).astype(np.float32)
+
+
+def _rgb(grey: np.ndarray) -> np.ndarray:
+    """Grey levels [..., H, W], clipped and rounded, as uint8 [..., H, W, 3]."""
+    return np.repeat(grey.clip(0, 255).round().astype(np.uint8)[..., None], 3, axis=-1)

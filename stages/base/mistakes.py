@@ -1,0 +1,55 @@
+"""Mistakes in what users write, in words."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+
+def unknown(kind: str, given: str, known: Iterable[str]) -> str:
+    """A line about a name that is not known, with the nearest one that is."""
+    known = list(known)
+    near = difflib.get_close_matches(given, known, n=1, cutoff=0.5) or [
+        name for name in known if name.startswith(given)
+    ]
+    return f"unknown {kind} {given!r}" + (f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}")
+
+
+def explain(error: ValidationError, model: type[BaseModel]) -> list[str]:
+    """A line about each of pydantic's findings: key, what is wrong, what was given."""
+    return [_explain_one(details, model) for details in error.errors()]
+
+
+def _explain_one(details: Any, model: type[BaseModel]) -> str:
+    where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in details["loc"] if part != "[key]")[
+        1:
+    ]
+    given = json.dumps(details["input"], ensure_ascii=False, default=str)
+    given = given if len(given) <= 60 else given[:57] + "..."
+    kind, context = details["type"], details.get("ctx", {})
+    if kind == "extra_forbidden":
+        return unknown("key", where, model.model_fields)
+    if kind == "missing":
+        return f"{where}: missing; it has no default"
+    if kind == "value_error":
+        return f"{where}: {context['error']}"
+    if kind == "literal_error" and isinstance(details["input"], str):
+        return f"{where}: " + unknown("value", details["input"], re.findall(r"'([^']+)'", context["expected"]))
+    return f"{where}: {re.sub(r'^Input should be (a valid )?', 'must be ', details['msg'])}, not {given}"
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+
+
+def checked(model: type[BaseModel], value: Any) -> BaseModel:
+    """`value` as a `model`; all its mistakes, with the model's own keys to choose from, as one ValueError."""
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        raise ValueError("; ".join(explain(error, model))) from None

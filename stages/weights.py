@@ -1,0 +1,119 @@
+"""Where networks come from and where they run: local folders, the hub and its cache, devices.
+
+The libraries behind it take seconds to import, so they are imported when they are needed.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stages.base.errors import DiffSynthError, UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def find_files(key: str, name: str, files: tuple[str, ...], also: tuple[str, ...] = (), hint: str = "") -> Path:
+    """The folder of the model `name`, an absolute path or a hub id, in which `files` lie.
+
+    A hub model is downloaded if it is not in the hub's cache, with what matches the patterns `also`. `key` is the
+    job's. Raises DiffSynthError, naming what is missing, where it was looked for and how to place it.
+    """
+    folder = Path(name) if Path(name).is_absolute() else _snapshot(key, name, files, also)
+    missing = [file for file in files if not (folder / file).exists()]
+    if missing:
+        raise DiffSynthError(f"{key}: {name} lacks {', '.join(missing)}", hint)
+    return folder
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The files of the model `name` that something named by the job's `key` reads."""
+
+    key: str
+    name: str
+    files: tuple[str, ...]
+
+    def folder(self) -> Path:
+        """Where they lie. Raises DiffSynthError if they do not."""
+        return find_files(self.key, self.name, self.files, hint="are these the weights of this annotator?")
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of this name; auto: the first GPU, else the CPU."""
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    device = torch.device(name)
+    there = {
+        "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not there.get(device.type, True):
+        raise UsageError(f"device: {name} is not there", "torch sees no such device; try cpu, or leave it out")
+    return device
+
+
+@contextmanager
+def explained(key: str, name: str, hint: str = "is the download complete?") -> Iterator[None]:
+    """Whatever a loader raises, as one DiffSynthError about the model `name`."""
+    import torch
+
+    try:
+        yield
+    except DiffSynthError:
+        raise
+    except torch.OutOfMemoryError as error:
+        raise DiffSynthError(f"{key}: no memory left for {name}", "a smaller dtype, or another device") from error
+    except Exception as error:  # the loaders raise whatever their parsers do
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise DiffSynthError(f"{key}: {name} cannot be loaded: {reason[0]}", hint) from error
+
+
+@contextmanager
+def no_logs() -> Iterator[None]:
+    """Libraries talk about their own affairs while they load; users need not know."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            logging.disable(before)
+
+
+def _snapshot(key: str, name: str, files: tuple[str, ...], also: tuple[str, ...]) -> Path:
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    patterns = [*files, *also]
+    missing = files
+    with no_logs():
+        try:
+            folder = Path(snapshot_download(name, allow_patterns=patterns, local_files_only=True))
+            missing = tuple(file for file in files if not (folder / file).exists())
+            if not missing:
+                return folder
+        except LocalEntryNotFoundError:
+            pass  # not downloaded yet
+        except HFValidationError:
+            raise UsageError(f"{key}: {name} is neither a folder nor a hub id (owner/model)") from None
+        try:
+            return Path(snapshot_download(name, allow_patterns=patterns))
+        except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            where = f"https://huggingface.co/{name}/resolve/main/"
+            raise DiffSynthError(
+                f"{key}: {name} is no local folder, and {', '.join(missing)} of the hub model of this name can "
+                f"neither be found in {constants.HF_HUB_CACHE} nor be fetched: {reason}",
+                f"check the name and the network; or download what is missing ({where}...) into a folder, by the same "
+                "names, and give that folder instead",
+            ) from None

@@ -1,0 +1,83 @@
+"""Depth over time against its definitions, read plainly with NumPy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from stages.annotators.depth import Depth, DepthModel, DepthOverTime
+from stages.base.annotators import Depth as Settings
+from stages.weights import Weights
+from tests.conftest import scene
+from tests.stages.annotators.random_weights import write_depth_model
+
+SIZE = (40, 56)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return {"weights": weights(write_depth_model(tmp_path_factory.mktemp("depth"))), "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def frames():
+    return np.stack([np.roll(scene(3 * i, *SIZE), 7 * i, axis=1) // (1 + i % 3) for i in range(7)])
+
+
+def weights(folder):
+    return Weights("controlnet_processor[0]", str(folder), Settings.files)
+
+
+def over_time(frames, **settings):
+    """All maps, drawn in two chunks from notes that were made in three."""
+    annotator = DepthOverTime(**settings)
+    notes = np.concatenate([annotator.look(frames[k : k + 3]) for k in range(0, len(frames), 3)])
+    assert notes.shape == (len(frames), *annotator.note_shape(*SIZE)) and notes.dtype == np.float32
+    measures = annotator.measure(notes)
+    return np.concatenate([annotator.draw(notes, *part, measures, SIZE) for part in ((0, 4), (4, len(frames)))])
+
+
+def grey(depth, low, high):
+    return (depth - low) / (high - low) * 255
+
+
+def test_a_frames_own_range_goes_from_black_to_white(model, frames):
+    maps = Depth(**model).maps(frames)
+    assert maps.shape == frames.shape and (maps[..., 0] == maps[..., 2]).all()
+    assert (maps.min(axis=(1, 2, 3)) == 0).all() and (maps.max(axis=(1, 2, 3)) == 255).all()
+    depth = DepthModel(**model).depth(frames)
+    expected = [grey(frame, frame.min(), frame.max()).round() for frame in depth]
+    assert np.abs(maps[..., 0] - np.stack(expected)).max() <= 1
+
+
+def test_the_videos_range_is_one_for_all_frames(model, frames):
+    maps = over_time(frames, normalize="video", **model)
+    depth = DepthModel(**model).depth(frames)
+    expected = grey(depth, depth.min(), depth.max()).round()
+    assert np.abs(maps[..., 0] - expected).max() <= 1
+    assert maps.min() == 0 and maps.max() == 255
+    assert (maps.max(axis=(1, 2, 3)) < 255).any()  # one frame alone holds the nearest point
+
+
+@pytest.mark.parametrize(("sigmoid", "threshold"), [(False, 1.0), (True, 1.0), (True, 0.7)])
+def test_depth_video_shifts_every_frame_to_the_videos_mean(sigmoid, threshold, model, frames):
+    maps = over_time(frames, normalize="mean", sigmoid=sigmoid, threshold=threshold, **model)
+    own = np.stack([grey(frame, frame.min(), frame.max()) for frame in DepthModel(**model).depth(frames)])
+    shifted = np.stack([frame - frame.mean() + own.mean() for frame in own])
+    if sigmoid:
+        shifted = 255 / (1 + np.exp(-5 * (shifted / 127.5 - threshold)))
+    assert np.abs(maps[..., 0] - shifted.clip(0, 255).round()).max() <= 1
+
+
+def test_references_are_drawn_in_the_videos_terms(model, frames):
+    annotator = DepthOverTime("video", **model)
+    notes = annotator.look(frames)
+    still = annotator.draw_still(notes[2], annotator.measure(notes), SIZE)
+    np.testing.assert_array_equal(still, over_time(frames, normalize="video", **model)[2])
+
+
+def test_models_that_give_distances_are_turned_round(model, frames, tmp_path):
+    metric = DepthModel(weights(write_depth_model(tmp_path, metric=True)), "cpu")
+    near_is_small = DepthModel(metric.weights, "cpu", invert=False).depth(frames)
+    np.testing.assert_allclose(metric.depth(frames), 1 / np.maximum(near_is_small, 1e-3), rtol=1e-5)
+    assert metric.invert and not DepthModel(**model).invert
