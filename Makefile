@@ -28,7 +28,7 @@ $(VENV)/installed: pyproject.toml constraints.txt setup.py native/CMakeLists.txt
 	touch $@
 
 demo: setup
-	$(BIN)/python -m tools.demo
+	$(BIN)/diffsynth demo
 
 test: setup
 	$(BIN)/python -m pytest

@@ -146,6 +146,31 @@ def init(
     typer.echo("Fill in the prompt, and the images that style_image and frames_reference name, if they are there.")
 
 
+@app.command()
+def demo(
+    prompt: Annotated[str, typer.Option(help="What the video is to look like.")] = "winter, snow, night",
+    video: Annotated[Path | None, typer.Option(help="One of your own, its first two dozen frames.")] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for everything.")] = Path("diffsynth-demo"),
+    quiet: Quiet = False,
+    events: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Restyle a small clip with the embedded model, offline, in a minute or two."""
+    from diffsynth_cli.demo import write_demo, write_sheet
+
+    path = write_demo(output, video, prompt)
+    job, cache = _open(path, [], STAGES)
+    _run_stages(STAGES, job, cache, make_reporter(quiet, events), DEMO_BATCH, restart=True, stale_only=True)
+    sheet = write_sheet(output, cache)
+    if not (quiet or events):
+        typer.echo(f"video          {Path(job.output_path) / 'video.mp4'}")
+        typer.echo(f"contact sheet  {sheet}")
+        typer.echo(f"one of yours   diffsynth demo --video VIDEO --output FOLDER --prompt {shlex.quote(prompt)}")
+
+
+DEMO_BATCH = 4  # frames; the embedded model is small
+
+
 class _InOrder(TyperCommand):
     """Takes `--guide SOURCE TARGET`, which Typer's types cannot say, as two times --guide, and remembers the order
     of the command line, in which a --weight belongs to the --style or --guide before it."""

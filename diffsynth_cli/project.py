@@ -38,10 +38,10 @@ def write_project(task: str, video: Path, folder: Path, force: bool) -> list[Pat
     return [folder / name for name in texts]
 
 
-def fitting_size(area: int, height: int, width: int) -> tuple[int, int]:
-    """(height, width) of about `area` pixels with the aspect ratio height:width, in steps of 64."""
+def fitting_size(area: int, height: int, width: int, step: int = SIZE_STEP) -> tuple[int, int]:
+    """(height, width) of about `area` pixels with the aspect ratio height:width, in multiples of `step` pixels."""
     ideal = (area * height / width) ** 0.5, (area * width / height) ** 0.5
-    rounded = [max(1, round(side / SIZE_STEP)) * SIZE_STEP for side in ideal]
+    rounded = [max(1, round(side / step)) * step for side in ideal]
     return rounded[0], rounded[1]
 
 

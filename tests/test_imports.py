@@ -64,7 +64,8 @@ def test_import_rules(name):
     if name in STAGES:
         assert not ours & (set(STAGES) - {name}), "stages meet in the cache"
     if inside(name, "stages.base"):
-        assert all(inside(other, "stages.base") for other in ours), "the floor stands on nothing of ours"
+        floor = ("stages.base", "stages.models")  # where embedded models lie, which stands on nothing at all
+        assert all(any(inside(other, part) for part in floor) for other in ours), "the floor stands on nothing else"
     for helper in HELPERS:
         if inside(name, helper):
             base = {other for other in ours if inside(other, "stages.base") and other != "stages.base"}

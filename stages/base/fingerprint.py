@@ -19,6 +19,7 @@ from typing import Any
 from stages.base.annotators import MapFiles, Shuffle, Weighted
 from stages.base.errors import DiffSynthError
 from stages.base.job import READS, Job
+from stages.models import embedded
 
 AFTER: dict[str, tuple[str, ...]] = {
     "extract": (),
@@ -174,7 +175,8 @@ def _annotator(item: Any, known: Any) -> Any:
 
 
 def _model(name: str, known: Any) -> Any:
-    return identify(name, known, MODEL_FILES, MODEL_PARTS) if Path(name).is_absolute() else name
+    folder = embedded(name) or Path(name)  # an embedded model may differ from one version to the next
+    return identify(str(folder), known, MODEL_FILES, MODEL_PARTS) if folder.is_absolute() else name
 
 
 def _at(known: Any, index: int | str) -> Any:

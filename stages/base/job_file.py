@@ -13,6 +13,7 @@ from stages.base.errors import UsageError
 from stages.base.job import OBSOLETE_SMOOTHER_KEYS, SMOOTHERS, Job
 from stages.base.mistakes import explain
 from stages.base.record import CACHE_NAME, receipt_path
+from stages.models import EMBEDDED
 
 
 def read_job(path: str | Path, overrides: Iterable[str] = (), stages: Sequence[str] = ()) -> tuple[Job, list[str]]:
@@ -123,7 +124,11 @@ def _resolve_paths(data: dict[str, Any], folder: Path) -> dict[str, Any]:
 
     def model(value: Any) -> Any:
         # "name/model" is a hub id unless such a folder lies there; "./x", "../x", "~/x" and "/x" are always paths.
-        is_path = isinstance(value, str) and (value.startswith((".", "~", "/")) or (folder / value).exists())
+        is_path = (
+            isinstance(value, str)
+            and value not in EMBEDDED
+            and (value.startswith((".", "~", "/")) or (folder / value).exists())
+        )
         return absolute(value) if is_path else value
 
     def annotator(value: Any) -> Any:
@@ -273,14 +278,13 @@ def _items(value: Any) -> Iterable[tuple[int, Any]]:
 def _later_render(job: Job) -> list[str]:
     later = {
         "loras": bool(job.loras), "vae": job.vae is not None, "attention": job.attention == "shared",
-        "model_id": job.model_id == "mini" or job.model_id.endswith((".safetensors", ".ckpt")),
+        "model_id": job.model_id.endswith((".safetensors", ".ckpt")),
     }  # fmt: skip
     reasons = {
         "loras": "LoRA files are not in this version",
         "vae": "another VAE is not in this version",
         "attention": "'shared' is not in this version; it has 'joint'",
-        "model_id": "the embedded model and single-file checkpoints are not in this version; "
-        "give a diffusers folder or a hub id",
+        "model_id": "single-file checkpoints are not in this version; give a diffusers folder or a hub id",
     }
     return [f"{key}: {reasons[key]}" for key, refused in later.items() if refused]
 

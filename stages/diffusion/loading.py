@@ -17,6 +17,7 @@ from transformers.utils import logging as transformers_logging
 from stages.base.errors import DiffSynthError
 from stages.diffusion import LATENT_CHANNELS, LATENT_FACTOR
 from stages.diffusion.attention import JointAttention
+from stages.models import embedded
 from stages.weights import explained, find_files, no_logs, pick_device
 
 # What is read of a model, as diffusers lays it out. Pickled weights are not: they can run code.
@@ -86,7 +87,7 @@ def load_networks(names: ModelNames) -> Networks:
 
 
 def find_model(key: str, name: str, files: tuple[str, ...]) -> Path:
-    """The folder of a model with all of `files`: a local one, or a hub model's, downloaded if it is not there yet."""
+    """The folder of a model with all of `files`: an embedded or local one, or a hub model's, downloaded if need be."""
     pickled = any((Path(name) / file).with_suffix(".bin").exists() for file in files)
     hint = (
         "pickled weights (.bin) are not read, since they can run code: convert them to .safetensors"
@@ -94,7 +95,7 @@ def find_model(key: str, name: str, files: tuple[str, ...]) -> Path:
         else "is it a Stable Diffusion 1.x model (or ControlNet) in diffusers layout?"
     )
     with _quiet():
-        return find_files(key, name, files, ALSO_DOWNLOADED if files is MODEL_FILES else (), hint)
+        return find_files(key, str(embedded(name) or name), files, ALSO_DOWNLOADED if files is MODEL_FILES else (), hint)
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:

@@ -1,0 +1,44 @@
+"""`diffsynth demo`: the embedded model on the embedded clip, or on a video of one's own, offline."""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+from pathlib import Path
+
+from diffsynth_cli.contact_sheet import states, write_contact_sheet
+from diffsynth_cli.project import fitting_size
+from stages.base.cache import FrameCache
+from stages.base.record import write_json
+from stages.video import open_source
+
+FRAMES = 24  # of a video of one's own
+AREA = 160 * 256  # px; about what the embedded model was trained on
+SIZE_STEP = 32  # px; the coarsest level of the embedded U-Net
+COLUMNS = 4
+
+
+def write_demo(folder: Path, video: Path | None, prompt: str) -> Path:
+    """Writes the job, and the clip if no video is given, into `folder`; returns the job's path."""
+    templates = resources.files("templates")
+    job = json.loads((templates / "demo.json").read_text())
+    job["prompt"] = prompt
+    clip = folder / "clip.mp4"
+    if video is not None:
+        source = open_source(video)
+        job["frame_height"], job["frame_width"] = fitting_size(AREA, source.height, source.width, SIZE_STEP)
+        job["frame_maximum_count"] = FRAMES
+    folder.mkdir(parents=True, exist_ok=True)
+    if video is None and not clip.exists():
+        clip.write_bytes((templates / "demo.mp4").read_bytes())
+    job["input_video"] = str((video or clip).resolve())
+    path = folder / "job.json"
+    write_json(path, job)
+    return path
+
+
+def write_sheet(folder: Path, cache: FrameCache) -> Path:
+    """The contact sheet of a finished demo."""
+    path = folder / "contact-sheet.png"
+    write_contact_sheet(path, states(cache), COLUMNS)
+    return path

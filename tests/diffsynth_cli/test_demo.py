@@ -1,0 +1,51 @@
+"""`diffsynth demo`: offline, from a prompt to a video and a contact sheet."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from diffsynth_cli.demo import write_demo
+from stages.base.cache import FrameCache
+from stages.models import FOLDER
+from stages.video import Encoding, encode, open_source
+from tests.conftest import scene
+
+
+def test_the_clip_is_small_and_moves():
+    from importlib import resources
+
+    clip = resources.files("templates") / "demo.mp4"
+    frames = [shot.image() for shot in open_source(clip).shots()]
+    assert len(frames) == 24 and frames[0].shape == (160, 256, 3) and clip.stat().st_size < 300_000
+    assert np.abs(frames[0].astype(int) - frames[-1]).mean() > 5
+
+
+def test_a_video_of_ones_own_keeps_its_shape(tmp_path):
+    from fractions import Fraction
+
+    video = tmp_path / "mine.mp4"
+    encode(video, (scene(i, 240, 320) for i in range(30)), Encoding(fps=Fraction(25)))
+    job = json.loads(write_demo(tmp_path / "demo", video, "sunset, oil").read_text())
+    assert (job["frame_height"], job["frame_width"]) == (160, 224)
+    assert job["prompt"] == "sunset, oil" and job["input_video"] == str(video) and job["frame_maximum_count"] == 24
+
+
+@pytest.mark.skipif(not (FOLDER / "mini").exists(), reason="the embedded model is not here")
+def test_from_prompt_to_contact_sheet(tmp_path, cli, monkeypatch):
+    monkeypatch.setattr("diffsynth_cli.demo.FRAMES", 4)
+    from fractions import Fraction
+
+    video, folder = tmp_path / "mine.mp4", tmp_path / "demo"
+    encode(video, (scene(i, 160, 160) for i in range(6)), Encoding(fps=Fraction(25)))
+    code, said = cli("demo", "--video", video, "-o", folder, "--prompt", "winter")
+    assert code == 0 and "video.mp4" in said and "contact-sheet.png" in said and "diffsynth demo --video" in said
+    assert len(list(open_source(folder / "output/video.mp4").shots())) == 4
+    assert (folder / "contact-sheet.png").exists()
+    winter = FrameCache(folder / "output/cache.zarr")["rendered"][:]
+    code, said = cli("demo", "--video", video, "-o", folder, "--prompt", "winter")
+    assert code == 0 and said.count("nothing to do") == 4
+    assert cli("demo", "--video", video, "-o", folder, "--prompt", "night")[0] == 0  # only what depends on the prompt
+    assert not (FrameCache(folder / "output/cache.zarr")["rendered"][:] == winter).all()
