@@ -1,9 +1,10 @@
 """Frames per second and peak memory of every annotator on the CPU or a GPU.
 
-    python -m benchmarks.annotators [VIDEO] [--only hed depth_video] [--frames 4 12] [--size HEIGHT WIDTH]
+    python -m benchmarks.annotators [VIDEO] [--only hed depth_video] [--frames 4 40] [--size HEIGHT WIDTH]
 
-Each runs as `diffsynth control`, a process of its own, on controlnet_aux's or transformers' real classes; weights are random,
-in the published layout (depth: a tiny model). Memory is the process's peak resident set.
+Each runs as `diffsynth control`, a process of its own, on the real classes of controlnet_aux or transformers. Weights
+are random, in the published layout (depth: a tiny model). Loading is counted. Memory is the process's peak resident
+set.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("video", nargs="?", type=Path)
     parser.add_argument("--only", nargs="+", choices=ANNOTATORS, metavar="NAME")
-    parser.add_argument("--frames", type=int, nargs="+", default=[4, 12])
+    parser.add_argument("--frames", type=int, nargs="+", default=[4])
     parser.add_argument("--size", type=int, nargs=2, default=(256, 448), metavar=("HEIGHT", "WIDTH"))
     given = parser.parse_args()
     table = Table(title=f"{given.video or 'moving scene'}, {given.size[1]}×{given.size[0]}")
@@ -41,7 +42,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         video = given.video or make_clip(Path(folder) / "clip.mp4", max(given.frames), *given.size)
         for name in given.only or [name for name in ANNOTATORS if name != "file"]:
-            table.add_row(*row(Path(folder), video.resolve(), name, given))
+            cells = row(Path(folder), video.resolve(), name, given)
+            print("  ".join(cells), flush=True)  # some take minutes
+            table.add_row(*cells)
     Console(width=160).print(table)
 
 

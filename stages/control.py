@@ -152,7 +152,8 @@ def plan(run: Run[Job], resume: bool) -> Plan:
     of_frames = {"frames": fingerprint(inputs["after"]["extract"])}
     kept = [] if run.anew else _whole_maps(cache, of_frames)
     names = map_names(inputs)
-    arrays, phases = [], []
+    arrays: list[ArraySpec] = []
+    phases: list[Phase] = []
     for index, pair in enumerate(names):
         if pair is None or pair in names[:index]:  # not run; or the map of an earlier ControlNet does
             continue
@@ -160,9 +161,10 @@ def plan(run: Run[Job], resume: bool) -> Plan:
         wanted = [Wanted(source, target, counts[source]) for source, target in zip(counts, pair, strict=True)]
         wanted = [map_ for map_ in wanted if map_.count and map_.target not in kept]
         if wanted:
-            made = _phases(run, index, wanted, pair[0], (height, width), resume)
-            phases += made.phases
-            arrays += [replace(spec, attributes=of_frames) for spec in made.arrays]
+            arrays += [ArraySpec(map_.target, (map_.count, height, width, 3), "uint8") for map_ in wanted]
+            needed, more = _phases(run, index, wanted, pair[0], (height, width), resume)
+            arrays += needed
+            phases += more
     if references:
         arrays.append(ArraySpec("references", (len(references), height, width, 3), "uint8"))
 
@@ -170,8 +172,8 @@ def plan(run: Run[Job], resume: bool) -> Plan:
         if references:
             cache["references"].write(0, np.stack(references))
 
-    scratch = tuple(spec.name for spec in arrays if spec.name.startswith("notes/"))
-    return Plan(count, arrays, phases, scratch, begin, tuple(kept))
+    arrays = [replace(spec, attributes=of_frames) for spec in arrays]
+    return Plan(count, arrays, phases, scratch=("notes",), begin=begin, kept=tuple(kept))
 
 
 @dataclass(frozen=True)
@@ -190,43 +192,53 @@ def _whole_maps(cache: FrameCache, of_frames: dict[str, Any]) -> list[str]:
     return whole + [beside("measures", name) for name in whole if beside("measures", name) in cache]
 
 
-def _phases(run: Run[Job], index: int, wanted: list[Wanted], video: str, size: tuple[int, int], resume: bool) -> Plan:
-    """The phases and arrays that the map of one ControlNet needs."""
+def _phases(
+    run: Run[Job], index: int, wanted: list[Wanted], video: str, size: tuple[int, int], resume: bool
+) -> tuple[list[ArraySpec], list[Phase]]:
+    """The arrays that the maps of one ControlNet need besides, and what fills them all.
+
+    Raises DiffSynthError if files or weights are not there, or not as they must be.
+    """
     job, where = run.job, f"controlnet_processor[{index}]"
     settings = job.controlnet_processor[index]
     label = f"{settings.name} map {index}"
-    arrays = [ArraySpec(map_.target, (map_.count, *size, 3), "uint8") for map_ in wanted]
     if isinstance(settings, MapFiles):
         if not resume:
             _check_files(where, settings, wanted, size, len(job.frames_reference), run.reporter)
         paths = {"frames": settings.path, "references": settings.references or ""}
-        tasks = [MapFilesTask(paths[map_.source], settings, map_.target) for map_ in wanted]
-        return Plan(0, arrays, [
-            Phase(f"{label} of {map_.source}", map_.count, CHUNK, task, completes=map_.target)
-            for map_, task in zip(wanted, tasks, strict=True)
-        ])  # fmt: skip
+        return [], [
+            Phase(f"{label}: {map_.source}", map_.count, CHUNK,
+                  MapFilesTask(paths[map_.source], settings, map_.target), completes=map_.target)
+            for map_ in wanted
+        ]  # fmt: skip
     weights = Weights(where, settings.model, settings.files) if isinstance(settings, Weighted) else None
     if weights and not resume:
         weights.folder()
     options = settings.model_dump(exclude={"name", "model"})
     style = job.style_image if settings.name == "shuffle" else None
     maker = Maker(settings.name, options, weights, style, job.device, size)
-    over_time = isinstance(maker.annotator, OverTime)
-    first = LookTask if over_time else AnnotateTask
-    phases = [
-        Phase(f"{label}: {'look at' if over_time else 'of'} {map_.source}", map_.count, CHUNK,
-              first(maker, map_.source, map_.target, map_ is wanted[-1]),
-              completes=None if over_time else map_.target)
+    if isinstance(maker.annotator, OverTime):
+        return _in_two_passes(maker, maker.annotator, label, wanted, video)
+    return [], [
+        Phase(f"{label}: {map_.source}", map_.count, CHUNK,
+              AnnotateTask(maker, map_.source, map_.target, last=map_ is wanted[-1]), completes=map_.target)
         for map_ in wanted
     ]  # fmt: skip
-    if isinstance(maker.annotator, OverTime):
-        for map_ in wanted:
-            note, measure = maker.annotator.note_shape(*size), maker.annotator.MEASURES
-            arrays.append(ArraySpec(beside("notes", map_.target), (map_.count, *note), "float32"))
-            arrays.append(ArraySpec(beside("measures", map_.target), (map_.count, measure), "float64"))
-            draw = DrawTask(maker, map_.target, video)
-            phases.append(Phase(f"{label}: draw {map_.source}", map_.count, CHUNK, draw, completes=map_.target))
-    return Plan(0, arrays, phases)
+
+
+def _in_two_passes(
+    maker: Maker, annotator: OverTime, label: str, wanted: list[Wanted], video: str
+) -> tuple[list[ArraySpec], list[Phase]]:
+    note = annotator.note_shape(*maker.size)
+    arrays, look, draw = [], [], []
+    for map_ in wanted:
+        arrays.append(ArraySpec(beside("notes", map_.target), (map_.count, *note), "float32"))
+        arrays.append(ArraySpec(beside("measures", map_.target), (map_.count, annotator.MEASURES), "float64"))
+        looking = LookTask(maker, map_.source, map_.target, last=map_ is wanted[-1])
+        drawing = DrawTask(maker, map_.target, video)
+        look.append(Phase(f"{label}: look at {map_.source}", map_.count, CHUNK, looking))
+        draw.append(Phase(f"{label}: draw {map_.source}", map_.count, CHUNK, drawing, completes=map_.target))
+    return arrays, look + draw
 
 
 def _check_files(
