@@ -1,10 +1,10 @@
-"""Frames per second and peak memory of every annotator on the CPU or a GPU.
+"""Frames per second of every annotator, and the peak memory of `diffsynth control` with it.
 
-    python -m benchmarks.annotators [VIDEO] [--only hed depth_video] [--frames 4 40] [--size HEIGHT WIDTH]
+    python -m benchmarks.annotators [--only hed depth_video] [--size HEIGHT WIDTH] [--memory 8 80]
 
-Each runs as `diffsynth control`, a process of its own, on the real classes of controlnet_aux or transformers. Weights
-are random, in the published layout (depth: a tiny model). Loading is counted. Memory is the process's peak resident
-set.
+On the real classes of controlnet_aux or transformers. Weights are random, in the published layout (depth:
+a tiny model). Loading is not counted. Memory is the process's peak resident set; it is measured if
+numbers of frames are given.
 """
 
 from __future__ import annotations
@@ -12,45 +12,46 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.stages import make_clip, run
+from stages.annotators import OverTime, build
 from stages.annotators.controlnet_aux import PACKAGES
 from stages.base.annotators import ANNOTATORS, Weighted
+from stages.weights import Weights
 from tests.conftest import scene, write_images
 from tests.stages.annotators.random_weights import MAKERS, write_dpt, write_weights
+
+FRAMES = 4  # that are timed, after one that is not
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("video", nargs="?", type=Path)
     parser.add_argument("--only", nargs="+", choices=ANNOTATORS, metavar="NAME")
-    parser.add_argument("--frames", type=int, nargs="+", default=[4])
-    parser.add_argument("--size", type=int, nargs=2, default=(256, 448), metavar=("HEIGHT", "WIDTH"))
+    parser.add_argument("--size", type=int, nargs=2, default=(256, 256), metavar=("HEIGHT", "WIDTH"))
+    parser.add_argument("--memory", type=int, nargs="+", default=[], metavar="FRAMES")
     given = parser.parse_args()
-    table = Table(title=f"{given.video or 'moving scene'}, {given.size[1]}×{given.size[0]}")
-    table.add_column("annotator")
-    table.add_column("weights needed")
-    table.add_column("measured with")
-    for count in given.frames:
-        table.add_column(f"frames/s of {count}", justify="right")
-        table.add_column("peak MB", justify="right")
+    table = Table(title=f"annotators at {given.size[1]}×{given.size[0]}")
+    for heading in ("annotator", "weights needed", "measured with"):
+        table.add_column(heading)
+    for heading in ("frames/s", *(f"MB at {count} frames" for count in given.memory)):
+        table.add_column(heading, justify="right")
     with tempfile.TemporaryDirectory() as folder:
-        video = given.video or make_clip(Path(folder) / "clip.mp4", max(given.frames), *given.size)
         for name in given.only or [name for name in ANNOTATORS if name != "file"]:
-            cells = row(Path(folder), video.resolve(), name, given)
+            cells = row(Path(folder), name, given)
             print("  ".join(cells), flush=True)  # some take minutes
             table.add_row(*cells)
     Console(width=160).print(table)
 
 
-def row(folder: Path, video: Path, name: str, given: argparse.Namespace) -> list[str]:
+def row(folder: Path, name: str, given: argparse.Namespace) -> list[str]:
     model = ANNOTATORS[name]
-    files = " ".join(model.files) if issubclass(model, Weighted) else ""
     if name in PACKAGES:
         return [name, "its own", f"not: needs {PACKAGES[name][-1].partition('.')[0]}"]
     settings: dict[str, Any] = {"name": name}
@@ -59,14 +60,35 @@ def row(folder: Path, video: Path, name: str, given: argparse.Namespace) -> list
         settings["model"], about = str(write_weights(name, folder)), "real class, random weights"
     elif name.startswith("depth"):
         settings["model"], about = str(write_dpt(folder / "dpt")), "real class, tiny, random weights"
-    figures = []
-    for count in given.frames:
+    files = " ".join(model.files) if issubclass(model, Weighted) else ""
+    return [name, files, about, f"{speed(settings, given.size):.2f}", *peaks(folder, settings, given)]
+
+
+def speed(settings: dict[str, Any], size: tuple[int, int]) -> float:
+    """Frames per second once the networks are loaded."""
+    model = ANNOTATORS[settings["name"]]
+    options = model.model_validate(settings).model_dump(exclude={"name", "model"})
+    weights = Weights("model", settings["model"], model.files) if issubclass(model, Weighted) else None
+    annotator = build(settings["name"], options, scene(9, *size), weights)
+    see = annotator.look if isinstance(annotator, OverTime) else annotator.maps
+    frames = np.stack([scene(index, *size) for index in range(FRAMES + 1)])
+    see(frames[:1])
+    started = time.monotonic()
+    see(frames[1:])
+    return FRAMES / (time.monotonic() - started)
+
+
+def peaks(folder: Path, settings: dict[str, Any], given: argparse.Namespace) -> list[str]:
+    """Peak memory in MB of `diffsynth control` at each number of frames."""
+    if not given.memory:
+        return []
+    video = make_clip(folder / "clip.mp4", max(given.memory), *given.size)
+    found = []
+    for count in given.memory:
         job = write_job(folder, video, settings, count, given.size)
         run(["extract", str(job), "--quiet"])
-        _, peak = run(["control", str(job), "--quiet"])
-        receipt = json.loads((folder / f"{name}{count}/cache.zarr/receipts/control.json").read_text())
-        figures += [f"{receipt['frames'] / receipt['seconds']:.2f}", f"{peak:.0f}"]
-    return [name, files, about, *figures]
+        found.append(f"{run(['control', str(job), '--quiet'])[1]:.0f}")
+    return found
 
 
 def write_job(folder: Path, video: Path, settings: dict[str, Any], count: int, size: tuple[int, int]) -> Path:

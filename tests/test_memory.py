@@ -6,7 +6,9 @@ from argparse import Namespace
 
 import pytest
 
+from benchmarks import annotators
 from benchmarks.stages import make_clip, run, write_job
+from tests.stages.annotators.random_weights import write_dpt
 
 ALLOWED = 50  # MB
 
@@ -21,4 +23,16 @@ def test_peak_memory_is_the_same_for_ten_times_the_frames(stage, tmp_path):
             run([before, str(job), "-q"])
         peaks.append(run([stage, str(job), "-q"])[1])
     print(f"{stage}: {peaks[0]:.0f} MB at 24 frames, {peaks[1]:.0f} MB at 240")
+    assert abs(peaks[1] - peaks[0]) < ALLOWED
+
+
+def test_looking_at_the_whole_video_keeps_nothing_of_it(tmp_path):
+    clip = make_clip(tmp_path / "clip.mp4", 240, 64, 64)
+    settings = {"name": "depth_video", "model": str(write_dpt(tmp_path / "dpt"))}
+    peaks = []
+    for count in (24, 240):
+        job = annotators.write_job(tmp_path, clip, settings, count, (64, 64))
+        run(["extract", str(job), "-q"])
+        peaks.append(run(["control", str(job), "-q"])[1])
+    print(f"depth_video: {peaks[0]:.0f} MB at 24 frames, {peaks[1]:.0f} MB at 240")
     assert abs(peaks[1] - peaks[0]) < ALLOWED

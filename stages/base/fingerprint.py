@@ -150,8 +150,11 @@ def _value(job: Job, key: str, known: Any) -> Any:
             return [identify(item, _at(known, i)) for i, item in enumerate(value)]
         case "controlnet_processor":
             return [_annotator(item, _at(known, i)) if run else NOT_RUN for i, (item, run) in enumerate(_networks(job))]
-        case "model_id":
-            return _model(value, known)
+        case "model_id" | "vae":
+            return _model(value, known) if value else value
+        case "loras":
+            return [{"file": identify(item.path, _at(_at(known, i), "file")), "scale": item.scale}
+                    for i, item in enumerate(value)]  # fmt: skip
         case "controlnet_model_id":
             return [_model(item, _at(known, i)) if run else NOT_RUN
                     for i, (item, run) in enumerate(zip(value, job.networks_run, strict=True))]  # fmt: skip

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-from functools import partial
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
@@ -118,6 +117,10 @@ class Lora(Strict):
     scale: float = Field(1.0, ge=-10, le=10)
 
 
+def _expand_lora(value: Any) -> Any:
+    return checked(Lora, {"path": value} if isinstance(value, str) else value)
+
+
 def _pattern_item(value: Any) -> Any:
     if type(value) is int or (isinstance(value, str) and re.fullmatch(r"reference_\d+", value)):
         return value
@@ -145,10 +148,10 @@ class Job(Strict):
     """Conditioning scale of each ControlNet, all 1.0 if left out. A net of scale 0 is not run, its map not made."""
     style_image: str | None = None
     """The image that the `shuffle` annotator works on, the same for every frame."""
-    loras: list[Annotated[Lora, BeforeValidator(partial(checked, Lora))]] = []
-    """LoRA files for U-Net and text encoder. (Not in this version.)"""
+    loras: list[Annotated[Lora, BeforeValidator(_expand_lora, json_schema_input_type=str | Lora)]] = []
+    """LoRA files for U-Net and text encoder: a path, or an object `{"path": ..., "scale": ...}`, each."""
     vae: str | None = None
-    """Another VAE. (Not in this version.)"""
+    """Another VAE in place of the model's own: a hub id or a local folder."""
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     """Number type of the networks; auto: float16 on a GPU, float32 elsewhere."""
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")

@@ -140,9 +140,9 @@ def _resolve_paths(data: dict[str, Any], folder: Path) -> dict[str, Any]:
         return value
 
     def lora(value: Any) -> Any:
-        return (
-            {key: absolute(v) if key == "path" else v for key, v in value.items()} if isinstance(value, dict) else value
-        )
+        if isinstance(value, dict):
+            return {key: absolute(v) if key == "path" else v for key, v in value.items()}
+        return absolute(value)
 
     kinds: dict[str, Callable[[Any], Any]] = {
         "input_video": absolute, "output_path": absolute, "style_image": absolute, "frames_reference": absolute,
@@ -258,7 +258,9 @@ def _missing_files(data: dict[str, Any], stages: Sequence[str]) -> list[str]:
             elif isinstance(item, dict) and item.get("name") == "file":
                 wanted += [(f"controlnet_processor[{i}].{key}", item.get(key)) for key in ("path", "references")]
     if "render" in stages:
-        models = [("model_id", data.get("model_id"))]
+        models = [("model_id", data.get("model_id")), ("vae", data.get("vae"))]
+        loras = [(i, item.get("path") if isinstance(item, dict) else item) for i, item in _items(data.get("loras"))]
+        wanted += [(f"loras[{i}]", path) for i, path in loras]
         models += [(f"controlnet_model_id[{i}]", item) for i, item in _items(data.get("controlnet_model_id"))]
         wanted += [(key, item) for key, item in models if isinstance(item, str) and item.startswith("/")]
     return [
@@ -277,12 +279,10 @@ def _items(value: Any) -> Iterable[tuple[int, Any]]:
 
 def _later_render(job: Job) -> list[str]:
     later = {
-        "loras": bool(job.loras), "vae": job.vae is not None, "attention": job.attention == "shared",
+        "attention": job.attention == "shared",
         "model_id": job.model_id.endswith((".safetensors", ".ckpt")),
     }  # fmt: skip
     reasons = {
-        "loras": "LoRA files are not in this version",
-        "vae": "another VAE is not in this version",
         "attention": "'shared' is not in this version; it has 'joint'",
         "model_id": "single-file checkpoints are not in this version; give a diffusers folder or a hub id",
     }

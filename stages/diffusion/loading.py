@@ -17,12 +17,13 @@ from transformers.utils import logging as transformers_logging
 from stages.base.errors import DiffSynthError
 from stages.diffusion import LATENT_CHANNELS, LATENT_FACTOR
 from stages.diffusion.attention import JointAttention
+from stages.diffusion.lora import add_lora
 from stages.models import embedded
 from stages.weights import explained, find_files, no_logs, pick_device
 
 # What is read of a model, as diffusers lays it out. Pickled weights are not: they can run code.
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-CONTROLNET_FILES = ("config.json", WEIGHTS)
+CONTROLNET_FILES = VAE_FILES = ("config.json", WEIGHTS)
 MODEL_FILES = (
     "scheduler/scheduler_config.json", "tokenizer/tokenizer_config.json",
     "text_encoder/config.json", "text_encoder/model.safetensors",
@@ -34,13 +35,16 @@ PREDICTIONS = ("epsilon", "v_prediction")  # the noise; or v, a mixture of noise
 
 @dataclass(frozen=True)
 class ModelNames:
-    """What to load, and onto what. `group`: how many frames attend to each other."""
+    """What to load, and onto what. `group`: how many frames attend to each other. `vae`: another one, if it is not the
+    model's own; `loras`: files and scales."""
 
     model_id: str
     controlnets: tuple[str, ...]
     device: str
     dtype: str
     group: int
+    vae: str | None = None
+    loras: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,9 @@ def load_networks(names: ModelNames) -> Networks:
             tokenizer=CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer"),
             text_encoder=_load(CLIPTextModel, folder, "text_encoder", dtype).to(device),
             unet=_load(UNet2DConditionModel, folder, "unet", dtype).to(device),
-            vae=_load(AutoencoderKL, folder, "vae", dtype).to(device),
+            vae=(_load(AutoencoderKL, folder, "vae", dtype) if names.vae is None else _load_vae(names.vae, dtype)).to(
+                device
+            ),
             controlnets=tuple(_load_controlnet(name, dtype).to(device) for name in names.controlnets),
             alphas=scheduler.alphas_cumprod.float(),
             prediction=scheduler.config["prediction_type"],
@@ -81,6 +87,8 @@ def load_networks(names: ModelNames) -> Networks:
             dtype=dtype,
         )
     _check_fit(names, networks)
+    for path, scale in names.loras:
+        add_lora(path, scale, {"unet": networks.unet, "text_encoder": networks.text_encoder})
     for network in (networks.unet, *networks.controlnets):
         network.set_attn_processor(JointAttention(names.group))
     return networks
@@ -95,7 +103,8 @@ def find_model(key: str, name: str, files: tuple[str, ...]) -> Path:
         else "is it a Stable Diffusion 1.x model (or ControlNet) in diffusers layout?"
     )
     with _quiet():
-        return find_files(key, str(embedded(name) or name), files, ALSO_DOWNLOADED if files is MODEL_FILES else (), hint)
+        place, also = str(embedded(name) or name), ALSO_DOWNLOADED if files is MODEL_FILES else ()
+        return find_files(key, place, files, also, hint)
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -109,6 +118,14 @@ def _load_controlnet(name: str, dtype: torch.dtype) -> ControlNetModel:
     folder = find_model("controlnet_model_id", name, CONTROLNET_FILES)
     with explained("controlnet_model_id", name):
         return _load(ControlNetModel, folder, None, dtype)
+
+
+def _load_vae(name: str, dtype: torch.dtype) -> AutoencoderKL:
+    """A VAE's own folder, or the `vae` of a whole model's."""
+    whole = (Path(name) / "vae/config.json").exists()
+    folder = find_model("vae", name, VAE_FILES if not whole else tuple(f"vae/{file}" for file in VAE_FILES))
+    with explained("vae", name):
+        return _load(AutoencoderKL, folder, "vae" if whole else None, dtype)
 
 
 def _load(kind: Any, folder: Path, part: str | None, dtype: torch.dtype) -> Any:
@@ -130,10 +147,16 @@ def _check_fit(names: ModelNames, networks: Networks) -> None:
         not in PREDICTIONS,
         "is a Stable Diffusion XL model, which is not supported": unet["addition_embed_type"] is not None,
         f"has {unet['in_channels']} input channels, not {LATENT_CHANNELS}": unet["in_channels"] != LATENT_CHANNELS,
-        "has a VAE whose factor is not 8": 2 ** (len(vae["block_out_channels"]) - 1) != LATENT_FACTOR,
     }
     for problem in (text for text, holds in problems.items() if holds):
         raise DiffSynthError(f"model_id: {names.model_id} {problem}")
+    factor, channels = 2 ** (len(vae["block_out_channels"]) - 1), vae["latent_channels"]
+    if (factor, channels) != (LATENT_FACTOR, LATENT_CHANNELS):
+        whose = f"vae: {names.vae}" if names.vae else f"model_id: {names.model_id} has a VAE that"
+        raise DiffSynthError(
+            f"{whose} makes {channels} channels of an eighth of the size, not {LATENT_CHANNELS} of an eighth"
+            if factor == LATENT_FACTOR else f"{whose} shrinks images by {factor}, not by {LATENT_FACTOR}"
+        )  # fmt: skip
     for name, controlnet in zip(names.controlnets, networks.controlnets, strict=True):
         for key in ("cross_attention_dim", "block_out_channels", "layers_per_block"):
             if controlnet.config[key] != unet[key]:

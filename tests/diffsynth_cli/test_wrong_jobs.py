@@ -40,11 +40,9 @@ WRONG_KEYS = [
     ({"device": "gpu"}, "device: "),
     ({"loras": [{"file": "a.safetensors"}]}, "loras[0]: path: missing"),
     # what this version cannot do is refused by name
-    ({"loras": [{"path": "a.safetensors"}]}, "loras: LoRA files are not in this version"),
-    ({"vae": "some/vae"}, "vae: another VAE is not in this version"),
     ({"attention": "shared"}, "attention: 'shared' is not in this version"),
-    ({"model_id": "mini"}, "model_id: the embedded model"),
-    ({"vae": "owner/vae"}, "another VAE is not in this version"),
+    ({"model_id": "dream.safetensors"}, "model_id: single-file checkpoints"),
+    ({"loras": ["detail.safetensors"]}, "loras[0]: no such file"),
     ({"smoother": "EbsynthSmoother", "smoother_config": {"patch_size": 20}}, "smoother_config: patch_size: "),
 ]  # fmt: skip
 

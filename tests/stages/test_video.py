@@ -295,3 +295,20 @@ def test_sound_is_cut_and_stays_in_sync(tmp_path, begins, start):
 
 def test_encoding_is_repeatable(tmp_path):
     assert clip(tmp_path / "a.mp4").read_bytes() == clip(tmp_path / "b.mp4").read_bytes()
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_values_of_images_are_read_as_they_are(kind, tmp_path):
+    grey = np.linspace(0, np.iinfo(kind).max, 12 * 20).reshape(12, 20).astype(kind)
+    cv2.imwrite(str(tmp_path / "0.png"), grey)
+    (shot,) = open_source(tmp_path, values=True).shots()
+    image = shot.image()
+    assert image.dtype == kind
+    np.testing.assert_array_equal(image, np.repeat(grey[..., None], 3, axis=2))
+
+
+def test_exr_files_that_this_opencv_cannot_read_are_explained(tmp_path):
+    (tmp_path / "0.exr").write_bytes(b"no EXR either")
+    with pytest.raises(DiffSynthError, match=r"0\.exr is not an image") as unreadable:
+        open_source(tmp_path, values=True)
+    assert "built without EXR" in unreadable.value.hint

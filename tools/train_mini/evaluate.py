@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,8 +23,15 @@ from rich.table import Table
 from torch import nn
 from torch.nn import functional as F
 
+from diffsynth_cli.__main__ import main as main_program
+from diffsynth_cli.demo import write_demo
+from stages.base.cache import FrameCache
 from stages.diffusion.denoise import Denoiser, ModelNames, Settings
 from stages.diffusion.loading import load_networks
+from stages.models import FOLDER as EMBEDDED
+from stages.smoothing.metrics import measure
+from stages.video import open_source
+from tools.train_mini.clip import CLIP
 from tools.train_mini.data import SIZE, edges, make_pictures
 from tools.train_mini.scenes import random_scene, random_view
 from tools.train_mini.training import to_pixels
@@ -33,12 +42,13 @@ UNSEEN = 9 * 10**8  # scenes from here on are in no training
 WORDS = {"season": SEASONS, "time": TIMES, "medium": MEDIA}
 TOLERANCE = 2  # px, by which an edge may be off
 STEPS, GUIDANCE = 20, 4.0
+PROMPT = "winter, snow, night"  # of the demo
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.train_mini.evaluate", description=__doc__)
     parser.add_argument("--scenes", type=int, default=200)
-    parser.add_argument("--model", type=Path, default=FOLDER / "mini")
+    parser.add_argument("--model", type=Path, default=EMBEDDED / "mini")
     parser.add_argument("--sheet", type=Path, default=FOLDER / "evaluation.png", help="pictures to look at")
     options = parser.parse_args()
     classifier = trained_classifier()
@@ -67,7 +77,47 @@ def main() -> None:
         )
     Console().print(table)
     print(f"autoencoder: {reconstruction(str(options.model.resolve()), truth):.2f} dB PSNR")
+    show_steadiness(str(options.model.resolve()))
     write_sheet(options.sheet, [seen, np.repeat(maps[..., None], 3, axis=3), *made.values()])
+
+
+def show_steadiness(model: str) -> None:
+    """The demo's clip, frame by frame with noise of their own, and as the demo renders it."""
+    clip = np.stack([shot.image() for shot in open_source(CLIP).shots()])
+    maps = np.stack([cv2.Canny(frame, 100, 200) for frame in clip])
+    with tempfile.TemporaryDirectory() as folder:
+        job = write_demo(Path(folder), None, PROMPT)
+        models = {"model_id": model, "controlnet_model_id": json.dumps([f"{model}/canny"])}
+        if main_program(["run", str(job), "-q", *(f"--set={key}={value}" for key, value in models.items())]):
+            raise SystemExit(1)
+        cache = FrameCache(Path(folder) / "output/cache.zarr")
+        videos = {
+            "frame by frame, own noise": one_by_one(model, maps, [k + 1 for k in range(len(maps))]),
+            "frame by frame, one noise": one_by_one(model, maps, [0] * len(maps)),
+            "rendered": cache["rendered"][:],
+            "deflickered": cache["deflickered"][:],
+        }
+    table = Table("demo clip", "warp error ×1000", "sharpness", title=PROMPT)
+    for name, curves in zip(videos, measure(clip, list(videos.values())), strict=True):
+        table.add_row(name, f"{np.nanmean(curves.warp[1]):.2f}", f"{np.mean(curves.sharpness):.0f}")
+    Console().print(table)
+
+
+def one_by_one(model: str, maps: np.ndarray, seeds: list[int]) -> np.ndarray:
+    """Frames uint8 [N, H, W, 3] of these maps, none of which knows of the others."""
+    names = ModelNames(model, (f"{model}/canny",), "auto", "auto", group=1)
+    networks = load_networks(names)
+    settings = Settings(names, (1.0,), PROMPT, "", GUIDANCE, STEPS, 1.0, 0, 16)
+    noises = [Denoiser(networks, replace(settings, seed=seed)).initial_noise(*maps.shape[1:]) for seed in seeds]
+    return denoised(Denoiser(networks, settings), torch.cat(noises), maps)
+
+
+def denoised(denoiser: Denoiser, latents: torch.Tensor, maps: np.ndarray) -> np.ndarray:
+    control = [np.repeat(maps[..., None], 3, axis=3)] * len(denoiser.networks.controlnets)
+    for timestep in denoiser.sampler.timesteps:
+        noise = denoiser.predict_noise(latents, control, [[k] for k in range(len(maps))], 0, timestep)
+        latents = denoiser.sampler.step(latents, denoiser.sampler.clean(latents, noise, timestep), timestep)
+    return denoiser.decode(latents)
 
 
 def _shuffled_looks() -> list[Look]:
@@ -89,12 +139,8 @@ def generate(model: str, looks: list[Look | None], maps: np.ndarray, scale: floa
         mine = [k for k, other in enumerate(looks) if other == look]
         prompt = "" if look is None else f"{look.season}, {look.time}, {look.medium}"
         denoiser = Denoiser(networks, replace(settings, prompt=prompt))
-        control = [np.repeat(maps[mine][..., None], 3, axis=3)] * len(controlnets)
         latents = denoiser.initial_noise(SIZE, SIZE).repeat(len(mine), 1, 1, 1)
-        for timestep in denoiser.sampler.timesteps:
-            noise = denoiser.predict_noise(latents, control, [[k] for k in range(len(mine))], 0, timestep)
-            latents = denoiser.sampler.step(latents, denoiser.sampler.clean(latents, noise, timestep), timestep)
-        images[mine] = denoiser.decode(latents)
+        images[mine] = denoised(denoiser, latents, maps[mine])
     return images
 
 

@@ -63,6 +63,24 @@ def write_dpt(folder: Path) -> Path:
     return folder
 
 
+def write_zoe_depth(folder: Path) -> Path:
+    """A tiny ZoeDepth in transformers' format, which gives distances without saying so."""
+    from transformers import BeitConfig, ZoeDepthConfig, ZoeDepthForDepthEstimation, ZoeDepthImageProcessor
+
+    torch.manual_seed(3)
+    backbone = BeitConfig(
+        image_size=64, patch_size=16, hidden_size=32, num_hidden_layers=4, num_attention_heads=2, intermediate_size=64,
+        out_features=["stage1", "stage2", "stage3", "stage4"], reshape_hidden_states=False,
+    )  # fmt: skip
+    config = ZoeDepthConfig(
+        backbone_config=backbone, neck_hidden_sizes=[8, 8, 16, 16], fusion_hidden_size=16, bottleneck_features=16,
+        num_attractors=[4, 2, 2, 1], bin_embedding_dim=16,
+    )  # fmt: skip
+    _save(ZoeDepthForDepthEstimation(config), folder)
+    ZoeDepthImageProcessor(size={"height": 64, "width": 64}).save_pretrained(folder)
+    return folder
+
+
 def _save(network: Any, folder: Path) -> None:
     from transformers.utils import logging
 

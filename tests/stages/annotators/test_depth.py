@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 
@@ -9,7 +11,7 @@ from stages.annotators.depth import Depth, DepthModel, DepthOverTime
 from stages.base.annotators import Depth as Settings
 from stages.weights import Weights
 from tests.conftest import scene
-from tests.stages.annotators.random_weights import write_depth_model
+from tests.stages.annotators.random_weights import write_depth_model, write_zoe_depth
 
 SIZE = (40, 56)
 
@@ -76,8 +78,9 @@ def test_references_are_drawn_in_the_videos_terms(model, frames):
     np.testing.assert_array_equal(still, over_time(frames, normalize="video", **model)[2])
 
 
-def test_models_that_give_distances_are_turned_round(model, frames, tmp_path):
-    metric = DepthModel(weights(write_depth_model(tmp_path, metric=True)), "cpu")
+@pytest.mark.parametrize("write", [partial(write_depth_model, metric=True), write_zoe_depth])
+def test_models_that_give_distances_are_turned_round(write, model, frames, tmp_path):
+    metric = DepthModel(weights(write(tmp_path)), "cpu")
     near_is_small = DepthModel(metric.weights, "cpu", invert=False).depth(frames)
     np.testing.assert_allclose(metric.depth(frames), 1 / np.maximum(near_is_small, 1e-3), rtol=1e-5)
     assert metric.invert and not DepthModel(**model).invert

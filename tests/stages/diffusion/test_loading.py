@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -97,6 +98,20 @@ def test_models_that_the_loop_does_not_hold_for_are_refused(copy, file, changes,
     edit(copy / file, **changes)
     with pytest.raises(DiffSynthError, match=expected):
         load_networks(names(copy))
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["a model's", "alone"])
+def test_another_vae_takes_the_place_of_the_models_own(whole, copy):
+    edit(copy / "vae/config.json", scaling_factor=0.5)
+    vae = copy if whole else copy / "vae"
+    networks = load_networks(replace(names(), vae=str(vae)))
+    assert networks.vae.config["scaling_factor"] == 0.5
+    assert load_networks(names()).vae.config["scaling_factor"] != 0.5
+
+
+def test_a_vae_that_does_not_fit_is_named(copy):
+    with pytest.raises(DiffSynthError, match=f"vae: {copy / 'unet'}"):
+        load_networks(replace(names(), vae=str(copy / "unet")))
 
 
 def test_only_the_betas_of_the_scheduler_count(copy):

@@ -1,0 +1,130 @@
+"""LoRA files in the layouts that their makers use, added to the tiny golden model."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from safetensors.torch import save_file
+from transformers import CLIPTextModel
+
+from stages.base.errors import DiffSynthError
+from stages.diffusion.loading import ModelNames, load_networks
+from stages.diffusion.lora import add_lora
+from tests.conftest import MODEL
+
+ATTENTION = "down_blocks.0.attentions.0.transformer_blocks.0.attn1"
+RANK = 3
+
+
+@pytest.fixture(scope="module")
+def layers():
+    """The layers that the files change: (network, name in a file, name in the model, shape of the weight)."""
+    unet = UNet2DConditionModel.from_pretrained(MODEL / "unet")
+    text = CLIPTextModel.from_pretrained(MODEL / "text_encoder")
+    (query,) = (name for name, _ in text.named_modules() if name.endswith("layers.1.self_attn.q_proj"))
+    named = [
+        ("unet", f"{ATTENTION}.to_q", f"{ATTENTION}.to_q"),
+        ("unet", f"{ATTENTION}.to_out.0", f"{ATTENTION}.to_out.0"),
+        ("unet", "down_blocks.0.resnets.0.conv1", "down_blocks.0.resnets.0.conv1"),
+        ("text_encoder", "text_model.encoder.layers.1.self_attn.q_proj", query),
+    ]
+    of = {"unet": unet, "text_encoder": text}
+    return [(part, outer, inner, of[part].get_submodule(inner).weight.shape) for part, outer, inner in named]
+
+
+def kohya(part, name):
+    prefix = {"unet": "lora_unet_", "text_encoder": "lora_te_"}[part]
+    layer = prefix + name.replace(".", "_")
+    return f"{layer}.lora_down.weight", f"{layer}.lora_up.weight", f"{layer}.alpha"
+
+
+def peft(part, name):
+    return f"{part}.{name}.lora_A.weight", f"{part}.{name}.lora_B.weight", None
+
+
+def old_diffusers(part, name):
+    name = re.sub(r"\.(to_q|to_out)(\.0)?$", r".processor.\1_lora", name)
+    name = name.replace("self_attn.q_proj", "self_attn.to_q_lora")
+    return (f"{part}.{name}.down.weight", f"{part}.{name}.up.weight", None) if "_lora" in name else peft(part, name)
+
+
+def write(path, layers, layout, rank=RANK, alpha=1.5):
+    """A LoRA file; gives what it must add to each weight at scale 1."""
+    torch.manual_seed(0)
+    tensors, expected = {}, {}
+    for part, outer, inner, shape in layers:
+        down, up = torch.randn(rank, *shape[1:]), torch.randn(shape[0], rank, *[1] * (len(shape) - 2))
+        names = layout(part, outer)
+        tensors |= dict(zip(names, (down, up, torch.tensor(alpha)), strict=True))
+        change = torch.einsum("or,r...->o...", up.flatten(1), down)
+        expected[part, inner] = change * (alpha / rank if names[2] else 1)
+    save_file({name: tensor for name, tensor in tensors.items() if name}, path)
+    return expected
+
+
+def load(*loras):
+    networks = load_networks(ModelNames(str(MODEL), (), "cpu", "float32", 1, None, loras))
+    return {"unet": networks.unet, "text_encoder": networks.text_encoder}
+
+
+def weight(networks, part, name):
+    return networks[part].get_submodule(name).weight
+
+
+@pytest.mark.parametrize("layout", [kohya, peft, old_diffusers])
+def test_every_layout_adds_its_product_to_the_weights(layout, layers, tmp_path):
+    path = tmp_path / "a.safetensors"
+    expected = write(path, layers, layout)
+    plain, changed = load(), load((str(path), 0.5))
+    for (part, name), change in expected.items():
+        difference = weight(changed, part, name) - weight(plain, part, name)
+        torch.testing.assert_close(difference, 0.5 * change, atol=1e-5, rtol=1e-4)
+    same = [name for name, value in plain["unet"].state_dict().items()
+            if torch.equal(value, changed["unet"].state_dict()[name])]  # fmt: skip
+    assert len(same) == len(plain["unet"].state_dict()) - 3
+
+
+def test_several_files_add_up(layers, tmp_path):
+    paths = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
+    changes = [write(path, layers, layout) for path, layout in zip(paths, (kohya, peft))]
+    plain, changed = load(), load((str(paths[0]), 1.0), (str(paths[1]), -0.25))
+    for key, change in changes[0].items():
+        difference = weight(changed, *key) - weight(plain, *key)
+        torch.testing.assert_close(difference, change - 0.25 * changes[1][key], atol=1e-4, rtol=1e-4)
+
+
+def broken(tmp_path, layers):
+    wide = [(part, outer, inner, (shape[0], shape[1] + 8, *shape[2:])) for part, outer, inner, shape in layers]
+    elsewhere = [("unet", "down_blocks.9.attn1.to_q", "", (8, 8))]
+    write(tmp_path / "wide.safetensors", wide, kohya)
+    write(tmp_path / "elsewhere.safetensors", elsewhere, peft)
+    save_file({"lora_te2_text_model.lora_down.weight": torch.zeros(2, 2)}, tmp_path / "xl.safetensors")
+    save_file({"lora_unet_x.hada_w1_a": torch.zeros(2, 2)}, tmp_path / "loha.safetensors")
+    save_file({"unet.x.lora_A.weight": torch.zeros(2, 2)}, tmp_path / "half.safetensors")
+    (tmp_path / "cut.safetensors").write_bytes((tmp_path / "wide.safetensors").read_bytes()[:500])
+    torch.save({}, tmp_path / "pickled.pt")
+
+
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        ("wide.safetensors", "the model's 32×32"),
+        ("elsewhere.safetensors", "1 of its 1 layers are not in the model"),
+        ("xl.safetensors", "is no layer of Stable Diffusion 1.x"),
+        ("loha.safetensors", "is of the kind LoHa"),
+        ("half.safetensors", "half of the layer unet.x is missing"),
+        ("cut.safetensors", "cannot be read"),
+        ("pickled.pt", "cannot be read"),
+    ],
+)
+def test_what_does_not_fit_is_named_and_changes_nothing(file, said, layers, tmp_path):
+    broken(tmp_path, layers)
+    networks = load()
+    before = {name: value.clone() for name, value in networks["unet"].state_dict().items()}
+    with pytest.raises(DiffSynthError, match=f"loras: {re.escape(str(tmp_path / file))}") as error:
+        add_lora(str(tmp_path / file), 1.0, networks)
+    assert said in error.value.message
+    assert all(torch.equal(value, before[name]) for name, value in networks["unet"].state_dict().items())
