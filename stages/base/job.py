@@ -134,9 +134,9 @@ class Job(Strict):
     """One video to be restyled: what goes in, what is done to it, where results go."""
 
     model_id: str = Field(min_length=1)
-    """Stable Diffusion 1.x model: a hub id (`stable-diffusion-v1-5/stable-diffusion-v1-5`), a local diffusers folder, or
-    `mini`, the [embedded one](mini-model.md). Tokenizer, text encoder, U-Net and VAE are used, and of the scheduler its betas and what is predicted (the noise or
-    v); the safety checker is not."""
+    """Stable Diffusion 1.x model: a hub id (`stable-diffusion-v1-5/stable-diffusion-v1-5`), a local diffusers folder,
+    or `mini`, the [embedded one](mini-model.md). Tokenizer, text encoder, U-Net and VAE are used, and of the scheduler
+    its betas and what is predicted (the noise or v); the safety checker is not."""
     controlnet_model_id: list[str] = []
     """One ControlNet a control map: hub ids, local folders, or `mini/canny`, the embedded one."""
     controlnet_processor: list[
