@@ -188,7 +188,14 @@ class Wanted:
 def _whole_maps(cache: FrameCache, of_frames: dict[str, Any]) -> list[str]:
     """The finished maps of these frames that earlier jobs have made here, and what is kept beside them."""
     maps = [name for part in ("control", "control_reference") for name in cache.arrays(part)]
-    whole = [name for name in maps if dict(cache[name].attrs) == of_frames | {"whole": True}]
+
+    def is_whole(name: str) -> bool:
+        try:
+            return dict(cache[name].attrs) == of_frames | {"whole": True}
+        except DiffSynthError:  # damaged: it is made anew
+            return False
+
+    whole = [name for name in maps if is_whole(name)]
     return whole + [beside("measures", name) for name in whole if beside("measures", name) in cache]
 
 

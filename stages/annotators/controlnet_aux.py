@@ -6,9 +6,11 @@ import contextlib
 import importlib.util
 import inspect
 import io
+import os
 import sys
 from collections.abc import Callable, Iterator
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -37,7 +39,7 @@ DETECTORS: dict[str, tuple[str, dict[str, str]]] = {
     "mediapipe_face": ("MediapipeFaceDetector", {}),
 }
 # What some of them need that controlnet_aux does not bring along.
-PACKAGES = {"dwpose": ("mmcv", "mmdet", "mmpose"), "mediapipe_face": ("mediapipe.solutions",)}
+PACKAGES = {"dwpose": ("mmcv", "mmdet", "mmpose"), "mediapipe_face": ("mediapipe.python.solutions",)}
 
 
 class Detector:
@@ -51,8 +53,9 @@ class Detector:
         if missing:
             raise DiffSynthError(
                 f"the annotator {name!r} needs {', '.join(missing)}, which this Python does not have",
-                "install it, or take another annotator"
-                + ("; the last mediapipe with it is 0.10.21" if name == "mediapipe_face" else ""),
+                "pip install 'diffsynth-cli[mediapipe]', or take another annotator"
+                if name == "mediapipe_face"
+                else "install it, or take another annotator",
             )
         self.name, self.weights, self.device, self.resolution = name, weights, device, resolution
         words = DETECTORS[name][1]
@@ -68,7 +71,8 @@ class Detector:
         return [size for size in ("detect_resolution", "image_resolution") if size in takes]
 
     def maps(self, frames: np.ndarray) -> np.ndarray:
-        with quiet():
+        hush = _closed_stderr if self.name == "mediapipe_face" else quiet
+        with hush():
             return np.stack([self._map(frame) for frame in frames])
 
     def _map(self, frame: np.ndarray) -> np.ndarray:
@@ -121,6 +125,20 @@ def quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _closed_stderr() -> Iterator[None]:
+    """MediaPipe's C++ writes to the file behind sys.stderr, past Python."""
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    try:
+        with Path(os.devnull).open("w") as nothing, quiet():
+            os.dup2(nothing.fileno(), 2)
+            yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+
+
+@contextlib.contextmanager
 def _no_arguments() -> Iterator[None]:
     """LeReS parses the command line of whatever program loads it."""
     arguments, sys.argv = sys.argv, sys.argv[:1]
@@ -133,5 +151,5 @@ def _no_arguments() -> Iterator[None]:
 def _installed(package: str) -> bool:
     try:
         return importlib.util.find_spec(package) is not None
-    except ModuleNotFoundError:  # of what it is a part of
+    except ImportError:  # of what it is a part of
         return False

@@ -239,7 +239,7 @@ class Dwpose(Resized):
 
 
 class MediapipeFace(Resized):
-    """Faces (MediaPipe's face mesh); needs a version of the package mediapipe that still has `solutions`."""
+    """Faces (MediaPipe's face mesh); needs `pip install 'diffsynth-cli[mediapipe]'`."""
 
     name: Literal["mediapipe_face"]
     max_faces: int = Field(1, ge=1, le=100)

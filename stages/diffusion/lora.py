@@ -51,6 +51,8 @@ def add_lora(path: str, scale: float, networks: Mapping[str, nn.Module]) -> None
         )
     for key, change in changes.items():
         weight = layers[key].weight
+        if change.ndim == 4 and weight.ndim == 2 and change.shape[2:] == (1, 1):  # a 1×1 convolution is a linear layer
+            changes[key] = change = change[:, :, 0, 0]
         if change.shape != weight.shape:
             raise DiffSynthError(
                 f"loras: {path}: the layer {'.'.join(key)} is {_size(change)}, the model's {_size(weight)}",

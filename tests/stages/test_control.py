@@ -313,3 +313,12 @@ def test_another_prompt_makes_no_map_anew(tmp_path, control, make_job, cli, anno
     annotated.clear()
     assert cli("control", make_job(prompt="summer"))[0] == 0
     assert annotated == []
+
+
+def test_a_damaged_map_is_made_anew_with_the_changed_ones(tmp_path, control, annotated):
+    maps = control("canny")
+    (maps.cache.path / maps.of_frames[0] / "zarr.json").write_text("{")
+    annotated.clear()
+    again = control("canny", "tile")
+    assert {name for name, _, _ in annotated} == {"canny", "tile"}
+    assert again[0].any()

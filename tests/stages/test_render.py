@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from diffsynth_cli.__main__ import Interrupted
 from stages import render as stage
@@ -50,6 +52,25 @@ def test_steps_that_are_smoothed(keys, expected):
         **({"smoother": "TemporalMeanSmoother", "smoother_interval": 1, "ignore_smoother_steps": 0} | keys)
     )
     assert [step for step in range(6) if is_smoothed(job, step, 6)] == expected
+
+
+def test_a_lora_changes_what_is_rendered_and_its_content_counts(render, tmp_path, make_job, cli):
+    layer = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_v"
+
+    def write(seed):
+        matrix = torch.randn(32, 32, generator=torch.Generator().manual_seed(seed))
+        save_file({f"{layer}.lora_A.weight": matrix[:4], f"{layer}.lora_B.weight": matrix[:, :4].contiguous()}, path)
+
+    path = tmp_path / "style.safetensors"
+    write(0)
+    without = render("without")["latents"][:]
+    some = render("some", loras=["style.safetensors"])["latents"][:]
+    none = render("none", loras=[{"path": "style.safetensors", "scale": 0}])["latents"][:]
+    np.testing.assert_array_equal(none, without)
+    assert np.abs(some - without).max() > 1e-3
+    write(1)
+    code, said = cli("render", make_job(output_path="some", loras=["style.safetensors"]))
+    assert code == 1 and "loras[0].file: the content of" in said
 
 
 def test_a_controlnet_of_scale_0_changes_nothing(render):

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from stages.annotators import ANNOTATORS, OverTime, build
-from stages.annotators.controlnet_aux import PACKAGES
+from stages.annotators.controlnet_aux import PACKAGES, _installed
 from stages.base.annotators import ANNOTATORS as SETTINGS
 from stages.base.annotators import MapFiles, Weighted
 from stages.base.errors import DiffSynthError
@@ -131,7 +131,23 @@ def test_what_a_file_could_run_is_not_run(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("name", PACKAGES)
+@pytest.mark.skipif(not _installed("mediapipe.python.solutions"), reason="needs the extra mediapipe")
+def test_a_face_is_drawn_in_silence(capfd):
+    frame = cv2.resize(cv2.cvtColor(face(), cv2.COLOR_GRAY2RGB), (200, 200))
+    maps = build("mediapipe_face", {"max_faces": 1, "min_confidence": 0.1}).maps(np.stack([frame, frame[:, ::-1]]))
+    assert maps.shape == (2, 200, 200, 3) and maps.std() > 5
+    captured = capfd.readouterr()
+    assert captured.out == captured.err == ""
+
+
+def face():
+    """A photograph of a face, grey, that comes with scikit-image."""
+    from skimage.data import lfw_subset
+
+    return (lfw_subset()[0] * 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("name", [name for name in PACKAGES if not _installed(PACKAGES[name][0])])
 def test_packages_that_are_not_there_are_named(name):
     with pytest.raises(DiffSynthError, match=f"{name!r} needs {PACKAGES[name][0]}"):
         build(name, {})

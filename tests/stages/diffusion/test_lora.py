@@ -96,6 +96,16 @@ def test_several_files_add_up(layers, tmp_path):
         torch.testing.assert_close(difference, change - 0.25 * changes[1][key], atol=1e-4, rtol=1e-4)
 
 
+def test_a_linear_layer_may_be_written_as_a_convolution(layers, tmp_path):
+    path = tmp_path / "a.safetensors"
+    flat = [layer for layer in layers if len(layer[3]) == 2]
+    expected = write(path, [(part, outer, inner, (*shape, 1, 1)) for part, outer, inner, shape in flat], kohya)
+    plain, changed = load(), load((str(path), 1.0))
+    for key, change in expected.items():
+        difference = weight(changed, *key) - weight(plain, *key)
+        torch.testing.assert_close(difference, change[:, :, 0, 0], atol=1e-5, rtol=1e-4)
+
+
 def broken(tmp_path, layers):
     wide = [(part, outer, inner, (shape[0], shape[1] + 8, *shape[2:])) for part, outer, inner, shape in layers]
     elsewhere = [("unet", "down_blocks.9.attn1.to_q", "", (8, 8))]
