@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from diffsynth_cli.__main__ import main as main_program
 from diffsynth_cli.demo import write_demo
 from stages.base.cache import FrameCache
-from stages.diffusion.denoise import Denoiser, ModelNames, Settings
+from stages.diffusion.denoise import Denoiser, Frames, ModelNames, Settings
 from stages.diffusion.loading import load_networks
 from stages.models import FOLDER as EMBEDDED
 from stages.smoothing.metrics import measure
@@ -41,7 +41,7 @@ FOLDER = Path("build/train_mini")
 UNSEEN = 9 * 10**8  # scenes from here on are in no training
 WORDS = {"season": SEASONS, "time": TIMES, "medium": MEDIA}
 TOLERANCE = 2  # px, by which an edge may be off
-STEPS, GUIDANCE = 20, 4.0
+STEPS, GUIDANCE, BATCH = 20, 4.0, 16
 PROMPT = "winter, snow, night"  # of the demo
 
 
@@ -107,15 +107,16 @@ def one_by_one(model: str, maps: np.ndarray, seeds: list[int]) -> np.ndarray:
     """Frames uint8 [N, H, W, 3] of these maps, none of which knows of the others."""
     names = ModelNames(model, (f"{model}/canny",), "auto", "auto", group=1)
     networks = load_networks(names)
-    settings = Settings(names, (1.0,), PROMPT, "", GUIDANCE, STEPS, 1.0, 0, 16)
+    settings = Settings(names, (1.0,), PROMPT, "", GUIDANCE, STEPS, 1.0, 0)
     noises = [Denoiser(networks, replace(settings, seed=seed)).initial_noise(*maps.shape[1:]) for seed in seeds]
     return denoised(Denoiser(networks, settings), torch.cat(noises), maps)
 
 
 def denoised(denoiser: Denoiser, latents: torch.Tensor, maps: np.ndarray) -> np.ndarray:
+    denoiser.use_batches(BATCH)
     control = [np.repeat(maps[..., None], 3, axis=3)] * len(denoiser.networks.controlnets)
     for timestep in denoiser.sampler.timesteps:
-        noise = denoiser.predict_noise(latents, control, [[k] for k in range(len(maps))], 0, timestep)
+        noise = denoiser.predict_noise(Frames(latents, control), [[k] for k in range(len(maps))], 0, timestep)
         latents = denoiser.sampler.step(latents, denoiser.sampler.clean(latents, noise, timestep), timestep)
     return denoiser.decode(latents)
 
@@ -133,7 +134,7 @@ def generate(model: str, looks: list[Look | None], maps: np.ndarray, scale: floa
     controlnets = (f"{model}/canny",) if scale else ()
     names = ModelNames(model, controlnets, "auto", "auto", group=1)
     networks = load_networks(names)
-    settings = Settings(names, (scale,) * len(controlnets), "", "", GUIDANCE, STEPS, 1.0, 0, 16)
+    settings = Settings(names, (scale,) * len(controlnets), "", "", GUIDANCE, STEPS, 1.0, 0)
     images = np.zeros((*maps.shape, 3), np.uint8)
     for look in track(dict.fromkeys(looks), f"scale {scale}", transient=True):
         mine = [k for k, other in enumerate(looks) if other == look]
@@ -147,7 +148,7 @@ def generate(model: str, looks: list[Look | None], maps: np.ndarray, scale: floa
 def reconstruction(model: str, images: np.ndarray) -> float:
     """PSNR in dB of the autoencoder on `images`."""
     names = ModelNames(model, (), "auto", "auto", group=1)
-    denoiser = Denoiser(load_networks(names), Settings(names, (), "", "", 1.0, 1, 1.0, 0, 16))
+    denoiser = Denoiser(load_networks(names), Settings(names, (), "", "", 1.0, 1, 1.0, 0))
     again = denoiser.decode(denoiser.encode(images)).astype(float)
     return float(np.mean(10 * np.log10(255**2 / ((again - images) ** 2).mean(axis=(1, 2, 3)))))
 
@@ -164,32 +165,37 @@ def agreement(found: np.ndarray, wanted: np.ndarray) -> float:
 # -- words -------------------------------------------------------------------------------------------------------------
 
 
-def trained_classifier(steps: int = 900, batch: int = 32) -> nn.Module:
+def trained_classifier(steps: int = 4000, batch: int = 32, rate: float = 3e-3) -> nn.Module:
     """Season, time and medium of a picture, learned from the painted world; kept in build/train_mini."""
     heads = sum(map(len, WORDS.values()))
     layers: list[nn.Module] = []
-    for before, after in itertools.pairwise((3, 24, 48, 96, 128)):
+    for before, after in itertools.pairwise((3, 32, 64, 128, 160)):
         layers += [nn.Conv2d(before, after, 3, 2, 1), nn.BatchNorm2d(after), nn.ReLU()]
-    classifier = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, heads))
-    path = FOLDER / "classifier.pt"
+    classifier = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(160, heads))
+    path = FOLDER / f"classifier-{steps}.pt"
     if path.exists():
         classifier.load_state_dict(torch.load(path, weights_only=True))
         return classifier.eval()
     torch.manual_seed(0)
-    pictures = make_pictures(FOLDER / "pictures", 6144, 0, lambda done, total: None)
+    pictures = make_pictures(FOLDER / "pictures", 12288, 0, lambda done, total: None)
     labels = torch.tensor([numbers(look) for look in pictures.looks])
-    optimizer = torch.optim.AdamW(classifier.parameters(), lr=2e-3)
+    optimizer = torch.optim.AdamW(classifier.parameters(), lr=rate, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
     for step in track(range(steps), "classifier", transient=True):
         chosen = np.random.default_rng(step).integers(0, len(labels), batch)
-        scores = classifier(to_pixels(pictures.images[chosen], "cpu")).split(
-            [len(words) for words in WORDS.values()], dim=1
-        )
+        images = to_pixels(pictures.images[chosen], "cpu")
+        scores = _by_word(classifier(images.flip(3) if step % 2 else images))
         loss = sum(F.cross_entropy(score, labels[chosen, k]) for k, score in enumerate(scores))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        schedule.step()
     torch.save(classifier.state_dict(), path)
     return classifier.eval()
+
+
+def _by_word(scores: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return scores.split([len(words) for words in WORDS.values()], dim=1)
 
 
 def numbers(look: Look) -> tuple[int, ...]:
@@ -199,7 +205,7 @@ def numbers(look: Look) -> tuple[int, ...]:
 @torch.inference_mode()
 def recovered(classifier: nn.Module, images: np.ndarray, looks: list[Look]) -> np.ndarray:
     """The shares of pictures whose season, time and medium are those of the look."""
-    scores = classifier(to_pixels(images, "cpu")).split([len(words) for words in WORDS.values()], dim=1)
+    scores = _by_word(classifier(to_pixels(images, "cpu")))
     found = torch.stack([score.argmax(1) for score in scores], dim=1).numpy()
     return (found == np.array([numbers(look) for look in looks])).mean(0)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from stages.diffusion.denoise import Denoiser, ModelNames, Settings
+from stages.diffusion.denoise import Denoiser, Frames, ModelNames, Settings
 from stages.diffusion.loading import load_networks
 from tests.conftest import CONTROLNET, MODEL, scene
 
@@ -23,7 +23,7 @@ def test_v_is_turned_into_the_noise_of_each_groups_own_frame(guidance):
 
     def noise(prediction: str) -> torch.Tensor:
         denoiser = Denoiser(replace(networks, prediction=prediction), settings)
-        return denoiser.predict_noise(latents, maps, groups, own, timestep)
+        return denoiser.predict_noise(Frames(latents, maps), groups, own, timestep)
 
     predicted, alpha = noise("epsilon"), networks.alphas[timestep]  # the same network's output, read as noise and as v
     expected = (1 - alpha).sqrt() * latents[[1, 2, 2]] + alpha.sqrt() * predicted
