@@ -22,6 +22,7 @@ from stages.diffusion.sampler import Sampler
 
 FILL = 0.8  # of a GPU's free memory is used
 MOST_AT_ONCE = 16  # groups; more are no faster
+WORTH_WHILE = 4096  # latents: matrices of so many rows use a processor well
 
 
 @dataclass(frozen=True)
@@ -83,11 +84,12 @@ class Denoiser:
             self.batch_size = self.asked_batch_size = size
 
     def fitting_batch(self, height: int, width: int) -> int:
-        """How many groups, or images, of this size a GPU has room for, by what one takes; elsewhere 1."""
-        device = self.networks.device
+        """How many groups, or images, of this size to take at once: on a GPU as many as it has room for, by what one
+        takes; elsewhere as many as make a batch worth while."""
+        device, group = self.networks.device, self.settings.models.group
         if device.type != "cuda":
-            return 1
-        group = self.settings.models.group
+            latents_a_group = self.passes * group * height * width // LATENT_FACTOR**2
+            return min(max(WORTH_WHILE // latents_a_group, 1), MOST_AT_ONCE)
         latents = self.initial_noise(height, width).repeat(group, 1, 1, 1)
         maps = [np.zeros((group, height, width, 3), np.uint8)] * len(self.networks.controlnets)
         torch.cuda.reset_peak_memory_stats(device)
