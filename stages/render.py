@@ -57,10 +57,10 @@ class RenderTask:
     def denoiser(self) -> Denoiser:
         return load_denoiser(self.job, self.options)
 
-    def target(self, step: int) -> str:
+    def target(self, step: int, kind: str = "latents") -> str:
         """The array that a step writes to; they alternate, and the last is `latents`. Step -1 is the start."""
         last = len(self.denoiser.sampler.timesteps) - 1
-        return "latents" if (last - step) % 2 == 0 else "latents_other"
+        return kind if (last - step) % 2 == 0 else f"{kind}_other"
 
     def picked(self, cache: FrameCache, name: str) -> Picked:
         return Picked(cache[name], self.keys)
@@ -103,7 +103,7 @@ class StepTask(RenderTask):
         if self.smoothed:
             cache["predicted"].write(start, denoiser.decode(clean))
         else:
-            self.write(cache, start, sampler.step(latents, clean, timestep).numpy())
+            self.go_on(cache, start, latents, clean)
 
     def latents(self, cache: FrameCache, frames: Sequence[int]) -> torch.Tensor:
         """What the step starts from, float32 [len(frames), 4, h, w]."""
@@ -113,12 +113,24 @@ class StepTask(RenderTask):
             return self.denoiser.initial_noise(*cache["frames"].shape[1:3]).repeat(len(frames), 1, 1, 1)
         return torch.from_numpy(cache[self.target(self.step - 1)].read(frames))
 
-    def write(self, cache: FrameCache, start: int, latents: np.ndarray) -> None:
-        cache[self.target(self.step)].write(start, latents)
+    def go_on(self, cache: FrameCache, start: int, latents: torch.Tensor, clean: torch.Tensor) -> None:
+        """Writes where the step leads to from these clean latents."""
+        sampler, before = self.denoiser.sampler, None
+        if sampler.multistep:
+            before = self.clean_before(cache, range(start, start + len(clean)))
+            cache[self.target(self.step, "clean")].write(start, clean.numpy())
+        made = sampler.step(latents, clean, sampler.timesteps[self.step], before).numpy()
+        cache[self.target(self.step)].write(start, made)
         if self.job.keep_steps:
-            cache["latents_steps"].step(self.step).write(start, latents)
+            cache["latents_steps"].step(self.step).write(start, made)
 
-    def _predict(self, cache: FrameCache, start: int, stop: int, timestep: int) -> torch.Tensor:
+    def clean_before(self, cache: FrameCache, frames: Sequence[int]) -> torch.Tensor | None:
+        """The clean latents that the step before went on from, smoothed if it was; None: this is the first."""
+        import torch
+
+        return torch.from_numpy(cache[self.target(self.step - 1, "clean")].read(frames)) if self.step else None
+
+    def _predict(self, cache: FrameCache, start: int, stop: int, timestep: float) -> torch.Tensor:
         import torch
 
         groups = attended_frames(self.job.combine_pattern, range(start, stop), len(self.keys))
@@ -152,9 +164,7 @@ class SmoothTask(StepTask):
             guides, styles = self.picked(cache, "frames"), cache["predicted"]
             self.made = build(self.job.smoother or "", self.job.smoother_config, guides, styles)
         images = self.made.smooth(start, stop)
-        sampler = self.denoiser.sampler
-        latents, clean = self.latents(cache, range(start, stop)), self.denoiser.encode(images)
-        self.write(cache, start, sampler.step(latents, clean, sampler.timesteps[self.step]).numpy())
+        self.go_on(cache, start, self.latents(cache, range(start, stop)), self.denoiser.encode(images))
 
 
 @dataclass
@@ -216,7 +226,7 @@ def load_denoiser(job: Job, options: Options) -> Denoiser:
     return denoiser(
         Settings(
             models, scales, job.prompt, job.negative_prompt, job.guidance_scale, job.num_inference_steps,
-            job.img2img_strength, job.seed_of_noise, options.batch_size,
+            job.img2img_strength, job.seed_of_noise, options.batch_size, job.scheduler,
         )
     )  # fmt: skip
 
@@ -242,16 +252,18 @@ def plan(run: Run[Job], resume: bool) -> Plan:
     job, cache, options = run.job, run.cache, run.options
     run.reporter.begin("render", None)
     run.reporter.phase("load models")
-    timesteps = load_denoiser(job, options).sampler.timesteps
+    sampler = load_denoiser(job, options).sampler
+    steps = len(sampler.timesteps)
     count, height, width, _ = cache["frames"].shape
     begun: dict[str, Any] = cache["rendered"].attrs.asdict() if resume else {}
     keys = tuple(begun["keys"]) if resume else rendered_frames(job, cache["frames"], run.reporter)
     size = (LATENT_CHANNELS, height // LATENT_FACTOR, width // LATENT_FACTOR)
-    arrays = [ArraySpec(name, (len(keys), *size), "float32") for name in ("latents", "latents_other")]
+    alternating = ("latents", "latents_other", *(("clean", "clean_other") if sampler.multistep else ()))
+    arrays = [ArraySpec(name, (len(keys), *size), "float32") for name in alternating]
     if job.smoother is not None:
         arrays.append(ArraySpec("predicted", (len(keys), height, width, 3), "uint8"))
     if job.keep_steps:
-        arrays.append(ArraySpec("latents_steps", (len(keys), *size), "float32", steps=len(timesteps)))
+        arrays.append(ArraySpec("latents_steps", (len(keys), *size), "float32", steps=steps))
     references = len(job.frames_reference)
     if references:
         arrays.append(ArraySpec("reference_latents", (references, *size), "float32"))
@@ -259,8 +271,8 @@ def plan(run: Run[Job], resume: bool) -> Plan:
     if len(keys) < count:
         arrays.append(ArraySpec("keyframes", (len(keys), height, width, 3), "uint8"))
         arrays.append(ArraySpec("unseen", (count,), "float32"))
-    phases = _phases(job, options, keys, len(timesteps), count)
-    scratch = ("latents_other", "predicted", "reference_latents", "keyframes")
+    phases = _phases(job, options, keys, steps, count)
+    scratch = ("latents_other", "clean", "clean_other", "predicted", "reference_latents", "keyframes")
     return Plan(count, arrays, phases, scratch, begin=lambda cache: cache["rendered"].attrs.update(keys=list(keys)))
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -15,8 +15,9 @@ import numpy as np
 import torch
 
 from stages.diffusion import LATENT_CHANNELS, LATENT_FACTOR
+from stages.diffusion.guidance import embed_guidance, takes_guidance
 from stages.diffusion.loading import ModelNames, Networks, load_networks
-from stages.diffusion.sampler import Sampler
+from stages.diffusion.sampler import SAMPLERS
 
 
 @dataclass(frozen=True)
@@ -32,12 +33,17 @@ class Settings:
     strength: float
     seed: int
     batch_size: int
+    scheduler: str = "ddim"
 
 
 @lru_cache(maxsize=1)
 def denoiser(settings: Settings) -> Denoiser:
     """The denoiser of these settings, loaded once a process."""
-    return Denoiser(load_networks(settings.models), settings)
+    networks = load_networks(settings.models)
+    if takes_guidance(networks.unet):
+        embed_guidance(networks.unet, settings.guidance)
+        settings = replace(settings, guidance=1.0)  # no second pass
+    return Denoiser(networks, settings)
 
 
 class Denoiser:
@@ -45,7 +51,8 @@ class Denoiser:
 
     def __init__(self, networks: Networks, settings: Settings):
         self.networks, self.settings = networks, settings
-        self.sampler = Sampler(networks.alphas, settings.steps, settings.strength)
+        sampler = SAMPLERS[settings.scheduler]
+        self.sampler = sampler(networks.alphas, settings.steps, settings.strength, settings.seed)
         self.guided = settings.guidance != 1
         with torch.inference_mode():
             self.text = encode_prompts(networks, settings.prompt, settings.negative_prompt if self.guided else None)
@@ -80,7 +87,7 @@ class Denoiser:
         maps: Sequence[np.ndarray],
         groups: Sequence[Sequence[int]],
         own: int,
-        timestep: int,
+        timestep: float,
     ) -> torch.Tensor:
         """The noise in every group's own frame, float32 [len(groups), 4, h, w].
 
@@ -95,7 +102,7 @@ class Denoiser:
 
         return torch.cat([noise.float().cpu() for noise in self._batched(one, groups)])
 
-    def _guided_noise(self, latents: torch.Tensor, maps: list[np.ndarray], own: int, timestep: int) -> torch.Tensor:
+    def _guided_noise(self, latents: torch.Tensor, maps: list[np.ndarray], own: int, timestep: float) -> torch.Tensor:
         """Both passes of classifier-free guidance (arXiv 2207.12598, eq. 6) in one batch, the negative one first."""
         passes = 2 if self.guided else 1
         frames = len(latents)
@@ -123,7 +130,7 @@ class Denoiser:
         return self.sampler.noise_of_v(own_latents, guided, timestep).to(guided.dtype)
 
     def _control_residuals(
-        self, latents: torch.Tensor, text: torch.Tensor, maps: list[np.ndarray], timestep: int
+        self, latents: torch.Tensor, text: torch.Tensor, maps: list[np.ndarray], timestep: float
     ) -> list[torch.Tensor]:
         """What the ControlNets add to the U-Net's skip connections and, last, to its middle."""
         total: list[torch.Tensor] = []
