@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # importing torch takes seconds; the tasks do it when they ru
     from stages.diffusion.denoise import Denoiser
 
 CHUNK = 8  # frames; what is done again after a kill
+LCM_GUIDANCE = 2  # at most, where it is no input of the model
 PAINT_CHUNK = 2  # frames that are painted from keyframes
 
 
@@ -252,8 +253,10 @@ def plan(run: Run[Job], resume: bool) -> Plan:
     job, cache, options = run.job, run.cache, run.options
     run.reporter.begin("render", None)
     run.reporter.phase("load models")
-    sampler = load_denoiser(job, options).sampler
-    steps = len(sampler.timesteps)
+    denoiser = load_denoiser(job, options)
+    if job.scheduler == "lcm" and denoiser.settings.guidance > LCM_GUIDANCE:
+        run.reporter.warn(f"guidance_scale: {job.guidance_scale} is much for lcm; 1 to {LCM_GUIDANCE} burns no colours")
+    sampler, steps = denoiser.sampler, len(denoiser.sampler.timesteps)
     count, height, width, _ = cache["frames"].shape
     begun: dict[str, Any] = cache["rendered"].attrs.asdict() if resume else {}
     keys = tuple(begun["keys"]) if resume else rendered_frames(job, cache["frames"], run.reporter)
