@@ -83,7 +83,7 @@ def generate(model: str, looks: list[Look | None], maps: np.ndarray, scale: floa
     controlnets = (f"{model}/canny",) if scale else ()
     names = ModelNames(model, controlnets, "auto", "auto", group=1)
     networks = load_networks(names)
-    settings = Settings(names, (scale,) * len(controlnets), "", "", GUIDANCE, STEPS, 1.0, 0, 16)
+    settings = Settings(names, (scale,) * len(controlnets), "", "", GUIDANCE, STEPS, 1.0, 0)
     images = np.zeros((*maps.shape, 3), np.uint8)
     for look in track(dict.fromkeys(looks), f"scale {scale}", transient=True):
         mine = [k for k, other in enumerate(looks) if other == look]
@@ -101,7 +101,7 @@ def generate(model: str, looks: list[Look | None], maps: np.ndarray, scale: floa
 def reconstruction(model: str, images: np.ndarray) -> float:
     """PSNR in dB of the autoencoder on `images`."""
     names = ModelNames(model, (), "auto", "auto", group=1)
-    denoiser = Denoiser(load_networks(names), Settings(names, (), "", "", 1.0, 1, 1.0, 0, 16))
+    denoiser = Denoiser(load_networks(names), Settings(names, (), "", "", 1.0, 1, 1.0, 0))
     again = denoiser.decode(denoiser.encode(images)).astype(float)
     return float(np.mean(10 * np.log10(255**2 / ((again - images) ** 2).mean(axis=(1, 2, 3)))))
 
