@@ -20,7 +20,7 @@ from stages.base.errors import DiffSynthError, UsageError
 
 if TYPE_CHECKING:
     from stages.base.cache import FrameCache
-    from stages.base.engine import Reporter
+    from stages.base.engine import Options, Reporter
     from stages.base.job import Job
 
 STAGES = ("extract", "control", "render", "deflicker")
@@ -40,7 +40,10 @@ Set = Annotated[
 ]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps. Short for --set device=…")]
 Dtype = Annotated[str | None, typer.Option(help="auto, float32, float16, bfloat16. Short for --set dtype=…")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Frames that go through the networks at once.")]
+BatchSize = Annotated[
+    int | None, typer.Option(min=1, help="Groups of frames that go through the networks at once; else as many as fit.")
+]
+LowVram = Annotated[bool, typer.Option("--low-vram", help="What is not needed at the moment leaves the GPU's memory.")]
 Restart = Annotated[bool, typer.Option("--restart", help="Do the stage anew; run: those stages whose keys changed.")]
 Preview = Annotated[
     bool, typer.Option("--preview", help="Also write OUTPUT/preview.png: some frames over their maps and results.")
@@ -67,18 +70,22 @@ def _stage_command(name: str) -> Callable[..., None]:
         overrides: Set = None,
         device: Device = None,
         dtype: Dtype = None,
-        batch_size: BatchSize = 1,
+        batch_size: BatchSize = None,
+        low_vram: LowVram = False,
         restart: Restart = False,
         preview: Preview = False,
         quiet: Quiet = False,
         events: Json = False,
         debug: Debug = False,
     ) -> None:
+        from stages.base.engine import Options
+
         short = {"device": device, "dtype": dtype}
         overrides = [*(overrides or []), *(f"{key}={value}" for key, value in short.items() if value is not None)]
         stages = list(STAGES) if name == "run" else [name]
         loaded, cache = _open(job, overrides, stages)
-        _run_stages(stages, loaded, cache, make_reporter(quiet, events), batch_size, restart, stale_only=name == "run")
+        options = Options(batch_size, low_vram)
+        _run_stages(stages, loaded, cache, make_reporter(quiet, events), options, restart, stale_only=name == "run")
         if preview:
             from diffsynth_cli.contact_sheet import states, write_contact_sheet
 
@@ -348,15 +355,15 @@ def _run_stages(
     job: Job,
     cache: FrameCache,
     reporter: Reporter,
-    batch_size: int,
+    options: Options,
     restart: bool,
     stale_only: bool,
 ) -> None:
     """Runs stages one after the other. `restart` does them anew, with `stale_only` just those whose keys changed."""
-    from stages.base.engine import Options, Run, progress, run_stage
+    from stages.base.engine import Run, progress, run_stage
     from stages.base.record import write_json
 
-    run = Run(job, cache, reporter, Options(batch_size))
+    run = Run(job, cache, reporter, options)
     with cache.lock(), closing(reporter):
         for name in names:
             anew = restart and (not stale_only or progress(name, job, cache).state == "stale")

@@ -7,7 +7,7 @@ at the same timestep. A smoothing step is two phases: predict clean frames, then
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,11 +23,15 @@ from stages.smoothing import CHUNKS, Smoother, build
 if TYPE_CHECKING:  # importing torch takes seconds; the tasks do it when they run
     import torch
 
-    from stages.diffusion.denoise import Denoiser
+    from stages.diffusion.denoise import Denoiser, Frames
 
 CHUNK = 8  # frames; what is done again after a kill
+SHARED_PIXELS = 16 * 512 * 960  # of the frames that go through the networks together where attention is shared
+SHARED_CHUNK = 4, 16  # frames, at least and at most
 LCM_GUIDANCE = 2  # at most, where it is no input of the model
 PAINT_CHUNK = 2  # frames that are painted from keyframes
+
+Item = int | str  # a frame by its number or an offset to it, or reference_k
 
 
 class Picked(Sequence[np.ndarray]):
@@ -102,7 +106,7 @@ class StepTask(RenderTask):
         latents = self.latents(cache, range(start, stop))
         clean = sampler.clean(latents, noise, timestep)
         if self.smoothed:
-            cache["predicted"].write(start, denoiser.decode(clean))
+            cache["predicted"].write(start, denoiser.decode(clean, predicted=True))
         else:
             self.go_on(cache, start, latents, clean)
 
@@ -132,26 +136,36 @@ class StepTask(RenderTask):
         return torch.from_numpy(cache[self.target(self.step - 1, "clean")].read(frames)) if self.step else None
 
     def _predict(self, cache: FrameCache, start: int, stop: int, timestep: float) -> torch.Tensor:
+        pattern, count, chunk = self.job.combine_pattern, len(self.keys), range(start, stop)
+        if self.job.attention == "shared":
+            frames, anchors, sources = shared_window(pattern, chunk, count)
+            inputs, fixed = self._inputs(cache, frames, timestep), self._inputs(cache, anchors, timestep)
+            noise = self.denoiser.predict_shared_noise(inputs, sources, fixed, timestep)
+            return noise[[frames.index(frame) for frame in chunk]]
+        groups = attended_frames(pattern, chunk, count)
+        members = _ordered(item for group in groups for item in group)
+        inputs = self._inputs(cache, members, timestep)
+        indexes = [[members.index(item) for item in group] for group in groups]
+        return self.denoiser.predict_noise(inputs, indexes, pattern.index(0), timestep)
+
+    def _inputs(self, cache: FrameCache, items: Sequence[Item], timestep: float) -> Frames:
+        """Latents and control maps of frames and, after them, of references, noised to this timestep."""
         import torch
 
-        groups = attended_frames(self.job.combine_pattern, range(start, stop), len(self.keys))
-        frames = sorted({item for group in groups for item in group if isinstance(item, int)})
-        place: dict[int | str, int] = {frame: index for index, frame in enumerate(frames)}
-        latents = self.latents(cache, frames)
+        from stages.diffusion.denoise import Frames
+
+        frames = [item for item in items if isinstance(item, int)]
+        references = [int(item.removeprefix("reference_")) for item in items if isinstance(item, str)]
         names = [pair for pair in map_names(cache.recorded("control") or {}) if pair is not None]
+        latents = self.latents(cache, frames)
         maps = [self.picked(cache, name).read(frames) for name, _ in names]
-        if self.job.frames_reference:
-            references = cache["reference_latents"]
-            every = range(len(references))
-            place |= {f"reference_{k}": len(frames) + k for k in every}
+        if references:
             noise = self.denoiser.initial_noise(*cache["references"].shape[1:3])
-            clean = torch.from_numpy(references.read(every))
+            clean = torch.from_numpy(cache["reference_latents"].read(references))
             latents = torch.cat([latents, self.denoiser.sampler.add_noise(clean, noise, timestep)])
-            reference_maps = [cache[name].read(every) for _, name in names]
-            maps = [np.concatenate(pair) for pair in zip(maps, reference_maps, strict=True)]
-        own = self.job.combine_pattern.index(0)
-        indexes = [[place[item] for item in group] for group in groups]
-        return self.denoiser.predict_noise(latents, maps, indexes, own, timestep)
+            of_references = [cache[name].read(references) for _, name in names]
+            maps = [np.concatenate(pair) for pair in zip(maps, of_references, strict=True)]
+        return Frames(latents, maps)
 
 
 @dataclass
@@ -165,7 +179,8 @@ class SmoothTask(StepTask):
             guides, styles = self.picked(cache, "frames"), cache["predicted"]
             self.made = build(self.job.smoother or "", self.job.smoother_config, guides, styles)
         images = self.made.smooth(start, stop)
-        self.go_on(cache, start, self.latents(cache, range(start, stop)), self.denoiser.encode(images))
+        latents, clean = self.latents(cache, range(start, stop)), self.denoiser.encode(images, predicted=True)
+        self.go_on(cache, start, latents, clean)
 
 
 @dataclass
@@ -196,12 +211,39 @@ class PaintTask:
         cache["unseen"].write(start, np.array(unseen, np.float32))
 
 
-def attended_frames(pattern: Sequence[int | str], frames: Sequence[int], count: int) -> list[list[int | str]]:
+def attended_frames(pattern: Sequence[Item], frames: Sequence[int], count: int) -> list[list[Item]]:
     """For each of `frames`, what the pattern names: offsets clamped to 0..count-1, references as they are."""
     return [
         [item if isinstance(item, str) else min(max(frame + item, 0), count - 1) for item in pattern]
         for frame in frames
     ]
+
+
+def shared_window(
+    pattern: Sequence[Item], chunk: Sequence[int], count: int
+) -> tuple[list[int], list[Item], list[list[int]]]:
+    """What goes through the networks together for the frames of `chunk`: those and the frames that they see; anchors,
+    which all frames of the video see; and for each of the first whom it sees, as indexes into both, one after another.
+
+    The frames at the rim, which are there to be seen, see nothing beyond it but the nearest that is there.
+    """
+    anchored = [isinstance(item, str) or (item != 0 and abs(item) >= count - 1) for item in pattern]
+    near = [item for item, far in zip(pattern, anchored, strict=True) if not far]
+    frames = _ordered(item for group in attended_frames(near, chunk, count) for item in group)
+    groups = attended_frames(pattern, frames, count)
+    anchors = _ordered(item for group in groups for item, far in zip(group, anchored, strict=True) if far)
+
+    def place(item: Item, far: bool) -> int:
+        if far or isinstance(item, str):
+            return len(frames) + anchors.index(item)
+        return min(range(len(frames)), key=lambda index: abs(frames[index] - item))
+
+    return frames, anchors, [[place(*pair) for pair in zip(group, anchored, strict=True)] for group in groups]
+
+
+def _ordered(items: Iterable[Item]) -> list[Any]:
+    """Each once: frames in order, then references in order."""
+    return sorted(set(items), key=lambda item: (isinstance(item, str), int(str(item).removeprefix("reference_"))))
 
 
 def running_nets(job: Job) -> list[int]:
@@ -221,15 +263,18 @@ def load_denoiser(job: Job, options: Options) -> Denoiser:
     nets = running_nets(job)
     models = ModelNames(
         job.model_id, tuple(job.controlnet_model_id[i] for i in nets), job.device, job.dtype, len(job.combine_pattern),
-        job.vae, tuple((lora.path, lora.scale) for lora in job.loras),
+        job.vae, tuple((lora.path, lora.scale) for lora in job.loras), job.attention, job.attention_backend,
     )  # fmt: skip
     scales = tuple(job.controlnet_scale[i] for i in nets)
-    return denoiser(
+    ready = denoiser(
         Settings(
             models, scales, job.prompt, job.negative_prompt, job.guidance_scale, job.num_inference_steps,
-            job.img2img_strength, job.seed_of_noise, options.batch_size, job.scheduler,
+            job.img2img_strength, job.seed_of_noise, job.vae_tiling, options.low_vram,
+            job.scheduler,
         )
     )  # fmt: skip
+    ready.use_batches(options.batch_size or 1)
+    return ready
 
 
 def rendered_frames(job: Job, guides: FrameArray, reporter: Reporter) -> tuple[int, ...]:
@@ -259,6 +304,9 @@ def plan(run: Run[Job], resume: bool) -> Plan:
     sampler, steps = denoiser.sampler, len(denoiser.sampler.timesteps)
     count, height, width, _ = cache["frames"].shape
     begun: dict[str, Any] = cache["rendered"].attrs.asdict() if resume else {}
+    # A render that goes on does so in the batches it was begun with: others would round otherwise.
+    batch_size = options.batch_size or begun.get("batch_size") or denoiser.fitting_batch(height, width)
+    options = replace(options, batch_size=batch_size)
     keys = tuple(begun["keys"]) if resume else rendered_frames(job, cache["frames"], run.reporter)
     size = (LATENT_CHANNELS, height // LATENT_FACTOR, width // LATENT_FACTOR)
     alternating = ("latents", "latents_other", *(("clean", "clean_other") if sampler.multistep else ()))
@@ -274,12 +322,20 @@ def plan(run: Run[Job], resume: bool) -> Plan:
     if len(keys) < count:
         arrays.append(ArraySpec("keyframes", (len(keys), height, width, 3), "uint8"))
         arrays.append(ArraySpec("unseen", (count,), "float32"))
-    phases = _phases(job, options, keys, steps, count)
+    chunk = CHUNK if job.attention == "joint" else shared_chunk(height, width)
+    phases = _phases(job, options, keys, steps, count, chunk)
     scratch = ("latents_other", "clean", "clean_other", "predicted", "reference_latents", "keyframes")
-    return Plan(count, arrays, phases, scratch, begin=lambda cache: cache["rendered"].attrs.update(keys=list(keys)))
+    begin = {"keys": list(keys), "batch_size": batch_size}
+    return Plan(count, arrays, phases, scratch, lambda cache: cache["rendered"].attrs.update(begin))
 
 
-def _phases(job: Job, options: Options, keys: tuple[int, ...], steps: int, count: int) -> list[Phase]:
+def shared_chunk(height: int, width: int) -> int:
+    """How many frames of this size are predicted together where attention is shared."""
+    least, most = SHARED_CHUNK
+    return min(max(SHARED_PIXELS // (height * width), least), most)
+
+
+def _phases(job: Job, options: Options, keys: tuple[int, ...], steps: int, count: int, chunk: int) -> list[Phase]:
     phases, shared = [], (job, options, keys)
     if job.frames_reference:
         phases.append(Phase("encode references", len(job.frames_reference), CHUNK, EncodeReferencesTask(*shared)))
@@ -288,7 +344,7 @@ def _phases(job: Job, options: Options, keys: tuple[int, ...], steps: int, count
     for step in range(steps):
         smoothed = is_smoothed(job, step, steps)
         name = f"step {step + 1}/{steps}"
-        phases.append(Phase(name, len(keys), CHUNK, StepTask(*shared, step, smoothed)))
+        phases.append(Phase(name, len(keys), chunk, StepTask(*shared, step, smoothed)))
         if smoothed and job.smoother is not None:
             task = SmoothTask(*shared, step, smoothed)
             phases.append(Phase(f"{name} smooth", len(keys), CHUNKS[job.smoother], task))

@@ -75,9 +75,12 @@ class Plan:
 
 @dataclass(frozen=True)
 class Options:
-    """What the user may choose for a run that is no part of the job: results differ by rounding at most."""
+    """What the user may choose for a run that is no part of the job: results differ by rounding at most.
 
-    batch_size: int = 1
+    `batch_size`: of groups of frames; None: as many as fit. `low_vram`: what is not needed leaves the GPU."""
+
+    batch_size: int | None = None
+    low_vram: bool = False
 
 
 class Engine(Protocol):

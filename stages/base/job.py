@@ -152,7 +152,10 @@ class Job(Strict):
     loras: list[Annotated[Lora, BeforeValidator(_expand_lora, json_schema_input_type=str | Lora)]] = []
     """LoRA files for U-Net and text encoder: a path, or an object `{"path": ..., "scale": ...}`, each."""
     vae: str | None = None
-    """Another VAE in place of the model's own: a hub id or a local folder."""
+    """Another VAE in place of the model's own: a hub id or a local folder. A tiny autoencoder (`madebyollin/taesd`) is
+    used for smoothing steps only, which it makes cheap; finished frames are the model's VAE's."""
+    vae_tiling: bool = False
+    """Encode and decode large frames in tiles that overlap: less memory; their seams are blended, not exact."""
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     """Number type of the networks; auto: float16 on a GPU, float32 elsewhere."""
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
@@ -223,7 +226,11 @@ class Job(Strict):
     """Render every k-th frame only, or those that are listed, or (auto) those that show what the last one did not; the
     others are painted from the two around them. 1 = render all."""
     attention: Literal["joint", "shared"] = "joint"
-    """joint: exact, all tokens of the pattern's frames attend to each other. (shared: not in this version.)"""
+    """joint: exact, all tokens of the pattern's frames attend to each other, and a frame goes through the networks once
+    for each frame that sees it. shared: it goes through them once, and sees what the others are then: nearly the same,
+    as many times faster as the pattern is long."""
+    attention_backend: Literal["sdpa", "xformers"] = "sdpa"
+    """What computes attention: PyTorch, or (CUDA only) xformers, which is an extra: `diffsynth-cli[xformers]`."""
     keep_steps: bool = False
     """Keep the latents of every step in the cache (array latents_steps)."""
 
@@ -240,15 +247,15 @@ READS: dict[str, tuple[str, ...]] = {
     ),
     "control": ("controlnet_processor", "style_image", "frames_reference"),
     "render": (
-        "model_id", "controlnet_model_id", "controlnet_scale", "loras", "vae", "dtype", "smoother", "smoother_config",
-        "ignore_smoother_steps", "smoother_interval", "prompt", "negative_prompt", "num_inference_steps",
-        "scheduler", "guidance_scale", "seed_of_noise", "img2img_strength", "combine_pattern", "keyframes", "attention",
-        "keep_steps",
+        "model_id", "controlnet_model_id", "controlnet_scale", "loras", "vae", "vae_tiling", "dtype", "smoother",
+        "smoother_config", "ignore_smoother_steps", "smoother_interval", "prompt", "negative_prompt",
+        "num_inference_steps", "scheduler", "guidance_scale", "seed_of_noise", "img2img_strength", "combine_pattern",
+        "keyframes", "attention", "keep_steps",
     ),
     "deflicker": ("extra_deflickering_range", "post_smoother", "post_smoother_config"),
 }  # fmt: skip
 # These change no frame: where the networks run, where results lie, how video.mp4 is written.
-READS_NOTHING = ("device", "output_path", "fps", "keep_audio")
+READS_NOTHING = ("device", "attention_backend", "output_path", "fps", "keep_audio")
 
 
 def json_schema() -> dict[str, Any]:

@@ -280,11 +280,9 @@ def _items(value: Any) -> Iterable[tuple[int, Any]]:
 
 def _later_render(job: Job) -> list[str]:
     later = {
-        "attention": job.attention == "shared",
         "model_id": job.model_id == "mini" or job.model_id.endswith((".safetensors", ".ckpt")),
     }  # fmt: skip
     reasons = {
-        "attention": "'shared' is not in this version; it has 'joint'",
         "model_id": "the embedded model and single-file checkpoints are not in this version; "
         "give a diffusers folder or a hub id",
     }

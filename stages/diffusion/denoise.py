@@ -14,10 +14,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from stages.base.errors import DiffSynthError
 from stages.diffusion import LATENT_CHANNELS, LATENT_FACTOR
+from stages.diffusion.attention import Joint, Shared
 from stages.diffusion.guidance import embed_guidance, takes_guidance
 from stages.diffusion.loading import ModelNames, Networks, load_networks
 from stages.diffusion.sampler import SAMPLERS
+
+FILL = 0.8  # of a GPU's free memory is used
+MOST_AT_ONCE = 16  # groups; more are no faster
+WORTH_WHILE = 4096  # latents: matrices of so many rows use a processor well
 
 
 @dataclass(frozen=True)
@@ -32,8 +38,24 @@ class Settings:
     steps: int
     strength: float
     seed: int
-    batch_size: int
+    tiled: bool = False
+    low_vram: bool = False
     scheduler: str = "ddim"
+
+
+@dataclass(frozen=True, eq=False)
+class Frames:
+    """Frames as networks take them: `latents` float32 [F, 4, h, w], `maps` one uint8 [F, H, W, 3] a ControlNet."""
+
+    latents: torch.Tensor
+    maps: Sequence[np.ndarray]
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Frames)
+            and torch.equal(self.latents, other.latents)
+            and all(np.array_equal(a, b) for a, b in zip(self.maps, other.maps, strict=True))
+        )
 
 
 @lru_cache(maxsize=1)
@@ -53,98 +75,151 @@ class Denoiser:
         self.networks, self.settings = networks, settings
         sampler = SAMPLERS[settings.scheduler]
         self.sampler = sampler(networks.alphas, settings.steps, settings.strength, settings.seed)
-        self.guided = settings.guidance != 1
+        self.passes = 1 if settings.guidance == 1 else 2
         with torch.inference_mode():
-            self.text = encode_prompts(networks, settings.prompt, settings.negative_prompt if self.guided else None)
+            negative = settings.negative_prompt if self.passes == 2 else None
+            self.text = encode_prompts(networks, settings.prompt, negative)
+            self.positive = self.text[-1:]
+        self.batch_size = self.asked_batch_size = 1  # groups or images at once; halved when memory runs out
+        if settings.tiled:
+            networks.vae.enable_tiling()
+        self.anchors: tuple[Frames, float] | None = None  # whose keys and values the networks keep, and of when
+
+    def use_batches(self, size: int) -> None:
+        """So many groups or images go through the networks at once, or as many of these as there is memory for."""
+        if size != self.asked_batch_size:
+            self.batch_size = self.asked_batch_size = size
+
+    def fitting_batch(self, height: int, width: int) -> int:
+        """How many groups, or images, of this size to take at once: on a GPU as many as it has room for, by what one
+        takes; elsewhere as many as make a batch worth while."""
+        device, group = self.networks.device, self.settings.models.group
+        if device.type != "cuda":
+            latents_a_group = self.passes * group * height * width // LATENT_FACTOR**2
+            return min(max(WORTH_WHILE // latents_a_group, 1), MOST_AT_ONCE)
+        latents = self.initial_noise(height, width).repeat(group, 1, 1, 1)
+        maps = [np.zeros((group, height, width, 3), np.uint8)] * len(self.networks.controlnets)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        if isinstance(self.networks.view, Joint):
+            self.predict_noise(Frames(latents, maps), [range(group)], 0, self.sampler.timesteps[0])
+        self.decode(latents[:1])
+        taken = torch.cuda.max_memory_allocated(device) - before
+        torch.cuda.empty_cache()
+        free, _ = torch.cuda.mem_get_info(device)
+        return min(max(int(FILL * free / taken), 1), MOST_AT_ONCE)
 
     def initial_noise(self, height: int, width: int) -> torch.Tensor:
         """The noise that all frames start from, float32 [1, 4, height/8, width/8]."""
         shape = (1, LATENT_CHANNELS, height // LATENT_FACTOR, width // LATENT_FACTOR)
         return torch.randn(shape, generator=torch.Generator("cpu").manual_seed(self.settings.seed))
 
-    def encode(self, images: np.ndarray) -> torch.Tensor:
-        """The clean latents of images: the VAE's mean, scaled."""
-        vae = self.networks.vae
+    def encode(self, images: np.ndarray, predicted: bool = False) -> torch.Tensor:
+        """The clean latents of images: the VAE's mean, scaled. `predicted`: of images of a step that is not the last,
+        for which a tiny autoencoder does, if there is one."""
+        tiny = self.networks.tiny_vae if predicted else None
 
         def one(batch: np.ndarray) -> torch.Tensor:
-            return vae.encode(self._pixels(batch) * 2 - 1).latent_dist.mean * vae.config["scaling_factor"]
+            pixels = self._pixels(batch) * 2 - 1
+            if tiny is not None:
+                return tiny.encode(pixels).latents * tiny.config["scaling_factor"]
+            return vae.encode(pixels).latent_dist.mean * vae.config["scaling_factor"]
 
+        vae = self.networks.vae
+        self._bring(tiny or vae)
         return torch.cat([latents.float().cpu() for latents in self._batched(one, images)])
 
-    def decode(self, latents: torch.Tensor) -> np.ndarray:
+    def decode(self, latents: torch.Tensor, predicted: bool = False) -> np.ndarray:
         """The images of clean latents."""
-        vae = self.networks.vae
+        vae = (self.networks.tiny_vae if predicted else None) or self.networks.vae
 
         def one(batch: torch.Tensor) -> torch.Tensor:
             return vae.decode(self._to_device(batch) / vae.config["scaling_factor"]).sample
 
+        self._bring(vae)
         images = [self._bytes(batch) for batch in self._batched(one, latents)]
         return np.concatenate(images)
 
-    def predict_noise(
-        self,
-        latents: torch.Tensor,
-        maps: Sequence[np.ndarray],
-        groups: Sequence[Sequence[int]],
-        own: int,
-        timestep: float,
-    ) -> torch.Tensor:
-        """The noise in every group's own frame, float32 [len(groups), 4, h, w].
+    def predict_noise(self, frames: Frames, groups: Sequence[Sequence[int]], own: int, timestep: float) -> torch.Tensor:
+        """The noise in every group's own frame (`attention`: joint), float32 [len(groups), 4, h, w].
 
-        `latents` float32 [F, 4, h, w] and `maps` (one array uint8 [F, H, W, 3] a ControlNet) are of all frames that the
-        groups name; each group lists, as indexes into them, the frames that attend to each other, and its member at
-        `own` is the frame that is asked for.
+        Each group lists, as indexes into `frames`, those that attend to each other; its member at `own` is the one that
+        is asked for.
         """
+        self._bring_denoisers()
+        view = self.networks.view
+        if not isinstance(view, Joint):
+            raise DiffSynthError("these networks were loaded for shared attention")
+        view.own = own
+        latents, embedded = frames.latents, self._embed(frames.maps)
 
         def one(batch: Sequence[Sequence[int]]) -> torch.Tensor:
             members = [frame for group in batch for frame in group]
-            return self._guided_noise(latents[members], [net_maps[members] for net_maps in maps], own, timestep)
+            predicted = self._predict(latents[members], [part[members] for part in embedded], timestep)
+            asked = predicted.unflatten(1, (len(batch), -1))[:, :, own]
+            return self._guided_noise(asked, latents[[group[own] for group in batch]], timestep)
 
         return torch.cat([noise.float().cpu() for noise in self._batched(one, groups)])
 
-    def _guided_noise(self, latents: torch.Tensor, maps: list[np.ndarray], own: int, timestep: float) -> torch.Tensor:
-        """Both passes of classifier-free guidance (arXiv 2207.12598, eq. 6) in one batch, the negative one first."""
-        passes = 2 if self.guided else 1
-        frames = len(latents)
-        batch = self._to_device(latents).repeat(passes, 1, 1, 1)
-        text = self.text.repeat_interleave(frames, dim=0)
-        residuals = self._control_residuals(batch, text, maps, timestep)
+    def predict_shared_noise(
+        self, frames: Frames, sources: Sequence[Sequence[int]], anchors: Frames, timestep: float
+    ) -> torch.Tensor:
+        """The noise in every frame of a window (`attention`: shared), float32 [F, 4, h, w].
+
+        `sources` lists for each frame those that it sees, as indexes into `frames` and, from F on, into `anchors`:
+        frames that are the same for all windows, and see each other. They go through the networks once a timestep.
+        """
+        view = self.networks.view
+        if not isinstance(view, Shared):
+            raise DiffSynthError("these networks were loaded for joint attention")
+        self._bring_denoisers()
+        with torch.inference_mode():
+            if len(anchors.latents) and self.anchors != (anchors, timestep):
+                everyone = torch.arange(len(anchors.latents), device=self.networks.device)
+                view.sources, view.keeping = everyone.expand(len(everyone), -1), True
+                self._predict(anchors.latents, self._embed(anchors.maps), timestep)
+                self.anchors = anchors, timestep
+            view.sources, view.keeping = torch.tensor(sources, device=self.networks.device), False
+            predicted = self._predict(frames.latents, self._embed(frames.maps), timestep)
+            return self._guided_noise(predicted, frames.latents, timestep).float().cpu()
+
+    def _embed(self, maps: Sequence[np.ndarray]) -> list[torch.Tensor]:
+        """What the ControlNets' first layers make of control maps: [F, channels, h, w] each, on the device."""
+        return [
+            torch.cat(self._batched(lambda batch, embed=embed: embed(self._pixels(batch)), net_maps))
+            for embed, net_maps in zip(self.networks.map_embeddings, maps, strict=True)
+        ]
+
+    def _predict(self, latents: torch.Tensor, embedded: list[torch.Tensor], timestep: float) -> torch.Tensor:
+        """What the U-Net gives, float32 [passes, F, 4, h, w]: both passes of guidance in one batch, the negative one
+        first."""
+        batch = self._to_device(latents).repeat(self.passes, 1, 1, 1)
+        residuals = self._control_residuals(batch, embedded, timestep)
         predicted = self.networks.unet(
             batch,
             timestep,
-            text,
+            self.text,
             down_block_additional_residuals=residuals[:-1] or None,
             mid_block_additional_residual=residuals[-1] if residuals else None,
             return_dict=False,
-        )[0].float()
-        group = self.settings.models.group
-        asked = predicted.reshape(passes, frames // group, group, *predicted.shape[1:])[:, :, own]
-        if self.guided:
-            negative, positive = asked
-            guided = negative + self.settings.guidance * (positive - negative)
-        else:
-            guided = asked[0]
-        if self.networks.prediction == "epsilon":
-            return guided
-        own_latents = batch[:frames].reshape(frames // group, group, *batch.shape[1:])[:, own].float()
-        return self.sampler.noise_of_v(own_latents, guided, timestep).to(guided.dtype)
+        )[0]
+        return predicted.float().unflatten(0, (self.passes, -1))
 
     def _control_residuals(
-        self, latents: torch.Tensor, text: torch.Tensor, maps: list[np.ndarray], timestep: float
+        self, latents: torch.Tensor, embedded: list[torch.Tensor], timestep: float
     ) -> list[torch.Tensor]:
         """What the ControlNets add to the U-Net's skip connections and, last, to its middle."""
         total: list[torch.Tensor] = []
-        for controlnet, scale, net_maps in zip(self.networks.controlnets, self.settings.scales, maps, strict=True):
-            pixels = self._pixels(net_maps)
-            frames = len(pixels)
+        for controlnet, scale, maps in zip(self.networks.controlnets, self.settings.scales, embedded, strict=True):
+            frames = len(maps)
             # A net that pools over space (shuffle) says nothing of layout: the negative pass gets zeros from it.
-            pooled = bool(controlnet.config["global_pool_conditions"]) and self.guided
-            run = slice(frames, None) if pooled else slice(None)
+            pooled = bool(controlnet.config["global_pool_conditions"]) and self.passes == 2
+            run = latents[frames:] if pooled else latents
             down, middle = controlnet(
-                latents[run],
+                run,
                 timestep,
-                text[run],
-                pixels.repeat(len(latents[run]) // frames, 1, 1, 1),
+                self.positive if pooled else self.text,
+                maps.repeat(len(run) // frames, 1, 1, 1),
                 conditioning_scale=scale,
                 return_dict=False,
             )
@@ -154,10 +229,48 @@ class Denoiser:
             total = [a + b for a, b in zip(total, residuals, strict=True)] if total else residuals
         return total
 
+    def _guided_noise(self, predicted: torch.Tensor, latents: torch.Tensor, timestep: float) -> torch.Tensor:
+        """Classifier-free guidance (arXiv 2207.12598, eq. 6) on predictions [passes, F, 4, h, w] for `latents`."""
+        if self.passes == 2:
+            negative, positive = predicted
+            guided = negative + self.settings.guidance * (positive - negative)
+        else:
+            guided = predicted[0]
+        if self.networks.prediction == "epsilon":
+            return guided
+        return self.sampler.noise_of_v(self._to_device(latents).float(), guided, timestep)
+
     def _batched(self, function: Callable, items: Any) -> list[torch.Tensor]:
-        size = self.settings.batch_size
+        """`function` of all items, `batch_size` at a time, and half as many when the device's memory runs out."""
+        results: list[torch.Tensor] = []
+        start = 0
         with torch.inference_mode():
-            return [function(items[start : start + size]) for start in range(0, len(items), size)]
+            while start < len(items):
+                try:
+                    results.append(function(items[start : start + self.batch_size]))
+                    start += self.batch_size
+                except torch.OutOfMemoryError:
+                    if self.batch_size == 1:
+                        raise
+                    self.batch_size //= 2
+                    torch.cuda.empty_cache()
+        return results
+
+    def _bring_denoisers(self) -> None:
+        networks = self.networks
+        self._bring(networks.unet, *networks.controlnets, *networks.map_embeddings)
+
+    def _bring(self, *needed: torch.nn.Module) -> None:
+        """With `low_vram`, the networks that are not needed now wait on the host."""
+        if not self.settings.low_vram:
+            return
+        networks = self.networks
+        every = (networks.text_encoder, networks.vae, networks.tiny_vae, networks.unet, *networks.controlnets)
+        for network in filter(None, (*every, *networks.map_embeddings)):
+            if not any(network is other for other in needed):
+                network.to("cpu")
+        for network in needed:
+            network.to(networks.device)
 
     def _to_device(self, latents: torch.Tensor) -> torch.Tensor:
         return latents.to(self.networks.device, self.networks.dtype)

@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel, DDIMScheduler, UNet2DConditionModel
 from diffusers.utils import logging as diffusers_logging
+from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
 from stages.base.errors import DiffSynthError
 from stages.diffusion import LATENT_CHANNELS, LATENT_FACTOR
-from stages.diffusion.attention import JointAttention
+from stages.diffusion.attention import CrossFrameAttention, Joint, Shared, pick_product
 from stages.diffusion.lora import add_lora
 from stages.weights import explained, find_files, no_logs, pick_device
 
@@ -34,8 +35,8 @@ PREDICTIONS = ("epsilon", "v_prediction")  # the noise; or v, a mixture of noise
 
 @dataclass(frozen=True)
 class ModelNames:
-    """What to load, and onto what. `group`: how many frames attend to each other. `vae`: another one, if it is not the
-    model's own; `loras`: files and scales."""
+    """What to load, and onto what. `group`: how many frames attend to each other (`attention`: joint). `vae`: another
+    one, if it is not the model's own; `loras`: files and scales; `backend`: the attention kernel."""
 
     model_id: str
     controlnets: tuple[str, ...]
@@ -44,12 +45,17 @@ class ModelNames:
     group: int
     vae: str | None = None
     loras: tuple[tuple[str, float], ...] = ()
+    attention: str = "joint"
+    backend: str = "sdpa"
 
 
 @dataclass(frozen=True)
 class Networks:
     """The networks of one Stable Diffusion model with its ControlNets, in evaluation mode on one device.
 
+    `tiny_vae`: an autoencoder for predicted frames, which are decoded only to be smoothed. `map_embeddings`: the
+    ControlNets' first layers, which see nothing but the control map; the rest of each net takes what they give.
+    `view`: whom the frames see in the attention layers of U-Net and ControlNets.
     `alphas` float32 [1000], on the host: the cumulative products of 1 - beta. `prediction`: what the U-Net gives,
     one of PREDICTIONS.
     """
@@ -58,7 +64,10 @@ class Networks:
     text_encoder: CLIPTextModel
     unet: UNet2DConditionModel
     vae: AutoencoderKL
+    tiny_vae: AutoencoderTiny | None
     controlnets: tuple[ControlNetModel, ...]
+    map_embeddings: tuple[nn.Module, ...]
+    view: Joint | Shared
     alphas: torch.Tensor
     prediction: str
     device: torch.device
@@ -69,17 +78,22 @@ def load_networks(names: ModelNames) -> Networks:
     """Raises DiffSynthError, naming the model, if one is missing, damaged, or not made for this loop."""
     device = pick_device(names.device)
     dtype = pick_dtype(names.dtype, device)
+    other_vae = None if names.vae is None else _load_vae(names.vae, dtype).to(device)
+    tiny = isinstance(other_vae, AutoencoderTiny)
+    product = pick_product(names.backend, device)
     folder = find_model("model_id", names.model_id, MODEL_FILES)
+    controlnets = tuple(_load_controlnet(name, dtype).to(device) for name in names.controlnets)
     with _quiet(), explained("model_id", names.model_id):
         scheduler = DDIMScheduler.from_pretrained(folder, subfolder="scheduler")
         networks = Networks(
             tokenizer=CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer"),
             text_encoder=_load(CLIPTextModel, folder, "text_encoder", dtype).to(device),
             unet=_load(UNet2DConditionModel, folder, "unet", dtype).to(device),
-            vae=(_load(AutoencoderKL, folder, "vae", dtype) if names.vae is None else _load_vae(names.vae, dtype)).to(
-                device
-            ),
-            controlnets=tuple(_load_controlnet(name, dtype).to(device) for name in names.controlnets),
+            vae=_load(AutoencoderKL, folder, "vae", dtype).to(device) if tiny or other_vae is None else other_vae,
+            tiny_vae=other_vae if tiny else None,
+            controlnets=controlnets,
+            map_embeddings=tuple(controlnet.controlnet_cond_embedding for controlnet in controlnets),
+            view=Joint(names.group) if names.attention == "joint" else Shared(),
             alphas=scheduler.alphas_cumprod.float(),
             prediction=scheduler.config["prediction_type"],
             device=device,
@@ -88,8 +102,15 @@ def load_networks(names: ModelNames) -> Networks:
     _check_fit(names, networks)
     for path, scale in names.loras:
         add_lora(path, scale, {"unet": networks.unet, "text_encoder": networks.text_encoder})
-    for network in (networks.unet, *networks.controlnets):
-        network.set_attn_processor(JointAttention(names.group))
+    for controlnet in controlnets:
+        controlnet.controlnet_cond_embedding = nn.Identity()  # it is done before, once a map
+    for network in (networks.unet, *controlnets):
+        seeing = [name for name in network.attn_processors if name.startswith("up_blocks") and ".attn1." in name]
+        last = seeing[-1] if seeing else None
+        layers = {name: CrossFrameAttention(networks.view, product, name == last) for name in network.attn_processors}
+        network.set_attn_processor(layers)
+    for network in (networks.unet, networks.vae, *controlnets, *networks.map_embeddings):
+        network.to(memory_format=torch.channels_last)  # what convolutions are fastest with
     return networks
 
 
@@ -118,12 +139,14 @@ def _load_controlnet(name: str, dtype: torch.dtype) -> ControlNetModel:
         return _load(ControlNetModel, folder, None, dtype)
 
 
-def _load_vae(name: str, dtype: torch.dtype) -> AutoencoderKL:
+def _load_vae(name: str, dtype: torch.dtype) -> AutoencoderKL | AutoencoderTiny:
     """A VAE's own folder, or the `vae` of a whole model's."""
     whole = (Path(name) / "vae/config.json").exists()
     folder = find_model("vae", name, VAE_FILES if not whole else tuple(f"vae/{file}" for file in VAE_FILES))
     with explained("vae", name):
-        return _load(AutoencoderKL, folder, "vae" if whole else None, dtype)
+        part = "vae" if whole else None
+        tiny = AutoencoderTiny.load_config(folder, subfolder=part).get("_class_name") == "AutoencoderTiny"
+        return _load(AutoencoderTiny if tiny else AutoencoderKL, folder, part, dtype)
 
 
 def _load(kind: Any, folder: Path, part: str | None, dtype: torch.dtype) -> Any:

@@ -8,13 +8,15 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderTiny
 from safetensors.torch import save_file
 
 from diffsynth_cli.__main__ import Interrupted
 from stages import render as stage
 from stages.base.cache import FrameCache
 from stages.base.job import Job
-from stages.render import attended_frames, is_smoothed
+from stages.diffusion import denoise
+from stages.render import attended_frames, is_smoothed, shared_window
 from stages.smoothing import keyframes
 from stages.smoothing.keyframes import Interpolator
 from tests.conftest import CONTROLNET, MODEL, scene, write_images
@@ -207,7 +209,115 @@ def test_a_frame_that_no_keyframe_shows_is_named(make_job, cli, tmp_path):
     assert code == 1 and "keyframes: there are 8 frames, 0 to 7" in said
 
 
-# --- schedulers -----------------------------------------------------------------------------------------
+# -- attention: shared -------------------------------------------------------------------------------------------------
+
+
+def test_a_shared_window_holds_what_its_frames_see_and_anchors_apart():
+    frames, anchors, sources = shared_window([-10000, -1, 0, 1, "reference_1"], range(4, 6), 20)
+    assert frames == [3, 4, 5, 6] and anchors == [0, "reference_1"]
+    assert sources == [[4, 0, 0, 1, 5], [4, 0, 1, 2, 5], [4, 1, 2, 3, 5], [4, 2, 3, 3, 5]]  # the rim sees no further
+    assert shared_window([-1, 0], range(2), 4) == ([0, 1], [], [[0, 0], [0, 1]])
+    assert shared_window([-1, 0], range(1), 1) == ([0], [0], [[1, 0]])
+
+
+def test_windows_of_large_frames_are_smaller():
+    assert [stage.shared_chunk(*size) for size in ((64, 64), (512, 960), (768, 960), (2112, 4096))] == [16, 16, 10, 4]
+
+
+def test_frames_that_see_only_themselves_are_the_same_joint_or_shared(render):
+    joint, shared = (render(name, attention=name)["latents"][:] for name in ("joint", "shared"))
+    np.testing.assert_allclose(joint, shared, atol=1e-4)
+
+
+def test_in_a_still_video_shared_attention_is_joint_attention(render, tmp_path):
+    write_images(tmp_path / "still", [scene(3)] * 5)
+    keys = {"input_video": "still", "combine_pattern": [-10000, -1, 0, 1], "guidance_scale": 3}
+    joint, shared = (render(name, attention=name, **keys)["latents"][:] for name in ("joint", "shared"))
+    np.testing.assert_allclose(joint, shared, atol=1e-4)
+
+
+def test_shared_anchors_reach_all_frames_and_neighbours_some(render, tmp_path, monkeypatch):
+    monkeypatch.setattr(stage, "SHARED_CHUNK", (4, 4))
+    frames = [scene(i) for i in range(12)]
+    for name, changed in (("one", None), ("first", 0), ("fifth", 5)):
+        write_images(tmp_path / name, [scene(40) if i == changed else frame for i, frame in enumerate(frames)])
+    keys = {"num_inference_steps": 1, "attention": "shared", "combine_pattern": [-10000, -1, 0, 1]}
+    one, first, fifth = (
+        render(f"{name}-out", input_video=name, **keys)["latents"][:] for name in ("one", "first", "fifth")
+    )
+    assert (np.abs(one - first).max(axis=(1, 2, 3)) > 1e-4).all()
+    differs = np.flatnonzero(np.abs(one - fifth).max(axis=(1, 2, 3)) > 1e-4)
+    assert {4, 5, 6} <= set(differs) <= set(range(3, 9))  # no further than its window and the next one's rim
+
+
+def test_shared_attention_goes_on_to_the_same_bytes(render, make_job, cli, monkeypatch):
+    monkeypatch.setattr(stage, "SHARED_CHUNK", (2, 2))
+    keys = {"attention": "shared", "combine_pattern": ["reference_0", -10000, -1, 0], "keep_steps": True}
+    keys |= {"frames_reference": ["images/3.png"]}
+    straight = render("straight", **keys)
+    real, runs = stage.StepTask.run, []
+
+    def run(task, cache, start, stop):
+        runs.append(start)
+        if len(runs) == 5:  # in the second step, whose anchors have gone through the networks
+            raise Interrupted
+        real(task, cache, start, stop)
+
+    monkeypatch.setattr(stage.StepTask, "run", run)
+    assert cli("run", make_job(**keys, output_path="interrupted"), "-q", "--batch-size", 2)[0] == 130
+    denoise.denoiser.cache_clear()  # a process that was killed remembers nothing
+    interrupted = render("interrupted", **keys)
+    for name in ("latents_steps", "rendered"):
+        np.testing.assert_array_equal(straight.group[name][:], interrupted.group[name][:])
+
+
+# -- memory ------------------------------------------------------------------------------------------------------------
+
+
+def test_batches_are_halved_when_memory_runs_out(render, monkeypatch):
+    whole = render("whole", batch_size=4, combine_pattern=[-1, 0])["latents"][:]
+    real, sizes = denoise.Denoiser._predict, []
+
+    def predict(self, latents, embedded, timestep):
+        sizes.append(len(latents) // 2)
+        if sizes[-1] > 2:
+            raise torch.OutOfMemoryError
+        return real(self, latents, embedded, timestep)
+
+    monkeypatch.setattr(denoise.Denoiser, "_predict", predict)
+    denoise.denoiser.cache_clear()
+    halved = render("halved", batch_size=4, combine_pattern=[-1, 0])["latents"][:]
+    denoise.denoiser.cache_clear()
+    assert sizes[0] == 4 and set(sizes[1:]) == {2}
+    np.testing.assert_allclose(whole, halved, atol=1e-4)
+
+
+def test_a_render_goes_on_in_the_batches_it_was_begun_with(render):
+    assert render(batch_size=3)["rendered"].attrs["batch_size"] == 3
+
+
+def test_networks_that_wait_on_the_host_change_nothing(render, make_job, cli, tmp_path):
+    keys = {"smoother": "TemporalMeanSmoother", "vae_tiling": True}
+    whole = render("whole", **keys)
+    assert cli("run", make_job(**keys, output_path="low"), "-q", "--batch-size", 2, "--low-vram") == (0, "")
+    low = FrameCache(tmp_path / "low/cache.zarr")
+    np.testing.assert_array_equal(whole["rendered"][:], low["rendered"][:])
+
+
+def test_a_tiny_autoencoder_serves_smoothing_steps_alone(render, tmp_path):
+    torch.manual_seed(0)
+    tiny = AutoencoderTiny(
+        encoder_block_out_channels=(8,) * 4, decoder_block_out_channels=(8,) * 4, num_encoder_blocks=(1,) * 4,
+        num_decoder_blocks=(1,) * 4,
+    )  # fmt: skip
+    tiny.save_pretrained(tmp_path / "tiny")
+    smoothed = {"smoother": "TemporalMeanSmoother", "ignore_smoother_steps": 1}
+    for keys, same in (({}, True), (smoothed, False)):
+        without, with_tiny = (render(f"{same}{vae}", vae=vae, **keys)["rendered"][:] for vae in (None, "tiny"))
+        assert np.array_equal(without, with_tiny) is same
+
+
+# -- schedulers --------------------------------------------------------------------------------------------------------
 
 SCHEDULERS = ("ddim", "dpm++2m", "euler", "lcm")
 SMOOTHED = {"smoother": "TemporalMeanSmoother", "smoother_interval": 2}

@@ -63,8 +63,11 @@ def train_vae(options: argparse.Namespace, pictures: Pictures) -> nn.Module:
 
 def scaled_latents(options: argparse.Namespace, vae: nn.Module, pictures: Pictures) -> tuple[torch.Tensor, float]:
     """All latents, scaled to a deviation of 1, and the factor."""
-    with stage("latents") as progress:
-        latents = encode_all(vae, pictures.images, options.device, progress)
+    path = FOLDER / f"latents-{options.vae_steps}.pt"
+    if not path.exists():
+        with stage("latents") as progress:
+            torch.save(encode_all(vae, pictures.images, options.device, progress), path)
+    latents = torch.load(path, weights_only=True)
     scaling = 1 / float(latents.std())
     return latents * scaling, scaling
 

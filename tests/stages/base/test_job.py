@@ -57,9 +57,9 @@ def test_diffsynths_own_file_is_read_unmodified(tmp_path):
 
 
 def test_work_of_later_versions_is_refused_by_name_for_the_stages_that_need_it(tmp_path):
-    job, _ = read_job(write(tmp_path, DIFFSYNTH | {"attention": "shared"}))
+    job, _ = read_job(write(tmp_path, DIFFSYNTH | {"model_id": "dream.safetensors"}))
     refuse_later_work(job, ["extract", "control", "deflicker"])
-    with pytest.raises(UsageError, match="attention: 'shared'"):
+    with pytest.raises(UsageError, match="model_id: "):
         refuse_later_work(job, STAGES)
 
 

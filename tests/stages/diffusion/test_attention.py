@@ -1,11 +1,13 @@
-"""Joint attention against its definition."""
+"""Cross-frame attention against its definition."""
 
 from __future__ import annotations
 
+import pytest
 import torch
 from diffusers.models.attention_processor import Attention
 
-from stages.diffusion.attention import JointAttention
+from stages.base.errors import DiffSynthError
+from stages.diffusion.attention import CrossFrameAttention, Joint, Shared, pick_product, sdpa
 
 
 def layer(**how) -> Attention:
@@ -16,7 +18,7 @@ def layer(**how) -> Attention:
 @torch.inference_mode()
 def test_all_tokens_of_a_group_attend_to_all_its_tokens():
     attention, states = layer(), torch.randn(6, 5, 16)  # two groups of three frames of five tokens
-    attention.set_processor(JointAttention(3))
+    attention.set_processor(CrossFrameAttention(Joint(3), sdpa))
     found = attention(states)
     for group in range(2):
         tokens = states[3 * group : 3 * group + 3].reshape(15, 16)
@@ -31,7 +33,7 @@ def test_all_tokens_of_a_group_attend_to_all_its_tokens():
 @torch.inference_mode()
 def test_groups_do_not_see_each_other():
     attention, states = layer(), torch.randn(4, 5, 16)
-    attention.set_processor(JointAttention(2))
+    attention.set_processor(CrossFrameAttention(Joint(2), sdpa))
     other = torch.cat([states[:2], torch.randn(2, 5, 16)])
     torch.testing.assert_close(attention(states)[:2], attention(other)[:2])
 
@@ -39,8 +41,41 @@ def test_groups_do_not_see_each_other():
 @torch.inference_mode()
 def test_attention_to_text_is_each_frames_own():
     attention, states, text = layer(cross_attention_dim=12), torch.randn(4, 5, 16), torch.randn(4, 7, 12)
-    attention.set_processor(JointAttention(2))
+    attention.set_processor(CrossFrameAttention(Joint(2), sdpa))
     found = attention(states, encoder_hidden_states=text)
     torch.testing.assert_close(
         found[1:2], attention(states[1:2], encoder_hidden_states=text[1:2]), atol=1e-5, rtol=1e-5
     )
+
+
+@torch.inference_mode()
+def test_text_comes_once_a_pass_and_a_new_text_counts():
+    attention, states = layer(cross_attention_dim=12), torch.randn(4, 5, 16)
+    attention.set_processor(CrossFrameAttention(Joint(1), sdpa))
+    for text in (torch.randn(2, 7, 12), torch.randn(2, 7, 12)):  # two passes of two frames
+        found, again = attention(states, encoder_hidden_states=text), attention(states, encoder_hidden_states=text)
+        torch.testing.assert_close(found, again, rtol=0, atol=0)
+        expected = layer(cross_attention_dim=12)(states, encoder_hidden_states=text.repeat_interleave(2, dim=0))
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.inference_mode()
+def test_shared_queries_see_the_keys_of_their_sources_and_of_anchors():
+    attention, frames, anchors = layer(), torch.randn(2 * 3, 5, 16), torch.randn(2 * 2, 5, 16)  # two passes
+    view = Shared(torch.tensor([[0, 1], [0, 1]]), keeping=True)
+    attention.set_processor(CrossFrameAttention(view, sdpa))
+    attention(anchors)
+    sources = [[0, 1, 3], [4, 0, 1], [2, 2, 4]]  # 3 and 4: the anchors
+    view.sources, view.keeping = torch.tensor(sources), False
+    found = attention(frames)
+    plain = layer()
+    for one in range(2):
+        every = torch.cat([frames[3 * one : 3 * one + 3], anchors[2 * one : 2 * one + 2]])
+        for frame, seen in enumerate(sources):
+            expected = plain(every[frame][None], encoder_hidden_states=every[seen].reshape(1, 15, 16))
+            torch.testing.assert_close(found[3 * one + frame][None], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_kernel_that_cannot_run_here_is_refused():
+    with pytest.raises(DiffSynthError, match="attention_backend: xformers has kernels for CUDA only"):
+        pick_product("xformers", torch.device("cpu"))

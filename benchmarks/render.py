@@ -1,0 +1,327 @@
+"""Rendering side by side: a plain loop as published, and ours with `attention` joint and shared.
+
+    python -m benchmarks.render [--weights half tiny sd15] [--patterns 1 2 3 4 5] [--frames 16] [--steps 2]
+                                [--size HEIGHT WIDTH] [--batch-size 1] [--lengths 16 64 256] [--device cpu]
+
+The weights are random, in the shapes of Stable Diffusion 1.5 and its ControlNet, of half their width, or tiny. The
+plain loop takes one frame at a time, the passes of guidance one after the other, and holds all frames in memory. Each
+row is a process of its own; seconds are those of the denoising steps alone, after one step to warm up. `outside`: the
+share of them that is not spent in networks. `differs`: from the plain loop's latents, the largest difference and the
+mean one. `edge`: how much frames on both sides of a border of chunks differ, over how much other neighbours do.
+--lengths: ours with videos of several lengths, for their memory, decoding and all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.stages import MODELS, make_clip
+
+PATTERNS = {1: [0], 2: [-1, 0], 3: [-1, 0, 1], 4: [-10000, -1, 0, 1], 5: [-10000, -2, -1, 0, 1]}
+WIDTHS = {"sd15": 320, "half": 160}  # channels of the first level
+METHODS = ("plain", "joint", "shared")
+
+
+def main() -> None:
+    given = parse()
+    if given.one:
+        print(json.dumps(measure(given.one[0], Path(given.one[1]))))
+        return
+    out = Console()
+    with tempfile.TemporaryDirectory() as folder:
+        clip = make_clip(Path(folder) / "clip.mp4", max(given.frames, *given.lengths, 1), *given.size)
+        for weights in given.weights:
+            models = MODELS if weights == "tiny" else make_models(Path(folder) / weights, WIDTHS[weights])
+            out.print(side_by_side(Path(folder), weights, models, clip, given))
+            if given.lengths:
+                out.print(by_length(Path(folder), weights, models, clip, given))
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights", nargs="+", choices=("tiny", *WIDTHS), default=["tiny", "half"])
+    parser.add_argument("--patterns", nargs="*", type=int, choices=PATTERNS, default=list(PATTERNS))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--frames", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--size", type=int, nargs=2, default=(256, 256), metavar=("HEIGHT", "WIDTH"))
+    parser.add_argument("--batch-size", type=int, default=1)
+    parser.add_argument("--lengths", type=int, nargs="*", default=[])
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--one", nargs=2, metavar=("METHOD", "JOB"), help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+# -- jobs and models ---------------------------------------------------------------------------------------------------
+
+
+def make_models(folder: Path, width: int) -> Path:
+    """Random networks of Stable Diffusion 1.5's shape, as folders sd and control0; the text encoder is the tiny one."""
+    import shutil
+
+    import torch
+    from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
+
+    torch.manual_seed(0)
+    shutil.copytree(MODELS / "sd", folder / "sd")
+    text = json.loads((folder / "sd/text_encoder/config.json").read_text())["hidden_size"]
+    widths = (width, 2 * width, 4 * width, 4 * width)
+    unet = UNet2DConditionModel(block_out_channels=widths, cross_attention_dim=text, attention_head_dim=8)
+    unet.save_pretrained(folder / "sd/unet")
+    ControlNetModel.from_unet(unet, load_weights_from_unet=False).save_pretrained(folder / "control0")
+    decoder = tuple(width * factor * 2 // 5 for factor in (1, 2, 4, 4))
+    AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=decoder, layers_per_block=2,
+    ).save_pretrained(folder / "sd/vae")  # fmt: skip
+    return folder
+
+
+def write_job(folder: Path, models: Path, clip: Path, name: str, given: argparse.Namespace, **keys: Any) -> Path:
+    """A job whose frames and control maps are made."""
+    job = {
+        "model_id": str(models / "sd"), "controlnet_model_id": [str(models / "control0")],
+        "controlnet_processor": ["canny"], "input_video": str(clip), "frame_maximum_count": given.frames,
+        "output_path": f"out-{name}", "prompt": "winter", "num_inference_steps": given.steps,
+        "device": given.device, "keep_steps": False,
+    } | keys  # fmt: skip
+    path = folder / f"{name}.json"
+    path.write_text(json.dumps(job))
+    for stage in ("extract", "control"):
+        subprocess.run([sys.executable, "-m", "diffsynth_cli", stage, str(path), "-q"], check=True)
+    return path
+
+
+# -- one row -----------------------------------------------------------------------------------------------------------
+
+
+def measure(method: str, path: Path) -> dict[str, Any]:
+    """Renders the job `path` in this process; seconds, calls, memory."""
+    import resource
+
+    import torch
+
+    from stages.base.job_file import read_job
+
+    job, _ = read_job(path)
+    clock = Clock()
+    batch = int(os.environ.get("BATCH", "1"))
+    latents, seconds = plain(job, clock) if method == "plain" else ours(job, clock, batch)
+    np.save(path.with_suffix(f".{method}.npy"), latents)
+    cuda = torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else 0
+    return {
+        "seconds": seconds, "networks": clock.seconds, "calls": clock.calls, "device": cuda,
+        "host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }  # fmt: skip
+
+
+class Clock:
+    """Time spent in networks, and how many samples went through the U-Net."""
+
+    def __init__(self) -> None:
+        self.seconds, self.calls, self.running = 0.0, 0, False
+
+    def watch(self, networks: Sequence[Any], unet: Any) -> None:
+        def before(module: Any, inputs: Any) -> None:
+            self._wait()
+            module.began = time.perf_counter()
+
+        def after(module: Any, inputs: Any, outputs: Any) -> None:
+            self._wait()
+            if self.running:
+                self.seconds += time.perf_counter() - module.began
+                self.calls += len(inputs[0]) if module is unet else 0
+
+        for network in networks:
+            network.register_forward_pre_hook(before)
+            network.register_forward_hook(after)
+
+    @staticmethod
+    def _wait() -> None:
+        import torch
+
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+
+
+def ours(job: Any, clock: Clock, batch_size: int) -> tuple[np.ndarray, float]:
+    """The steps of a job through the cache, as `diffsynth render` takes them."""
+    from stages.base.cache import FrameCache
+    from stages.base.engine import Options, Run, run_stage
+    from stages.base.record import CACHE_NAME
+    from stages.render import STAGE, load_denoiser
+
+    options = Options(batch_size)
+    networks = load_denoiser(job, options).networks
+    clock.watch((networks.unet, *networks.controlnets, *networks.map_embeddings), networks.unet)
+    cache = FrameCache(Path(job.output_path) / CACHE_NAME)
+    steps = Steps(clock)
+    with cache.lock():
+        run_stage(STAGE, Run(job, cache, steps, options))
+    return cache["latents"][:], steps.seconds
+
+
+class Steps:
+    """A reporter that times the steps after the first."""
+
+    def __init__(self, clock: Clock):
+        self.clock, self.seconds, self.began = clock, 0.0, 0.0
+
+    def phase(self, name: str) -> None:
+        now = time.perf_counter()
+        if self.clock.running:
+            self.seconds += now - self.began
+        self.began, self.clock.running = now, name.startswith("step") and not name.startswith("step 1/")
+
+    def begin(self, stage: str, total: int | None, done: int = 0) -> None: ...
+    def advance(self, frames: int) -> None: ...
+    def end(self, stage: str, message: str) -> None: ...
+    def warn(self, message: str) -> None: ...
+    def close(self) -> None: ...
+
+
+def plain(job: Any, clock: Clock) -> tuple[np.ndarray, float]:
+    """DiffSynth's loop: every frame with its group, one after the other, one pass of guidance after the other."""
+    import torch
+    from diffusers import ControlNetModel, UNet2DConditionModel
+    from diffusers.models.attention_processor import AttnProcessor2_0
+
+    from stages.base.cache import FrameCache
+    from stages.base.engine import Options
+    from stages.base.fingerprint import map_names
+    from stages.base.record import CACHE_NAME
+    from stages.render import attended_frames, load_denoiser
+
+    ready = load_denoiser(job, Options())
+    sampler, text, device = ready.sampler, ready.text, ready.networks.device
+
+    class Group(AttnProcessor2_0):
+        def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None):  # type: ignore[no-untyped-def]
+            if encoder_hidden_states is not None:
+                return super().__call__(attn, hidden_states, encoder_hidden_states)
+            joined = hidden_states.reshape(1, -1, hidden_states.shape[-1])
+            return super().__call__(attn, joined).reshape(hidden_states.shape)
+
+    def load(kind: Any, folder: str) -> Any:
+        network = kind.from_pretrained(folder, torch_dtype=ready.networks.dtype).to(device).eval()
+        network.set_attn_processor(Group())
+        return network
+
+    unet = load(UNet2DConditionModel, f"{job.model_id}/unet")
+    controlnet = load(ControlNetModel, job.controlnet_model_id[0])
+    clock.watch((unet, controlnet), unet)
+    cache = FrameCache(Path(job.output_path) / CACHE_NAME)
+    frames = cache["frames"]
+    (pair,) = map_names(cache.recorded("control") or {})
+    maps = torch.from_numpy(cache[pair[0]][:]).permute(0, 3, 1, 2).to(device, ready.networks.dtype) / 255
+    latents = ready.initial_noise(*frames.shape[1:3]).repeat(len(frames), 1, 1, 1)
+    groups = attended_frames(job.combine_pattern, range(len(frames)), len(frames))
+    began = 0.0
+    with torch.inference_mode():
+        for step, timestep in enumerate(sampler.timesteps):
+            if step == 1:
+                began, clock.running = time.perf_counter(), True
+            following = []
+            for frame, group in enumerate(groups):
+                batch, passes = latents[group].to(device, ready.networks.dtype), []
+                for prompt in text.split(1):
+                    words = prompt.repeat(len(group), 1, 1)
+                    down, middle = controlnet(batch, timestep, words, maps[group], return_dict=False)
+                    noise = unet(
+                        batch, timestep, words, down_block_additional_residuals=down,
+                        mid_block_additional_residual=middle, return_dict=False,
+                    )[0]  # fmt: skip
+                    passes.append(noise[job.combine_pattern.index(0)].float().cpu())
+                noise = passes[0] + job.guidance_scale * (passes[1] - passes[0])
+                mine = latents[frame]
+                following.append(sampler.step(mine, sampler.clean(mine, noise, timestep), timestep))
+            latents = torch.stack(following)
+    return latents.numpy(), time.perf_counter() - began
+
+
+# -- tables ------------------------------------------------------------------------------------------------------------
+
+
+def row(method: str, job: Path, batch_size: int) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.render", "--one", method, str(job)],
+        stdout=subprocess.PIPE, check=True, env={**os.environ, "BATCH": str(batch_size)},
+    )  # fmt: skip
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def side_by_side(folder: Path, weights: str, models: Path, clip: Path, given: argparse.Namespace) -> Table:
+    height, width = given.size
+    table = Table(
+        title=f"{weights} weights, {given.frames} frames of {width}×{height}, groups a batch {given.batch_size}"
+    )
+    for heading in (
+        "pattern",
+        "method",
+        "frames/s",
+        "× plain",
+        "U-Net samples",
+        "outside",
+        "peak MB",
+        "differs",
+        "edge",
+    ):
+        table.add_column(heading, justify="right")
+    for size in given.patterns:
+        reference, speed = None, None
+        for method in given.methods:
+            keys = {"combine_pattern": PATTERNS[size]} | ({} if method == "plain" else {"attention": method})
+            job = write_job(folder, models, clip, f"{weights}-{size}-{method}", given, **keys)
+            found = row(method, job, given.batch_size)
+            latents = np.load(job.with_suffix(f".{method}.npy"))
+            rate = given.frames * (given.steps - 1) / found["seconds"]
+            reference, speed = (latents, rate) if method == "plain" else (reference, speed)
+            difference = np.abs(latents - reference) if reference is not None else np.zeros(1)
+            table.add_row(
+                str(PATTERNS[size]), method, f"{rate:.3f}", f"{rate / speed:.2f}" if speed else "",
+                str(found["calls"]), f"{100 * (1 - found['networks'] / found['seconds']):.1f} %",
+                f"{found['host']:.0f}" + (f" + {found['device']:.0f}" if found["device"] else ""),
+                f"{difference.max():.1e}, {difference.mean():.1e}", f"{edge(latents, given):.2f}",
+            )  # fmt: skip
+    return table
+
+
+def edge(latents: np.ndarray, given: argparse.Namespace) -> float:
+    from stages.render import shared_chunk
+
+    chunk = shared_chunk(*given.size)
+    change = np.abs(np.diff(latents, axis=0)).mean(axis=(1, 2, 3))
+    at = np.arange(1, len(latents)) % chunk == 0
+    return float(change[at].mean() / change[~at].mean()) if at.any() else float("nan")
+
+
+def by_length(folder: Path, weights: str, models: Path, clip: Path, given: argparse.Namespace) -> Table:
+    table = Table("attention", "frames", "peak MB", "frames/s", title=f"{weights} weights, by length")
+    for method in METHODS[1:]:
+        for count in given.lengths:
+            name = f"{weights}-{method}-{count}"
+            keys = {"combine_pattern": PATTERNS[4], "attention": method, "frame_maximum_count": count}
+            found = row(method, write_job(folder, models, clip, name, given, **keys), given.batch_size)
+            table.add_row(
+                method, str(count),
+                f"{found['host']:.0f}" + (f" + {found['device']:.0f}" if found["device"] else ""),
+                f"{count * (given.steps - 1) / found['seconds']:.2f}",
+            )  # fmt: skip
+    return table
+
+
+if __name__ == "__main__":
+    main()
