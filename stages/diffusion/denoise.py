@@ -41,6 +41,7 @@ class Settings:
     scheduler: str = "ddim"
     tiled: bool = False
     low_vram: bool = False
+    scheduler: str = "ddim"
 
 
 @dataclass(frozen=True, eq=False)

@@ -31,7 +31,7 @@ class Sampler(ABC):
 
     @abstractmethod
     def schedule(self) -> list[float]:
-        """The timesteps of all steps, 999 to 0, descending."""
+        """The timesteps of all steps, from 999 downwards."""
 
     @property
     def timesteps(self) -> list[float]:
