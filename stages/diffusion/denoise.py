@@ -41,7 +41,6 @@ class Settings:
     scheduler: str = "ddim"
     tiled: bool = False
     low_vram: bool = False
-    scheduler: str = "ddim"
 
 
 @dataclass(frozen=True, eq=False)
