@@ -31,7 +31,7 @@ demo: setup
 	$(BIN)/diffsynth demo
 
 test: setup
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 lint: setup
 	$(BIN)/ruff check .

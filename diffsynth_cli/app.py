@@ -139,18 +139,25 @@ _SUFFIX = {"h264": ".mp4", "hevc": ".mp4", "vp9": ".webm", "prores": ".mov", "ff
 
 @app.command()
 def init(
-    task: Annotated[str, typer.Argument(help="text_guided, fashion, image_guided, restoring or rendering_3d.")],
+    task: Annotated[
+        str,
+        typer.Argument(
+            help="text_guided, fashion, image_guided, restoring, rendering_3d; text_guided_lcm, in 8 steps."
+        ),
+    ],
     video: Annotated[Path, typer.Argument(help="The video to be restyled, or a folder of images.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for job.json and Makefile.")] = Path(),
     force: Annotated[bool, typer.Option("--force", help="Replace files that are there.")] = False,
     debug: Debug = False,
 ) -> None:
-    """A job file for one of the five tasks, and a Makefile for a folder of videos."""
-    from diffsynth_cli.project import write_project
+    """A job file for one of the tasks, and a Makefile for a folder of videos."""
+    from diffsynth_cli.project import TO_DOWNLOAD, write_project
 
     for path in write_project(task, video, output, force):
         typer.echo(path)
     typer.echo("Fill in the prompt, and the images that style_image and frames_reference name, if they are there.")
+    if task in TO_DOWNLOAD:
+        typer.echo(f"Get its LoRA, in the folder of job.json: {TO_DOWNLOAD[task]}")
 
 
 @app.command()

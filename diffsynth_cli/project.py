@@ -10,7 +10,11 @@ from stages.base.errors import DiffSynthError, UsageError
 from stages.base.mistakes import unknown
 from stages.video import open_source
 
-TASKS = ("text_guided", "fashion", "image_guided", "restoring", "rendering_3d")
+TASKS = ("text_guided", "fashion", "image_guided", "restoring", "rendering_3d", "text_guided_lcm")
+TO_DOWNLOAD = {  # beside job.json
+    "text_guided_lcm": "hf download latent-consistency/lcm-lora-sdv1-5 pytorch_lora_weights.safetensors "
+    "--local-dir lcm-lora-sdv1-5",
+}
 SIZE_STEP = 64  # px; what the networks were trained on and what annotators keep
 
 

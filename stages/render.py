@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # importing torch takes seconds; the tasks do it when they ru
 CHUNK = 8  # frames; what is done again after a kill
 SHARED_PIXELS = 16 * 512 * 960  # of the frames that go through the networks together where attention is shared
 SHARED_CHUNK = 4, 16  # frames, at least and at most
+LCM_GUIDANCE = 2  # at most, where it is no input of the model
 PAINT_CHUNK = 2  # frames that are painted from keyframes
 
 Item = int | str  # a frame by its number or an offset to it, or reference_k
@@ -61,10 +62,10 @@ class RenderTask:
     def denoiser(self) -> Denoiser:
         return load_denoiser(self.job, self.options)
 
-    def target(self, step: int) -> str:
+    def target(self, step: int, kind: str = "latents") -> str:
         """The array that a step writes to; they alternate, and the last is `latents`. Step -1 is the start."""
         last = len(self.denoiser.sampler.timesteps) - 1
-        return "latents" if (last - step) % 2 == 0 else "latents_other"
+        return kind if (last - step) % 2 == 0 else f"{kind}_other"
 
     def picked(self, cache: FrameCache, name: str) -> Picked:
         return Picked(cache[name], self.keys)
@@ -107,7 +108,7 @@ class StepTask(RenderTask):
         if self.smoothed:
             cache["predicted"].write(start, denoiser.decode(clean, predicted=True))
         else:
-            self.write(cache, start, sampler.step(latents, clean, timestep).numpy())
+            self.go_on(cache, start, latents, clean)
 
     def latents(self, cache: FrameCache, frames: Sequence[int]) -> torch.Tensor:
         """What the step starts from, float32 [len(frames), 4, h, w]."""
@@ -117,12 +118,24 @@ class StepTask(RenderTask):
             return self.denoiser.initial_noise(*cache["frames"].shape[1:3]).repeat(len(frames), 1, 1, 1)
         return torch.from_numpy(cache[self.target(self.step - 1)].read(frames))
 
-    def write(self, cache: FrameCache, start: int, latents: np.ndarray) -> None:
-        cache[self.target(self.step)].write(start, latents)
+    def go_on(self, cache: FrameCache, start: int, latents: torch.Tensor, clean: torch.Tensor) -> None:
+        """Writes where the step leads to from these clean latents."""
+        sampler, before = self.denoiser.sampler, None
+        if sampler.multistep:
+            before = self.clean_before(cache, range(start, start + len(clean)))
+            cache[self.target(self.step, "clean")].write(start, clean.numpy())
+        made = sampler.step(latents, clean, sampler.timesteps[self.step], before).numpy()
+        cache[self.target(self.step)].write(start, made)
         if self.job.keep_steps:
-            cache["latents_steps"].step(self.step).write(start, latents)
+            cache["latents_steps"].step(self.step).write(start, made)
 
-    def _predict(self, cache: FrameCache, start: int, stop: int, timestep: int) -> torch.Tensor:
+    def clean_before(self, cache: FrameCache, frames: Sequence[int]) -> torch.Tensor | None:
+        """The clean latents that the step before went on from, smoothed if it was; None: this is the first."""
+        import torch
+
+        return torch.from_numpy(cache[self.target(self.step - 1, "clean")].read(frames)) if self.step else None
+
+    def _predict(self, cache: FrameCache, start: int, stop: int, timestep: float) -> torch.Tensor:
         pattern, count, chunk = self.job.combine_pattern, len(self.keys), range(start, stop)
         if self.job.attention == "shared":
             frames, anchors, sources = shared_window(pattern, chunk, count)
@@ -135,7 +148,7 @@ class StepTask(RenderTask):
         indexes = [[members.index(item) for item in group] for group in groups]
         return self.denoiser.predict_noise(inputs, indexes, pattern.index(0), timestep)
 
-    def _inputs(self, cache: FrameCache, items: Sequence[Item], timestep: int) -> Frames:
+    def _inputs(self, cache: FrameCache, items: Sequence[Item], timestep: float) -> Frames:
         """Latents and control maps of frames and, after them, of references, noised to this timestep."""
         import torch
 
@@ -166,9 +179,8 @@ class SmoothTask(StepTask):
             guides, styles = self.picked(cache, "frames"), cache["predicted"]
             self.made = build(self.job.smoother or "", self.job.smoother_config, guides, styles)
         images = self.made.smooth(start, stop)
-        sampler = self.denoiser.sampler
         latents, clean = self.latents(cache, range(start, stop)), self.denoiser.encode(images, predicted=True)
-        self.write(cache, start, sampler.step(latents, clean, sampler.timesteps[self.step]).numpy())
+        self.go_on(cache, start, latents, clean)
 
 
 @dataclass
@@ -257,7 +269,7 @@ def load_denoiser(job: Job, options: Options) -> Denoiser:
     ready = denoiser(
         Settings(
             models, scales, job.prompt, job.negative_prompt, job.guidance_scale, job.num_inference_steps,
-            job.img2img_strength, job.seed_of_noise, job.vae_tiling, options.low_vram,
+            job.img2img_strength, job.seed_of_noise, job.scheduler, job.vae_tiling, options.low_vram,
         )
     )  # fmt: skip
     ready.use_batches(options.batch_size or 1)
@@ -286,7 +298,9 @@ def plan(run: Run[Job], resume: bool) -> Plan:
     run.reporter.begin("render", None)
     run.reporter.phase("load models")
     denoiser = load_denoiser(job, options)
-    timesteps = denoiser.sampler.timesteps
+    if job.scheduler == "lcm" and denoiser.settings.guidance > LCM_GUIDANCE:
+        run.reporter.warn(f"guidance_scale: {job.guidance_scale} is much for lcm; 1 to {LCM_GUIDANCE} burns no colours")
+    sampler, steps = denoiser.sampler, len(denoiser.sampler.timesteps)
     count, height, width, _ = cache["frames"].shape
     begun: dict[str, Any] = cache["rendered"].attrs.asdict() if resume else {}
     # A render that goes on does so in the batches it was begun with: others would round otherwise.
@@ -294,11 +308,12 @@ def plan(run: Run[Job], resume: bool) -> Plan:
     options = replace(options, batch_size=batch_size)
     keys = tuple(begun["keys"]) if resume else rendered_frames(job, cache["frames"], run.reporter)
     size = (LATENT_CHANNELS, height // LATENT_FACTOR, width // LATENT_FACTOR)
-    arrays = [ArraySpec(name, (len(keys), *size), "float32") for name in ("latents", "latents_other")]
+    alternating = ("latents", "latents_other", *(("clean", "clean_other") if sampler.multistep else ()))
+    arrays = [ArraySpec(name, (len(keys), *size), "float32") for name in alternating]
     if job.smoother is not None:
         arrays.append(ArraySpec("predicted", (len(keys), height, width, 3), "uint8"))
     if job.keep_steps:
-        arrays.append(ArraySpec("latents_steps", (len(keys), *size), "float32", steps=len(timesteps)))
+        arrays.append(ArraySpec("latents_steps", (len(keys), *size), "float32", steps=steps))
     references = len(job.frames_reference)
     if references:
         arrays.append(ArraySpec("reference_latents", (references, *size), "float32"))
@@ -307,8 +322,8 @@ def plan(run: Run[Job], resume: bool) -> Plan:
         arrays.append(ArraySpec("keyframes", (len(keys), height, width, 3), "uint8"))
         arrays.append(ArraySpec("unseen", (count,), "float32"))
     chunk = CHUNK if job.attention == "joint" else shared_chunk(height, width)
-    phases = _phases(job, options, keys, len(timesteps), count, chunk)
-    scratch = ("latents_other", "predicted", "reference_latents", "keyframes")
+    phases = _phases(job, options, keys, steps, count, chunk)
+    scratch = ("latents_other", "clean", "clean_other", "predicted", "reference_latents", "keyframes")
     begin = {"keys": list(keys), "batch_size": batch_size}
     return Plan(count, arrays, phases, scratch, lambda cache: cache["rendered"].attrs.update(begin))
 

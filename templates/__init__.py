@@ -1,1 +1,1 @@
-"""The five tasks of DiffSynth as job files, and a Makefile for a folder of videos."""
+"""The five tasks of DiffSynth as job files, one also for LCM, and a Makefile for a folder of videos."""

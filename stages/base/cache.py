@@ -9,6 +9,8 @@ Layout (N frames of H x W):
     notes/<map>          float32 [N, ...]          what annotators that need the whole video have seen in each frame
     measures/<map>       float64 [N, ...]          and what must be known of all frames to draw one
     latents              float32 [N, 4, H/8, W/8]  the current denoising step; `latents_other` alternates with it
+    clean                float32 [N, 4, H/8, W/8]  what the step went on from, if the next one looks back at it;
+                                                   `clean_other` alternates with it
     rendered             uint8   [N, H, W, 3]
     unseen               float32 [N]               the share of a frame that no keyframe shows, if not all are rendered
     deflickered          uint8   [N, H, W, 3]
@@ -52,7 +54,8 @@ MAKER = {
     "references": "control", "control": "control", "control_reference": "control", "notes": "control",
     "measures": "control",
     "latents": "render", "latents_other": "render", "latents_steps": "render", "reference_latents": "render",
-    "predicted": "render", "keyframes": "render", "rendered": "render", "unseen": "render",
+    "clean": "render", "clean_other": "render", "predicted": "render", "keyframes": "render", "rendered": "render",
+    "unseen": "render",
     "deflickered": "deflicker",
     "guides": "smooth", "styles": "smooth", "smoothed": "smooth", "guessed": "smooth",
 }  # fmt: skip

@@ -127,6 +127,7 @@ def _pattern_item(value: Any) -> Any:
     raise ValueError(f'give offsets (-1, 0, 1) and "reference_0", "reference_1", ..., not {json.dumps(value)}')
 
 
+LCM_STEPS = 50  # that latent consistency models are distilled at
 Size = Annotated[int, Field(ge=64, le=8192, multiple_of=8)]
 
 
@@ -202,7 +203,11 @@ class Job(Strict):
     negative_prompt: str = ""
     """What they should not show."""
     num_inference_steps: int = Field(20, ge=1, le=1000)
-    """Denoising steps."""
+    """Denoising steps; 50 at most with `lcm`."""
+    scheduler: Literal["ddim", "dpm++2m", "euler", "lcm"] = "ddim"
+    """How latents go from step to step. ddim: as published, in even steps. dpm++2m: DPM-Solver++ 2M with Karras'
+    spacing, for fewer steps. euler: DDIM's step with Karras' spacing. lcm: in 4 to 8 steps, for LCM models or, with
+    `guidance_scale` 1 to 2, an LCM LoRA in `loras`."""
     guidance_scale: float = Field(7.5, ge=1, le=100)
     """Classifier-free guidance; 1 = off, and then one pass through the networks instead of two."""
     seed_of_noise: int = Field(0, ge=0, lt=2**63)
@@ -244,8 +249,8 @@ READS: dict[str, tuple[str, ...]] = {
     "render": (
         "model_id", "controlnet_model_id", "controlnet_scale", "loras", "vae", "vae_tiling", "dtype", "smoother",
         "smoother_config", "ignore_smoother_steps", "smoother_interval", "prompt", "negative_prompt",
-        "num_inference_steps", "guidance_scale", "seed_of_noise", "img2img_strength", "combine_pattern", "keyframes",
-        "attention", "keep_steps",
+        "num_inference_steps", "scheduler", "guidance_scale", "seed_of_noise", "img2img_strength", "combine_pattern",
+        "keyframes", "attention", "keep_steps",
     ),
     "deflicker": ("extra_deflickering_range", "post_smoother", "post_smoother_config"),
 }  # fmt: skip

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from stages.base.errors import UsageError
-from stages.base.job import OBSOLETE_SMOOTHER_KEYS, SMOOTHERS, Job
+from stages.base.job import LCM_STEPS, OBSOLETE_SMOOTHER_KEYS, SMOOTHERS, Job
 from stages.base.mistakes import explain
 from stages.base.record import CACHE_NAME, receipt_path
 from stages.models import EMBEDDED
@@ -194,6 +194,11 @@ def _steps(job: Job) -> list[str]:
     return [f"img2img_strength: {job.img2img_strength} of {job.num_inference_steps} steps is less than one step"]
 
 
+def _lcm(job: Job) -> list[str]:
+    too_many = job.scheduler == "lcm" and job.num_inference_steps > LCM_STEPS
+    return [f"num_inference_steps: lcm takes {LCM_STEPS} at most, not {job.num_inference_steps}"] * too_many
+
+
 def _span(job: Job) -> list[str]:
     if job.start_time is None or job.end_time is None or job.start_time < job.end_time:
         return []
@@ -233,6 +238,7 @@ _RULES: tuple[tuple[tuple[str, ...], Callable[[Job], list[str]]], ...] = (
     (("controlnet_model_id", "controlnet_scale"), _scales),
     (("combine_pattern", "frames_reference"), _pattern),
     (("num_inference_steps", "img2img_strength"), _steps),
+    (("num_inference_steps", "scheduler"), _lcm),
     (("start_time", "end_time"), _span),
     (("controlnet_processor", "style_image"), _style),
     (("smoother", "smoother_config"), _smoother("smoother")),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -17,11 +17,13 @@ import torch
 from stages.base.errors import DiffSynthError
 from stages.diffusion import LATENT_CHANNELS, LATENT_FACTOR
 from stages.diffusion.attention import Joint, Shared
+from stages.diffusion.guidance import embed_guidance, takes_guidance
 from stages.diffusion.loading import ModelNames, Networks, load_networks
-from stages.diffusion.sampler import Sampler
+from stages.diffusion.sampler import SAMPLERS
 
 FILL = 0.8  # of a GPU's free memory is used
 MOST_AT_ONCE = 16  # groups; more are no faster
+WORTH_WHILE = 4096  # latents: matrices of so many rows use a processor well
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Settings:
     steps: int
     strength: float
     seed: int
+    scheduler: str = "ddim"
     tiled: bool = False
     low_vram: bool = False
 
@@ -58,7 +61,11 @@ class Frames:
 @lru_cache(maxsize=1)
 def denoiser(settings: Settings) -> Denoiser:
     """The denoiser of these settings, loaded once a process."""
-    return Denoiser(load_networks(settings.models), settings)
+    networks = load_networks(settings.models)
+    if takes_guidance(networks.unet):
+        embed_guidance(networks.unet, settings.guidance)
+        settings = replace(settings, guidance=1.0)  # no second pass
+    return Denoiser(networks, settings)
 
 
 class Denoiser:
@@ -66,7 +73,8 @@ class Denoiser:
 
     def __init__(self, networks: Networks, settings: Settings):
         self.networks, self.settings = networks, settings
-        self.sampler = Sampler(networks.alphas, settings.steps, settings.strength)
+        sampler = SAMPLERS[settings.scheduler]
+        self.sampler = sampler(networks.alphas, settings.steps, settings.strength, settings.seed)
         self.passes = 1 if settings.guidance == 1 else 2
         with torch.inference_mode():
             negative = settings.negative_prompt if self.passes == 2 else None
@@ -75,7 +83,7 @@ class Denoiser:
         self.batch_size = self.asked_batch_size = 1  # groups or images at once; halved when memory runs out
         if settings.tiled:
             networks.vae.enable_tiling()
-        self.anchors: tuple[Frames, int] | None = None  # whose keys and values the networks keep, and of when
+        self.anchors: tuple[Frames, float] | None = None  # whose keys and values the networks keep, and of when
 
     def use_batches(self, size: int) -> None:
         """So many groups or images go through the networks at once, or as many of these as there is memory for."""
@@ -83,11 +91,12 @@ class Denoiser:
             self.batch_size = self.asked_batch_size = size
 
     def fitting_batch(self, height: int, width: int) -> int:
-        """How many groups, or images, of this size a GPU has room for, by what one takes; elsewhere 1."""
-        device = self.networks.device
+        """How many groups, or images, of this size to take at once: on a GPU as many as it has room for, by what one
+        takes; elsewhere as many as make a batch worth while."""
+        device, group = self.networks.device, self.settings.models.group
         if device.type != "cuda":
-            return 1
-        group = self.settings.models.group
+            latents_a_group = self.passes * group * height * width // LATENT_FACTOR**2
+            return min(max(WORTH_WHILE // latents_a_group, 1), MOST_AT_ONCE)
         latents = self.initial_noise(height, width).repeat(group, 1, 1, 1)
         maps = [np.zeros((group, height, width, 3), np.uint8)] * len(self.networks.controlnets)
         torch.cuda.reset_peak_memory_stats(device)
@@ -131,7 +140,7 @@ class Denoiser:
         images = [self._bytes(batch) for batch in self._batched(one, latents)]
         return np.concatenate(images)
 
-    def predict_noise(self, frames: Frames, groups: Sequence[Sequence[int]], own: int, timestep: int) -> torch.Tensor:
+    def predict_noise(self, frames: Frames, groups: Sequence[Sequence[int]], own: int, timestep: float) -> torch.Tensor:
         """The noise in every group's own frame (`attention`: joint), float32 [len(groups), 4, h, w].
 
         Each group lists, as indexes into `frames`, those that attend to each other; its member at `own` is the one that
@@ -153,7 +162,7 @@ class Denoiser:
         return torch.cat([noise.float().cpu() for noise in self._batched(one, groups)])
 
     def predict_shared_noise(
-        self, frames: Frames, sources: Sequence[Sequence[int]], anchors: Frames, timestep: int
+        self, frames: Frames, sources: Sequence[Sequence[int]], anchors: Frames, timestep: float
     ) -> torch.Tensor:
         """The noise in every frame of a window (`attention`: shared), float32 [F, 4, h, w].
 
@@ -181,7 +190,7 @@ class Denoiser:
             for embed, net_maps in zip(self.networks.map_embeddings, maps, strict=True)
         ]
 
-    def _predict(self, latents: torch.Tensor, embedded: list[torch.Tensor], timestep: int) -> torch.Tensor:
+    def _predict(self, latents: torch.Tensor, embedded: list[torch.Tensor], timestep: float) -> torch.Tensor:
         """What the U-Net gives, float32 [passes, F, 4, h, w]: both passes of guidance in one batch, the negative one
         first."""
         batch = self._to_device(latents).repeat(self.passes, 1, 1, 1)
@@ -197,7 +206,7 @@ class Denoiser:
         return predicted.float().unflatten(0, (self.passes, -1))
 
     def _control_residuals(
-        self, latents: torch.Tensor, embedded: list[torch.Tensor], timestep: int
+        self, latents: torch.Tensor, embedded: list[torch.Tensor], timestep: float
     ) -> list[torch.Tensor]:
         """What the ControlNets add to the U-Net's skip connections and, last, to its middle."""
         total: list[torch.Tensor] = []
@@ -220,7 +229,7 @@ class Denoiser:
             total = [a + b for a, b in zip(total, residuals, strict=True)] if total else residuals
         return total
 
-    def _guided_noise(self, predicted: torch.Tensor, latents: torch.Tensor, timestep: int) -> torch.Tensor:
+    def _guided_noise(self, predicted: torch.Tensor, latents: torch.Tensor, timestep: float) -> torch.Tensor:
         """Classifier-free guidance (arXiv 2207.12598, eq. 6) on predictions [passes, F, 4, h, w] for `latents`."""
         if self.passes == 2:
             negative, positive = predicted

@@ -176,6 +176,7 @@ def test_init_writes_a_job_that_is_read_without_complaint(task, tmp_path, cli):
     assert code == 0, said
     job, warnings = read_job(tmp_path / "project/job.json")
     assert warnings == [] and job.input_video == str(video)
+    assert bool(job.loras) == ("hf download" in said)
     assert job.frame_height < job.frame_width
     assert (tmp_path / "project/Makefile").exists()
     code, said = cli("init", task, video, "-o", tmp_path / "project")

@@ -21,6 +21,8 @@ WRONG_KEYS = [
     ({"frame_interval": 0}, "frame_interval: must be greater than or equal to 1, not 0"),
     ({"num_inference_steps": 20.5}, "num_inference_steps: must be integer"),
     ({"num_inference_steps": 2, "img2img_strength": 0.3}, "img2img_strength: 0.3 of 2 steps is less than one step"),
+    ({"num_inference_steps": 51, "scheduler": "lcm"}, "num_inference_steps: lcm takes 50 at most, not 51"),
+    ({"scheduler": "dpm2"}, "scheduler: "),
     ({"guidance_scale": 0.5}, "guidance_scale: must be greater than or equal to 1"),
     ({"seed_of_noise": True}, "seed_of_noise: must be integer, not true"),
     ({"combine_pattern": [-1, 1]}, "combine_pattern: must hold 0"),

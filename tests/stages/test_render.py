@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -16,7 +19,7 @@ from stages.diffusion import denoise
 from stages.render import attended_frames, is_smoothed, shared_window
 from stages.smoothing import keyframes
 from stages.smoothing.keyframes import Interpolator
-from tests.conftest import CONTROLNET, scene, write_images
+from tests.conftest import CONTROLNET, MODEL, scene, write_images
 
 
 @pytest.fixture
@@ -312,3 +315,112 @@ def test_a_tiny_autoencoder_serves_smoothing_steps_alone(render, tmp_path):
     for keys, same in (({}, True), (smoothed, False)):
         without, with_tiny = (render(f"{same}{vae}", vae=vae, **keys)["rendered"][:] for vae in (None, "tiny"))
         assert np.array_equal(without, with_tiny) is same
+
+
+# --- schedulers -----------------------------------------------------------------------------------------
+
+SCHEDULERS = ("ddim", "dpm++2m", "euler", "lcm")
+SMOOTHED = {"smoother": "TemporalMeanSmoother", "smoother_interval": 2}
+THREE = {"num_inference_steps": 3, "guidance_scale": 1.5}  # steps
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_every_scheduler_goes_on_from_smoothed_clean_latents(render, scheduler):
+    """Where every step, the last one too, is smoothed over the whole video, all frames end as nearly the same mean."""
+    keys = {"scheduler": scheduler, "num_inference_steps": 4, "guidance_scale": 1.5, "img2img_strength": 0.75}
+    plain = render("plain", **keys)["latents"][:]
+    whole = render("whole", **keys, smoother="TemporalMeanSmoother", smoother_config={"radius": 5})["latents"][:]
+    assert np.ptp(plain, axis=0).max() > 0.15 and np.ptp(whole, axis=0).max() < 0.01
+
+
+def test_guidance_that_is_too_strong_for_lcm_is_warned_of(make_job, cli):
+    keys = {"scheduler": "lcm", "num_inference_steps": 1}
+    for name, guidance, warned in (("much", {}, True), ("little", {"guidance_scale": 2.0}, False)):
+        code, said = cli("run", make_job(**keys, **guidance, output_path=name))
+        assert code == 0 and ("guidance_scale: 7.5 is much for lcm" in said) == warned
+
+
+def test_schedulers_differ_and_a_changed_one_is_stale(render, make_job, cli):
+    made = [render(f"of {name}", scheduler=name, **THREE)["rendered"][:] for name in SCHEDULERS]
+    assert all((a != b).any() for k, a in enumerate(made) for b in made[:k])
+    code, said = cli("render", make_job(output_path="of lcm", scheduler="euler", **THREE))
+    assert code == 1 and 'scheduler: "lcm" → "euler"' in said
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_models_that_predict_v_and_img2img_go_with_every_scheduler(render, tmp_path, scheduler):
+    shutil.copytree(MODEL, tmp_path / "v")
+    config = tmp_path / "v/scheduler/scheduler_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"prediction_type": "v_prediction"}))
+    keys = {"scheduler": scheduler, "model_id": "./v", **THREE, "keep_steps": True}
+    cache = render(**keys, img2img_strength=0.7)
+    assert cache["latents_steps"].array.shape[0] == 2
+    assert np.isfinite(cache["latents"][:]).all() and cache["rendered"][:].std() > 1
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "more"),
+    [("dpm++2m", {}), ("dpm++2m", SMOOTHED), ("dpm++2m", {"img2img_strength": 0.8}), ("lcm", SMOOTHED)],
+)
+def test_a_render_that_is_killed_after_every_chunk_ends_in_the_same_bytes(
+    render, tmp_path, make_job, cli, monkeypatch, scheduler, more
+):
+    """A chunk has been written but has no mark yet when the process dies, and is done again."""
+    keys = {
+        "frames": 9,
+        "scheduler": scheduler,
+        "num_inference_steps": 4,
+        "guidance_scale": 1.0,
+        "keep_steps": True,
+        **more,
+    }
+    straight = render("straight", **keys)
+    killed: list[tuple[str, int, int]] = []
+
+    def dying_once(real):
+        def run(task, cache, start, stop):
+            real(task, cache, start, stop)
+            chunk = type(task).__name__, task.step, start
+            if chunk not in killed:
+                killed.append(chunk)
+                raise Interrupted
+
+        return run
+
+    for kind in (stage.StepTask, stage.SmoothTask):
+        monkeypatch.setattr(kind, "run", dying_once(kind.run))
+    job = make_job(**keys, output_path="killed")
+    while (code := cli("run", job, "-q", "--batch-size", 2)[0]) == 130:
+        pass
+    steps = straight["latents_steps"].array.shape[0]
+    assert code == 0 and len([name for name, _, _ in killed if name == "StepTask"]) == 2 * steps
+    assert ("smoother" in more) == any(name == "SmoothTask" for name, _, _ in killed)
+    cache = FrameCache(tmp_path / "killed/cache.zarr")
+    for name in ("latents_steps", "latents", "rendered"):
+        np.testing.assert_array_equal(straight.group[name][:], cache.group[name][:])
+    assert not any(name in cache for name in ("clean", "clean_other"))
+
+
+@pytest.mark.parametrize("scheduler", ["dpm++2m", "lcm"])
+def test_chunks_of_another_size_change_nothing(render, monkeypatch, scheduler):
+    keys = {"scheduler": scheduler, "batch_size": 1, **THREE, **SMOOTHED}
+    whole = render("whole", **keys)
+    monkeypatch.setattr(stage, "CHUNK", 4)
+    np.testing.assert_array_equal(whole["latents"][:], render("cut", **keys)["latents"][:])
+
+
+def test_dpm_looks_back_at_clean_latents_as_they_were_smoothed(make_job, cli, monkeypatch):
+    keys = {"scheduler": "dpm++2m", "num_inference_steps": 4, **SMOOTHED}
+    real, seen = stage.StepTask.clean_before, {}
+
+    def look(task, cache, frames):
+        found = real(task, cache, frames)
+        if task.step == 1:
+            images = np.stack([cache["predicted"][:][max(0, i - 1) : i + 2].mean(axis=0).round() for i in frames])
+            seen["expected"] = task.denoiser.encode(images.astype(np.uint8))
+            seen["found"] = found
+        return found
+
+    monkeypatch.setattr(stage.StepTask, "clean_before", look)
+    assert cli("run", make_job(**keys), "-q")[0] == 0
+    torch.testing.assert_close(seen["found"], seen["expected"], atol=2e-2, rtol=0)  # a pixel may round the other way

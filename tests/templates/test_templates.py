@@ -1,4 +1,4 @@
-"""DiffSynth's five tasks as `diffsynth init` writes them, on tiny models in the real formats."""
+"""The tasks as `diffsynth init` writes them, on tiny models in the real formats."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import json
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from diffsynth_cli.project import TASKS
 from stages.base.cache import FrameCache
@@ -14,6 +16,8 @@ from tests.conftest import GOLDEN, MODEL, scene, write_images
 from tests.stages.annotators.random_weights import write_dpt, write_weights
 
 FRAMES = 3
+LAYER = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_v"
+LORA = {f"{LAYER}.lora_down.weight": torch.ones(4, 32), f"{LAYER}.lora_up.weight": torch.ones(32, 4) / 100}
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +41,9 @@ def test_a_task_runs_from_a_video_to_rendered_frames(task, weights, tmp_path, mo
     for image in (*job.get("frames_reference", ()), *([job["style_image"]] if "style_image" in job else ())):
         write_images(tmp_path / f"of {image}", [scene(50, 96, 96)])
         (tmp_path / f"of {image}/0.png").rename(tmp_path / image)
+    for path_of_lora in job.get("loras", ()):
+        (tmp_path / path_of_lora).parent.mkdir()
+        save_file(LORA, tmp_path / path_of_lora)
     job |= {
         "model_id": str(MODEL),
         "controlnet_model_id": [str(GOLDEN / f"models/control{i}") for i in range(len(names))],

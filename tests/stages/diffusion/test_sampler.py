@@ -1,21 +1,49 @@
-"""DDIM in terms of clean latents."""
+"""Samplers in terms of clean latents, against those of diffusers."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, LCMScheduler
 
-from stages.diffusion.sampler import Sampler
+from stages.base.job import LCM_STEPS
+from stages.diffusion.sampler import DDIM, DPM2M, LCM, SAMPLERS, Euler, Sampler
 
-SCHEDULER = DDIMScheduler(
-    beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=True,
-    timestep_spacing="leading", steps_offset=0,
-)  # fmt: skip
+BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+SCHEDULER = DDIMScheduler(**BETAS, clip_sample=False, set_alpha_to_one=True, timestep_spacing="leading", steps_offset=0)
+PREDICTIONS = ("epsilon", "v_prediction")
 
 
-def sampler(steps: int, strength: float = 1.0) -> Sampler:
-    return Sampler(SCHEDULER.alphas_cumprod, steps, strength)
+def make(kind: type[Sampler], steps: int, strength: float = 1.0) -> Sampler:
+    return kind(SCHEDULER.alphas_cumprod, steps, strength)
+
+
+def noise(seed: int = 0) -> torch.Tensor:
+    return torch.randn((2, 4, 8, 8), generator=torch.Generator().manual_seed(seed))
+
+
+def model(latents: torch.Tensor, timestep: float, prediction: str) -> torch.Tensor:
+    """What a network might predict: all of it hangs on latents and timestep, not linearly."""
+    alpha = make(Euler, 1).alpha(timestep)
+    clean = torch.tanh(latents + latents.flip(3) * timestep / 1000)
+    noise = (latents - alpha.sqrt() * clean) / (1 - alpha).sqrt()
+    return noise if prediction == "epsilon" else alpha.sqrt() * noise - (1 - alpha).sqrt() * clean
+
+
+def walk(sampler: Sampler, prediction: str, latents: torch.Tensor) -> list[torch.Tensor]:
+    """The latents after every step."""
+    made, before = [], None
+    for timestep in sampler.timesteps:
+        predicted = model(latents, timestep, prediction)
+        if prediction == "v_prediction":
+            predicted = sampler.noise_of_v(latents, predicted, timestep)
+        clean = sampler.clean(latents, predicted, timestep)
+        latents = sampler.step(latents, clean, timestep, before)
+        made.append(latents)
+        before = clean
+    return made
 
 
 @pytest.mark.parametrize(
@@ -28,33 +56,114 @@ def sampler(steps: int, strength: float = 1.0) -> Sampler:
         (1, 1.0, [999]),
     ],
 )
-def test_timesteps(steps, strength, expected):
-    assert sampler(steps, strength).timesteps == expected
+def test_timesteps_of_ddim(steps, strength, expected):
+    assert make(DDIM, steps, strength).timesteps == expected
 
 
-def test_a_step_is_diffusers_ddim_step():
-    ours, latents, noise = sampler(10), torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8)
-    SCHEDULER.set_timesteps(10)
+@pytest.mark.parametrize("steps", [3, 10])  # with three, the last step leads to timestep 0
+def test_ddim_is_that_of_diffusers(steps):
+    ours, latents, predicted = make(DDIM, steps), noise(), noise(1)
+    SCHEDULER.set_timesteps(steps)
     for timestep in ours.timesteps:
-        clean = ours.clean(latents, noise, timestep)
-        expected = SCHEDULER.step(noise, timestep, latents).prev_sample
+        clean = ours.clean(latents, predicted, timestep)
+        expected = SCHEDULER.step(predicted, timestep, latents).prev_sample
         torch.testing.assert_close(ours.step(latents, clean, timestep), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_noise_is_the_inverse_of_clean():
-    ours, latents, noise = sampler(10), torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8)
-    torch.testing.assert_close(ours.noise(latents, ours.clean(latents, noise, 499), 499), noise, atol=1e-4, rtol=1e-4)
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("steps", [2, 4, 10, 30])  # of a single one, diffusers makes timestep 0
+def test_euler_is_that_of_diffusers(steps, prediction):
+    theirs = EulerDiscreteScheduler(
+        **BETAS, use_karras_sigmas=True, prediction_type=prediction, timestep_spacing="linspace"
+    )
+    theirs.set_timesteps(steps)
+    ours, latents = make(Euler, steps), noise()
+    torch.testing.assert_close(torch.tensor(ours.timesteps), theirs.timesteps, atol=1e-2, rtol=0)
+    scaled = latents * (theirs.sigmas[0] ** 2 + 1).sqrt()
+    for index, found in enumerate(walk(ours, prediction, latents)):
+        seen = theirs.scale_model_input(scaled, theirs.timesteps[index])
+        scaled = theirs.step(
+            model(seen, ours.timesteps[index], prediction), theirs.timesteps[index], scaled
+        ).prev_sample
+        expected = scaled / (theirs.sigmas[index + 1] ** 2 + 1).sqrt()
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_the_last_step_ends_in_the_clean_latents():
-    ours, clean = sampler(4), torch.randn(1, 4, 8, 8)
-    torch.testing.assert_close(ours.step(torch.randn(1, 4, 8, 8), clean, 249), clean)
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("steps", [1, 2, 4, 10, 30])
+def test_dpm_2m_is_that_of_diffusers(steps, prediction):
+    theirs = DPMSolverMultistepScheduler(**BETAS, use_karras_sigmas=True, prediction_type=prediction)
+    theirs.set_timesteps(steps)
+    ours, latents = make(DPM2M, steps), noise()
+    torch.testing.assert_close(torch.tensor(ours.timesteps).round().long(), theirs.timesteps)
+    expected = latents
+    for index, found in enumerate(walk(ours, prediction, latents)):
+        predicted = model(expected, ours.timesteps[index], prediction)
+        expected = theirs.step(predicted, theirs.timesteps[index], expected).prev_sample
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_v_stands_for_the_noise_that_was_added():
-    ours, clean, noise = sampler(10), torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8)
-    for timestep in (999, 500, 99, 0):
-        alpha = SCHEDULER.alphas_cumprod[timestep]
-        v = alpha.sqrt() * noise - (1 - alpha).sqrt() * clean
-        found = ours.noise_of_v(ours.add_noise(clean, noise, timestep), v, timestep)
-        torch.testing.assert_close(found, noise)
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("steps", [1, 2, 4, 8, 50])
+def test_lcm_is_that_of_diffusers(steps, prediction, monkeypatch):
+    theirs = LCMScheduler(**BETAS, prediction_type=prediction, clip_sample=False)
+    theirs.set_timesteps(steps)
+    ours, latents = make(LCM, steps), noise()
+    fresh = iter([ours.fresh_noise(latents.shape[1:], timestep) for timestep in ours.timesteps])
+    monkeypatch.setattr("diffusers.schedulers.scheduling_lcm.randn_tensor", lambda *args, **more: next(fresh))
+    expected = latents
+    for index, found in enumerate(walk(ours, prediction, latents)):
+        timestep = theirs.timesteps[index]
+        expected = theirs.step(model(expected, float(timestep), prediction), timestep, expected).prev_sample
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_lcm_walks_some_of_the_timesteps_that_such_models_are_distilled_at():
+    theirs = LCMScheduler(**BETAS)
+    for steps in range(1, LCM_STEPS + 1):
+        theirs.set_timesteps(steps)
+        assert make(LCM, steps).timesteps == theirs.timesteps.tolist()
+    assert LCM_STEPS == LCM.TRAINED_STEPS
+    assert make(LCM, 4, 0.5).timesteps == [499, 259]
+
+
+def test_lcms_noise_is_one_for_all_frames_and_another_at_each_step_and_of_each_seed():
+    ours, clean = make(LCM, 4), torch.zeros(3, 4, 8, 8)
+    made = [ours.step(noise()[:1].repeat(3, 1, 1, 1), clean, timestep) for timestep in (999, 759)]
+    for latents in made:
+        torch.testing.assert_close(latents, latents[:1].expand_as(latents), atol=0, rtol=0)
+    shape = clean.shape[1:]
+    drawn = [ours.fresh_noise(shape, 999), ours.fresh_noise(shape, 759), replace(ours, seed=1).fresh_noise(shape, 999)]
+    drawn.append(torch.randn((1, *shape), generator=torch.Generator().manual_seed(0)))  # what a render starts from
+    for k, one in enumerate(drawn):
+        assert all(abs(torch.corrcoef(torch.stack([one.flatten(), two.flatten()]))[0, 1]) < 0.3 for two in drawn[:k])
+    again = replace(make(LCM, 4), seed=2**63 - 1)
+    torch.testing.assert_close(again.fresh_noise(shape, 999), again.fresh_noise(shape, 999), atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("kind", SAMPLERS.values())
+def test_timesteps_descend_and_the_last_step_ends_in_the_clean_latents(kind):
+    for steps in (1, 4, 50):
+        whole, part = make(kind, steps).timesteps, make(kind, steps, 0.5).timesteps
+        assert whole[0] == 999 and whole == sorted(set(whole), reverse=True) and len(whole) == steps
+        assert part == whole[steps - steps // 2 :]
+    ours, clean = make(kind, 4), noise(1)
+    torch.testing.assert_close(ours.step(noise(), clean, ours.timesteps[-1], noise(2)), clean, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("kind", SAMPLERS.values())
+def test_noise_leads_to_clean_latents_and_back(kind):
+    ours, clean, added = make(kind, 10), noise(), noise(1)
+    for timestep in ours.timesteps:
+        latents, alpha = ours.add_noise(clean, added, timestep), ours.alpha(timestep)
+        torch.testing.assert_close(ours.noise(latents, clean, timestep), added, atol=1e-3, rtol=1e-3)
+        v = alpha.sqrt() * added - (1 - alpha).sqrt() * clean
+        torch.testing.assert_close(ours.noise_of_v(latents, v, timestep), added)
+        skip = 1e-4 if kind is LCM else 0  # the consistency function lets that much of the latents pass
+        torch.testing.assert_close(ours.clean(latents, added, timestep), clean, atol=1e-3 + skip, rtol=1e-3)
+
+
+def test_noise_levels_between_timesteps_go_through_those_of_timesteps():
+    ddim, euler = make(DDIM, 10), make(Euler, 10)
+    for timestep in ddim.timesteps:
+        torch.testing.assert_close(euler.alpha(timestep), ddim.alpha(timestep))

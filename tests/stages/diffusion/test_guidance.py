@@ -1,0 +1,40 @@
+"""Models that take the scale of guidance as an input."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import LatentConsistencyModelPipeline, UNet2DConditionModel
+
+from stages.diffusion.denoise import Frames, ModelNames, Settings, denoiser
+from tests.conftest import MODEL
+
+
+@pytest.fixture
+def model(tmp_path) -> Path:
+    """The tiny model with such an input."""
+    folder = tmp_path / "lcm"
+    shutil.copytree(MODEL, folder)
+    config = json.loads((folder / "unet/config.json").read_text()) | {"time_cond_proj_dim": 16}
+    torch.manual_seed(0)
+    UNet2DConditionModel.from_config(config).save_pretrained(folder / "unet")
+    return folder
+
+
+def test_guidance_that_is_an_input_is_what_diffusers_makes_of_it(model):
+    unet = UNet2DConditionModel.from_pretrained(model / "unet").eval()
+    settings = Settings(ModelNames(str(model), (), "cpu", "float32", 1), (), "winter", "blurry", 8.0, 4, 1.0, 0, "lcm")
+    ours = denoiser(settings)
+    latents = ours.initial_noise(64, 64)
+    embedding = LatentConsistencyModelPipeline.get_guidance_scale_embedding(None, torch.tensor([7.0]), 16)
+    with torch.inference_mode():
+        expected = unet(latents, 999, ours.text, timestep_cond=embedding).sample
+    found = ours.predict_noise(Frames(latents, []), [[0]], 0, 999)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    other = denoiser(replace(settings, guidance=1.0)).predict_noise(Frames(latents, []), [[0]], 0, 999)
+    assert (other - found).abs().max() > 1e-3
