@@ -40,6 +40,9 @@ Set = Annotated[
 ]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps. Short for --set device=…")]
 Dtype = Annotated[str | None, typer.Option(help="auto, float32, float16, bfloat16. Short for --set dtype=…")]
+AllowPickle = Annotated[
+    bool, typer.Option("--allow-pickle", help="Also read models in pickles, which can run code. allow_pickle=true.")
+]
 BatchSize = Annotated[int, typer.Option(min=1, help="Frames that go through the networks at once.")]
 Restart = Annotated[bool, typer.Option("--restart", help="Do the stage anew; run: those stages whose keys changed.")]
 Preview = Annotated[
@@ -67,6 +70,7 @@ def _stage_command(name: str) -> Callable[..., None]:
         overrides: Set = None,
         device: Device = None,
         dtype: Dtype = None,
+        allow_pickle: AllowPickle = False,
         batch_size: BatchSize = 1,
         restart: Restart = False,
         preview: Preview = False,
@@ -74,7 +78,7 @@ def _stage_command(name: str) -> Callable[..., None]:
         events: Json = False,
         debug: Debug = False,
     ) -> None:
-        short = {"device": device, "dtype": dtype}
+        short = {"device": device, "dtype": dtype, "allow_pickle": "true" if allow_pickle else None}
         overrides = [*(overrides or []), *(f"{key}={value}" for key, value in short.items() if value is not None)]
         stages = list(STAGES) if name == "run" else [name]
         loaded, cache = _open(job, overrides, stages)
