@@ -44,6 +44,9 @@ BatchSize = Annotated[
     int | None, typer.Option(min=1, help="Groups of frames that go through the networks at once; else as many as fit.")
 ]
 LowVram = Annotated[bool, typer.Option("--low-vram", help="What is not needed at the moment leaves the GPU's memory.")]
+AllowPickle = Annotated[
+    bool, typer.Option("--allow-pickle", help="Also read models in pickles, which can run code. allow_pickle=true.")
+]
 Restart = Annotated[bool, typer.Option("--restart", help="Do the stage anew; run: those stages whose keys changed.")]
 Preview = Annotated[
     bool, typer.Option("--preview", help="Also write OUTPUT/preview.png: some frames over their maps and results.")
@@ -70,6 +73,7 @@ def _stage_command(name: str) -> Callable[..., None]:
         overrides: Set = None,
         device: Device = None,
         dtype: Dtype = None,
+        allow_pickle: AllowPickle = False,
         batch_size: BatchSize = None,
         low_vram: LowVram = False,
         restart: Restart = False,
@@ -80,7 +84,7 @@ def _stage_command(name: str) -> Callable[..., None]:
     ) -> None:
         from stages.base.engine import Options
 
-        short = {"device": device, "dtype": dtype}
+        short = {"device": device, "dtype": dtype, "allow_pickle": "true" if allow_pickle else None}
         overrides = [*(overrides or []), *(f"{key}={value}" for key, value in short.items() if value is not None)]
         stages = list(STAGES) if name == "run" else [name]
         loaded, cache = _open(job, overrides, stages)
@@ -171,18 +175,16 @@ def demo(
 ) -> None:
     """Restyle a small clip with the embedded model, offline, in a minute or two."""
     from diffsynth_cli.demo import write_demo, write_sheet
+    from stages.base.engine import Options
 
     path = write_demo(output, video, prompt)
     job, cache = _open(path, [], STAGES)
-    _run_stages(STAGES, job, cache, make_reporter(quiet, events), DEMO_BATCH, restart=True, stale_only=True)
+    _run_stages(STAGES, job, cache, make_reporter(quiet, events), Options(), restart=True, stale_only=True)
     sheet = write_sheet(output, cache)
     if not (quiet or events):
         typer.echo(f"video          {Path(job.output_path) / 'video.mp4'}")
         typer.echo(f"contact sheet  {sheet}")
         typer.echo(f"one of yours   diffsynth demo --video VIDEO --output FOLDER --prompt {shlex.quote(prompt)}")
-
-
-DEMO_BATCH = 4  # frames; the embedded model is small
 
 
 class _InOrder(TyperCommand):
@@ -364,13 +366,12 @@ def _main(version: Annotated[bool, typer.Option("--version", help="Show the vers
 def _open(path: Path, overrides: Sequence[str] | None, stages: Sequence[str] = ()) -> tuple[Job, FrameCache]:
     """The job and its cache. The files that `stages` read must exist, unless the stage is done."""
     from stages.base.cache import FrameCache
-    from stages.base.job_file import read_job, refuse_later_work
+    from stages.base.job_file import read_job
     from stages.base.record import CACHE_NAME
 
     job, warnings = read_job(path, overrides or [], stages)
     for warning in warnings:
         show_warning(warning)
-    refuse_later_work(job, stages)
     arguments = shlex.join([str(path), *(f"--set={override}" for override in overrides or [])])
     return job, FrameCache(Path(job.output_path) / CACHE_NAME, arguments)
 

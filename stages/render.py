@@ -263,7 +263,9 @@ def load_denoiser(job: Job, options: Options) -> Denoiser:
     nets = running_nets(job)
     models = ModelNames(
         job.model_id, tuple(job.controlnet_model_id[i] for i in nets), job.device, job.dtype, len(job.combine_pattern),
-        job.vae, tuple((lora.path, lora.scale) for lora in job.loras), job.attention, job.attention_backend,
+        job.vae, tuple((lora.path, lora.scale) for lora in job.loras),
+        tuple((item.path, item.word) for item in job.embeddings), job.allow_pickle, job.attention,
+        job.attention_backend,
     )  # fmt: skip
     scales = tuple(job.controlnet_scale[i] for i in nets)
     ready = denoiser(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,17 +19,26 @@ if TYPE_CHECKING:
     import torch
 
 
-def find_files(key: str, name: str, files: tuple[str, ...], also: tuple[str, ...] = (), hint: str = "") -> Path:
+# A file's name; or several, of which the first that is there is wanted.
+Names = str | tuple[str, ...]
+
+
+def find_files(key: str, name: str, files: Sequence[Names], also: tuple[str, ...] = (), hint: str = "") -> Path:
     """The folder of the model `name`, an absolute path or a hub id, in which `files` lie.
 
     A hub model is downloaded if it is not in the hub's cache, with what matches the patterns `also`. `key` is the
     job's. Raises DiffSynthError, naming what is missing, where it was looked for and how to place it.
     """
     folder = Path(name) if Path(name).is_absolute() else _snapshot(key, name, files, also)
-    missing = [file for file in files if not (folder / file).exists()]
+    missing = _missing(folder, files)
     if missing:
         raise DiffSynthError(f"{key}: {name} lacks {', '.join(missing)}", hint)
     return folder
+
+
+def first_there(folder: Path, names: Names) -> str | None:
+    """The first of these files that is in the folder, if any is."""
+    return next((name for name in _each(names) if (folder / name).exists()), None)
 
 
 @dataclass(frozen=True)
@@ -90,16 +99,23 @@ def no_logs() -> Iterator[None]:
             logging.disable(before)
 
 
-def _snapshot(key: str, name: str, files: tuple[str, ...], also: tuple[str, ...]) -> Path:
-    from huggingface_hub import constants, snapshot_download
+def _each(names: Names) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else names
+
+
+def _missing(folder: Path, files: Sequence[Names]) -> list[str]:
+    return [_each(names)[0] for names in files if first_there(folder, names) is None]
+
+
+def _snapshot(key: str, name: str, files: Sequence[Names], also: tuple[str, ...]) -> Path:
+    from huggingface_hub import HfApi, constants, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    patterns = [*files, *also]
-    missing = files
+    missing = [_each(names)[0] for names in files]
     with no_logs():
         try:
-            folder = Path(snapshot_download(name, allow_patterns=patterns, local_files_only=True))
-            missing = tuple(file for file in files if not (folder / file).exists())
+            folder = Path(snapshot_download(name, local_files_only=True))
+            missing = _missing(folder, files)
             if not missing:
                 return folder
         except LocalEntryNotFoundError:
@@ -107,7 +123,9 @@ def _snapshot(key: str, name: str, files: tuple[str, ...], also: tuple[str, ...]
         except HFValidationError:
             raise UsageError(f"{key}: {name} is neither a folder nor a hub id (owner/model)") from None
         try:
-            return Path(snapshot_download(name, allow_patterns=patterns))
+            there = HfApi().list_repo_files(name)
+            wanted = [next((file for file in _each(names) if file in there), _each(names)[0]) for names in files]
+            return Path(snapshot_download(name, allow_patterns=[*wanted, *also]))
         except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             where = f"https://huggingface.co/{name}/resolve/main/"

@@ -1,4 +1,4 @@
-"""From a clip and a prompt to a video, judged by what is in the pictures: the embedded model through all four stages."""
+"""From a clip and a prompt to a video, judged by what is in the pictures: the embedded model in all four stages."""
 
 from __future__ import annotations
 
@@ -60,7 +60,9 @@ def test_edges_are_where_the_map_has_them(restyle):
     (name,) = cache.arrays("control")
     maps, without = cache[name][:], restyle("summer, day, photo", controlnet_scale="[0.0]")
     met = [
-        np.mean([agreement(cv2.Canny(frame, 100, 200), wanted[..., 0]) for frame, wanted in zip(other["rendered"][:], maps)])
+        np.mean(
+            [agreement(cv2.Canny(frame, 100, 200), wanted[..., 0]) for frame, wanted in zip(other["rendered"][:], maps)]
+        )
         for other in (cache, without)
     ]
     assert met[0] > 0.4 and met[0] > 2 * met[1]

@@ -19,7 +19,7 @@ from typing import Any
 from stages.base.annotators import MapFiles, Shuffle, Weighted
 from stages.base.errors import DiffSynthError
 from stages.base.job import READS, Job
-from stages.models import embedded
+from stages.models import TOKENIZER, embedded
 
 AFTER: dict[str, tuple[str, ...]] = {
     "extract": (),
@@ -32,7 +32,7 @@ AFTER: dict[str, tuple[str, ...]] = {
 NOT_RUN = "not run (controlnet_scale 0)"
 
 # What is read of a local model folder: weights and configuration, not the other formats that may lie beside them.
-MODEL_FILES = ("*.json", "*.txt", "*.safetensors")
+MODEL_FILES = ("*.json", "*.txt", "*.safetensors", "*.bin")
 MODEL_PARTS = ("", "tokenizer", "text_encoder", "unet", "vae", "scheduler")
 
 
@@ -155,6 +155,9 @@ def _value(job: Job, key: str, known: Any) -> Any:
         case "loras":
             return [{"file": identify(item.path, _at(_at(known, i), "file")), "scale": item.scale}
                     for i, item in enumerate(value)]  # fmt: skip
+        case "embeddings":
+            return [{"file": identify(item.path, _at(_at(known, i), "file")), "token": item.word}
+                    for i, item in enumerate(value)]  # fmt: skip
         case "controlnet_model_id":
             return [_model(item, _at(known, i)) if run else NOT_RUN
                     for i, (item, run) in enumerate(zip(value, job.networks_run, strict=True))]  # fmt: skip
@@ -179,7 +182,12 @@ def _annotator(item: Any, known: Any) -> Any:
 
 def _model(name: str, known: Any) -> Any:
     folder = embedded(name) or Path(name)  # an embedded model may differ from one version to the next
-    return identify(str(folder), known, MODEL_FILES, MODEL_PARTS) if folder.is_absolute() else name
+    if not folder.is_absolute():
+        return name
+    beside = folder.parent / TOKENIZER
+    if folder.is_file() and beside.is_dir():
+        return {part: identify(path, _at(known, part)) for part, path in (("file", folder), (TOKENIZER, beside))}
+    return identify(str(folder), known, MODEL_FILES, MODEL_PARTS)
 
 
 def _at(known: Any, index: int | str) -> Any:

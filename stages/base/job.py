@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
@@ -121,6 +122,24 @@ def _expand_lora(value: Any) -> Any:
     return checked(Lora, {"path": value} if isinstance(value, str) else value)
 
 
+class Embedding(Strict):
+    """One textual inversion."""
+
+    path: str
+    """A `.safetensors` file."""
+    token: str | None = Field(None, min_length=1, pattern=r"^\S+$")
+    """The word in prompts that stands for it; left out, the file's name without its ending."""
+
+    @property
+    def word(self) -> str:
+        """The word in prompts that stands for it."""
+        return self.token or Path(self.path).stem
+
+
+def _expand_embedding(value: Any) -> Any:
+    return checked(Embedding, {"path": value} if isinstance(value, str) else value)
+
+
 def _pattern_item(value: Any) -> Any:
     if type(value) is int or (isinstance(value, str) and re.fullmatch(r"reference_\d+", value)):
         return value
@@ -136,10 +155,11 @@ class Job(Strict):
 
     model_id: str = Field(min_length=1)
     """Stable Diffusion 1.x model: a hub id (`stable-diffusion-v1-5/stable-diffusion-v1-5`), a local diffusers folder,
-    or `mini`, the [embedded one](mini-model.md). Tokenizer, text encoder, U-Net and VAE are used, and of the scheduler
-    its betas and what is predicted (the noise or v); the safety checker is not."""
+    a single-file checkpoint (`.safetensors`), or `mini`, the [embedded one](mini-model.md). See [models](models.md).
+    Tokenizer, text encoder, U-Net and VAE are used, and of the scheduler its betas and what is predicted (the noise or
+    v); the safety checker is not."""
     controlnet_model_id: list[str] = []
-    """One ControlNet a control map: hub ids, local folders, or `mini/canny`, the embedded one."""
+    """One ControlNet a control map: hub ids, local folders, single files, or `mini/canny`, the embedded one."""
     controlnet_processor: list[
         Annotated[AnnotatorSettings, BeforeValidator(_expand_annotator, json_schema_input_type=str | AnnotatorSettings)]
     ] = []
@@ -152,10 +172,19 @@ class Job(Strict):
     loras: list[Annotated[Lora, BeforeValidator(_expand_lora, json_schema_input_type=str | Lora)]] = []
     """LoRA files for U-Net and text encoder: a path, or an object `{"path": ..., "scale": ...}`, each."""
     vae: str | None = None
-    """Another VAE in place of the model's own: a hub id or a local folder. A tiny autoencoder (`madebyollin/taesd`) is
-    used for smoothing steps only, which it makes cheap; finished frames are the model's VAE's."""
+    """Another VAE in place of the model's own: a hub id, a local folder or a single file. A tiny autoencoder
+    (`madebyollin/taesd`) is used for smoothing steps only, which it makes cheap; finished frames are the model's own
+    VAE's."""
     vae_tiling: bool = False
     """Encode and decode large frames in tiles that overlap: less memory; their seams are blended, not exact."""
+    embeddings: list[
+        Annotated[Embedding, BeforeValidator(_expand_embedding, json_schema_input_type=str | Embedding)]
+    ] = []
+    """Textual inversions: a path, or an object `{"path": ..., "token": ...}`, each. The token, by default the file's
+    name without its ending, is the word in prompts that stands for it."""
+    allow_pickle: bool = False
+    """Also read models in pickles (`.ckpt`, `.pt`, `.pth`, `.bin`). A pickle can run code on this machine: only for
+    files from sources that you trust."""
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     """Number type of the networks; auto: float16 on a GPU, float32 elsewhere."""
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
@@ -247,15 +276,15 @@ READS: dict[str, tuple[str, ...]] = {
     ),
     "control": ("controlnet_processor", "style_image", "frames_reference"),
     "render": (
-        "model_id", "controlnet_model_id", "controlnet_scale", "loras", "vae", "vae_tiling", "dtype", "smoother",
-        "smoother_config", "ignore_smoother_steps", "smoother_interval", "prompt", "negative_prompt",
+        "model_id", "controlnet_model_id", "controlnet_scale", "loras", "embeddings", "vae", "vae_tiling", "dtype",
+        "smoother", "smoother_config", "ignore_smoother_steps", "smoother_interval", "prompt", "negative_prompt",
         "num_inference_steps", "scheduler", "guidance_scale", "seed_of_noise", "img2img_strength", "combine_pattern",
         "keyframes", "attention", "keep_steps",
     ),
     "deflicker": ("extra_deflickering_range", "post_smoother", "post_smoother_config"),
 }  # fmt: skip
-# These change no frame: where the networks run, where results lie, how video.mp4 is written.
-READS_NOTHING = ("device", "attention_backend", "output_path", "fps", "keep_audio")
+# These change no frame: where the networks run, what may be read, where results lie, how video.mp4 is written.
+READS_NOTHING = ("device", "attention_backend", "allow_pickle", "output_path", "fps", "keep_audio")
 
 
 def json_schema() -> dict[str, Any]:

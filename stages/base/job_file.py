@@ -13,7 +13,7 @@ from stages.base.errors import UsageError
 from stages.base.job import LCM_STEPS, OBSOLETE_SMOOTHER_KEYS, SMOOTHERS, Job
 from stages.base.mistakes import explain
 from stages.base.record import CACHE_NAME, receipt_path
-from stages.models import EMBEDDED
+from stages.models import EMBEDDED, PICKLES, SINGLE_FILES
 
 
 def read_job(path: str | Path, overrides: Iterable[str] = (), stages: Sequence[str] = ()) -> tuple[Job, list[str]]:
@@ -54,15 +54,6 @@ def check(data: dict[str, Any]) -> tuple[Job | None, list[str]]:
     if job is not None and not problems and not job.controlnet_scale:
         job = job.model_copy(update={"controlnet_scale": [1.0] * len(job.controlnet_model_id)})
     return (None if problems else job), problems
-
-
-def refuse_later_work(job: Job, stages: Iterable[str]) -> None:
-    """Stops with the names of all keys whose work `stages` would need and this version cannot do."""
-    refused = [problem for stage in stages for problem in _LATER[stage](job)]
-    if refused:
-        raise UsageError(
-            "this job needs what this version cannot do yet:\n" + "\n".join(f"  {problem}" for problem in refused)
-        )
 
 
 # --- what can be wrong with it --------------------------------------------------------------------------
@@ -123,11 +114,12 @@ def _resolve_paths(data: dict[str, Any], folder: Path) -> dict[str, Any]:
         return str(folder / Path(value).expanduser()) if isinstance(value, str) and value else value
 
     def model(value: Any) -> Any:
-        # "name/model" is a hub id unless such a folder lies there; "./x", "../x", "~/x" and "/x" are always paths.
+        # "name/model" is a hub id unless such a folder lies there; "./x", "../x", "~/x", "/x" and single files'
+        # names are always paths.
         is_path = (
             isinstance(value, str)
             and value not in EMBEDDED
-            and (value.startswith((".", "~", "/")) or (folder / value).exists())
+            and (value.startswith((".", "~", "/")) or value.endswith(SINGLE_FILES) or (folder / value).exists())
         )
         return absolute(value) if is_path else value
 
@@ -139,14 +131,15 @@ def _resolve_paths(data: dict[str, Any], folder: Path) -> dict[str, Any]:
             return {key: paths.get(key, lambda same: same)(v) for key, v in value.items()}
         return value
 
-    def lora(value: Any) -> Any:
+    def addition(value: Any) -> Any:
         if isinstance(value, dict):
             return {key: absolute(v) if key == "path" else v for key, v in value.items()}
         return absolute(value)
 
     kinds: dict[str, Callable[[Any], Any]] = {
         "input_video": absolute, "output_path": absolute, "style_image": absolute, "frames_reference": absolute,
-        "model_id": model, "controlnet_model_id": model, "vae": model, "controlnet_processor": annotator, "loras": lora,
+        "model_id": model, "controlnet_model_id": model, "vae": model, "controlnet_processor": annotator,
+        "loras": addition, "embeddings": addition,
     }  # fmt: skip
     resolved = dict(data)
     for key, change in kinds.items():
@@ -228,6 +221,18 @@ def _smoother(key: str) -> Callable[[Job], list[str]]:
     return rule
 
 
+def _pickles(job: Job) -> list[str]:
+    named = [("model_id", job.model_id), ("vae", job.vae or "")]
+    for key in ("controlnet_model_id", "loras", "embeddings"):
+        named += [(f"{key}[{i}]", str(_path(item))) for i, item in enumerate(getattr(job, key))]
+    return [
+        f"{key}: {name} is a pickle, which can run code on this machine: convert it to .safetensors; or, if you trust "
+        'its source, "allow_pickle": true or --allow-pickle'
+        for key, name in named
+        if name.endswith(PICKLES) and not Path(name).is_dir() and not job.allow_pickle
+    ]
+
+
 def _extra_range(job: Job) -> list[str]:
     missing = job.extra_deflickering_range > 0 and job.smoother is None and job.post_smoother is None
     return ["extra_deflickering_range: names no smoother; set smoother or post_smoother"] * missing
@@ -244,6 +249,7 @@ _RULES: tuple[tuple[tuple[str, ...], Callable[[Job], list[str]]], ...] = (
     (("smoother", "smoother_config"), _smoother("smoother")),
     (("post_smoother", "post_smoother_config"), _smoother("post_smoother")),
     (("extra_deflickering_range", "smoother", "post_smoother"), _extra_range),
+    (("model_id", "vae", "controlnet_model_id", "loras", "embeddings", "allow_pickle"), _pickles),
 )
 
 
@@ -265,8 +271,8 @@ def _missing_files(data: dict[str, Any], stages: Sequence[str]) -> list[str]:
                 wanted += [(f"controlnet_processor[{i}].{key}", item.get(key)) for key in ("path", "references")]
     if "render" in stages:
         models = [("model_id", data.get("model_id")), ("vae", data.get("vae"))]
-        loras = [(i, item.get("path") if isinstance(item, dict) else item) for i, item in _items(data.get("loras"))]
-        wanted += [(f"loras[{i}]", path) for i, path in loras]
+        for key in ("loras", "embeddings"):
+            wanted += [(f"{key}[{i}]", _path(item)) for i, item in _items(data.get(key))]
         models += [(f"controlnet_model_id[{i}]", item) for i, item in _items(data.get("controlnet_model_id"))]
         wanted += [(key, item) for key, item in models if isinstance(item, str) and item.startswith("/")]
     return [
@@ -276,26 +282,10 @@ def _missing_files(data: dict[str, Any], stages: Sequence[str]) -> list[str]:
     ]
 
 
+def _path(item: Any) -> Any:
+    """Of an item of a list that may be long or short: a model, {"path": ...}, or the path itself."""
+    return item.get("path") if isinstance(item, dict) else getattr(item, "path", item)
+
+
 def _items(value: Any) -> Iterable[tuple[int, Any]]:
     return enumerate(value) if isinstance(value, list) else ()
-
-
-# --- what this version cannot do yet --------------------------------------------------------------------
-
-
-def _later_render(job: Job) -> list[str]:
-    later = {
-        "model_id": job.model_id.endswith((".safetensors", ".ckpt")),
-    }  # fmt: skip
-    reasons = {
-        "model_id": "single-file checkpoints are not in this version; give a diffusers folder or a hub id",
-    }
-    return [f"{key}: {reasons[key]}" for key, refused in later.items() if refused]
-
-
-_LATER: dict[str, Callable[[Job], list[str]]] = {
-    "extract": lambda job: [],
-    "control": lambda job: [],
-    "render": _later_render,
-    "deflicker": lambda job: [],
-}

@@ -301,10 +301,8 @@ def encode_prompts(networks: Networks, prompt: str, negative: str | None) -> tor
 
 def _encode_windows(networks: Networks, text: str) -> torch.Tensor:
     window = networks.text_encoder.config.max_position_embeddings
-    length = len(networks.tokenizer(text, truncation=False).input_ids)
-    padded = -(-length // window) * window
-    ids = networks.tokenizer(
-        text, truncation=False, padding="max_length", max_length=padded, return_tensors="pt"
-    ).input_ids
-    windows = networks.text_encoder(ids.reshape(-1, window).to(networks.device))[0]
-    return windows.reshape(1, padded, -1)
+    words = networks.tokenizer(text, truncation=False).input_ids
+    ids = [vector for word in words for vector in networks.inverted.get(word, (word,))]
+    ids += [networks.tokenizer.pad_token_id] * (-len(ids) % window)
+    windows = networks.text_encoder(torch.tensor(ids, device=networks.device).reshape(-1, window))[0]
+    return windows.reshape(1, len(ids), -1)

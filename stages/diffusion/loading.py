@@ -1,10 +1,10 @@
-"""Networks from diffusers folders and hub ids, checked before they are used."""
+"""Networks from diffusers folders, hub ids and single files, checked before they are used."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,27 +17,32 @@ from transformers.utils import logging as transformers_logging
 
 from stages.base.errors import DiffSynthError
 from stages.diffusion import LATENT_CHANNELS, LATENT_FACTOR
-from stages.diffusion.attention import CrossFrameAttention, Joint, Shared, pick_product
+from stages.diffusion.attention import CrossFrameAttention, Joint, Product, Shared, pick_product
+from stages.diffusion.embeddings import add_embedding
 from stages.diffusion.lora import add_lora
-from stages.models import embedded
-from stages.weights import explained, find_files, no_logs, pick_device
+from stages.diffusion.single_file import load_checkpoint, load_controlnet, load_vae
+from stages.diffusion.tensor_files import ALLOW, PICKLED
+from stages.diffusion.vocabulary import clip_tokenizer
+from stages.models import SINGLE_FILES, TOKENIZER, embedded
+from stages.weights import Names, explained, find_files, first_there, no_logs, pick_device
 
-# What is read of a model, as diffusers lays it out. Pickled weights are not: they can run code.
-WEIGHTS = "diffusion_pytorch_model.safetensors"
-CONTROLNET_FILES = VAE_FILES = ("config.json", WEIGHTS)
-MODEL_FILES = (
-    "scheduler/scheduler_config.json", "tokenizer/tokenizer_config.json",
-    "text_encoder/config.json", "text_encoder/model.safetensors",
-    "unet/config.json", f"unet/{WEIGHTS}", "vae/config.json", f"vae/{WEIGHTS}",
-)  # fmt: skip
+# What is read of a model, as diffusers lays it out.
+CONFIGS = ("scheduler/scheduler_config.json", "tokenizer/tokenizer_config.json")
+NETWORKS = ("text_encoder", "unet", "vae")
 ALSO_DOWNLOADED = ("tokenizer/*",)
+# What weights are called: as they are, in float16 alone, and as pickles, which are read if they are allowed.
+WEIGHTS = ("{}.safetensors", "{}.fp16.safetensors")
+PICKLED_WEIGHTS = ("{}.bin", "{}.fp16.bin")
+BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}  # of Stable Diffusion 1.x
+SPECIAL = {9: "an inpainting model", 8: "an InstructPix2Pix model"}  # by the channels that the U-Net takes
 PREDICTIONS = ("epsilon", "v_prediction")  # the noise; or v, a mixture of noise and clean latents
 
 
 @dataclass(frozen=True)
 class ModelNames:
     """What to load, and onto what. `group`: how many frames attend to each other (`attention`: joint). `vae`: another
-    one, if it is not the model's own; `loras`: files and scales; `backend`: the attention kernel."""
+    one, if it is not the model's own; `loras`: files and scales; `embeddings`: files and the words for them;
+    `backend`: the attention kernel."""
 
     model_id: str
     controlnets: tuple[str, ...]
@@ -46,6 +51,8 @@ class ModelNames:
     group: int
     vae: str | None = None
     loras: tuple[tuple[str, float], ...] = ()
+    embeddings: tuple[tuple[str, str], ...] = ()
+    allow_pickle: bool = False
     attention: str = "joint"
     backend: str = "sdpa"
 
@@ -58,7 +65,7 @@ class Networks:
     ControlNets' first layers, which see nothing but the control map; the rest of each net takes what they give.
     `view`: whom the frames see in the attention layers of U-Net and ControlNets.
     `alphas` float32 [1000], on the host: the cumulative products of 1 - beta. `prediction`: what the U-Net gives,
-    one of PREDICTIONS.
+    one of PREDICTIONS. `inverted`: for ids of words that textual inversion brought, the ids of their vectors.
     """
 
     tokenizer: CLIPTokenizer
@@ -71,6 +78,7 @@ class Networks:
     view: Joint | Shared
     alphas: torch.Tensor
     prediction: str
+    inverted: Mapping[int, tuple[int, ...]]
     device: torch.device
     dtype: torch.dtype
 
@@ -79,53 +87,60 @@ def load_networks(names: ModelNames) -> Networks:
     """Raises DiffSynthError, naming the model, if one is missing, damaged, or not made for this loop."""
     device = pick_device(names.device)
     dtype = pick_dtype(names.dtype, device)
-    other_vae = None if names.vae is None else _load_vae(names.vae, dtype).to(device)
-    tiny = isinstance(other_vae, AutoencoderTiny)
-    product = pick_product(names.backend, device)
-    folder = find_model("model_id", names.model_id, MODEL_FILES)
-    controlnets = tuple(_load_controlnet(name, dtype).to(device) for name in names.controlnets)
-    with _quiet(), explained("model_id", names.model_id):
-        scheduler = DDIMScheduler.from_pretrained(folder, subfolder="scheduler")
+    with _quiet():
+        other_vae = None if names.vae is None else _load_vae(names.vae, dtype, names.allow_pickle)
+        tiny = other_vae if isinstance(other_vae, AutoencoderTiny) else None
+        with explained("model_id", names.model_id):
+            load = _from_file if is_single_file(names.model_id) else _from_folder
+            model, tokenizer, scheduler = load(names, dtype, with_vae=other_vae is tiny)
+        controlnets = [_load_controlnet(name, dtype, names.allow_pickle) for name in names.controlnets]
         networks = Networks(
-            tokenizer=CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer"),
-            text_encoder=_load(CLIPTextModel, folder, "text_encoder", dtype).to(device),
-            unet=_load(UNet2DConditionModel, folder, "unet", dtype).to(device),
-            vae=_load(AutoencoderKL, folder, "vae", dtype).to(device) if tiny or other_vae is None else other_vae,
-            tiny_vae=other_vae if tiny else None,
-            controlnets=controlnets,
+            tokenizer=tokenizer,
+            text_encoder=model["text_encoder"].to(device),
+            unet=model["unet"].to(device),
+            vae=(model["vae"] if other_vae is None or tiny else other_vae).to(device),
+            tiny_vae=None if tiny is None else tiny.to(device),
+            controlnets=tuple(controlnet.to(device) for controlnet in controlnets),
             map_embeddings=tuple(controlnet.controlnet_cond_embedding for controlnet in controlnets),
             view=Joint(names.group) if names.attention == "joint" else Shared(),
             alphas=scheduler.alphas_cumprod.float(),
             prediction=scheduler.config["prediction_type"],
+            inverted={},
             device=device,
             dtype=dtype,
         )
     _check_fit(names, networks)
+    return _adapt(networks, names)
+
+
+def _adapt(networks: Networks, names: ModelNames) -> Networks:
+    """The networks with all that is added to them."""
     for path, scale in names.loras:
-        add_lora(path, scale, {"unet": networks.unet, "text_encoder": networks.text_encoder})
-    for controlnet in controlnets:
-        controlnet.controlnet_cond_embedding = nn.Identity()  # it is done before, once a map
-    for network in (networks.unet, *controlnets):
+        parts = {"unet": networks.unet, "text_encoder": networks.text_encoder}
+        add_lora(path, scale, parts, names.allow_pickle)
+    inverted: dict[int, tuple[int, ...]] = {}
+    for path, token in names.embeddings:
+        inverted |= add_embedding(path, token, networks.tokenizer, networks.text_encoder, names.allow_pickle)
+    _let_see(networks, pick_product(names.backend, networks.device))
+    for network in (networks.unet, networks.vae, *networks.controlnets, *networks.map_embeddings):
+        network.to(memory_format=torch.channels_last)  # what convolutions are fastest with
+    return replace(networks, inverted=inverted)
+
+
+def _let_see(networks: Networks, product: Product) -> None:
+    """Takes the ControlNets' first layers out, which are run before, once a map; gives all attention layers `view`."""
+    for controlnet in networks.controlnets:
+        controlnet.controlnet_cond_embedding = nn.Identity()
+    for network in (networks.unet, *networks.controlnets):
         seeing = [name for name in network.attn_processors if name.startswith("up_blocks") and ".attn1." in name]
         last = seeing[-1] if seeing else None
         layers = {name: CrossFrameAttention(networks.view, product, name == last) for name in network.attn_processors}
         network.set_attn_processor(layers)
-    for network in (networks.unet, networks.vae, *controlnets, *networks.map_embeddings):
-        network.to(memory_format=torch.channels_last)  # what convolutions are fastest with
-    return networks
 
 
-def find_model(key: str, name: str, files: tuple[str, ...]) -> Path:
-    """The folder of a model with all of `files`: an embedded or local one, or a hub model's, downloaded if need be."""
-    pickled = any((Path(name) / file).with_suffix(".bin").exists() for file in files)
-    hint = (
-        "pickled weights (.bin) are not read, since they can run code: convert them to .safetensors"
-        if pickled
-        else "is it a Stable Diffusion 1.x model (or ControlNet) in diffusers layout?"
-    )
-    with _quiet():
-        place, also = str(embedded(name) or name), ALSO_DOWNLOADED if files is MODEL_FILES else ()
-        return find_files(key, place, files, also, hint)
+def is_single_file(name: str) -> bool:
+    """Is this the path of a file, not a folder or a hub id?"""
+    return name.endswith(SINGLE_FILES) and not Path(name).is_dir()
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -135,28 +150,80 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     return {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[name]
 
 
-def _load_controlnet(name: str, dtype: torch.dtype) -> ControlNetModel:
-    folder = find_model("controlnet_model_id", name, CONTROLNET_FILES)
+def find_model(key: str, name: str, parts: tuple[str, ...], allow_pickle: bool = False) -> Path:
+    """The folder of a model with the networks in its subfolders `parts` ("" for the folder itself): an embedded or
+    local one, or a hub model's, downloaded if need be. A whole model's has tokenizer and scheduler, too."""
+    whole = parts == NETWORKS
+    files = [*(CONFIGS if whole else ()), *(file for part in parts for file in _files(part, allow_pickle))]
+    pickled = not allow_pickle and any(first_there(Path(name), _weights(part, PICKLED_WEIGHTS)) for part in parts)
+    hint = (
+        f"its weights are pickles (.bin), which are not read unasked: {PICKLED}. {ALLOW}"
+        if pickled
+        else "is it a Stable Diffusion 1.x model (or ControlNet) in diffusers layout?"
+    )
+    with _quiet():
+        return find_files(key, str(embedded(name) or name), files, ALSO_DOWNLOADED if whole else (), hint)
+
+
+def _files(part: str, allow_pickle: bool) -> tuple[Names, ...]:
+    return str(Path(part, "config.json")), _weights(part, WEIGHTS + PICKLED_WEIGHTS * allow_pickle)
+
+
+def _weights(part: str, forms: tuple[str, ...]) -> tuple[str, ...]:
+    """What the weights of a network may be called; transformers has its own name for pickles."""
+    if part != "text_encoder":
+        return tuple(str(Path(part, form.format("diffusion_pytorch_model"))) for form in forms)
+    stems = ["pytorch_model" if form in PICKLED_WEIGHTS else "model" for form in forms]
+    return tuple(str(Path(part, form.format(stem))) for form, stem in zip(forms, stems, strict=True))
+
+
+def _from_folder(
+    names: ModelNames, dtype: torch.dtype, with_vae: bool
+) -> tuple[dict[str, Any], CLIPTokenizer, DDIMScheduler]:
+    folder = find_model("model_id", names.model_id, NETWORKS, names.allow_pickle)
+    kinds = {"text_encoder": CLIPTextModel, "unet": UNet2DConditionModel, "vae": AutoencoderKL}
+    wanted = [part for part in NETWORKS if part != "vae" or with_vae]
+    model = {part: _load(kinds[part], folder, part, dtype, names.allow_pickle) for part in wanted}
+    tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer")
+    return model, tokenizer, DDIMScheduler.from_pretrained(folder, subfolder="scheduler")
+
+
+def _from_file(
+    names: ModelNames, dtype: torch.dtype, with_vae: bool
+) -> tuple[dict[str, Any], CLIPTokenizer, DDIMScheduler]:
+    checkpoint = load_checkpoint(names.model_id, dtype, names.allow_pickle, with_vae)
+    beside = Path(names.model_id).parent / TOKENIZER
+    tokenizer = CLIPTokenizer.from_pretrained(beside) if beside.is_dir() else clip_tokenizer()
+    return vars(checkpoint), tokenizer, DDIMScheduler(**BETAS)
+
+
+def _load_controlnet(name: str, dtype: torch.dtype, allow_pickle: bool) -> ControlNetModel:
     with explained("controlnet_model_id", name):
-        return _load(ControlNetModel, folder, None, dtype)
+        if is_single_file(name):
+            return load_controlnet(name, dtype, allow_pickle)
+        folder = find_model("controlnet_model_id", name, ("",), allow_pickle)
+        return _load(ControlNetModel, folder, "", dtype, allow_pickle)
 
 
-def _load_vae(name: str, dtype: torch.dtype) -> AutoencoderKL | AutoencoderTiny:
-    """A VAE's own folder, or the `vae` of a whole model's."""
-    whole = (Path(name) / "vae/config.json").exists()
-    folder = find_model("vae", name, VAE_FILES if not whole else tuple(f"vae/{file}" for file in VAE_FILES))
+def _load_vae(name: str, dtype: torch.dtype, allow_pickle: bool) -> AutoencoderKL | AutoencoderTiny:
+    """A VAE's own folder or file, or the VAE of a whole model's."""
     with explained("vae", name):
-        part = "vae" if whole else None
-        tiny = AutoencoderTiny.load_config(folder, subfolder=part).get("_class_name") == "AutoencoderTiny"
-        return _load(AutoencoderTiny if tiny else AutoencoderKL, folder, part, dtype)
+        if is_single_file(name):
+            return load_vae(name, dtype, allow_pickle)
+        part = "vae" if (Path(name) / "vae/config.json").exists() else ""
+        folder = find_model("vae", name, (part,), allow_pickle)
+        tiny = AutoencoderTiny.load_config(folder / part).get("_class_name") == "AutoencoderTiny"
+        return _load(AutoencoderTiny if tiny else AutoencoderKL, folder, part, dtype, allow_pickle)
 
 
-def _load(kind: Any, folder: Path, part: str | None, dtype: torch.dtype) -> Any:
-    where = {} if part is None else {"subfolder": part}
+def _load(kind: Any, folder: Path, part: str, dtype: torch.dtype, allow_pickle: bool) -> Any:
+    weights = first_there(folder, _weights(part, WEIGHTS + PICKLED_WEIGHTS * allow_pickle)) or ""
+    where = {"subfolder": part} if part else {}
     typed = {"dtype": dtype} if kind is CLIPTextModel else {"torch_dtype": dtype}
     network, info = kind.from_pretrained(
-        folder, **where, **typed, use_safetensors=True, local_files_only=True, output_loading_info=True
-    )
+        folder, **where, **typed, use_safetensors=weights.endswith(".safetensors"), local_files_only=True,
+        variant="fp16" if ".fp16." in weights else None, output_loading_info=True,
+    )  # fmt: skip
     if missing := info["missing_keys"]:  # the libraries would fill them with random numbers
         raise ValueError(f"{part or 'its weights'} lacks {len(missing)} tensors, {sorted(missing)[0]} for one")
     return network.eval().requires_grad_(False)
@@ -165,11 +232,18 @@ def _load(kind: Any, folder: Path, part: str | None, dtype: torch.dtype) -> Any:
 def _check_fit(names: ModelNames, networks: Networks) -> None:
     """Stops at models that load but that this loop's mathematics does not hold for."""
     unet, vae = networks.unet.config, networks.vae.config
+    words, width = networks.text_encoder.get_input_embeddings().weight.shape
     problems = {
         f"predicts {networks.prediction!r}, this loop knows {' and '.join(PREDICTIONS)}": networks.prediction
         not in PREDICTIONS,
+        "begins with pure noise (zero terminal SNR), which is not supported": float(networks.alphas[-1]) <= 0,
         "is a Stable Diffusion XL model, which is not supported": unet["addition_embed_type"] is not None,
-        f"has {unet['in_channels']} input channels, not {LATENT_CHANNELS}": unet["in_channels"] != LATENT_CHANNELS,
+        f"is {SPECIAL.get(unet['in_channels'], 'another kind of model')}: its U-Net takes {unet['in_channels']} "
+        f"channels, not {LATENT_CHANNELS}": unet["in_channels"] != LATENT_CHANNELS,
+        f"has a text encoder that gives {width} channels, but its U-Net takes {unet['cross_attention_dim']}": width
+        != unet["cross_attention_dim"],
+        f"has a tokenizer of {len(networks.tokenizer)} words, but its text encoder knows {words}": words
+        < len(networks.tokenizer),
     }
     for problem in (text for text, holds in problems.items() if holds):
         raise DiffSynthError(f"model_id: {names.model_id} {problem}")

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
 from stages.base.errors import DiffSynthError
+from stages.diffusion.tensor_files import read_tensors
 
 # How the makers of LoRA files (kohya's scripts, peft, diffusers of several ages) name a layer's tensors.
 TENSORS = {
@@ -31,7 +30,7 @@ RENAMED = (
 )  # fmt: skip
 
 
-def add_lora(path: str, scale: float, networks: Mapping[str, nn.Module]) -> None:
+def add_lora(path: str, scale: float, networks: Mapping[str, nn.Module], allow_pickle: bool = False) -> None:
     """Adds the LoRA in the file `path` to `networks` (unet, text_encoder), in place.
 
     Raises DiffSynthError if it cannot be read, is of another kind, or does not fit: then nothing has been changed.
@@ -42,7 +41,7 @@ def add_lora(path: str, scale: float, networks: Mapping[str, nn.Module]) -> None
         for name, module in network.named_modules()
         if isinstance(module, nn.Linear | nn.Conv2d)
     }
-    changes = {key: _change(tensors) for key, tensors in read_lora(path).items()}
+    changes = {key: _change(tensors) for key, tensors in read_lora(path, allow_pickle).items()}
     unknown = [f"{part}.{name}" for part, name in changes if (part, name) not in layers]
     if unknown:
         raise DiffSynthError(
@@ -63,16 +62,12 @@ def add_lora(path: str, scale: float, networks: Mapping[str, nn.Module]) -> None
         weight.data += (scale * change).to(weight)
 
 
-def read_lora(path: str) -> dict[tuple[str, str], dict[str, torch.Tensor]]:
+def read_lora(path: str, allow_pickle: bool = False) -> dict[tuple[str, str], dict[str, torch.Tensor]]:
     """The tensors down [rank, in, ...], up [out, rank, ...] and perhaps alpha [] of every layer.
 
     Layers are named by network (unet, text_encoder) and by their name in it, with _ for every dot.
     """
-    try:
-        tensors = load_file(path)
-    except Exception as error:  # safetensors has an exception of its own for every kind of damage
-        hint = "LoRA files are read as .safetensors" if Path(path).suffix != ".safetensors" else "is it complete?"
-        raise DiffSynthError(f"loras: {path} cannot be read: {error}", hint) from error
+    tensors = read_tensors("loras", path, allow_pickle)
     layers: dict[tuple[str, str], dict[str, torch.Tensor]] = {}
     for key, tensor in tensors.items():
         role, name = next(

@@ -1,4 +1,4 @@
-"""The models that are shipped with the program, and where their files lie. tools/train_mini makes them."""
+"""Names of models: those that are shipped with the program, made by tools/train_mini, and what single files end in."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from pathlib import Path
 FOLDER = Path(__file__).parent
 # `mini`: Stable Diffusion's shape, in small; `mini/canny`: its ControlNet. Folders in diffusers layout.
 EMBEDDED = ("mini", "mini/canny")
+PICKLES = (".ckpt", ".pt", ".pth", ".bin")  # reading them can run code that they hold
+SINGLE_FILES = (".safetensors", *PICKLES)
+TOKENIZER = "tokenizer"  # the folder of another one beside a single file
 
 
 def embedded(name: str) -> Path | None:

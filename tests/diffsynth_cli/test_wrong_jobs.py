@@ -41,9 +41,12 @@ WRONG_KEYS = [
     ({"start_time": 3.0, "end_time": 2.0}, "end_time: 2.0 is not after start_time 3.0"),
     ({"device": "gpu"}, "device: "),
     ({"loras": [{"file": "a.safetensors"}]}, "loras[0]: path: missing"),
-    # what this version cannot do is refused by name
     ({"attention": "shard"}, "attention: "),
-    ({"model_id": "dream.safetensors"}, "model_id: single-file checkpoints"),
+    ({"model_id": "dream.safetensors"}, "model_id: no such file"),
+    ({"model_id": "dream.ckpt"}, "dream.ckpt is a pickle, which can run code on this machine"),
+    ({"loras": [{"path": "detail.pt"}]}, "detail.pt is a pickle, which can run code on this machine"),
+    ({"embeddings": [{"token": "cat"}]}, "embeddings[0]: path: missing"),
+    ({"embeddings": ["cat.safetensors"]}, "embeddings[0]: no such file"),
     ({"loras": ["detail.safetensors"]}, "loras[0]: no such file"),
     ({"smoother": "EbsynthSmoother", "smoother_config": {"patch_size": 20}}, "smoother_config: patch_size: "),
 ]  # fmt: skip

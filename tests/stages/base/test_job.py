@@ -11,7 +11,7 @@ from stages.base.annotators import Depth, Tile
 from stages.base.errors import UsageError
 from stages.base.fingerprint import AFTER
 from stages.base.job import READS, READS_NOTHING, STAGES, Job, json_schema
-from stages.base.job_file import check, read_job, refuse_later_work
+from stages.base.job_file import check, read_job
 
 MINIMAL = {"model_id": "owner/model", "input_video": "v.mp4", "output_path": "out", "prompt": "winter"}
 
@@ -54,13 +54,6 @@ def test_diffsynths_own_file_is_read_unmodified(tmp_path):
     assert warnings == [
         "ignored, no longer needed: smoother_config.bin_path, smoother_config.cache_path, post_smoother_config.gpu_id"
     ]
-
-
-def test_work_of_later_versions_is_refused_by_name_for_the_stages_that_need_it(tmp_path):
-    job, _ = read_job(write(tmp_path, DIFFSYNTH | {"model_id": "dream.safetensors"}))
-    refuse_later_work(job, ["extract", "control", "deflicker"])
-    with pytest.raises(UsageError, match="model_id: "):
-        refuse_later_work(job, STAGES)
 
 
 def test_relative_paths_are_relative_to_the_job_file(tmp_path):

@@ -11,7 +11,7 @@ import torch
 
 from stages.base.errors import DiffSynthError
 from stages.diffusion.denoise import encode_prompts
-from stages.diffusion.loading import MODEL_FILES, ModelNames, find_model, load_networks
+from stages.diffusion.loading import NETWORKS, ModelNames, find_model, load_networks
 from tests.conftest import CONTROLNET, MODEL
 
 
@@ -49,7 +49,7 @@ def test_hub_id_is_found_in_the_hub_cache_offline(tmp_path, monkeypatch):
     (tmp_path / "models--owner--tiny/refs").mkdir()
     (tmp_path / "models--owner--tiny/refs/main").write_text(snapshot.name)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    assert find_model("model_id", "owner/tiny", MODEL_FILES) == snapshot
+    assert find_model("model_id", "owner/tiny", NETWORKS) == snapshot
     assert load_networks(names("owner/tiny")).unet.config["in_channels"] == 4
 
 
@@ -69,7 +69,7 @@ def test_missing_parts_are_named_and_pickles_explained(copy):
     weights.rename(weights.with_suffix(".bin"))
     with pytest.raises(DiffSynthError, match=r"lacks unet/diffusion_pytorch_model\.safetensors") as error:
         load_networks(names(copy))
-    assert "pickled weights (.bin) are not read" in error.value.hint
+    assert "which are not read unasked" in error.value.hint
 
 
 def test_cut_weights_are_named(copy):
@@ -92,7 +92,10 @@ def test_missing_tensors_are_not_made_up(copy):
 
 @pytest.mark.parametrize(
     ("file", "changes", "expected"),
-    [("scheduler/scheduler_config.json", {"prediction_type": "sample"}, "predicts 'sample'")],
+    [
+        ("scheduler/scheduler_config.json", {"prediction_type": "sample"}, "predicts 'sample'"),
+        ("scheduler/scheduler_config.json", {"rescale_betas_zero_snr": True}, "begins with pure noise"),
+    ],
 )
 def test_models_that_the_loop_does_not_hold_for_are_refused(copy, file, changes, expected):
     edit(copy / file, **changes)
