@@ -15,7 +15,8 @@ from stages.base.cache import FrameCache
 from stages.smoothing.metrics import measure
 from tools.train_mini.evaluate import agreement
 
-FRAMES = 8
+FRAMES = 4
+ALONE = {"combine_pattern": "[0]", "smoother": "null", "post_smoother": "null"}
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,9 @@ def restyle(tmp_path_factory) -> Callable[..., FrameCache]:
         if name not in made:
             folder: Path = tmp_path_factory.mktemp("demo")
             job = write_demo(folder, None, prompt)
-            given = {"frame_maximum_count": FRAMES, "frame_height": 128, "frame_width": 192} | keys
+            given = {
+                "frame_maximum_count": FRAMES, "frame_height": 96, "frame_width": 160, "num_inference_steps": 8,
+            } | keys  # fmt: skip
             assert main(["run", str(job), "-q", *(f"--set={key}={value}" for key, value in given.items())]) == 0
             made[name] = FrameCache(folder / "output/cache.zarr")
         return made[name]
@@ -46,37 +49,35 @@ def warmth(cache: FrameCache) -> float:
     return red / blue
 
 
+def edges_met(frames: np.ndarray, maps: np.ndarray) -> float:
+    """F1 of the frames' edges and those of their maps."""
+    return float(np.mean([agreement(cv2.Canny(frame, 100, 200), wanted) for frame, wanted in zip(frames, maps)]))
+
+
 def test_words_change_the_light_and_the_colours(restyle):
-    day, night, sunset = (restyle(f"summer, {time}, photo") for time in ("day", "night", "sunset"))
+    day, night, sunset = (restyle(f"summer, {time}, photo", **ALONE) for time in ("day", "night", "sunset"))
     assert brightness(night) < 0.6 * brightness(day)
     assert warmth(sunset) > 1.3 * warmth(day) and warmth(sunset) > 1.3 * warmth(night)
-    winter = restyle("winter, snow, day, photo")
-    ground = [cache["deflickered"][:, 80:].astype(float).std(axis=3).mean() for cache in (winter, day)]
+    winter = restyle("winter, snow, day, photo", **ALONE)
+    ground = [cache["deflickered"][:][:, 60:].astype(float).std(axis=3).mean() for cache in (winter, day)]
     assert ground[0] < 0.6 * ground[1]  # snow has no colour, grass has
 
 
 def test_edges_are_where_the_map_has_them(restyle):
-    cache = restyle("summer, day, photo")
+    cache = restyle("summer, day, photo", **ALONE)
     (name,) = cache.arrays("control")
-    maps, without = cache[name][:], restyle("summer, day, photo", controlnet_scale="[0.0]")
-    met = [
-        np.mean(
-            [agreement(cv2.Canny(frame, 100, 200), wanted[..., 0]) for frame, wanted in zip(other["rendered"][:], maps)]
-        )
-        for other in (cache, without)
-    ]
-    assert met[0] > 0.4 and met[0] > 2 * met[1]
+    maps, without = cache[name][:], restyle("summer, day, photo", controlnet_scale="[0.0]", **ALONE)
+    met = [edges_met(other["rendered"][:], maps[..., 0]) for other in (cache, without)]
+    print(f"edges met {met[0]:.2f}, without a map {met[1]:.2f}")
+    assert met[0] > 0.6 and met[0] > met[1] + 0.2
 
 
 def test_frames_that_see_each_other_and_are_smoothed_flicker_less(restyle):
     prompt = "winter, snow, night"
     together = restyle(prompt)
-    alone = [
-        restyle(prompt, combine_pattern="[0]", seed_of_noise=k, smoother="null", smoother_config="{}",
-                post_smoother="null")["rendered"][k]
-        for k in range(4)
-    ]  # fmt: skip
-    guides = together["frames"][:4]
-    flicker = measure(guides, [np.stack(alone), together["rendered"][:4], together["deflickered"][:4]])
+    alone = [restyle(prompt, seed_of_noise=k + 1, **ALONE)["rendered"][k] for k in range(FRAMES)]
+    guides = together["frames"][:]
+    flicker = measure(guides, [np.stack(alone), together["rendered"][:], together["deflickered"][:]])
     own_noise, rendered, deflickered = (np.nanmean(curves.warp[1]) for curves in flicker)
+    print(f"warp error {own_noise:.1f}, rendered {rendered:.1f}, deflickered {deflickered:.1f}")
     assert rendered < 0.5 * own_noise and deflickered < 0.35 * own_noise
