@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
-
 import torch
 from tokenizers import AddedToken
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -22,10 +19,10 @@ def add_embedding(
     or does not fit, or the word is in the vocabulary: then nothing has been changed.
     """
     vectors = read_embedding(path, allow_pickle)
-    known = text_encoder.get_input_embeddings().weight
-    if vectors.shape[1] != known.shape[1]:
+    words, width = text_encoder.get_input_embeddings().weight.shape
+    if vectors.shape[1] != width:
         raise DiffSynthError(
-            f"embeddings: {path} holds vectors of {vectors.shape[1]} numbers, the model's have {known.shape[1]}",
+            f"embeddings: {path} holds vectors of {vectors.shape[1]} numbers, the model's have {width}",
             "is it made for Stable Diffusion 1.x?",
         )
     if len(tokenizer.tokenize(token)) == 1:
@@ -34,10 +31,11 @@ def add_embedding(
             'give it another one: {"path": ..., "token": ...}',
         )
     tokenizer.add_tokens([_as_word(token)])
-    text_encoder.resize_token_embeddings(len(known) + len(vectors), mean_resizing=False)
-    text_encoder.get_input_embeddings().weight.data[len(known) :] = vectors.to(known)
-    text_encoder.requires_grad_(False)
-    return {tokenizer.convert_tokens_to_ids(token): tuple(range(len(known), len(known) + len(vectors)))}
+    ids = range(words, words + len(vectors))
+    text_encoder.resize_token_embeddings(ids.stop, mean_resizing=False)
+    weight = text_encoder.requires_grad_(False).get_input_embeddings().weight
+    weight.data[ids.start : ids.stop] = vectors.to(weight)
+    return {tokenizer.convert_tokens_to_ids(token): tuple(ids)}
 
 
 def read_embedding(path: str, allow_pickle: bool = False) -> torch.Tensor:
@@ -46,17 +44,15 @@ def read_embedding(path: str, allow_pickle: bool = False) -> torch.Tensor:
     content = read_content("embeddings", path, allow_pickle)
     if {"clip_l", "clip_g"} <= content.keys():
         raise DiffSynthError(f"embeddings: {path} is made for Stable Diffusion XL, which is not supported")
-    found = [value for value in _tensors(content.get("string_to_param", content)) if value.ndim in (1, 2)]
+    named = content.get("string_to_param", content)
+    tensors = [value for value in named.values() if isinstance(value, torch.Tensor)] if isinstance(named, dict) else []
+    found = [tensor for tensor in tensors if tensor.ndim in (1, 2) and tensor.numel()]
     if len(found) != 1:
         raise DiffSynthError(
             f"embeddings: {path} holds {len(found)} lists of vectors, not one",
             "is it a textual inversion of Stable Diffusion 1.x?",
         )
-    return found[0].reshape(-1, found[0].shape[-1])
-
-
-def _tensors(content: Any) -> Iterator[torch.Tensor]:
-    return (value.detach() for value in dict(content).values() if isinstance(value, torch.Tensor))
+    return found[0].detach().reshape(-1, found[0].shape[-1])
 
 
 def _as_word(token: str) -> AddedToken:

@@ -1,0 +1,160 @@
+"""Textual inversion files in the forms that their makers use."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from stages.base.errors import DiffSynthError, UsageError
+from stages.diffusion.denoise import encode_prompts
+from stages.diffusion.loading import ModelNames, load_networks
+from stages.diffusion.vocabulary import clip_tokenizer
+from tests.conftest import MODEL
+
+WIDTH = 32
+PLAIN = ModelNames(str(MODEL), (), "cpu", "float32", group=1)
+
+
+def vectors(count=2):
+    return torch.randn(count, WIDTH, generator=torch.Generator().manual_seed(count))
+
+
+def load(*embeddings, **more):
+    return load_networks(replace(PLAIN, embeddings=tuple((str(path), token) for path, token in embeddings), **more))
+
+
+@torch.inference_mode()
+def encoded(networks, prompt):
+    return encode_prompts(networks, prompt, None)
+
+
+def by_hand(networks, ids):
+    """What the text encoder makes of these ids and paddings."""
+    window = networks.text_encoder.config.max_position_embeddings
+    ids = [*ids, *[networks.tokenizer.pad_token_id] * (window - len(ids))]
+    with torch.inference_mode():
+        return networks.text_encoder(torch.tensor([ids]))[0]
+
+
+FORMS = {
+    "a.safetensors": lambda path: save_file({"<a>": vectors()}, path),
+    "b.safetensors": lambda path: save_file({"emb_params": vectors()}, path),
+    "c.pt": lambda path: torch.save({"string_to_token": {"*": 265}, "string_to_param": {"*": vectors()}}, path),
+    "d.pt": lambda path: torch.save({"string_to_param": {"*": torch.nn.Parameter(vectors())}, "name": "d"}, path),
+    "e.bin": lambda path: torch.save({"<a>": vectors()}, path),
+}
+
+
+@pytest.mark.parametrize("file", FORMS)
+def test_every_form_puts_its_vectors_in_the_words_place(file, tmp_path):
+    FORMS[file](tmp_path / file)
+    plain, taught = load(), load((tmp_path / file, "fluffy"), allow_pickle=True)
+    known = len(plain.text_encoder.get_input_embeddings().weight)
+    weight = taught.text_encoder.get_input_embeddings().weight
+    torch.testing.assert_close(weight[known:], vectors())
+    assert torch.equal(weight[:known], plain.text_encoder.get_input_embeddings().weight)
+    assert not any(parameter.requires_grad for parameter in taught.text_encoder.parameters())
+    start, *words, end = plain.tokenizer("a cat").input_ids
+    expected = by_hand(taught, [start, *words, known, known + 1, end])
+    torch.testing.assert_close(encoded(taught, "a cat fluffy"), expected)
+    torch.testing.assert_close(encoded(taught, "a cat"), encoded(plain, "a cat"))
+
+
+def test_one_vector_may_be_written_without_a_list(tmp_path):
+    save_file({"<a>": vectors(1)[0]}, tmp_path / "a.safetensors")
+    taught = load((tmp_path / "a.safetensors", "<a>"))
+    ((index,),) = taught.inverted.values()
+    torch.testing.assert_close(taught.text_encoder.get_input_embeddings().weight[index], vectors(1)[0])
+
+
+@pytest.mark.parametrize(
+    ("prompt", "found"),
+    [("Fluffy, a cat", 1), ("(fluffy:1.2) fluffy", 2), ("fluffyness unfluffy", 0), ("a fluffy-cat", 1)],
+)
+def test_the_word_is_found_where_it_is_a_word(prompt, found, tmp_path):
+    save_file({"emb_params": vectors()}, tmp_path / "a.safetensors")
+    taught = load((tmp_path / "a.safetensors", "fluffy"))
+    (word,) = taught.inverted
+    assert taught.tokenizer(prompt).input_ids.count(word) == found
+
+
+def test_other_words_keep_their_ids(tmp_path):
+    save_file({"emb_params": vectors()}, tmp_path / "a.safetensors")
+    plain, taught = load().tokenizer, load((tmp_path / "a.safetensors", "fluffy")).tokenizer
+    for prompt in ("winter, snow; it's 12 below!", "a  Photo of CATS (masterpiece:1.2)", ""):
+        assert plain(prompt).input_ids == taught(prompt).input_ids
+
+
+def test_several_files_bring_several_words(tmp_path):
+    for name, count in (("a", 2), ("b", 3)):
+        save_file({"emb_params": vectors(count)}, tmp_path / f"{name}.safetensors")
+    taught = load((tmp_path / "a.safetensors", "fluffy"), (tmp_path / "b.safetensors", "<grim-style>"))
+    weight = taught.text_encoder.get_input_embeddings().weight
+    first, second = taught.inverted.values()
+    torch.testing.assert_close(weight[list(first)], vectors(2))
+    torch.testing.assert_close(weight[list(second)], vectors(3))
+    ids = taught.tokenizer("a <grim-style> and fluffy").input_ids
+    assert [word for word in ids if word in taught.inverted] == list(taught.inverted)[::-1]
+
+
+def test_a_prompt_grows_by_whole_windows(tmp_path):
+    save_file({"emb_params": vectors(80)}, tmp_path / "a.safetensors")
+    taught = load((tmp_path / "a.safetensors", "fluffy"))
+    window = taught.text_encoder.config.max_position_embeddings
+    assert encoded(taught, "fluffy").shape[1] == 2 * window
+
+
+def test_words_of_the_real_vocabulary_are_known():
+    tokenizer = clip_tokenizer()
+    assert len(tokenizer.tokenize("cat")) == len(tokenizer.tokenize("Cat")) == 1
+    assert len(tokenizer.tokenize("easynegative")) > 1
+
+
+def broken(path):
+    save_file({"emb_params": torch.zeros(2, 768)}, path / "wide.safetensors")
+    save_file({"clip_l": torch.zeros(2, 768), "clip_g": torch.zeros(2, 1280)}, path / "xl.safetensors")
+    save_file({"one": vectors(), "two": vectors()}, path / "two.safetensors")
+    save_file({"lora_unet_x.alpha": torch.tensor(1.0)}, path / "lora.safetensors")
+    save_file({"emb_params": vectors(0)}, path / "empty.safetensors")
+    save_file({"emb_params": vectors()}, path / "right.safetensors")
+    (path / "cut.safetensors").write_bytes((path / "right.safetensors").read_bytes()[:60])
+    torch.save({"string_to_param": vectors()}, path / "odd.pt")
+    torch.save([1, 2], path / "list.pt")
+
+
+@pytest.mark.parametrize(
+    ("file", "token", "said"),
+    [
+        ("wide.safetensors", "fluffy", "holds vectors of 768 numbers, the model's have 32"),
+        ("xl.safetensors", "fluffy", "is made for Stable Diffusion XL"),
+        ("two.safetensors", "fluffy", "holds 2 lists of vectors, not one"),
+        ("lora.safetensors", "fluffy", "holds 0 lists of vectors, not one"),
+        ("empty.safetensors", "fluffy", "holds 0 lists of vectors, not one"),
+        ("cut.safetensors", "fluffy", "cannot be read"),
+        ("odd.pt", "fluffy", "holds 0 lists of vectors, not one"),
+        ("list.pt", "fluffy", "holds no tensors by name, but a list"),
+        ("right.safetensors", "a", "the word 'a' is in the vocabulary already"),
+        ("right.safetensors", "A", "the word 'A' is in the vocabulary already"),
+    ],
+)
+def test_what_does_not_fit_is_named(file, token, said, tmp_path):
+    broken(tmp_path)
+    with pytest.raises(DiffSynthError, match=f"embeddings: {re.escape(str(tmp_path / file))}") as error:
+        load((tmp_path / file, token), allow_pickle=True)
+    assert said in error.value.message and "\n" not in error.value.message
+
+
+def test_two_files_of_one_word_are_refused(tmp_path):
+    save_file({"emb_params": vectors()}, tmp_path / "a.safetensors")
+    with pytest.raises(DiffSynthError, match="the word 'Fluffy' is in the vocabulary already"):
+        load((tmp_path / "a.safetensors", "fluffy"), (tmp_path / "a.safetensors", "Fluffy"))
+
+
+def test_pickles_are_refused_unless_they_are_allowed(tmp_path):
+    FORMS["c.pt"](tmp_path / "c.pt")
+    with pytest.raises(UsageError, match="is a pickle"):
+        load((tmp_path / "c.pt", "fluffy"))
