@@ -78,6 +78,20 @@ def test_a_lora_changes_what_is_rendered_and_its_content_counts(render, tmp_path
     assert code == 1 and "loras[0].file: the content of" in said
 
 
+def test_an_inversion_in_a_pickle_is_rendered_if_pickles_are_allowed(render, tmp_path, make_job, cli):
+    vectors = torch.randn(2, 32, generator=torch.Generator().manual_seed(0))
+    torch.save({"string_to_param": {"*": vectors}}, tmp_path / "fluffy.pt")
+    keys = {"prompt": "winter fluffy", "embeddings": ["fluffy.pt"]}
+    without = render("without", **(keys | {"embeddings": []}))["latents"][:]
+    code, said = cli("run", make_job(**keys, output_path="some"))
+    assert code == 2 and "embeddings[0]" in said and "--allow-pickle" in said
+    assert cli("run", make_job(**keys, output_path="some"), "-q", "--allow-pickle") == (0, "")
+    some = FrameCache(tmp_path / "some/cache.zarr")["latents"][:]
+    assert np.abs(some - without).max() > 1e-3
+    again = render("some", **keys, allow_pickle=True)["latents"][:]  # allowing changes nothing: nothing is done anew
+    np.testing.assert_array_equal(again, some)
+
+
 def test_a_controlnet_of_scale_0_changes_nothing(render):
     without = render("without", controlnet_model_id=[], controlnet_processor=[])["latents"][:]
     zero = render("zero", controlnet_scale=[0.0])["latents"][:]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 from stages.base.errors import DiffSynthError
-from stages.weights import explained, find_files, pick_device
+from stages.weights import explained, find_files, first_there, pick_device
 
 
 def test_files_of_a_folder_are_found_or_named(tmp_path):
@@ -14,6 +15,34 @@ def test_files_of_a_folder_are_found_or_named(tmp_path):
     assert find_files("key", str(tmp_path), ("a.pth",)) == tmp_path
     with pytest.raises(DiffSynthError, match=f"key: {tmp_path} lacks b.pth, c.pth"):
         find_files("key", str(tmp_path), ("a.pth", "b.pth", "c.pth"))
+
+
+def test_of_several_names_the_first_that_is_there_counts(tmp_path):
+    (tmp_path / "b.pth").touch()
+    assert find_files("key", str(tmp_path), [("a.pth", "b.pth")]) == tmp_path
+    assert first_there(tmp_path, ("a.pth", "b.pth")) == "b.pth"
+    (tmp_path / "a.pth").touch()
+    assert first_there(tmp_path, ("a.pth", "b.pth")) == "a.pth"
+    with pytest.raises(DiffSynthError, match=f"key: {tmp_path} lacks c.pth$"):
+        find_files("key", str(tmp_path), [("c.pth", "d.pth")])
+
+
+def test_of_a_hub_model_only_what_is_wanted_is_downloaded(tmp_path, monkeypatch):
+    """The hub, played: it has one file under its second name, one under both."""
+    asked = []
+
+    def download(name, allow_patterns=None, local_files_only=False):
+        if local_files_only:
+            raise LocalEntryNotFoundError("nothing there yet")
+        asked.extend(allow_patterns)
+        for file in allow_patterns:
+            (tmp_path / file).touch()
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", lambda self, name: ["a.fp16", "b", "b.fp16", "c"])
+    assert find_files("key", "owner/model", [("a", "a.fp16"), ("b", "b.fp16"), "c"]) == tmp_path
+    assert asked == ["a.fp16", "b", "c"]
 
 
 def test_devices():

@@ -43,6 +43,7 @@ def inputs(video, tmp_path):
         ({"controlnet_scale": [0.0]}, ("control", "render", "deflicker")),  # the map is not made then
         ({"post_smoother": "TemporalMeanSmoother"}, ("deflicker",)),
         ({"device": "cuda"}, ()),
+        ({"allow_pickle": True}, ()),
         ({"fps": 12.0, "keep_audio": False}, ()),
         ({"output_path": "/elsewhere"}, ()),
         ({"style_image": "/not/used.png"}, ()),  # no annotator works on it
@@ -107,6 +108,36 @@ def test_images_that_changed_places_are_found_without_a_new_date(tmp_path):
         (tmp_path / old).rename(tmp_path / new)
         os.utime(tmp_path / new, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     assert identify(tmp_path, known)["sha256"] != known["sha256"]
+
+
+def test_an_inversion_is_known_by_content_and_word(inputs, tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.safetensors").write_bytes(b"one")
+    path = str(tmp_path / "a.safetensors")
+    before = inputs(embeddings=[path])["render"]
+    assert changes("render", before, inputs(embeddings=[{"path": path, "token": "a"}])["render"]) == []
+    (change,) = changes("render", before, inputs(embeddings=[str(tmp_path / "b.safetensors")])["render"])
+    assert str(change) == 'embeddings[0].token: "a" → "b"'
+    (tmp_path / "a.safetensors").write_bytes(b"two")
+    (change,) = changes("render", before, inputs(embeddings=[path])["render"])
+    assert str(change) == f"embeddings[0].file: the content of {path} changed"
+
+
+def test_a_single_file_is_known_by_its_content_and_by_a_tokenizer_beside_it(inputs, tmp_path):
+    path = tmp_path / "models/a.safetensors"
+    path.parent.mkdir()
+    path.write_bytes(b"one")
+    before = inputs(model_id=str(path))
+    assert changes("render", before["render"], inputs(before.get, model_id=str(path))["render"]) == []
+    path.write_bytes(b"two")
+    (change,) = changes("render", before["render"], inputs(model_id=str(path))["render"])
+    assert str(change) == f"model_id: the content of {path} changed"
+    (path.parent / "tokenizer").mkdir()
+    (path.parent / "tokenizer/vocab.json").write_text("{}")
+    before = inputs(model_id=str(path))
+    (path.parent / "tokenizer/vocab.json").write_text('{"a": 0}')
+    (change,) = changes("render", before["render"], inputs(before.get, model_id=str(path))["render"])
+    assert "model_id.tokenizer" in str(change)
 
 
 def test_a_folder_is_known_by_names_and_contents(tmp_path):

@@ -66,6 +66,28 @@ def test_relative_paths_are_relative_to_the_job_file(tmp_path):
     assert job.controlnet_processor[3].path == str(folder / "maps")
 
 
+def test_single_files_are_paths_whether_they_are_there_or_not(tmp_path):
+    data = MINIMAL | {"model_id": "a.safetensors", "vae": "vae/b.safetensors", "embeddings": ["c.safetensors"]}
+    job, _ = read_job(write(tmp_path, data))
+    assert (job.model_id, job.vae) == (str(tmp_path / "a.safetensors"), str(tmp_path / "vae/b.safetensors"))
+    assert (job.embeddings[0].path, job.embeddings[0].word) == (str(tmp_path / "c.safetensors"), "c")
+
+
+def test_every_pickle_is_named_unless_they_are_allowed(tmp_path):
+    data = MINIMAL | {
+        "model_id": "a.ckpt", "vae": "b.pt", "loras": ["c.bin", "d.safetensors"], "embeddings": ["e.pt"],
+        "controlnet_model_id": ["f.pth"], "controlnet_processor": ["canny"],
+    }  # fmt: skip
+    with pytest.raises(UsageError) as error:
+        read_job(write(tmp_path, data))
+    assert all(name in error.value.message for name in ("a.ckpt", "b.pt", "loras[0]", "embeddings[0]", "f.pth"))
+    assert error.value.message.count("is a pickle") == 5
+    with pytest.raises(UsageError, match=r"unknown key 'promt'") as error:  # with another mistake in the file, too
+        read_job(write(tmp_path, data | {"promt": "x"}))
+    assert error.value.message.count("is a pickle") == 5
+    assert read_job(write(tmp_path, data | {"allow_pickle": True}))[0].allow_pickle
+
+
 def test_hub_ids_are_no_paths_unless_such_a_folder_lies_there(tmp_path):
     assert read_job(write(tmp_path, MINIMAL))[0].model_id == "owner/model"
     (tmp_path / "owner/model").mkdir(parents=True)

@@ -317,6 +317,21 @@ def test_a_folder_may_have_its_weights_in_float16_alone(folder, other_form):
     torch.testing.assert_close(noise(loaded), noise(load_networks(names(folder, "sd"))), atol=0.02, rtol=0.02)
 
 
+def test_float16_alone_in_the_hub_cache_is_found_offline(folder, other_form, monkeypatch):
+    place = other_form("{}.fp16.safetensors", half)
+    snapshot = place / "hub/models--owner--half/snapshots/0123456789abcdef0123456789abcdef01234567"
+    shutil.copytree(place / "sd", snapshot)
+    (place / "hub/models--owner--half/refs").mkdir()
+    (place / "hub/models--owner--half/refs/main").write_text(snapshot.name)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(place / "hub"))
+    hub = ModelNames("owner/half", (), "cpu", "float32", group=1)
+    same(noise(load_networks(hub)), noise(load_networks(names(place, "sd"))))
+    (snapshot / "unet/diffusion_pytorch_model.fp16.safetensors").unlink()
+    with pytest.raises(DiffSynthError, match=r"unet/diffusion_pytorch_model\.safetensors of the hub model") as error:
+        load_networks(hub)
+    assert "\n" not in error.value.message
+
+
 def test_a_folder_of_pickles_is_refused_unless_they_are_allowed(folder, other_form):
     place = other_form("{}.bin", torch.save)
     with pytest.raises(DiffSynthError, match=r"lacks text_encoder/model\.safetensors") as error:
