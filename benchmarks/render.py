@@ -1,6 +1,6 @@
 """Rendering side by side: a plain loop as published, and ours with `attention` joint and shared.
 
-    python -m benchmarks.render [--weights half tiny sd15] [--patterns 1 2 3 4 5] [--frames 16] [--steps 2]
+    python -m benchmarks.render [VIDEO] [--weights half tiny sd15] [--patterns 1 2 3 4 5] [--frames 16] [--steps 2]
                                 [--size HEIGHT WIDTH] [--batch-size 1] [--lengths 16 64 256] [--device cpu]
 
 The weights are random, in the shapes of Stable Diffusion 1.5 and its ControlNet, of half their width, or tiny. The
@@ -42,7 +42,8 @@ def main() -> None:
         return
     out = Console()
     with tempfile.TemporaryDirectory() as folder:
-        clip = make_clip(Path(folder) / "clip.mp4", max(given.frames, *given.lengths, 1), *given.size)
+        longest = max(given.frames, *given.lengths, 1)
+        clip = given.video or make_clip(Path(folder) / "clip.mp4", longest, *given.size)
         for weights in given.weights:
             models = MODELS if weights == "tiny" else make_models(Path(folder) / weights, WIDTHS[weights])
             out.print(side_by_side(Path(folder), weights, models, clip, given))
@@ -52,6 +53,7 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("video", nargs="?", type=lambda path: Path(path).resolve())
     parser.add_argument("--weights", nargs="+", choices=("tiny", *WIDTHS), default=["tiny", "half"])
     parser.add_argument("--patterns", nargs="*", type=int, choices=PATTERNS, default=list(PATTERNS))
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
@@ -95,6 +97,7 @@ def write_job(folder: Path, models: Path, clip: Path, name: str, given: argparse
     job = {
         "model_id": str(models / "sd"), "controlnet_model_id": [str(models / "control0")],
         "controlnet_processor": ["canny"], "input_video": str(clip), "frame_maximum_count": given.frames,
+        "frame_height": given.size[0], "frame_width": given.size[1],
         "output_path": f"out-{name}", "prompt": "winter", "num_inference_steps": given.steps,
         "device": given.device, "keep_steps": False,
     } | keys  # fmt: skip
@@ -291,7 +294,7 @@ def side_by_side(folder: Path, weights: str, models: Path, clip: Path, given: ar
             reference, speed = (latents, rate) if method == "plain" else (reference, speed)
             difference = np.abs(latents - reference) if reference is not None else np.zeros(1)
             table.add_row(
-                str(PATTERNS[size]), method, f"{rate:.3f}", f"{rate / speed:.2f}" if speed else "",
+                str(size), method, f"{rate:.3f}", f"{rate / speed:.2f}" if speed else "",
                 str(found["calls"]), f"{100 * (1 - found['networks'] / found['seconds']):.1f} %",
                 f"{found['host']:.0f}" + (f" + {found['device']:.0f}" if found["device"] else ""),
                 f"{difference.max():.1e}, {difference.mean():.1e}", f"{edge(latents, given):.2f}",
@@ -305,7 +308,7 @@ def edge(latents: np.ndarray, given: argparse.Namespace) -> float:
     chunk = shared_chunk(*given.size)
     change = np.abs(np.diff(latents, axis=0)).mean(axis=(1, 2, 3))
     at = np.arange(1, len(latents)) % chunk == 0
-    return float(change[at].mean() / change[~at].mean()) if at.any() else float("nan")
+    return float(change[at].mean() / change[~at].mean()) if at.any() and change.any() else float("nan")
 
 
 def by_length(folder: Path, weights: str, models: Path, clip: Path, given: argparse.Namespace) -> Table:

@@ -12,6 +12,7 @@ import pytest
 from diffsynth_cli.__main__ import main
 from diffsynth_cli.demo import write_demo
 from stages.base.cache import FrameCache
+from stages.smoothing import build
 from stages.smoothing.metrics import measure
 from tools.train_mini.evaluate import agreement
 
@@ -81,3 +82,14 @@ def test_frames_that_see_each_other_and_are_smoothed_flicker_less(restyle):
     own_noise, rendered, deflickered = (np.nanmean(curves.warp[1]) for curves in flicker)
     print(f"warp error {own_noise:.1f}, rendered {rendered:.1f}, deflickered {deflickered:.1f}")
     assert rendered < 0.5 * own_noise and deflickered < 0.35 * own_noise
+
+
+def test_diffusion_flicker_is_smoothed_and_detail_stays(restyle):
+    prompt = "winter, snow, night"
+    flickering = np.stack([restyle(prompt, seed_of_noise=k + 1, **ALONE)["rendered"][k] for k in range(FRAMES)])
+    guides = restyle(prompt, seed_of_noise=1, **ALONE)["frames"][:]
+    smooth = build("PatchBlendSmoother", {}, guides, flickering).smooth(0, FRAMES)
+    before, after = measure(guides, [flickering, smooth])
+    found = after.summary(style=before)
+    print(found, before.summary())
+    assert found["warp1"] < 0.3 * before.summary()["warp1"] and found["sharp"] > 0.7
