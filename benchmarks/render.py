@@ -83,7 +83,10 @@ def make_models(folder: Path, width: int) -> Path:
     widths = (width, 2 * width, 4 * width, 4 * width)
     unet = UNet2DConditionModel(block_out_channels=widths, cross_attention_dim=text, attention_head_dim=8)
     unet.save_pretrained(folder / "sd/unet")
-    ControlNetModel.from_unet(unet, load_weights_from_unet=False).save_pretrained(folder / "control0")
+    controlnet = ControlNetModel.from_unet(unet, load_weights_from_unet=False)
+    for parameter in controlnet.parameters():  # its last layers are zeros at first: no map would show
+        parameter.data += 0.02 * torch.randn_like(parameter)
+    controlnet.save_pretrained(folder / "control0")
     decoder = tuple(width * factor * 2 // 5 for factor in (1, 2, 4, 4))
     AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
