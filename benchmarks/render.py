@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -38,7 +37,7 @@ METHODS = ("plain", "joint", "shared")
 def main() -> None:
     given = parse()
     if given.one:
-        print(json.dumps(measure(given.one[0], Path(given.one[1]))))
+        print(json.dumps(measure(given.one[0], Path(given.one[1]), given.batch_size)))
         return
     out = Console()
     with tempfile.TemporaryDirectory() as folder:
@@ -114,7 +113,7 @@ def write_job(folder: Path, models: Path, clip: Path, name: str, given: argparse
 # -- one row -----------------------------------------------------------------------------------------------------------
 
 
-def measure(method: str, path: Path) -> dict[str, Any]:
+def measure(method: str, path: Path, batch_size: int) -> dict[str, Any]:
     """Renders the job `path` in this process; seconds, calls, memory."""
     import resource
 
@@ -124,8 +123,7 @@ def measure(method: str, path: Path) -> dict[str, Any]:
 
     job, _ = read_job(path)
     clock = Clock()
-    batch = int(os.environ.get("BATCH", "1"))
-    latents, seconds = plain(job, clock) if method == "plain" else ours(job, clock, batch)
+    latents, seconds = plain(job, clock) if method == "plain" else ours(job, clock, batch_size)
     np.save(path.with_suffix(f".{method}.npy"), latents)
     cuda = torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else 0
     return {
@@ -215,7 +213,10 @@ def plain(job: Any, clock: Clock) -> tuple[np.ndarray, float]:
     sampler, text, device = ready.sampler, ready.text, ready.networks.device
 
     class Group(AttnProcessor2_0):
-        def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None):  # type: ignore[no-untyped-def]
+        def __call__(
+            self, attn: Any, hidden_states: Any, encoder_hidden_states: Any = None, attention_mask: Any = None,
+            temb: Any = None,
+        ) -> Any:  # fmt: skip
             if encoder_hidden_states is not None:
                 return super().__call__(attn, hidden_states, encoder_hidden_states)
             joined = hidden_states.reshape(1, -1, hidden_states.shape[-1])
@@ -263,8 +264,8 @@ def plain(job: Any, clock: Clock) -> tuple[np.ndarray, float]:
 
 def row(method: str, job: Path, batch_size: int) -> dict[str, Any]:
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.render", "--one", method, str(job)],
-        stdout=subprocess.PIPE, check=True, env={**os.environ, "BATCH": str(batch_size)},
+        [sys.executable, "-m", "benchmarks.render", "--one", method, str(job), "--batch-size", str(batch_size)],
+        stdout=subprocess.PIPE, check=True,
     )  # fmt: skip
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -66,7 +66,11 @@ def explain(error: Exception) -> tuple[str, str, int]:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename or 'a file'}: {error.strerror}", "", FAILED
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return "out of memory", "--batch-size 1, a smaller frame size or a shorter combine_pattern need less", FAILED
+        return (
+            "out of memory",
+            "--batch-size 1, --low-vram, a smaller frame size or a shorter combine_pattern need less",
+            FAILED,
+        )
     return f"{type(error).__name__}: {error}", "this should not happen; --debug shows where", FAILED
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from diffsynth_cli.contact_sheet import states, write_contact_sheet
 from diffsynth_cli.project import fitting_size
 from stages.base.cache import FrameCache
+from stages.base.errors import UsageError
 from stages.base.record import write_json
 from stages.video import open_source
 
@@ -19,9 +20,14 @@ COLUMNS = 4
 
 
 def write_demo(folder: Path, video: Path | None, prompt: str) -> Path:
-    """Writes the job, and the clip if no video is given, into `folder`; returns the job's path."""
-    templates = resources.files("templates")
+    """Writes the job, and the clip if no video is given, into `folder`; returns the job's path.
+
+    Raises UsageError if a job of someone's own lies there, and what `open_source` raises.
+    """
+    templates, path = resources.files("templates"), folder / "job.json"
     job = json.loads((templates / "demo.json").read_text())
+    if path.exists() and f'"{job["model_id"]}"' not in path.read_text(errors="replace"):
+        raise UsageError(f"{path} is another job, which the demo would overwrite", "--output names another folder")
     job["prompt"] = prompt
     clip = folder / "clip.mp4"
     if video is not None:
@@ -32,7 +38,6 @@ def write_demo(folder: Path, video: Path | None, prompt: str) -> Path:
     if video is None and not clip.exists():
         clip.write_bytes((templates / "demo.mp4").read_bytes())
     job["input_video"] = str((video or clip).resolve())
-    path = folder / "job.json"
     write_json(path, job)
     return path
 

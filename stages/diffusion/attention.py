@@ -112,18 +112,20 @@ class Joint:
 
 @dataclass
 class Shared:
-    """`sources` int64 [frames, seen]: the frames that each frame sees, numbers in the batch or, from its length on,
-    those of the anchors that were `keeping` their keys and values when they went through the networks."""
+    """`sources` int64 [frames, seen]: the frames that each frame sees, numbers in the batch or, if the batch is
+    `anchored`, from its length on those of the anchors, which went through the networks before, `keeping` their keys
+    and values."""
 
     sources: torch.Tensor = field(default_factory=lambda: torch.zeros((1, 1), dtype=torch.int64))
     keeping: bool = False
+    anchored: bool = False
 
     def attend(self, layer: CrossFrameAttention, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         passes = len(q) // len(self.sources)
         k, v = (part.unflatten(0, (passes, -1)) for part in (k, v))
         if self.keeping:
             layer.kept = k, v
-        elif layer.kept is not None:
+        elif self.anchored and layer.kept is not None:
             k, v = (torch.cat([part, kept], dim=1) for part, kept in zip((k, v), layer.kept, strict=True))
         k, v = (part[:, self.sources].flatten(2, 3).flatten(0, 1) for part in (k, v))
         return layer.product(q, k, v)

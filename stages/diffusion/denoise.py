@@ -180,6 +180,7 @@ class Denoiser:
                 self._predict(anchors.latents, self._embed(anchors.maps), timestep)
                 self.anchors = anchors, timestep
             view.sources, view.keeping = torch.tensor(sources, device=self.networks.device), False
+            view.anchored = len(anchors.latents) > 0
             predicted = self._predict(frames.latents, self._embed(frames.maps), timestep)
             return self._guided_noise(predicted, frames.latents, timestep).float().cpu()
 

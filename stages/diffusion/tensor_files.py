@@ -44,7 +44,7 @@ def read_content(key: str, path: str, allow_pickle: bool = False) -> dict[str, A
 
 
 def _read_safetensors(path: str) -> dict[str, torch.Tensor]:
-    with safe_open(path, framework="pt") as file:
+    with safe_open(path, framework="pt") as file:  # names are to be had by keys() alone
         return {name: file.get_tensor(name) for name in file.keys() if not name.startswith("model_ema.")}  # noqa: SIM118
 
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 
 import numpy as np
-import pytest
 
 from diffsynth_cli.demo import write_demo
 from stages.base.cache import FrameCache
-from stages.models import FOLDER
 from stages.video import Encoding, encode, open_source
 from tests.conftest import scene
 
@@ -33,7 +31,6 @@ def test_a_video_of_ones_own_keeps_its_shape(tmp_path):
     assert job["prompt"] == "sunset, oil" and job["input_video"] == str(video) and job["frame_maximum_count"] == 24
 
 
-@pytest.mark.skipif(not (FOLDER / "mini").exists(), reason="the embedded model is not here")
 def test_from_prompt_to_contact_sheet(tmp_path, cli, monkeypatch):
     monkeypatch.setattr("diffsynth_cli.demo.FRAMES", 4)
     from fractions import Fraction
@@ -49,3 +46,11 @@ def test_from_prompt_to_contact_sheet(tmp_path, cli, monkeypatch):
     assert code == 0 and said.count("nothing to do") == 4
     assert cli("demo", "--video", video, "-o", folder, "--prompt", "night")[0] == 0  # only what depends on the prompt
     assert not (FrameCache(folder / "output/cache.zarr")["rendered"][:] == winter).all()
+
+
+def test_a_job_of_ones_own_is_not_overwritten(make_job, cli):
+    job = make_job()
+    before = job.read_text()
+    code, said = cli("demo", "-o", job.parent)
+    assert code == 2 and "another job" in said and "--output" in said
+    assert job.read_text() == before

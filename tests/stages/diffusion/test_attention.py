@@ -66,7 +66,7 @@ def test_shared_queries_see_the_keys_of_their_sources_and_of_anchors():
     attention.set_processor(CrossFrameAttention(view, sdpa))
     attention(anchors)
     sources = [[0, 1, 3], [4, 0, 1], [2, 2, 4]]  # 3 and 4: the anchors
-    view.sources, view.keeping = torch.tensor(sources), False
+    view.sources, view.keeping, view.anchored = torch.tensor(sources), False, True
     found = attention(frames)
     plain = layer()
     for one in range(2):
@@ -74,6 +74,15 @@ def test_shared_queries_see_the_keys_of_their_sources_and_of_anchors():
         for frame, seen in enumerate(sources):
             expected = plain(every[frame][None], encoder_hidden_states=every[seen].reshape(1, 15, 16))
             torch.testing.assert_close(found[3 * one + frame][None], expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.inference_mode()
+def test_anchors_of_another_video_are_forgotten_where_there_are_none():
+    attention, view = layer(), Shared(torch.tensor([[0]]), keeping=True)
+    attention.set_processor(CrossFrameAttention(view, sdpa))
+    attention(torch.randn(1, 9, 16))  # of frames of another size
+    view.keeping, states = False, torch.randn(1, 5, 16)
+    torch.testing.assert_close(attention(states), layer()(states), atol=1e-5, rtol=1e-5)
 
 
 def test_a_kernel_that_cannot_run_here_is_refused():
