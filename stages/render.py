@@ -272,6 +272,7 @@ def load_denoiser(job: Job, options: Options) -> Denoiser:
         Settings(
             models, scales, job.prompt, job.negative_prompt, job.guidance_scale, job.num_inference_steps,
             job.img2img_strength, job.seed_of_noise, job.scheduler, job.vae_tiling, options.low_vram,
+            options.compiled,
         )
     )  # fmt: skip
     ready.use_batches(options.batch_size or 1)
@@ -297,6 +298,13 @@ def rendered_frames(job: Job, guides: FrameArray, reporter: Reporter) -> tuple[i
 
 def plan(run: Run[Job], resume: bool) -> Plan:
     job, cache, options = run.job, run.cache, run.options
+    begun: dict[str, Any] = cache["rendered"].attrs.asdict() if resume else {}
+    # A render that goes on does so in the batches it was begun with, and compiled if it was: else it rounds otherwise.
+    options = replace(
+        options,
+        batch_size=options.batch_size or begun.get("batch_size"),
+        compiled=options.compiled or begun.get("compiled", False),
+    )
     run.reporter.begin("render", None)
     run.reporter.phase("load models")
     denoiser = load_denoiser(job, options)
@@ -304,10 +312,7 @@ def plan(run: Run[Job], resume: bool) -> Plan:
         run.reporter.warn(f"guidance_scale: {job.guidance_scale} is much for lcm; 1 to {LCM_GUIDANCE} burns no colours")
     sampler, steps = denoiser.sampler, len(denoiser.sampler.timesteps)
     count, height, width, _ = cache["frames"].shape
-    begun: dict[str, Any] = cache["rendered"].attrs.asdict() if resume else {}
-    # A render that goes on does so in the batches it was begun with: others would round otherwise.
-    batch_size = options.batch_size or begun.get("batch_size") or denoiser.fitting_batch(height, width)
-    options = replace(options, batch_size=batch_size)
+    options = replace(options, batch_size=options.batch_size or denoiser.fitting_batch(height, width))
     keys = tuple(begun["keys"]) if resume else rendered_frames(job, cache["frames"], run.reporter)
     size = (LATENT_CHANNELS, height // LATENT_FACTOR, width // LATENT_FACTOR)
     alternating = ("latents", "latents_other", *(("clean", "clean_other") if sampler.multistep else ()))
@@ -326,7 +331,7 @@ def plan(run: Run[Job], resume: bool) -> Plan:
     chunk = CHUNK if job.attention == "joint" else shared_chunk(height, width)
     phases = _phases(job, options, keys, steps, count, chunk)
     scratch = ("latents_other", "clean", "clean_other", "predicted", "reference_latents", "keyframes")
-    begin = {"keys": list(keys), "batch_size": batch_size}
+    begin = {"keys": list(keys), "batch_size": options.batch_size, "compiled": options.compiled}
     return Plan(count, arrays, phases, scratch, lambda cache: cache["rendered"].attrs.update(begin))
 
 

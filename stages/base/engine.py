@@ -77,10 +77,12 @@ class Plan:
 class Options:
     """What the user may choose for a run that is no part of the job: results differ by rounding at most.
 
-    `batch_size`: of groups of frames; None: as many as fit. `low_vram`: what is not needed leaves the GPU."""
+    `batch_size`: of groups of frames; None: as many as fit. `low_vram`: what is not needed leaves the GPU.
+    `compiled`: networks are compiled first."""
 
     batch_size: int | None = None
     low_vram: bool = False
+    compiled: bool = False
 
 
 class Engine(Protocol):

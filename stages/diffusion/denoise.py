@@ -17,6 +17,7 @@ import torch
 from stages.base.errors import DiffSynthError
 from stages.diffusion import LATENT_CHANNELS, LATENT_FACTOR
 from stages.diffusion.attention import Joint, Shared
+from stages.diffusion.compilation import compile_blocks
 from stages.diffusion.guidance import embed_guidance, takes_guidance
 from stages.diffusion.loading import ModelNames, Networks, load_networks
 from stages.diffusion.sampler import SAMPLERS
@@ -41,6 +42,7 @@ class Settings:
     scheduler: str = "ddim"
     tiled: bool = False
     low_vram: bool = False
+    compiled: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,14 +78,18 @@ class Denoiser:
         sampler = SAMPLERS[settings.scheduler]
         self.sampler = sampler(networks.alphas, settings.steps, settings.strength, settings.seed)
         self.passes = 1 if settings.guidance == 1 else 2
+        self._bring(*([networks.text_encoder] if settings.low_vram else networks.all()))
         with torch.inference_mode():
             negative = settings.negative_prompt if self.passes == 2 else None
             self.text = encode_prompts(networks, settings.prompt, negative)
-            self.positive = self.text[-1:]
+        self.texts = (self.text,)  # those that go through the networks in one batch; apart when memory runs out
+        self.positive = self.text[-1:]
         self.batch_size = self.asked_batch_size = 1  # groups or images at once; halved when memory runs out
         if settings.tiled:
             networks.vae.enable_tiling()
-        self.anchors: tuple[Frames, float] | None = None  # whose keys and values the networks keep, and of when
+        if settings.compiled:
+            compile_blocks(networks.unet, *networks.controlnets)
+        self.anchors: tuple[Any, ...] | None = None  # whose keys and values the networks keep, and of when
 
     def use_batches(self, size: int) -> None:
         """So many groups or images go through the networks at once, or as many of these as there is memory for."""
@@ -155,7 +161,8 @@ class Denoiser:
 
         def one(batch: Sequence[Sequence[int]]) -> torch.Tensor:
             members = [frame for group in batch for frame in group]
-            predicted = self._predict(latents[members], [part[members] for part in embedded], timestep)
+            inputs = latents[members], [part[members] for part in embedded]
+            predicted = torch.cat([self._predict(*inputs, timestep, text) for text in self.texts])
             asked = predicted.unflatten(1, (len(batch), -1))[:, :, own]
             return self._guided_noise(asked, latents[[group[own] for group in batch]], timestep)
 
@@ -169,20 +176,32 @@ class Denoiser:
         `sources` lists for each frame those that it sees, as indexes into `frames` and, from F on, into `anchors`:
         frames that are the same for all windows, and see each other. They go through the networks once a timestep.
         """
+        self._bring_denoisers()
         view = self.networks.view
         if not isinstance(view, Shared):
             raise DiffSynthError("these networks were loaded for joint attention")
-        self._bring_denoisers()
-        with torch.inference_mode():
-            if len(anchors.latents) and self.anchors != (anchors, timestep):
-                everyone = torch.arange(len(anchors.latents), device=self.networks.device)
-                view.sources, view.keeping = everyone.expand(len(everyone), -1), True
-                self._predict(anchors.latents, self._embed(anchors.maps), timestep)
-                self.anchors = anchors, timestep
-            view.sources, view.keeping = torch.tensor(sources, device=self.networks.device), False
-            view.anchored = len(anchors.latents) > 0
-            predicted = self._predict(frames.latents, self._embed(frames.maps), timestep)
-            return self._guided_noise(predicted, frames.latents, timestep).float().cpu()
+        device, embedded = self.networks.device, self._embed(frames.maps)
+
+        def one(batch: Sequence[Frames]) -> torch.Tensor:
+            predicted = []
+            for text in self.texts:
+                self._keep_anchors(anchors, timestep, text)
+                view.sources, view.keeping = torch.tensor(sources, device=device), False
+                view.anchored = len(anchors.latents) > 0
+                predicted.append(self._predict(batch[0].latents, embedded, timestep, text))
+            return self._guided_noise(torch.cat(predicted), batch[0].latents, timestep)
+
+        return self._batched(one, [frames])[0].float().cpu()
+
+    def _keep_anchors(self, anchors: Frames, timestep: float, text: torch.Tensor) -> None:
+        """Lets the networks keep the keys and values of these frames, which see each other."""
+        view = self.networks.view
+        if not isinstance(view, Shared) or not len(anchors.latents) or self.anchors == (anchors, timestep, id(text)):
+            return
+        everyone = torch.arange(len(anchors.latents), device=self.networks.device)
+        view.sources, view.keeping = everyone.expand(len(everyone), -1), True
+        self._predict(anchors.latents, self._embed(anchors.maps), timestep, text)
+        self.anchors = anchors, timestep, id(text)
 
     def _embed(self, maps: Sequence[np.ndarray]) -> list[torch.Tensor]:
         """What the ControlNets' first layers make of control maps: [F, channels, h, w] each, on the device."""
@@ -191,23 +210,24 @@ class Denoiser:
             for embed, net_maps in zip(self.networks.map_embeddings, maps, strict=True)
         ]
 
-    def _predict(self, latents: torch.Tensor, embedded: list[torch.Tensor], timestep: float) -> torch.Tensor:
-        """What the U-Net gives, float32 [passes, F, 4, h, w]: both passes of guidance in one batch, the negative one
-        first."""
-        batch = self._to_device(latents).repeat(self.passes, 1, 1, 1)
-        residuals = self._control_residuals(batch, embedded, timestep)
+    def _predict(
+        self, latents: torch.Tensor, embedded: list[torch.Tensor], timestep: float, text: torch.Tensor
+    ) -> torch.Tensor:
+        """What the U-Net gives for each pass of `text`, float32 [passes, F, 4, h, w]."""
+        batch = self._to_device(latents).repeat(len(text), 1, 1, 1)
+        residuals = self._control_residuals(batch, embedded, timestep, text)
         predicted = self.networks.unet(
             batch,
             timestep,
-            self.text,
+            text,
             down_block_additional_residuals=residuals[:-1] or None,
             mid_block_additional_residual=residuals[-1] if residuals else None,
             return_dict=False,
         )[0]
-        return predicted.float().unflatten(0, (self.passes, -1))
+        return predicted.float().unflatten(0, (len(text), -1))
 
     def _control_residuals(
-        self, latents: torch.Tensor, embedded: list[torch.Tensor], timestep: float
+        self, latents: torch.Tensor, embedded: list[torch.Tensor], timestep: float, text: torch.Tensor
     ) -> list[torch.Tensor]:
         """What the ControlNets add to the U-Net's skip connections and, last, to its middle."""
         total: list[torch.Tensor] = []
@@ -215,17 +235,19 @@ class Denoiser:
             frames = len(maps)
             # A net that pools over space (shuffle) says nothing of layout: the negative pass gets zeros from it.
             pooled = bool(controlnet.config["global_pool_conditions"]) and self.passes == 2
-            run = latents[frames:] if pooled else latents
+            if pooled and len(self.texts) == 2 and text is self.texts[0]:
+                continue
+            run = latents[-frames:] if pooled else latents
             down, middle = controlnet(
                 run,
                 timestep,
-                self.positive if pooled else self.text,
+                self.positive if pooled else text,
                 maps.repeat(len(run) // frames, 1, 1, 1),
                 conditioning_scale=scale,
                 return_dict=False,
             )
             residuals = [*down, middle]
-            if pooled:
+            if pooled and len(text) == 2:
                 residuals = [torch.cat([torch.zeros_like(residual), residual]) for residual in residuals]
             total = [a + b for a, b in zip(total, residuals, strict=True)] if total else residuals
         return total
@@ -242,36 +264,43 @@ class Denoiser:
         return self.sampler.noise_of_v(self._to_device(latents).float(), guided, timestep)
 
     def _batched(self, function: Callable, items: Any) -> list[torch.Tensor]:
-        """`function` of all items, `batch_size` at a time, and half as many when the device's memory runs out."""
+        """`function` of all items, `batch_size` at a time, and of less when the device's memory runs out."""
         results: list[torch.Tensor] = []
         start = 0
         with torch.inference_mode():
             while start < len(items):
+                batch = items[start : start + self.batch_size]
                 try:
-                    results.append(function(items[start : start + self.batch_size]))
-                    start += self.batch_size
+                    results.append(function(batch))
                 except torch.OutOfMemoryError:
-                    if self.batch_size == 1:
+                    if not self._take_less(len(batch)):
                         raise
-                    self.batch_size //= 2
                     torch.cuda.empty_cache()
+                else:
+                    start += len(batch)
         return results
+
+    def _take_less(self, items: int) -> bool:
+        """Half of what was too much: of the batch's items or, where it held but one, of the passes of guidance."""
+        if items > 1:
+            self.batch_size = items // 2
+        elif len(self.texts) < self.passes:
+            self.texts = self.text.split(1)
+        else:
+            return False
+        return True
 
     def _bring_denoisers(self) -> None:
         networks = self.networks
         self._bring(networks.unet, *networks.controlnets, *networks.map_embeddings)
 
     def _bring(self, *needed: torch.nn.Module) -> None:
-        """With `low_vram`, the networks that are not needed now wait on the host."""
-        if not self.settings.low_vram:
-            return
-        networks = self.networks
-        every = (networks.text_encoder, networks.vae, networks.tiny_vae, networks.unet, *networks.controlnets)
-        for network in filter(None, (*every, *networks.map_embeddings)):
+        """Onto the device with these networks; with `low_vram`, the others wait on the host meanwhile."""
+        for network in self.networks.all() if self.settings.low_vram else ():
             if not any(network is other for other in needed):
                 network.to("cpu")
         for network in needed:
-            network.to(networks.device)
+            network.to(self.networks.device)
 
     def _to_device(self, latents: torch.Tensor) -> torch.Tensor:
         return latents.to(self.networks.device, self.networks.dtype)

@@ -59,7 +59,8 @@ class ModelNames:
 
 @dataclass(frozen=True)
 class Networks:
-    """The networks of one Stable Diffusion model with its ControlNets, in evaluation mode on one device.
+    """The networks of one Stable Diffusion model with its ControlNets, in evaluation mode, on the host: who uses them
+    brings them to `device`.
 
     `tiny_vae`: an autoencoder for predicted frames, which are decoded only to be smoothed. `map_embeddings`: the
     ControlNets' first layers, which see nothing but the control map; the rest of each net takes what they give.
@@ -82,6 +83,10 @@ class Networks:
     device: torch.device
     dtype: torch.dtype
 
+    def all(self) -> list[nn.Module]:
+        tiny = [] if self.tiny_vae is None else [self.tiny_vae]
+        return [self.text_encoder, self.unet, self.vae, *tiny, *self.controlnets, *self.map_embeddings]
+
 
 def load_networks(names: ModelNames) -> Networks:
     """Raises DiffSynthError, naming the model, if one is missing, damaged, or not made for this loop."""
@@ -96,11 +101,11 @@ def load_networks(names: ModelNames) -> Networks:
         controlnets = [_load_controlnet(name, dtype, names.allow_pickle) for name in names.controlnets]
         networks = Networks(
             tokenizer=tokenizer,
-            text_encoder=model["text_encoder"].to(device),
-            unet=model["unet"].to(device),
-            vae=(model["vae"] if other_vae is None or tiny else other_vae).to(device),
-            tiny_vae=None if tiny is None else tiny.to(device),
-            controlnets=tuple(controlnet.to(device) for controlnet in controlnets),
+            text_encoder=model["text_encoder"],
+            unet=model["unet"],
+            vae=model["vae"] if other_vae is None or tiny else other_vae,
+            tiny_vae=tiny,
+            controlnets=tuple(controlnets),
             map_embeddings=tuple(controlnet.controlnet_cond_embedding for controlnet in controlnets),
             view=Joint(names.group) if names.attention == "joint" else Shared(),
             alphas=scheduler.alphas_cumprod.float(),

@@ -15,11 +15,13 @@ from diffsynth_cli.__main__ import Interrupted
 from stages import render as stage
 from stages.base.cache import FrameCache
 from stages.base.job import Job
-from stages.diffusion import denoise
+from stages.diffusion import compilation, denoise
 from stages.render import attended_frames, is_smoothed, shared_window
 from stages.smoothing import keyframes
 from stages.smoothing.keyframes import Interpolator
-from tests.conftest import CONTROLNET, MODEL, scene, write_images
+from tests.conftest import CONTROLNET, GOLDEN, MODEL, scene, write_images
+
+POOLING_CONTROLNET = GOLDEN / "models/control2"  # global_pool_conditions, as shuffle has it
 
 
 @pytest.fixture
@@ -288,22 +290,79 @@ def test_shared_attention_goes_on_to_the_same_bytes(render, make_job, cli, monke
 # -- memory ------------------------------------------------------------------------------------------------------------
 
 
-def test_batches_are_halved_when_memory_runs_out(render, monkeypatch):
-    whole = render("whole", batch_size=4, combine_pattern=[-1, 0])["latents"][:]
-    real, sizes = denoise.Denoiser._predict, []
+@pytest.fixture
+def short_of_memory(monkeypatch):
+    """From now on, so many latents at most go through the networks at once; gives a list of those that are tried, with
+    the passes of guidance that they are of."""
+    real = denoise.Denoiser._predict
 
-    def predict(self, latents, embedded, timestep):
-        sizes.append(len(latents) // 2)
-        if sizes[-1] > 2:
-            raise torch.OutOfMemoryError
-        return real(self, latents, embedded, timestep)
+    def limit(most: int) -> list[tuple[int, int]]:
+        tried = []
 
-    monkeypatch.setattr(denoise.Denoiser, "_predict", predict)
+        def predict(self, latents, embedded, timestep, text):
+            tried.append((len(latents) * len(text), len(text)))
+            if tried[-1][0] > most:
+                raise torch.OutOfMemoryError
+            return real(self, latents, embedded, timestep, text)
+
+        monkeypatch.setattr(denoise.Denoiser, "_predict", predict)
+        denoise.denoiser.cache_clear()
+        return tried
+
+    yield limit
     denoise.denoiser.cache_clear()
-    halved = render("halved", batch_size=4, combine_pattern=[-1, 0])["latents"][:]
+
+
+def test_batches_are_halved_and_passes_taken_apart_when_memory_runs_out(render, short_of_memory, make_job, cli):
+    keys = {"combine_pattern": [-1, 0], "controlnet_model_id": [str(CONTROLNET), str(POOLING_CONTROLNET)]}
+    keys |= {"controlnet_processor": ["tile", "tile"], "controlnet_scale": [1, 1]}
+    whole = render("whole", batch_size=4, **keys)["latents"][:]
+    for most, expected in ((8, [(16, 2), (8, 2), (8, 2)]), (2, [(16, 2), (8, 2), (4, 2), (2, 1), (2, 1), (2, 1)])):
+        tried = short_of_memory(most)
+        less = render(f"at most {most}", batch_size=4, **keys)["latents"][:]
+        assert tried[: len(expected)] == expected
+        np.testing.assert_allclose(whole, less, rtol=1e-4, atol=1e-3)
+    short_of_memory(1)
+    code, said = cli("run", make_job(**keys, output_path="none"))
+    assert code == 1 and "out of memory" in said
+
+
+def test_windows_of_shared_attention_take_passes_apart_when_memory_runs_out(render, short_of_memory):
+    keys = {"attention": "shared", "combine_pattern": [-10000, -1, 0]}
+    whole = render("whole", **keys)["latents"][:]
+    tried = short_of_memory(len(whole))
+    less = render("less", **keys)["latents"][:]
+    assert tried[:4] == [(2, 2), (2 * len(whole), 2), (1, 1), (len(whole), 1)]  # the anchor first, each time
+    np.testing.assert_allclose(whole, less, rtol=1e-4, atol=1e-3)
+
+
+def test_compiled_networks_give_the_same_and_stay_compiled(render, make_job, cli, tmp_path, monkeypatch):
+    monkeypatch.setattr(compilation, "BACKEND", "eager")  # captured and guarded, but not built: that takes minutes
+    plain = render("plain")["latents"][:]
+    real, runs = stage.StepTask.run, []
+
+    def run(task, cache, start, stop):
+        runs.append(task.options.compiled)
+        if len(runs) == 2:
+            raise Interrupted
+        real(task, cache, start, stop)
+
+    monkeypatch.setattr(stage.StepTask, "run", run)
+    job = make_job(output_path="compiled")
+    assert cli("run", job, "-q", "--batch-size", 2, "--compile")[0] == 130
+    compiled = render("compiled")["latents"][:]
+    assert all(runs)
+    np.testing.assert_allclose(plain, compiled, atol=1e-4)
+
+
+def test_a_machine_that_cannot_compile_says_so(make_job, cli, monkeypatch):
+    def fail(function, backend):
+        raise RuntimeError("no C++ compiler")
+
+    monkeypatch.setattr(torch, "compile", fail)
     denoise.denoiser.cache_clear()
-    assert sizes[0] == 4 and set(sizes[1:]) == {2}
-    np.testing.assert_allclose(whole, halved, atol=1e-4)
+    code, said = cli("run", make_job(), "--compile")
+    assert code == 1 and "--compile" in said and "no C++ compiler" in said
 
 
 def test_a_render_goes_on_in_the_batches_it_was_begun_with(render):

@@ -17,6 +17,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+from diffusers import AutoencoderKL
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -40,6 +41,7 @@ from tools.train_mini.world import MEDIA, SEASONS, TIMES, Look, render
 FOLDER = Path("build/train_mini")
 UNSEEN = 9 * 10**8  # scenes from here on are in no training
 WORDS = {"season": SEASONS, "time": TIMES, "medium": MEDIA}
+SOFTENED = 4096  # pictures that the judge also sees as the autoencoder gives them back
 TOLERANCE = 2  # px, by which an edge may be off
 SCHEDULER, STEPS, GUIDANCE, SCALE, BATCH = "dpm++2m", 12, 4.0, 1.5, 16  # all but the last as in the demo
 PROMPT = "winter, snow, night"  # of the demo
@@ -51,7 +53,9 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=EMBEDDED / "mini")
     parser.add_argument("--sheet", type=Path, default=FOLDER / "evaluation.png", help="pictures to look at")
     options = parser.parse_args()
-    classifier = trained_classifier()
+    model = str(options.model.resolve())
+    vae = AutoencoderKL.from_pretrained(f"{model}/vae", torch_dtype=torch.float32).eval()
+    classifier = trained_classifier(vae)
     scenes = [
         random_view(random_scene(UNSEEN + k), np.random.default_rng((UNSEEN + k, 0))) for k in range(options.scenes)
     ]
@@ -61,9 +65,10 @@ def main() -> None:
     maps = np.stack([edges(image) for image in seen])
     made = {
         "the painted world itself": truth,
-        "prompt and map": generate(str(options.model.resolve()), looks, maps, SCALE),
-        "without ControlNet": generate(str(options.model.resolve()), looks, maps, 0.0),
-        "without prompt": generate(str(options.model.resolve()), [None] * len(looks), maps, SCALE),
+        "the same, through the autoencoder": given_back(vae, truth),
+        "prompt and map": generate(model, looks, maps, SCALE),
+        "without ControlNet": generate(model, looks, maps, 0.0),
+        "without prompt": generate(model, [None] * len(looks), maps, SCALE),
     }
     table = Table(
         "pictures",
@@ -79,8 +84,8 @@ def main() -> None:
             f"{np.mean([agreement(edges(a), b) for a, b in zip(images, maps)]):.3f}",
         )
     Console().print(table)
-    print(f"autoencoder: {reconstruction(str(options.model.resolve()), truth):.2f} dB PSNR")
-    show_steadiness(str(options.model.resolve()))
+    print(f"autoencoder: {likeness(made['the same, through the autoencoder'], truth):.2f} dB PSNR")
+    show_steadiness(model)
     write_sheet(options.sheet, [seen, np.repeat(maps[..., None], 3, axis=3), *made.values()])
 
 
@@ -150,12 +155,9 @@ def generate(model: str, looks: list[Look | None], maps: np.ndarray, scale: floa
     return images
 
 
-def reconstruction(model: str, images: np.ndarray) -> float:
-    """PSNR in dB of the autoencoder on `images`."""
-    names = ModelNames(model, (), "auto", "auto", group=1)
-    denoiser = Denoiser(load_networks(names), Settings(names, (), "", "", 1.0, 1, 1.0, 0))
-    again = denoiser.decode(denoiser.encode(images)).astype(float)
-    return float(np.mean(10 * np.log10(255**2 / ((again - images) ** 2).mean(axis=(1, 2, 3)))))
+def likeness(images: np.ndarray, truth: np.ndarray) -> float:
+    """PSNR in dB, the mean over images."""
+    return float(np.mean(10 * np.log10(255**2 / ((images.astype(float) - truth) ** 2).mean(axis=(1, 2, 3)))))
 
 
 def agreement(found: np.ndarray, wanted: np.ndarray) -> float:
@@ -170,33 +172,50 @@ def agreement(found: np.ndarray, wanted: np.ndarray) -> float:
 # -- words -------------------------------------------------------------------------------------------------------------
 
 
-def trained_classifier(steps: int = 4000, batch: int = 32, rate: float = 3e-3) -> nn.Module:
-    """Season, time and medium of a picture, learned from the painted world; kept in build/train_mini."""
+def trained_classifier(vae: AutoencoderKL, steps: int = 4000, batch: int = 32, rate: float = 3e-3) -> nn.Module:
+    """Season, time and medium of a picture, learned from the painted world; kept in build/train_mini.
+
+    Half of what it learns from are pictures as the model's autoencoder gives them back, which all that the model makes
+    looks like: a judge of crisp pictures alone takes that softness for a medium of its own.
+    """
     heads = sum(map(len, WORDS.values()))
     layers: list[nn.Module] = []
     for before, after in itertools.pairwise((3, 32, 64, 128, 160)):
         layers += [nn.Conv2d(before, after, 3, 2, 1), nn.BatchNorm2d(after), nn.ReLU()]
     classifier = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(160, heads))
-    path = FOLDER / f"classifier-{steps}.pt"
+    path = FOLDER / f"judge-{steps}.pt"
     if path.exists():
         classifier.load_state_dict(torch.load(path, weights_only=True))
         return classifier.eval()
     torch.manual_seed(0)
     pictures = make_pictures(FOLDER / "pictures", 12288, 0, lambda done, total: None)
+    softened = given_back(vae, pictures.images[:SOFTENED])
     labels = torch.tensor([numbers(look) for look in pictures.looks])
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=rate, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
     for step in track(range(steps), "classifier", transient=True):
-        chosen = np.random.default_rng(step).integers(0, len(labels), batch)
-        images = to_pixels(pictures.images[chosen], "cpu")
+        rng = np.random.default_rng(step)
+        crisp, soft = (rng.integers(0, count, batch // 2) for count in (len(labels), len(softened)))
+        images = to_pixels(np.concatenate([pictures.images[crisp], softened[soft]]), "cpu")
+        wanted = labels[np.concatenate([crisp, soft])]
         scores = _by_word(classifier(images.flip(3) if step % 2 else images))
-        loss = sum(F.cross_entropy(score, labels[chosen, k]) for k, score in enumerate(scores))
+        loss = sum(F.cross_entropy(score, wanted[:, k]) for k, score in enumerate(scores))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
     torch.save(classifier.state_dict(), path)
     return classifier.eval()
+
+
+@torch.inference_mode()
+def given_back(vae: AutoencoderKL, images: np.ndarray) -> np.ndarray:
+    """The images, encoded and decoded, uint8 [N, H, W, 3]."""
+    made = []
+    for start in track(range(0, len(images), BATCH), "autoencoder", transient=True):
+        pixels = vae.decode(vae.encode(to_pixels(images[start : start + BATCH], "cpu")).latent_dist.mean).sample
+        made.append(((pixels / 2 + 0.5).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy())
+    return np.concatenate(made)
 
 
 def _by_word(scores: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -1,0 +1,20 @@
+"""Compiled blocks give what they gave before."""
+
+from __future__ import annotations
+
+import torch
+from diffusers.models.attention import FeedForward
+from torch import nn
+
+from stages.diffusion.compilation import compile_blocks
+
+
+def test_a_compiled_block_gives_the_same_for_every_shape():
+    torch.manual_seed(0)
+    network = nn.ModuleDict({"block": FeedForward(8)}).eval().requires_grad_(False)
+    inputs = [torch.randn(frames, 5, 8) for frames in (3, 1)]
+    before = [network["block"](hidden) for hidden in inputs]
+    compile_blocks(network)
+    assert network["block"]._compiled_call_impl is not None
+    for hidden, expected in zip(inputs, before, strict=True):
+        torch.testing.assert_close(network["block"](hidden), expected)
