@@ -312,6 +312,10 @@ def smooth(
         float, typer.Option(min=0, max=1, help="0: only what neighbours agree on; 1: all of each frame's own.")
     ] = 0.5,
     patch_size: Annotated[int, typer.Option(min=3, max=31, help="Pixels a side of matched patches, odd.")] = 5,
+    guide_weight: Annotated[
+        float,
+        typer.Option(min=0, max=100, help="How much it counts that GUIDE differs where matched; less if it is grainy."),
+    ] = 1.0,
     restart: Annotated[bool, typer.Option("--restart", help="Do all of it anew.")] = False,
     quiet: Quiet = False,
     events: Json = False,
@@ -325,7 +329,13 @@ def smooth(
         raise UsageError(f"--patch-size {patch_size}: must be odd")
     if mode not in ("blend", "interpolate"):
         raise UsageError(f"--mode: unknown mode {mode!r}", "known: blend, interpolate")
-    config = {"window": window, "strength": strength, "detail": detail, "patch_size": patch_size}
+    config = {
+        "window": window,
+        "strength": strength,
+        "detail": detail,
+        "patch_size": patch_size,
+        "guide_weight": guide_weight,
+    }
     options = [f"--{name.replace('_', '-')}={value}" for name, value in config.items()]
     arguments = shlex.join([str(guide), str(style), "-o", str(output), f"--mode={mode}", *options])
     with closing(make_reporter(quiet, events)) as reporter:

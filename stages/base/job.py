@@ -74,6 +74,8 @@ class PatchBlendConfig(_SmootherConfig):
     """0 = only what neighbours agree on, 0.5 = own detail where it stays in its place, 1 = all of each frame's own."""
     patch_size: Annotated[int, AfterValidator(_odd)] = Field(5, ge=3, le=31)
     """Pixels a side of the patches that are matched, odd."""
+    guide_weight: float = Field(1.0, ge=0, le=100)
+    """How much it counts against a match that the video differs there; less for grainy or noisy videos, 0 = nothing."""
 
 
 class VideoPatchMatchConfig(_SmootherConfig):

@@ -21,6 +21,9 @@ SWEEPS = 2
 JUMP = 1.0  # px between flow and patch match beyond which they disagree
 SMALLEST = 12  # px a side: optical flow cannot read smaller pictures
 LIKENESS = 8.0  # levels (root mean square) of the guide's colours at which a carried pixel's weight falls to 1/√e
+GRAIN = 9  # px a side over which noise is measured
+EVEN = 20  # per cent of a frame, at least, show nothing but noise
+SECOND_DIFFERENCES = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], np.float32)  # blind to slopes and straight edges
 NEVER = 1e-6  # the weight of what does not fit at all: a pixel that nothing fits is its own mean
 
 
@@ -68,11 +71,22 @@ def carry(
     return cv2.remap(image, x, y, interpolation, borderMode=cv2.BORDER_REPLICATE), inside
 
 
-def agreement(guide: np.ndarray, other: np.ndarray, motion: np.ndarray) -> np.ndarray:
-    """How well `other`, carried, fits the guide's frame, float32 [H, W], 1 at best, NEVER outside."""
+def agreement(guide: np.ndarray, other: np.ndarray, motion: np.ndarray, strictness: float = 1) -> np.ndarray:
+    """How well `other`, carried, fits the guide's frame, float32 [H, W], 1 at best, NEVER outside. `strictness`: how
+    much it counts that colours differ by more than by noise."""
     carried, inside = carry(other.astype(np.float32), motion)
-    difference = cv2.blur(mean_square(carried - guide), (PATCH, PATCH))
-    return np.where(inside, np.exp(difference / (-2 * LIKENESS**2)), 0).astype(np.float32) + np.float32(NEVER)
+    noise = grain(guide) + grain(other)
+    difference = np.maximum(cv2.blur(mean_square(carried - guide), (PATCH, PATCH)) - noise, 0)
+    return np.where(inside, np.exp(strictness * difference / (-2 * LIKENESS**2)), 0).astype(np.float32) + np.float32(
+        NEVER
+    )
+
+
+def grain(image: np.ndarray) -> float:
+    """The variance of the noise of an image, levels²: what is left of its evenest parts when all that is smooth has
+    been taken out (Immerkær 1996)."""
+    edges = cv2.filter2D(image.astype(np.float32), -1, SECOND_DIFFERENCES, borderType=cv2.BORDER_REFLECT)
+    return float(np.percentile(cv2.blur(mean_square(edges), (GRAIN, GRAIN)), EVEN) / (SECOND_DIFFERENCES**2).sum())
 
 
 def mean_square(values: np.ndarray) -> np.ndarray:

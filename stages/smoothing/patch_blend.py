@@ -48,7 +48,8 @@ SHARPEN = 0.4  # how much of what is finer than that is added where the consensu
 class PatchBlendSmoother:
     """`window`: frames to each side that light is averaged over, None = the whole video (up to WHOLE to each side).
     `strength`: 0 (as it was) to 1. `detail`: 0 = the plain consensus, 0.5 = see above, 1 = each frame keeps its own.
-    `patch_size`: px, odd, of the matching of patches.
+    `patch_size`: px, odd, of the matching of patches. `guide_weight`: how much it counts against a match that the
+    guides differ there, 0 = not at all.
     """
 
     def __init__(
@@ -59,10 +60,11 @@ class PatchBlendSmoother:
         strength: float = 1.0,
         detail: float = 0.5,
         patch_size: int = PATCH,
+        guide_weight: float = 1.0,
     ):
         self.guides, self.styles = guides, styles
         self.reach, self.strength, self.detail = WHOLE if window is None else window, strength, detail
-        self.patch_size = patch_size
+        self.patch_size, self.guide_weight = patch_size, guide_weight
         self.small = Memo(self._shrunk)
         self.lit = Memo(self._lit)
         self.sums = WindowSums(lambda index: self.small[index][1], self._carry_light, np.float32)
@@ -98,7 +100,7 @@ class PatchBlendSmoother:
     def _carry_light(self, index: int, other: int, held: np.ndarray) -> np.ndarray:
         guides = [self.small[k][0] for k in (index, other)]
         height, width = held.shape[:2]
-        moved, weight = _fine_to_small(flow(*guides), guides, (width, height))
+        moved, weight = _fine_to_small(flow(*guides), guides, (width, height), self.guide_weight)
         carried, _ = carry(held, moved, cv2.INTER_CUBIC)  # linear would blur, and once more at every carry
         return carried * weight[..., None]
 
@@ -127,7 +129,7 @@ class PatchBlendSmoother:
             return np.zeros((*guide.shape[:2], 2), np.float32), np.ones(guide.shape[:2], np.float32)
         there = self.guides[other]
         moved = motion(guide, there, self.patch_size, threads=1)
-        return moved, agreement(guide, there, moved) / (1 + ((other - index) / NEAR) ** 2)
+        return moved, agreement(guide, there, moved, self.guide_weight) / (1 + ((other - index) / NEAR) ** 2)
 
 
 def _shrink(image: np.ndarray, times: int) -> np.ndarray:
@@ -135,9 +137,11 @@ def _shrink(image: np.ndarray, times: int) -> np.ndarray:
     return cv2.resize(image, (-(-width // times), -(-height // times)), interpolation=cv2.INTER_AREA)
 
 
-def _fine_to_small(moved: np.ndarray, guides: list[np.ndarray], size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+def _fine_to_small(
+    moved: np.ndarray, guides: list[np.ndarray], size: tuple[int, int], guide_weight: float
+) -> tuple[np.ndarray, np.ndarray]:
     """Motion and agreement at `size` (width, height), of those of larger guides."""
-    weight = agreement(guides[0], guides[1], moved)
+    weight = agreement(guides[0], guides[1], moved, guide_weight)
     scale = np.array([size[0] / moved.shape[1], size[1] / moved.shape[0]], np.float32)
     small = cv2.resize(moved, size, interpolation=cv2.INTER_AREA) * scale
     return small, cv2.resize(weight, size, interpolation=cv2.INTER_AREA)

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from stages.smoothing.matching import NEVER, agreement, carry, flow, motion
+from stages.smoothing.matching import NEVER, agreement, carry, flow, grain, motion
 from tests.stages.smoothing.scenes import SPEED, scene
 
 
@@ -43,6 +43,14 @@ def test_agreement_is_low_where_nothing_fits_and_outside(guides):
     assert weight[30:50, 30:50].mean() < 0.2 and weight[70:].min() > 0.99
     outside = agreement(guides[0], guides[0], still + 1000)
     np.testing.assert_allclose(outside, NEVER)
+
+
+@pytest.mark.parametrize("deviation", [0, 5, 15])
+def test_grain_is_told_from_detail(guides, deviation):
+    # Clear of black and white, where noise is cut off.
+    noisy = 64 + guides[0] / 2 + np.random.default_rng(0).normal(0, deviation, guides[0].shape)
+    found = grain(np.clip(np.rint(noisy), 0, 255).astype(np.uint8))
+    assert found == pytest.approx(deviation**2, rel=0.25, abs=2)
 
 
 def test_pictures_too_small_for_flow_stand_still():

@@ -60,6 +60,17 @@ def test_detail_goes_from_consensus_to_own(swimming):
     assert errors[0] <= errors[1] < errors[2] < errors[3]
 
 
+def test_grain_in_the_guide_hides_no_match(swimming):
+    grain = np.random.default_rng(0).normal(0, 12, swimming.guides.shape)
+    grainy = np.clip(np.rint(swimming.guides + grain), 0, 255).astype(np.uint8)
+    clean, led_by_grain, strict = (
+        squared_error(build("PatchBlendSmoother", config, guides, swimming.styles).smooth(0, 12), swimming.truth)
+        for guides, config in ((swimming.guides, {}), (grainy, {}), (grainy, {"guide_weight": 30}))
+    )
+    assert led_by_grain < 1.15 * clean
+    assert strict > 1.5 * clean
+
+
 def test_a_frame_that_is_wrong_does_not_spread(lit):
     styles = lit.truth.copy()
     styles[6, 30:60, 50:90] = (0, 255, 0)  # painted wrongly in one frame only
