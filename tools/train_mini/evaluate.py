@@ -43,7 +43,7 @@ UNSEEN = 9 * 10**8  # scenes from here on are in no training
 WORDS = {"season": SEASONS, "time": TIMES, "medium": MEDIA}
 SOFTENED = 4096  # pictures that the judge also sees as the autoencoder gives them back
 TOLERANCE = 2  # px, by which an edge may be off
-SCHEDULER, STEPS, GUIDANCE, SCALE, BATCH = "dpm++2m", 12, 4.0, 1.5, 16  # all but the last as in the demo
+SCHEDULER, STEPS, GUIDANCE, SCALE, BATCH = "dpm++2m", 12, 3.0, 1.25, 16  # all but the last as in the demo
 PROMPT = "winter, snow, night"  # of the demo
 
 

@@ -44,7 +44,10 @@ def make_tokenizer() -> CLIPTokenizer:
     words = sorted({word for texts in said for text in texts for word in text.replace(",", "").split()})
     pairs = Tokenizer(BPE(end_of_word_suffix="</w>"))
     pairs.pre_tokenizer = Whitespace()
-    pairs.train_from_iterator(words, BpeTrainer(vocab_size=10**4, end_of_word_suffix="</w>", show_progress=False))
+    # Given here, last letters are numbered in this order; found by the trainer, in one of chance, which decides ties.
+    last = sorted({word[-1] + "</w>" for word in words})
+    trainer = BpeTrainer(vocab_size=10**4, end_of_word_suffix="</w>", special_tokens=last, show_progress=False)
+    pairs.train_from_iterator(words, trainer)
     merges = [tuple(merge) for merge in json.loads(pairs.to_str())["model"]["merges"]]
     tokens = [
         *letters,

@@ -37,6 +37,10 @@ def test_the_worlds_words_are_one_token_each_and_any_text_is_taken(tokenizer):
     assert tokenizer("Winter").input_ids == tokenizer("winter").input_ids
 
 
+def test_the_vocabulary_is_the_same_each_time(tokenizer):
+    assert all(networks.make_tokenizer().get_vocab() == tokenizer.get_vocab() for _ in range(4))
+
+
 def line(target: torch.Tensor) -> tuple[nn.ModuleDict, Training]:
     torch.manual_seed(0)
     model = nn.ModuleDict({"linear": nn.Linear(3, 1)})
