@@ -78,7 +78,8 @@ class Denoiser:
         sampler = SAMPLERS[settings.scheduler]
         self.sampler = sampler(networks.alphas, settings.steps, settings.strength, settings.seed)
         self.passes = 1 if settings.guidance == 1 else 2
-        self._bring(*([networks.text_encoder] if settings.low_vram else networks.all()))
+        for network in [networks.text_encoder] if settings.low_vram else networks.all():
+            network.to(networks.device)
         with torch.inference_mode():
             negative = settings.negative_prompt if self.passes == 2 else None
             self.text = encode_prompts(networks, settings.prompt, negative)
@@ -272,12 +273,12 @@ class Denoiser:
                 batch = items[start : start + self.batch_size]
                 try:
                     results.append(function(batch))
+                    start += len(batch)
+                    continue
                 except torch.OutOfMemoryError:
                     if not self._take_less(len(batch)):
                         raise
-                    torch.cuda.empty_cache()
-                else:
-                    start += len(batch)
+                torch.cuda.empty_cache()  # not before: the error holds on to what had been computed
         return results
 
     def _take_less(self, items: int) -> bool:
@@ -295,8 +296,10 @@ class Denoiser:
         self._bring(networks.unet, *networks.controlnets, *networks.map_embeddings)
 
     def _bring(self, *needed: torch.nn.Module) -> None:
-        """Onto the device with these networks; with `low_vram`, the others wait on the host meanwhile."""
-        for network in self.networks.all() if self.settings.low_vram else ():
+        """With `low_vram`, these networks are brought onto the device, and the others wait on the host."""
+        if not self.settings.low_vram:
+            return
+        for network in self.networks.all():
             if not any(network is other for other in needed):
                 network.to("cpu")
         for network in needed:
