@@ -17,7 +17,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -54,8 +53,10 @@ def main() -> None:
     parser.add_argument("--sheet", type=Path, default=FOLDER / "evaluation.png", help="pictures to look at")
     options = parser.parse_args()
     model = str(options.model.resolve())
-    vae = AutoencoderKL.from_pretrained(f"{model}/vae", torch_dtype=torch.float32).eval()
-    classifier = trained_classifier(vae)
+    names = ModelNames(model, (), "auto", "auto", group=1)
+    autoencoder = Denoiser(load_networks(names), Settings(names, (), "", "", 1.0, 1, 1.0, 0))
+    autoencoder.use_batches(BATCH)
+    classifier = trained_classifier(autoencoder)
     scenes = [
         random_view(random_scene(UNSEEN + k), np.random.default_rng((UNSEEN + k, 0))) for k in range(options.scenes)
     ]
@@ -65,7 +66,7 @@ def main() -> None:
     maps = np.stack([edges(image) for image in seen])
     made = {
         "the painted world itself": truth,
-        "the same, through the autoencoder": given_back(vae, truth),
+        "the same, through the autoencoder": given_back(autoencoder, truth),
         "prompt and map": generate(model, looks, maps, SCALE),
         "without ControlNet": generate(model, looks, maps, 0.0),
         "without prompt": generate(model, [None] * len(looks), maps, SCALE),
@@ -172,7 +173,7 @@ def agreement(found: np.ndarray, wanted: np.ndarray) -> float:
 # -- words -------------------------------------------------------------------------------------------------------------
 
 
-def trained_classifier(vae: AutoencoderKL, steps: int = 4000, batch: int = 32, rate: float = 3e-3) -> nn.Module:
+def trained_classifier(autoencoder: Denoiser, steps: int = 4000, batch: int = 32, rate: float = 3e-3) -> nn.Module:
     """Season, time and medium of a picture, learned from the painted world; kept in build/train_mini.
 
     Half of what it learns from are pictures as the model's autoencoder gives them back, which all that the model makes
@@ -189,7 +190,7 @@ def trained_classifier(vae: AutoencoderKL, steps: int = 4000, batch: int = 32, r
         return classifier.eval()
     torch.manual_seed(0)
     pictures = make_pictures(FOLDER / "pictures", 12288, 0, lambda done, total: None)
-    softened = given_back(vae, pictures.images[:SOFTENED])
+    softened = given_back(autoencoder, pictures.images[:SOFTENED])
     labels = torch.tensor([numbers(look) for look in pictures.looks])
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=rate, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
@@ -208,13 +209,10 @@ def trained_classifier(vae: AutoencoderKL, steps: int = 4000, batch: int = 32, r
     return classifier.eval()
 
 
-@torch.inference_mode()
-def given_back(vae: AutoencoderKL, images: np.ndarray) -> np.ndarray:
+def given_back(autoencoder: Denoiser, images: np.ndarray) -> np.ndarray:
     """The images, encoded and decoded, uint8 [N, H, W, 3]."""
-    made = []
-    for start in track(range(0, len(images), BATCH), "autoencoder", transient=True):
-        pixels = vae.decode(vae.encode(to_pixels(images[start : start + BATCH], "cpu")).latent_dist.mean).sample
-        made.append(((pixels / 2 + 0.5).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy())
+    parts = [images[start : start + BATCH] for start in range(0, len(images), BATCH)]
+    made = [autoencoder.decode(autoencoder.encode(part)) for part in track(parts, "autoencoder", transient=True)]
     return np.concatenate(made)
 
 
