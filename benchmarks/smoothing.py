@@ -1,6 +1,7 @@
 """Smoothers side by side on flicker whose truth is known, and one of them on longer and longer videos.
 
-    python -m benchmarks.smoothing FOLDER... [--smoothers NAME...] [--lengths 32 128 512] [--size HEIGHT WIDTH]
+    python -m benchmarks.smoothing FOLDER... [--smoothers NAME...] [--devices cpu cuda]
+                                             [--lengths 32 128 512] [--size HEIGHT WIDTH] [--window FRAMES]
 
 Each FOLDER holds guide/, style/ and clean/ of equal PNG images: the original, its flickering stylised frames, and those
 without flicker. `ends`: the squared error of the first and of the last frame, over that of the frames in the middle.
@@ -14,6 +15,7 @@ import argparse
 import tempfile
 import time
 from fractions import Fraction
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -38,31 +40,34 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="*", type=Path)
     parser.add_argument("--smoothers", nargs="+", choices=SMOOTHERS, default=list(SMOOTHERS))
+    parser.add_argument("--devices", nargs="+", default=["cpu"])
     parser.add_argument("--lengths", nargs="*", type=int, default=[])
+    parser.add_argument("--window", type=int, default=15)
     parser.add_argument("--size", type=int, nargs=2, default=(128, 160), metavar=("HEIGHT", "WIDTH"))
     given = parser.parse_args()
     out = Console()
     if given.folders:
         table = Table("clip", "smoother", "s", "dB", "sharp/truth", "sharp/input", "warp1", "flicker", "ends")
         for folder in given.folders:
-            compare(folder, given.smoothers, table)
+            compare(folder, list(product(given.smoothers, given.devices)), table)
         out.print(table)
-    if given.lengths:
-        out.print(lengths(given.lengths, *given.size))
+    for device in given.devices if given.lengths else ():
+        out.print(lengths(given.lengths, *given.size, ["--device", device, "--window", str(given.window)]))
 
 
-def compare(folder: Path, smoothers: list[str], table: Table) -> None:
+def compare(folder: Path, smoothers: list[tuple[str, str]], table: Table) -> None:
+    """`smoothers`: with the device of each."""
     guides, styles, truth = (load(folder / name) for name in ("guide", "style", "clean"))
     results, seconds = [], []
-    for name in smoothers:
+    for name, device in smoothers:
         smoother, config = SMOOTHERS[name]
         started = time.perf_counter()
-        results.append(build(smoother, config, guides, styles).smooth(0, len(styles)))
+        results.append(build(smoother, config, guides, styles, device=device).smooth(0, len(styles)))
         seconds.append(time.perf_counter() - started)
     curves = measure(guides, [styles, *results], truth)
     row(table, folder.name, "input", 0, curves[0], curves)
-    for name, curve, took in zip(smoothers, curves[1:-1], seconds, strict=True):
-        row(table, "", name, took, curve, curves)
+    for (name, device), curve, took in zip(smoothers, curves[1:-1], seconds, strict=True):
+        row(table, "", name if device == "cpu" else f"{name}, {device}", took, curve, curves)
     row(table, "", "truth", 0, curves[-1], curves)
     table.add_section()
 
@@ -80,16 +85,18 @@ def load(folder: Path) -> np.ndarray:
     return np.stack([shot.image() for shot in open_source(folder).shots()])
 
 
-def lengths(counts: list[int], height: int, width: int) -> Table:
+def lengths(counts: list[int], height: int, width: int, options: list[str]) -> Table:
     """Seconds a frame and peak memory, by number of frames."""
-    table = Table("frames", "seconds in all", "ms a frame", "peak MB", title=f"diffsynth smooth, {width}×{height}")
+    title = f"diffsynth smooth {' '.join(options)}, {width}×{height}"
+    table = Table("frames", "seconds in all", "ms a frame", "peak MB", title=title)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for count in counts:
             guide, style = folder / f"guide{count}.mp4", folder / f"style{count}.mp4"
             encode(guide, (made(index, height, width) for index in range(count)), Encoding(Fraction(25)))
             encode(style, (flickering(index, height, width) for index in range(count)), Encoding(Fraction(25)))
-            seconds, peak = run(["smooth", str(guide), str(style), "-o", str(folder / f"out{count}.mp4"), "-q"])
+            arguments = ["smooth", str(guide), str(style), "-o", str(folder / f"out{count}.mp4"), "-q", *options]
+            seconds, peak = run(arguments)
             table.add_row(str(count), f"{seconds:.1f}", f"{1e3 * seconds / count:.0f}", f"{peak:.0f}")
     return table
 

@@ -316,6 +316,7 @@ def smooth(
         float,
         typer.Option(min=0, max=100, help="How much it counts that GUIDE differs where matched; less if it is grainy."),
     ] = 1.0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1. auto: a GPU, if there is one.")] = "auto",
     restart: Annotated[bool, typer.Option("--restart", help="Do all of it anew.")] = False,
     quiet: Quiet = False,
     events: Json = False,
@@ -337,9 +338,11 @@ def smooth(
         "guide_weight": guide_weight,
     }
     options = [f"--{name.replace('_', '-')}={value}" for name, value in config.items()]
+    options += [f"--device={device}"] * (device != "auto")
     arguments = shlex.join([str(guide), str(style), "-o", str(output), f"--mode={mode}", *options])
+    smoothing = Smoothing(guide, style, output, config, mode == "interpolate", device)
     with closing(make_reporter(quiet, events)) as reporter:
-        run_smooth(Smoothing(guide, style, output, config, mode == "interpolate"), arguments, reporter, restart)
+        run_smooth(smoothing, arguments, reporter, restart)
 
 
 @app.command()

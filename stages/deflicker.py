@@ -28,6 +28,7 @@ class SmoothTask:
     smoother: str
     config: dict[str, Any]
     window: int | None
+    device: str
     made: Smoother | None = field(default=None, init=False)  # for all chunks: it keeps what the next one needs, too
 
     @property
@@ -36,7 +37,7 @@ class SmoothTask:
 
     def run(self, cache: FrameCache, start: int, stop: int) -> None:
         if self.made is None:
-            self.made = build(self.smoother, self.config, cache["frames"], cache["rendered"], self.window)
+            self.made = build(self.smoother, self.config, cache["frames"], cache["rendered"], self.window, self.device)
         cache["deflickered"].write(start, self.made.smooth(start, stop))
 
 
@@ -62,9 +63,9 @@ def plan(run: Run[Job], resume: bool) -> Plan:
 
 def _task(job: Job) -> SmoothTask | PassTask:
     if job.post_smoother is not None:
-        return SmoothTask(job.post_smoother, job.post_smoother_config, None)
+        return SmoothTask(job.post_smoother, job.post_smoother_config, None, job.device)
     if job.extra_deflickering_range and job.smoother is not None:
-        return SmoothTask(job.smoother, job.smoother_config, job.extra_deflickering_range)
+        return SmoothTask(job.smoother, job.smoother_config, job.extra_deflickering_range, job.device)
     return PassTask()
 
 

@@ -18,7 +18,7 @@ from stages.base.errors import DiffSynthError
 from stages.base.fingerprint import map_names
 from stages.base.job import Job
 from stages.diffusion import LATENT_CHANNELS, LATENT_FACTOR
-from stages.smoothing import CHUNKS, Smoother, build
+from stages.smoothing import CHUNKS, Smoother, bring, build
 
 if TYPE_CHECKING:  # importing torch takes seconds; the tasks do it when they run
     import torch
@@ -177,7 +177,8 @@ class SmoothTask(StepTask):
     def run(self, cache: FrameCache, start: int, stop: int) -> None:
         if self.made is None:
             guides, styles = self.picked(cache, "frames"), cache["predicted"]
-            self.made = build(self.job.smoother or "", self.job.smoother_config, guides, styles)
+            job = self.job
+            self.made = build(job.smoother or "", job.smoother_config, guides, styles, device=job.device)
         images = self.made.smooth(start, stop)
         latents, clean = self.latents(cache, range(start, stop)), self.denoiser.encode(images, predicted=True)
         self.go_on(cache, start, latents, clean)
@@ -201,11 +202,13 @@ class PaintTask:
     """All frames from the keyframes."""
 
     keys: tuple[int, ...]
+    device: str
 
     def run(self, cache: FrameCache, start: int, stop: int) -> None:
         from stages.smoothing.keyframes import Interpolator
 
-        painter = Interpolator(cache["frames"], cache["keyframes"], self.keys)
+        guides, keyframes = (bring(cache[name], self.device) for name in ("frames", "keyframes"))
+        painter = Interpolator(guides, keyframes, self.keys)
         frames, unseen = zip(*(painter.paint(index) for index in range(start, stop)), strict=True)
         cache["rendered"].write(start, np.stack(frames))
         cache["unseen"].write(start, np.array(unseen, np.float32))
@@ -287,7 +290,7 @@ def rendered_frames(job: Job, guides: FrameArray, reporter: Reporter) -> tuple[i
 
         reporter.begin("render", count)
         reporter.phase("choose keyframes")
-        return tuple(choose(guides, reporter.advance))
+        return tuple(choose(bring(guides, job.device), reporter.advance))
     if isinstance(job.keyframes, list):
         keys = sorted(set(job.keyframes))
         if not keys or keys[-1] >= count:
@@ -357,7 +360,7 @@ def _phases(job: Job, options: Options, keys: tuple[int, ...], steps: int, count
     if len(keys) == count:
         return [*phases, Phase("decode", count, CHUNK, DecodeTask(*shared, "rendered"))]
     decode = Phase("decode", len(keys), CHUNK, DecodeTask(*shared, "keyframes"))
-    return [*phases, decode, Phase("paint the frames between", count, PAINT_CHUNK, PaintTask(keys))]
+    return [*phases, decode, Phase("paint the frames between", count, PAINT_CHUNK, PaintTask(keys, job.device))]
 
 
 def deliver(run: Run[Job], fingerprint: str) -> None:

@@ -22,7 +22,7 @@ from stages.base.cache import ArraySpec, FrameCache
 from stages.base.engine import Phase, Plan, Reporter, Run, Stage, fill, told
 from stages.base.errors import DiffSynthError, UsageError
 from stages.base.fingerprint import identify
-from stages.smoothing import CHUNKS, Smoother, build
+from stages.smoothing import CHUNKS, Smoother, bring, build
 from stages.smoothing.keyframes import Interpolator, guessed
 from stages.video import (
     Audio,
@@ -37,6 +37,7 @@ from stages.video import (
     fit,
     open_source,
 )
+from stages.weights import pick_gpu
 
 SMOOTHER = "PatchBlendSmoother"
 CHUNK = 8  # frames that are decoded at once
@@ -48,6 +49,7 @@ MISSING_FRAMES, MISSING_SHARE = 2, 0.02  # of the style, that may have no frame 
 class Smoothing:
     """What is to be smoothed. `output`: a video by its suffix, else a folder of %05d.png; `config`: the smoother's.
     `interpolate`: `style` is a folder of keyframes, named by their numbers in the guide, and all others are painted.
+    `device`: auto, cpu, cuda, cuda:1.
     """
 
     guide: Path
@@ -55,6 +57,7 @@ class Smoothing:
     output: Path
     config: dict[str, Any]
     interpolate: bool = False
+    device: str = "auto"
 
     @property
     def makes_video(self) -> bool:
@@ -74,6 +77,7 @@ def smooth(smoothing: Smoothing, arguments: str, reporter: Reporter, restart: bo
     if cache.record(STAGE.name).complete:  # an earlier call had written all, and was killed before it cleared up
         shutil.rmtree(cache.path)
     _check_output(smoothing)
+    pick_gpu(smoothing.device)  # refuses what is not there
     with cache.lock():
         known = cache.recorded(STAGE.name)
         try:
@@ -123,7 +127,8 @@ def plan(run: Run[Smoothing], resume: bool) -> Plan:
     guides = partial(_alone, guide.path) if keys else partial(_paired, guide.path, style.path, 0)
     styles = partial(_alone, style.path) if keys else partial(_paired, guide.path, style.path, 1)
     styled = len(keys) or count
-    task = PaintTask(keys, smoothing.config["patch_size"]) if keys else SmoothTask(smoothing.config)
+    device = smoothing.device
+    task = PaintTask(keys, smoothing.config["patch_size"], device) if keys else SmoothTask(smoothing.config, device)
     return Plan(
         frames=count,
         arrays=[
@@ -247,11 +252,12 @@ class SmoothTask:
     """Deflickers a chunk."""
 
     config: dict[str, Any]
+    device: str
     made: Smoother | None = field(default=None, init=False)  # for all chunks: it keeps what the next one needs, too
 
     def run(self, cache: FrameCache, start: int, stop: int) -> None:
         if self.made is None:
-            self.made = build(SMOOTHER, self.config, cache["guides"], cache["styles"])
+            self.made = build(SMOOTHER, self.config, cache["guides"], cache["styles"], device=self.device)
         cache["smoothed"].write(start, self.made.smooth(start, stop))
 
 
@@ -261,9 +267,11 @@ class PaintTask:
 
     keys: tuple[int, ...]
     patch_size: int
+    device: str
 
     def run(self, cache: FrameCache, start: int, stop: int) -> None:
-        painter = Interpolator(cache["guides"], cache["styles"], self.keys, self.patch_size)
+        guides, styles = (bring(cache[name], self.device) for name in ("guides", "styles"))
+        painter = Interpolator(guides, styles, self.keys, self.patch_size)
         frames, unseen = zip(*(painter.paint(index) for index in range(start, stop)), strict=True)
         cache["smoothed"].write(start, np.stack(frames))
         cache["guessed"].write(start, np.array(unseen, np.float32))

@@ -5,7 +5,9 @@ The libraries behind it take seconds to import, so they are imported when they a
 
 from __future__ import annotations
 
+import ctypes
 import logging
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -60,7 +62,10 @@ def pick_device(name: str) -> torch.device:
 
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    device = torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"device: there is none of the name {name}", "auto, cpu, mps, cuda or cuda:1") from error
     there = {
         "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
         "mps": torch.backends.mps.is_available(),
@@ -68,6 +73,23 @@ def pick_device(name: str) -> torch.device:
     if not there.get(device.type, True):
         raise UsageError(f"device: {name} is not there", "torch sees no such device; try cpu, or leave it out")
     return device
+
+
+def pick_gpu(name: str) -> torch.device | None:
+    """The NVIDIA GPU that the device `name` means, None for all other devices. torch is imported only where there
+    is a driver: without one it would be seconds for nothing."""
+    if name == "auto" and not _has_driver():
+        return None
+    device = None if name in ("cpu", "mps") else pick_device(name)
+    return device if device is not None and device.type == "cuda" else None
+
+
+def _has_driver() -> bool:
+    try:
+        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return False
+    return True
 
 
 @contextmanager

@@ -7,7 +7,7 @@ smoother of any window works on a video of any length in bounded memory. docs/sm
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,6 +15,8 @@ from PIL import Image, ImageEnhance
 
 Frames = Sequence[np.ndarray]
 """uint8 RGB [H, W, 3] by index; reading one may mean decoding it."""
+
+KEPT = 8  # frames of a video: the neighbours that detail is compared with, and one further off
 
 
 class Smoother(Protocol):
@@ -68,10 +70,45 @@ class Enhanced:
         return np.asarray(image)
 
 
-def build(name: str, config: dict[str, Any], guides: Frames, styles: Frames, window: int | None = None) -> Smoother:
-    """The smoother `name` with the options `config`; `window` frames to each side, if given, in place of its own."""
+class Brought(Sequence[Any]):
+    """Frames where they are worked on: there `load` takes them when they are asked for. The last few are kept."""
+
+    def __init__(self, frames: Frames, load: Callable[[np.ndarray], Any]):
+        self.length, self.kept = len(frames), lru_cache(KEPT)(lambda index: load(frames[index]))
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.kept(index)
+
+
+def bring(frames: Frames, device: str) -> Frames:
+    """`frames` as torch tensors on the NVIDIA GPU that `device` means; where it means none, as NumPy arrays."""
+    from stages.weights import pick_gpu
+
+    gpu = pick_gpu(device)
+    if gpu is None:
+        return Brought(frames, np.asarray)
+    from stages.smoothing.gpu import load
+
+    return Brought(frames, partial(load, device=gpu))
+
+
+def build(
+    name: str,
+    config: dict[str, Any],
+    guides: Frames,
+    styles: Frames,
+    window: int | None = None,
+    device: str = "cpu",
+) -> Smoother:
+    """The smoother `name` with the options `config`; `window` frames to each side, if given, in place of its own.
+    Those that match patches do all of their work on `device`."""
     config = dict(config)
     postprocessing = config.pop("postprocessing", {})
+    if name in ON_GPU:
+        guides, styles = bring(guides, device), bring(styles, device)
     smoother = SMOOTHERS[name](config, window)(guides, styles)
     return Enhanced(smoother, postprocessing) if postprocessing else smoother
 
@@ -111,6 +148,9 @@ def _py_synth(config: dict[str, Any], window: int | None) -> Maker:
 def _video_patch_match(config: dict[str, Any], window: int | None) -> Maker:
     return _py_synth({}, window)
 
+
+# EbsynthSmoother leaves it to the library where it works, TemporalMeanSmoother has nothing to do there.
+ON_GPU = ("PatchBlendSmoother", "PySynthSmoother", "VideoPatchMatchSmoother")
 
 # Frames of a chunk, which is done again after a kill: where patches are matched, a frame can take seconds.
 CHUNKS = {

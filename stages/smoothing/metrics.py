@@ -13,7 +13,8 @@ import cv2
 import numpy as np
 from skimage.metrics import structural_similarity
 
-from stages.smoothing.matching import carry, flow
+from stages.smoothing.matching import carry
+from stages.smoothing.pixels import flow
 
 GAPS = (1, 5)  # frames between the two that are compared
 ROUND_TRIP_LIMIT = 1.0  # px that flow there and back may miss the start by
@@ -96,12 +97,13 @@ def warp_errors(then: Sequence[np.ndarray], now: Sequence[np.ndarray]) -> Iterat
 
 
 def correspondence(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Flow from guide frame a to b, float32 [H, W, 2], and where it can be believed: seen in both, and alike."""
+    """Flow from guide frame a to b, float32 [H, W, 2], and where it can be believed, bool [H, W]: seen in both, and
+    alike."""
     there, back = flow(a, b), flow(b, a)
     returned, inside = carry(back, there)
     consistent = np.linalg.norm(there + returned, axis=2) <= ROUND_TRIP_LIMIT
     carried, _ = carry(b.astype(np.float32), there)
-    return there, inside & consistent & (np.abs(carried - a).mean(axis=2) / 255 <= LIKENESS_LIMIT)
+    return there, inside[..., 0] & consistent & (np.abs(carried - a).mean(axis=2) / 255 <= LIKENESS_LIMIT)
 
 
 def _look_at(curve: Curves, frame: np.ndarray, reference: np.ndarray | None) -> None:

@@ -9,17 +9,15 @@ averaging costs. docs/smoothers.md has the reasons and the measurements.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
-import cv2
 import numpy as np
+from array_api_compat import array_namespace
 
 from stages.smoothing import Frames
-from stages.smoothing.matching import PATCH, agreement, carry, flow, mean_square, motion
+from stages.smoothing.matching import PATCH, agreement, carry, mean_square, motion
+from stages.smoothing.pixels import Array, box, each, enlarge, fetch, floats, flow, gauss, median, percentile, shrink
 from stages.smoothing.tables import WHOLE, WindowSums, window
 
 # Light
@@ -67,175 +65,168 @@ class PatchBlendSmoother:
         self.patch_size, self.guide_weight = patch_size, guide_weight
         self.small = Memo(self._shrunk)
         self.lit = Memo(self._lit)
-        self.sums = WindowSums(lambda index: self.small[index][1], self._carry_light, np.float32)
+        self.sums = WindowSums(lambda index: self.small[index][1], self._carry_light)
 
     def smooth(self, start: int, stop: int) -> np.ndarray:
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            return np.stack([self._frame(index, pool) for index in range(start, stop)])
+        return np.stack([self._frame(index) for index in range(start, stop)])
 
-    def _frame(self, index: int, pool: ThreadPoolExecutor) -> np.ndarray:
-        style = self.styles[index].astype(np.float32)
-        smooth = self.lit[index] if self.detail == 1 else self._detailed(index, pool)
+    def _frame(self, index: int) -> np.ndarray:
+        style = floats(self.styles[index])
+        smooth = self.lit[index] if self.detail == 1 else self._detailed(index)
         self.lit.forget(window(min(index + 1, len(self.styles) - 1), len(self.styles), NEIGHBOURS).start)
         if index == len(self.styles) - 1:
             for kept in (self.small, self.lit, self.sums.runs):
                 kept.clear()
-        return np.clip(np.rint(style + self.strength * (smooth - style)), 0, 255).astype(np.uint8)
+        return fetch(style + self.strength * (smooth - style))
 
     # -- light ---------------------------------------------------------------------------------------------------------
 
-    def _lit(self, index: int) -> np.ndarray:
+    def _lit(self, index: int) -> Array:
         """The frame in the light of its window, float32 [H, W, 3]."""
         frames = window(index, len(self.styles), self.reach)
         total, own = self.sums.total(index, frames), self.small[index][1][..., :3]
         self.sums.forget(index, frames)
         self.small.forget(frames.start)
-        return _apply(self.styles[index].astype(np.float32), *_fit(own, total[..., :3] / total[..., 3:]))
+        return _apply(floats(self.styles[index]), *_fit(own, total[..., :3] / total[..., 3:]))
 
-    def _shrunk(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+    def _shrunk(self, index: int) -> tuple[Array, Array]:
         """The guide, small as motion is found on; the style, smaller, with a weight of 1, float32 [h, w, 4]."""
-        guide, style = _shrink(self.guides[index], FLOW_SHRINK), _shrink(self.styles[index], SHRINK)
-        return guide, np.dstack([style.astype(np.float32), np.ones(style.shape[:2], np.float32)])
+        guide, style = _smaller(floats(self.guides[index]), FLOW_SHRINK), _smaller(floats(self.styles[index]), SHRINK)
+        xp = array_namespace(style)
+        return guide, xp.concat([style, xp.ones_like(style[..., :1])], axis=-1)
 
-    def _carry_light(self, index: int, other: int, held: np.ndarray) -> np.ndarray:
+    def _carry_light(self, index: int, other: int, held: Array) -> Array:
         guides = [self.small[k][0] for k in (index, other)]
-        height, width = held.shape[:2]
-        moved, weight = _fine_to_small(flow(*guides), guides, (width, height), self.guide_weight)
-        carried, _ = carry(held, moved, cv2.INTER_CUBIC)  # linear would blur, and once more at every carry
-        return carried * weight[..., None]
+        moved, weight = _fine_to_small(flow(*guides), guides, held.shape[-3:-1], self.guide_weight)
+        carried, _ = carry(held, moved, cubic=True)  # linear would blur, and once more at every carry
+        return carried * weight
 
     # -- detail --------------------------------------------------------------------------------------------------------
 
-    def _detailed(self, index: int, pool: ThreadPoolExecutor) -> np.ndarray:
-        """The frame in its own detail and that of its neighbours, float32 [H, W, 3]."""
+    def _detailed(self, index: int) -> Array:
+        """The frame in its own detail and that of its neighbours, float32 [H, W, 3]. Stacks are of the frames that it
+        is compared with, itself among them."""
         frames = window(index, len(self.styles), NEIGHBOURS)
-        found = list(pool.map(partial(self._match, index), frames))
-        motions, trust = [moved for moved, _ in found], [weight for _, weight in found]
-        layers = [self.lit[other] for other in frames]
-        rough = _mean(pool.map(_carried, layers, motions), trust)
-        swum = list(pool.map(lambda layer, moved: registration(rough, _carried(layer, moved)), layers, motions))
+        motions, trust = self._matches(index, frames)
+        layers = array_namespace(motions).stack([self.lit[other] for other in frames])
+        rough = _mean(each(layers, _carried, motions), trust)
+        swum = each(layers, lambda layer, moved: registration(rough, _carried(layer, moved)), motions)
         # Each layer is moved to where the layers are on average, not to where their blurred mean seems to be.
-        average = _mean(swum, trust)
-        motions = [moved + by - average for moved, by in zip(motions, swum, strict=True)]
-        registered = list(pool.map(_carried, layers, motions))
+        registered = each(layers, _carried, motions + swum - _mean(swum, trust))
         consensus = _robust_mean(registered, trust, rough)
         distances = [other - index for other in frames]
         return _keep(self.lit[index], consensus, _steadiness(swum, trust, distances, rough), self.detail)
 
-    def _match(self, index: int, other: int) -> tuple[np.ndarray, np.ndarray]:
-        """Where frame `index` is found in frame `other`, and how far that is to be trusted."""
-        guide = self.guides[index]
-        if other == index:
-            return np.zeros((*guide.shape[:2], 2), np.float32), np.ones(guide.shape[:2], np.float32)
-        there = self.guides[other]
-        moved = motion(guide, there, self.patch_size, threads=1)
-        return moved, agreement(guide, there, moved, self.guide_weight) / (1 + ((other - index) / NEAR) ** 2)
+    def _matches(self, index: int, frames: range) -> tuple[Array, Array]:
+        """Where frame `index` is found in each of `frames`, and how far that is to be trusted: stacks."""
+        guide, others = self.guides[index], [other for other in frames if other != index]
+        xp = array_namespace(guide)
+        still = xp.zeros_like(floats(guide))
+        motions, trust = still[None, ..., :2], still[None, ..., :1] + 1
+        if others:
+            theirs = xp.stack([self.guides[other] for other in others])
+            moved = each(theirs, lambda there: motion(guide, there, self.patch_size, threads=1))
+            fits = each(theirs, lambda there, moved: agreement(guide, there, moved, self.guide_weight), moved)
+            before = index - frames.start
+            motions = xp.concat([moved[:before], motions, moved[before:]])
+            trust = xp.concat([fits[:before], trust, fits[before:]])
+        nearness = [1 / (1 + ((other - index) / NEAR) ** 2) for other in frames]
+        return motions, xp.stack([weight * near for weight, near in zip(trust, nearness, strict=True)])
 
 
-def _shrink(image: np.ndarray, times: int) -> np.ndarray:
-    height, width = image.shape[:2]
-    return cv2.resize(image, (-(-width // times), -(-height // times)), interpolation=cv2.INTER_AREA)
+def _smaller(image: Array, times: int) -> Array:
+    height, width = image.shape[-3:-1]
+    return shrink(image, -(-height // times), -(-width // times))
 
 
 def _fine_to_small(
-    moved: np.ndarray, guides: list[np.ndarray], size: tuple[int, int], guide_weight: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Motion and agreement at `size` (width, height), of those of larger guides."""
+    moved: Array, guides: list[Array], size: tuple[int, int], guide_weight: float
+) -> tuple[Array, Array]:
+    """Motion and agreement at `size` (height, width), of those of larger guides."""
+    xp = array_namespace(moved)
     weight = agreement(guides[0], guides[1], moved, guide_weight)
-    scale = np.array([size[0] / moved.shape[1], size[1] / moved.shape[0]], np.float32)
-    small = cv2.resize(moved, size, interpolation=cv2.INTER_AREA) * scale
-    return small, cv2.resize(weight, size, interpolation=cv2.INTER_AREA)
+    x, y = (side / was for side, was in zip(size[::-1], moved.shape[-2:-4:-1], strict=True))
+    small = shrink(moved, *size)
+    return xp.concat([small[..., :1] * x, small[..., 1:] * y], axis=-1), shrink(weight, *size)
 
 
-def fit_light(image: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+def fit_light(image: Array, wanted: Array) -> Array:
     """`image` in the light and colours of `wanted`, with its own detail; float32 [H, W, 3]."""
-    return _apply(image, *_fit(_shrink(image, SHRINK), _shrink(wanted, SHRINK)))
+    return _apply(image, *_fit(_smaller(image, SHRINK), _smaller(wanted, SHRINK)))
 
 
-def _apply(image: np.ndarray, gain: np.ndarray, offset: np.ndarray) -> np.ndarray:
-    height, width = image.shape[:2]
-    wide = [cv2.resize(plane, (width, height), interpolation=cv2.INTER_LINEAR) for plane in (gain, offset)]
-    return np.asarray(wide[0] * image + wide[1])
+def _apply(image: Array, gain: Array, offset: Array) -> Array:
+    gain, offset = (enlarge(plane, *image.shape[-3:-1]) for plane in (gain, offset))
+    return gain * image + offset
 
 
-def _fit(own: np.ndarray, mean: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _fit(own: Array, mean: Array) -> tuple[Array, Array]:
     """For each pixel and channel the gain and offset that take `own` to `mean`, by least squares over an area."""
-
-    def over_area(values: np.ndarray) -> np.ndarray:
-        return cv2.blur(values, (AREA, AREA), borderType=cv2.BORDER_REFLECT)
-
     # What detail the mean has lost must not look like a loss of contrast.
-    own, mean = (cv2.GaussianBlur(image, (0, 0), COARSE) for image in (own, mean))
-    own_mean, wanted = over_area(own), over_area(mean)
-    variance = over_area(own * own) - own_mean**2
-    covariance = over_area(own * mean) - own_mean * wanted
+    own, mean = gauss(own, COARSE), gauss(mean, COARSE)
+    own_mean, wanted = box(own, AREA), box(mean, AREA)
+    variance = box(own * own, AREA) - own_mean**2
+    covariance = box(own * mean, AREA) - own_mean * wanted
     gain = (covariance + STIFFNESS) / (variance + STIFFNESS)
-    return over_area(gain), over_area(wanted - gain * own_mean)
+    return box(gain, AREA), box(wanted - gain * own_mean, AREA)
 
 
-def _carried(image: np.ndarray, moved: np.ndarray) -> np.ndarray:
-    return carry(image, moved, cv2.INTER_CUBIC)[0]
+def _carried(image: Array, moved: Array) -> Array:
+    return carry(image, moved, cubic=True)[0]
 
 
-def _robust_mean(layers: list[np.ndarray], trust: list[np.ndarray], rough: np.ndarray) -> np.ndarray:
+def _robust_mean(layers: Array, trust: Array, rough: Array) -> Array:
     """The mean that patches which stand out from `rough` count little in (Geman & McClure 1987)."""
-    deviations = np.stack([_power(layer - rough, PATCH) for layer in layers])
-    usual = TOLERANCE * (np.median(deviations, axis=0) + FLOOR)
-    return _mean(layers, [weight / (1 + (off / usual) ** 2) for weight, off in zip(trust, deviations, strict=True)])
+    deviations = each(layers, lambda layer: _power(layer - rough, PATCH))
+    usual = TOLERANCE * (median(deviations) + FLOOR)
+    return _mean(layers, trust / (1 + (deviations / usual) ** 2))
 
 
-def _steadiness(
-    swum: list[np.ndarray], trust: list[np.ndarray], distances: list[int], consensus: np.ndarray
-) -> np.ndarray:
-    """0 where detail swims from frame to frame, 1 where it stays in its place, float32 [H, W]."""
-    times = [np.full(weight.shape, distance, np.float32) for weight, distance in zip(trust, distances, strict=True)]
-    place, time = _mean(swum, trust), _mean((t[..., None] for t in times), trust)
-    since = [t[..., None] - time for t in times]
-    off = [moved - place for moved in swum]
+def _steadiness(swum: Array, trust: Array, distances: list[int], consensus: Array) -> Array:
+    """0 where detail swims from frame to frame, 1 where it stays in its place, float32 [H, W, 1]."""
+    xp = array_namespace(swum)
+    place, time = _mean(swum, trust), _mean(distances, trust)
+    since = xp.stack([distance - time for distance in distances])
+    off = swum - place
     # What grows steadily with time is an error of the flow, not swimming.
-    spread = _mean((t**2 for t in since), trust)
-    drift = _mean((a * t for a, t in zip(off, since, strict=True)), trust) / (spread + 1e-3)
-    squares = _mean((((a - drift * t) ** 2).sum(axis=2)[..., None] for a, t in zip(off, since, strict=True)), trust)
-    freedom = len(swum) / max(len(swum) - 2, 1)
-    seen = cv2.GaussianBlur(_power(_fine(consensus), 1), (0, 0), RIGID)  # where nothing is seen, nothing swims
-    distance = freedom * _wide(squares[..., 0] * seen) / (_wide(seen) + 1e-3)
-    return np.exp(-distance / STEADY**2)
+    drift = _mean(off * since, trust) / (_mean(since**2, trust) + 1e-3)
+    squares = _mean(xp.sum((off - drift * since) ** 2, axis=-1, keepdims=True), trust)
+    freedom = len(distances) / max(len(distances) - 2, 1)
+    seen = gauss(_power(_fine(consensus), 1), RIGID)  # where nothing is seen, nothing swims
+    distance = freedom * gauss(squares * seen, SWIM_AREA) / (gauss(seen, SWIM_AREA) + 1e-3)
+    return xp.exp(-distance / STEADY**2)
 
 
-def _keep(own: np.ndarray, consensus: np.ndarray, steady: np.ndarray, detail: float) -> np.ndarray:
+def _keep(own: Array, consensus: Array, steady: Array, detail: float) -> Array:
     """The consensus, and of the frame's own detail what is steady and more than noise."""
     difference = own - consensus
     deviation = _power(_fine(difference), GRAIN)
-    noise = NOISE_MARGIN * np.percentile(deviation, QUIET)
-    kept = steady * np.clip(1 - noise / (deviation + 1e-3), 0, 1)  # Wiener's share
-    sharper = SHARPEN * (1 - steady)[..., None] * (consensus - cv2.GaussianBlur(consensus, (0, 0), BLUR))
+    noise = NOISE_MARGIN * percentile(deviation, QUIET)
+    kept = steady * array_namespace(own).clip(1 - noise / (deviation + 1e-3), min=0, max=1)  # Wiener's share
+    sharper = SHARPEN * (1 - steady) * (consensus - gauss(consensus, BLUR))
     found, own_share = min(2 * detail, 1), max(2 * detail - 1, 0)
-    blended = consensus + found * (sharper + kept[..., None] * difference)
+    blended = consensus + found * (sharper + kept * difference)
     return blended + own_share * (own - blended)
 
 
-def registration(consensus: np.ndarray, layer: np.ndarray) -> np.ndarray:
+def registration(consensus: Array, layer: Array) -> Array:
     """How far the layer's detail lies from that of the consensus, px, float32 [H, W, 2]."""
-    moved = flow(*(np.clip(image, 0, 255).astype(np.uint8) for image in (consensus, layer)))
-    return cv2.GaussianBlur(np.clip(moved, -FURTHEST, FURTHEST), (0, 0), RIGID)
+    moved = flow(consensus, layer, stiff=True)
+    return gauss(array_namespace(moved).clip(moved, min=-FURTHEST, max=FURTHEST), RIGID)
 
 
-def _mean(layers: Iterable[np.ndarray], weights: list[np.ndarray]) -> np.ndarray:
-    total = sum((layer * weight[..., None] for layer, weight in zip(layers, weights, strict=True)), np.float32(0))
-    return np.asarray(total / np.asarray(sum(weights, np.float32(0)))[..., None])
+def _mean(layers: Array, weights: Array) -> Array:
+    """Of a stack of images, or of numbers, with a stack of weights."""
+    return sum(layer * weight for layer, weight in zip(layers, weights, strict=True)) / sum(weights)
 
 
-def _fine(image: np.ndarray) -> np.ndarray:
-    return image - cv2.GaussianBlur(image, (0, 0), FINE)
+def _fine(image: Array) -> Array:
+    return image - gauss(image, FINE)
 
 
-def _power(values: np.ndarray, side: int) -> np.ndarray:
-    """Mean square over channels and squares of `side`, float32 [H, W]."""
-    return cv2.blur(mean_square(values), (side, side))
-
-
-def _wide(values: np.ndarray) -> np.ndarray:
-    return cv2.GaussianBlur(values, (0, 0), SWIM_AREA)
+def _power(values: Array, side: int) -> Array:
+    """Mean square over channels and squares of `side`, float32 [H, W, 1]."""
+    return box(mean_square(values), side)
 
 
 class Memo(dict[int, Any]):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+from array_api_compat import array_namespace
 
 from stages.smoothing import Frames
 from stages.smoothing.matching import PATCH, agreement, carry, motion
+from stages.smoothing.pixels import Array, fetch, floats, halves
 from stages.smoothing.tables import WHOLE, WindowSums, window
 
 
@@ -27,29 +29,30 @@ class PySynthSmoother:
         self.reach, self.exhaustive = WHOLE if window is None else window, exhaustive
         # Half precision: a mean of bytes needs no more than the 11 bits it has, and tables are what takes memory.
         # It ends at 65504: colours are held as 0..1.
-        self.sums = WindowSums(self._hold, self._carry, np.float16)
+        self.sums = WindowSums(self._hold, self._carry, halves)
 
     def smooth(self, start: int, stop: int) -> np.ndarray:
         smoothed = []
         for index in range(start, stop):
             frames = window(index, len(self.styles), self.reach)
             total = self._every_pair(index, frames) if self.exhaustive else self.sums.total(index, frames)
-            smoothed.append(np.rint(255 * total[..., :3] / total[..., 3:]).clip(0, 255).astype(np.uint8))
+            smoothed.append(fetch(255 * total[..., :3] / total[..., 3:]))
             self.sums.forget(index, frames)
         if stop == len(self.styles):
             self.sums.runs.clear()
         return np.stack(smoothed)
 
-    def _every_pair(self, index: int, frames: range) -> np.ndarray:
+    def _every_pair(self, index: int, frames: range) -> Array:
         others = (self._carry(index, other, self._hold(other)) for other in frames if other != index)
         return sum(others, self._hold(index))
 
-    def _hold(self, index: int) -> np.ndarray:
+    def _hold(self, index: int) -> Array:
         """The frame, 0..1, and a weight of 1."""
-        style = self.styles[index].astype(np.float32) / 255
-        return np.dstack([style, np.ones(style.shape[:2], np.float32)])
+        style = floats(self.styles[index]) / 255
+        xp = array_namespace(style)
+        return xp.concat([style, xp.ones_like(style[..., :1])], axis=-1)
 
-    def _carry(self, index: int, other: int, held: np.ndarray) -> np.ndarray:
+    def _carry(self, index: int, other: int, held: Array) -> Array:
         guide, there = self.guides[index], self.guides[other]
         moved = motion(guide, there, self.patch_size)
-        return carry(held, moved)[0] * agreement(guide, there, moved)[..., None]
+        return carry(held, moved)[0] * agreement(guide, there, moved)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
+from stages.smoothing.pixels import Array, floats
 
 WHOLE = 63  # frames to each side that stand for "the whole video": time and memory must not grow with it
 
@@ -24,20 +24,24 @@ class WindowSums:
     the blending tables of FastBlend (arXiv 2311.09265, section 3.2), by need instead of all at once. Every run is
     a function of the video alone. Kept runs only save time: none is older than the window, so memory is bounded.
 
-    `hold(i)` gives what frame i holds, float [H, W, C]; `carry(i, j, held)` what frame j holds, as seen from frame i.
+    `hold(i)` gives what frame i holds, float32 [H, W, C]; `carry(i, j, held)` what frame j holds, as seen from frame i.
+    `pack` makes a run smaller, to be kept.
     """
 
     def __init__(
-        self, hold: Callable[[int], np.ndarray], carry: Callable[[int, int, np.ndarray], np.ndarray], dtype: type
+        self,
+        hold: Callable[[int], Array],
+        carry: Callable[[int, int, Array], Array],
+        pack: Callable[[Array], Array] = lambda run: run,
     ):
-        self.hold, self.carry, self.dtype = hold, carry, dtype
-        self.runs: dict[tuple[int, int, int], np.ndarray] = {}
+        self.hold, self.carry, self.pack = hold, carry, pack
+        self.runs: dict[tuple[int, int, int], Array] = {}
 
-    def total(self, index: int, frames: range) -> np.ndarray:
+    def total(self, index: int, frames: range) -> Array:
         """The sum over `frames`, seen from `index`, which is one of them; float32."""
         later = self._side(index, 1, frames.stop - index)
         earlier = self._side(index, -1, index - frames.start + 1)
-        return later + earlier - self.hold(index).astype(np.float32)
+        return later + earlier - self.hold(index)
 
     def forget(self, index: int, frames: range) -> None:
         """Drops what frames after `index`, whose window was `frames`, have no use for."""
@@ -47,24 +51,22 @@ class WindowSums:
             if place < first:
                 del self.runs[step, level, place]
 
-    def _side(self, index: int, step: int, frames: int) -> np.ndarray:
-        total: np.ndarray = np.zeros((), np.float32)
-        place = index
+    def _side(self, index: int, step: int, frames: int) -> Array:
+        total, place = 0, index
         for level in reversed(range(frames.bit_length())):
             if frames >> level & 1:
-                run = self._run(place, step, level).astype(np.float32)
+                run = self._run(place, step, level)
                 total = total + (run if place == index else self.carry(index, place, run))
                 place += step << level
         return total
 
-    def _run(self, place: int, step: int, level: int) -> np.ndarray:
+    def _run(self, place: int, step: int, level: int) -> Array:
         """The sum over the 2^level frames from `place` on, forwards or backwards, seen from `place`."""
         if level == 0:
             return self.hold(place)
         key = (step, level, place)
         if key not in self.runs:
             behind = place + (step << level - 1)
-            near = self._run(place, step, level - 1).astype(np.float32)
-            far = self._run(behind, step, level - 1).astype(np.float32)
-            self.runs[key] = (near + self.carry(place, behind, far)).astype(self.dtype)
-        return self.runs[key]
+            far = self.carry(place, behind, self._run(behind, step, level - 1))
+            self.runs[key] = self.pack(self._run(place, step, level - 1) + far)
+        return floats(self.runs[key])

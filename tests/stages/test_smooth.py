@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from diffsynth_cli.__main__ import Interrupted
 from stages import smooth
@@ -46,6 +47,14 @@ def test_a_folder_of_images_is_written_and_nothing_else_is_left(tmp_path, made, 
     assert [file.name for file in sorted((tmp_path / "out").iterdir())][:2] == ["00000.png", "00001.png"]
     expected = build(smooth.SMOOTHER, {"window": 4}, made.guides, made.styles).smooth(0, 12)
     np.testing.assert_array_equal(images(tmp_path / "out"), expected)
+
+
+def test_the_device_is_what_smooths(tmp_path, made, folders, cli, monkeypatch):
+    monkeypatch.setattr("stages.weights.pick_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr("stages.smoothing.gpu.load", lambda frame, device: pytest.fail(f"{device} is asked"))
+    for mode in ("blend", "interpolate"):
+        with pytest.raises(pytest.fail.Exception, match="cuda is asked"):
+            cli("smooth", *folders, "-o", tmp_path / mode, "--mode", mode, "--device", "cuda", *OPTIONS)
 
 
 def test_a_video_keeps_rate_and_sound_of_the_style(tmp_path, cli):
@@ -169,6 +178,8 @@ def test_what_cannot_be_written_or_does_not_fit_is_refused_before_work(tmp_path,
         ((tall, style, "-o", tmp_path / "out"), "another shape"),
         ((tmp_path / "absent", style, "-o", tmp_path / "out"), "absent"),
         ((guide, style, "-o", tmp_path / "out", "--patch-size", "4"), "must be odd"),
+        ((guide, style, "-o", tmp_path / "out", "--device", "cuda:99"), "cuda:99 is not there"),
+        ((guide, style, "-o", tmp_path / "out", "--device", "toaster"), "none of the name toaster"),
     ):
         code, said = cli("smooth", *arguments)
         assert code in (1, 2) and expected in said, said

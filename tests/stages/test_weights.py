@@ -6,8 +6,9 @@ import pytest
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 
+from stages import weights
 from stages.base.errors import DiffSynthError
-from stages.weights import explained, find_files, first_there, pick_device
+from stages.weights import explained, find_files, first_there, pick_device, pick_gpu
 
 
 def test_files_of_a_folder_are_found_or_named(tmp_path):
@@ -50,6 +51,19 @@ def test_devices():
     if not torch.cuda.is_available():
         with pytest.raises(DiffSynthError, match="device: cuda:1 is not there"):
             pick_device("cuda:1")
+    with pytest.raises(DiffSynthError, match="device: there is none of the name toaster"):
+        pick_device("toaster")
+
+
+def test_only_nvidias_gpus_smooth(monkeypatch):
+    assert pick_gpu("cpu") is None and pick_gpu("mps") is None
+    monkeypatch.setattr(weights, "_has_driver", lambda: False)
+    monkeypatch.setattr(weights, "pick_device", lambda name: pytest.fail("torch is not asked where there is no driver"))
+    assert pick_gpu("auto") is None
+    monkeypatch.setattr(weights, "_has_driver", lambda: True)
+    for found, expected in (("cuda:0", torch.device("cuda:0")), ("cpu", None)):
+        monkeypatch.setattr(weights, "pick_device", lambda name, found=found: torch.device(found))
+        assert pick_gpu("auto") == expected
 
 
 def test_what_a_loader_raises_becomes_one_message():

@@ -50,7 +50,7 @@ def test_grain_is_told_from_detail(guides, deviation):
     # Clear of black and white, where noise is cut off.
     noisy = 64 + guides[0] / 2 + np.random.default_rng(0).normal(0, deviation, guides[0].shape)
     found = grain(np.clip(np.rint(noisy), 0, 255).astype(np.uint8))
-    assert found == pytest.approx(deviation**2, rel=0.25, abs=2)
+    assert found.item() == pytest.approx(deviation**2, rel=0.25, abs=2)
 
 
 def test_pictures_too_small_for_flow_stand_still():

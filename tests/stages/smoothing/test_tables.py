@@ -22,7 +22,7 @@ class Counted:
     def __init__(self, count: int):
         self.values = np.random.default_rng(0).integers(0, 100, count).astype(np.float32)
         self.carried = 0
-        self.sums = WindowSums(lambda index: self.values[index].reshape(1, 1, 1), self.carry, np.float32)
+        self.sums = WindowSums(lambda index: self.values[index].reshape(1, 1, 1), self.carry)
 
     def carry(self, index: int, other: int, held: np.ndarray) -> np.ndarray:
         assert index != other
