@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for the network
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the program does; tests run side by side
 
 import cv2
 import numpy as np

@@ -190,7 +190,7 @@ class Job(Strict):
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     """Number type of the networks; auto: float16 on a GPU, float32 elsewhere."""
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
-    """Where the networks run: auto, cpu, cuda, cuda:1, mps."""
+    """Where networks run and frames are smoothed: auto, cpu, cuda, cuda:1, mps (for networks)."""
 
     smoother: SmootherName | None = None
     """What takes the flicker out of the predicted frames while they are denoised."""
