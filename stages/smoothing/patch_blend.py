@@ -9,7 +9,7 @@ averaging costs. docs/smoothers.md has the reasons and the measurements.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -65,7 +65,7 @@ class PatchBlendSmoother:
         self.patch_size, self.guide_weight = patch_size, guide_weight
         self.small = Memo(self._shrunk)
         self.lit = Memo(self._lit)
-        self.sums = WindowSums(lambda index: self.small[index][1], self._carry_light)
+        self.sums = WindowSums(lambda index: self.small[index][1], self._link_light, _carry_light)
 
     def smooth(self, start: int, stop: int) -> np.ndarray:
         return np.stack([self._frame(index) for index in range(start, stop)])
@@ -95,11 +95,15 @@ class PatchBlendSmoother:
         xp = array_namespace(style)
         return guide, xp.concat([style, xp.ones_like(style[..., :1])], axis=-1)
 
-    def _carry_light(self, index: int, other: int, held: Array) -> Array:
-        guides = [self.small[k][0] for k in (index, other)]
-        moved, weight = _fine_to_small(flow(*guides), guides, held.shape[-3:-1], self.guide_weight)
-        carried, _ = carry(held, moved, cubic=True)  # linear would blur, and once more at every carry
-        return carried * weight
+    def _link_light(self, pairs: list[tuple[int, int]]) -> Iterator[tuple[Array, Array]]:
+        """Motion and agreement of pairs of frames, as small as what is carried."""
+        xp = array_namespace(self.small[pairs[0][0]][0])
+        here, there = (xp.stack([self.small[index][0] for index in side]) for side in zip(*pairs, strict=True))
+        moved = each(here, flow, there)
+        fits = each(here, lambda one, other, by: agreement(one, other, by, self.guide_weight), there, moved)
+        size = self.small[pairs[0][0]][1].shape[-3:-1]
+        small = (each(moved, lambda by: _small_motion(by, *size)), each(fits, lambda fit: shrink(fit, *size)))
+        return zip(*small, strict=True)
 
     # -- detail --------------------------------------------------------------------------------------------------------
 
@@ -139,15 +143,16 @@ def _smaller(image: Array, times: int) -> Array:
     return shrink(image, -(-height // times), -(-width // times))
 
 
-def _fine_to_small(
-    moved: Array, guides: list[Array], size: tuple[int, int], guide_weight: float
-) -> tuple[Array, Array]:
-    """Motion and agreement at `size` (height, width), of those of larger guides."""
-    xp = array_namespace(moved)
-    weight = agreement(guides[0], guides[1], moved, guide_weight)
-    x, y = (side / was for side, was in zip(size[::-1], moved.shape[-2:-4:-1], strict=True))
-    small = shrink(moved, *size)
-    return xp.concat([small[..., :1] * x, small[..., 1:] * y], axis=-1), shrink(weight, *size)
+def _small_motion(moved: Array, height: int, width: int) -> Array:
+    """A motion, of smaller images."""
+    x, y = width / moved.shape[-2], height / moved.shape[-3]
+    small = shrink(moved, height, width)
+    return array_namespace(moved).concat([small[..., :1] * x, small[..., 1:] * y], axis=-1)
+
+
+def _carry_light(link: tuple[Array, Array], held: Array) -> Array:
+    moved, weight = link
+    return carry(held, moved, cubic=True)[0] * weight  # linear would blur, and once more at every carry
 
 
 def fit_light(image: Array, wanted: Array) -> Array:

@@ -26,7 +26,8 @@ SMALLEST = 12  # px a side: optical flow cannot read smaller pictures
 
 @singledispatch
 def each(stack: Array, function: Callable[..., Array], *stacks: Array) -> Array:
-    """`function` of every image of a stack, or of several together, as a stack. It must not call `each`."""
+    """`function` of every image of a stack, or of several together, as a stack: on a GPU a few at a time. It must not
+    call `each`, and what it gives for one image must not depend on others."""
     return np.stack(list(_pool().map(function, stack, *stacks)))
 
 

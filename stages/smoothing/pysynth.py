@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from array_api_compat import array_namespace
 
 from stages.smoothing import Frames
 from stages.smoothing.matching import PATCH, agreement, carry, motion
-from stages.smoothing.pixels import Array, fetch, floats, halves
-from stages.smoothing.tables import WHOLE, WindowSums, window
+from stages.smoothing.pixels import Array, each, fetch, floats, halves
+from stages.smoothing.tables import AT_ONCE, WHOLE, WindowSums, window
 
 
 class PySynthSmoother:
@@ -29,7 +31,7 @@ class PySynthSmoother:
         self.reach, self.exhaustive = WHOLE if window is None else window, exhaustive
         # Half precision: a mean of bytes needs no more than the 11 bits it has, and tables are what takes memory.
         # It ends at 65504: colours are held as 0..1.
-        self.sums = WindowSums(self._hold, self._carry, halves)
+        self.sums = WindowSums(self._hold, self._link, _carry, halves)
 
     def smooth(self, start: int, stop: int) -> np.ndarray:
         smoothed = []
@@ -43,8 +45,12 @@ class PySynthSmoother:
         return np.stack(smoothed)
 
     def _every_pair(self, index: int, frames: range) -> Array:
-        others = (self._carry(index, other, self._hold(other)) for other in frames if other != index)
-        return sum(others, self._hold(index))
+        others, total = [other for other in frames if other != index], self._hold(index)
+        for first in range(0, len(others), AT_ONCE):
+            some = others[first : first + AT_ONCE]
+            for other, link in zip(some, self._link([(index, other) for other in some]), strict=True):
+                total = total + _carry(link, self._hold(other))
+        return total
 
     def _hold(self, index: int) -> Array:
         """The frame, 0..1, and a weight of 1."""
@@ -52,7 +58,14 @@ class PySynthSmoother:
         xp = array_namespace(style)
         return xp.concat([style, xp.ones_like(style[..., :1])], axis=-1)
 
-    def _carry(self, index: int, other: int, held: Array) -> Array:
-        guide, there = self.guides[index], self.guides[other]
-        moved = motion(guide, there, self.patch_size)
-        return carry(held, moved)[0] * agreement(guide, there, moved)
+    def _link(self, pairs: list[tuple[int, int]]) -> Iterator[tuple[Array, Array]]:
+        """Motion and agreement of pairs of frames."""
+        xp = array_namespace(self.guides[pairs[0][0]])
+        here, there = (xp.stack([self.guides[index] for index in side]) for side in zip(*pairs, strict=True))
+        moved = each(here, lambda one, other: motion(one, other, self.patch_size, threads=1), there)
+        return zip(moved, each(here, agreement, there, moved), strict=True)
+
+
+def _carry(link: tuple[Array, Array], held: Array) -> Array:
+    moved, weight = link
+    return carry(held, moved)[0] * weight

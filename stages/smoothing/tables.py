@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 
 from stages.smoothing.pixels import Array, floats
 
 WHOLE = 63  # frames to each side that stand for "the whole video": time and memory must not grow with it
+
+AT_ONCE = 8  # pairs of frames that are compared together
 
 
 def window(index: int, count: int, reach: int) -> range:
@@ -17,6 +20,19 @@ def window(index: int, count: int, reach: int) -> range:
     return range(low, low + size)
 
 
+class Run(NamedTuple):
+    """2^level frames from `place` on, forwards (step 1) or backwards (-1)."""
+
+    step: int
+    level: int
+    place: int
+
+    @property
+    def halves(self) -> tuple[Run, Run]:
+        behind = self.place + (self.step << self.level - 1)
+        return Run(self.step, self.level - 1, self.place), Run(self.step, self.level - 1, behind)
+
+
 class WindowSums:
     """For a frame, the sum of what all frames of a window hold, each carried onto it.
 
@@ -24,49 +40,60 @@ class WindowSums:
     the blending tables of FastBlend (arXiv 2311.09265, section 3.2), by need instead of all at once. Every run is
     a function of the video alone. Kept runs only save time: none is older than the window, so memory is bounded.
 
-    `hold(i)` gives what frame i holds, float32 [H, W, C]; `carry(i, j, held)` what frame j holds, as seen from frame i.
-    `pack` makes a run smaller, to be kept.
+    `hold(i)` gives what frame i holds, float32 [H, W, C]; `link([(i, j), ...])` for each pair how frame j is carried
+    onto frame i, and `carry(link, held)` does it. `pack` makes a run smaller, to be kept.
     """
 
     def __init__(
         self,
         hold: Callable[[int], Array],
-        carry: Callable[[int, int, Array], Array],
+        link: Callable[[list[tuple[int, int]]], Iterable[Any]],
+        carry: Callable[[Any, Array], Array],
         pack: Callable[[Array], Array] = lambda run: run,
     ):
-        self.hold, self.carry, self.pack = hold, carry, pack
-        self.runs: dict[tuple[int, int, int], Array] = {}
+        self.hold, self.link, self.carry, self.pack = hold, link, carry, pack
+        self.runs: dict[Run, Array] = {}
 
     def total(self, index: int, frames: range) -> Array:
         """The sum over `frames`, seen from `index`, which is one of them; float32."""
-        later = self._side(index, 1, frames.stop - index)
-        earlier = self._side(index, -1, index - frames.start + 1)
-        return later + earlier - self.hold(index)
+        parts = [*_parts(index, 1, frames.stop - index), *_parts(index, -1, index - frames.start + 1)]
+        missing = dict.fromkeys(run for part in parts for run in self._missing(part))
+        for run, link in self._linked(missing, [(run.place, run.halves[1].place) for run in missing]):
+            near, far = run.halves
+            self.runs[run] = self.pack(self._sum(near) + self.carry(link, self._sum(far)))
+        here = [part for part in parts if part.place == index]
+        total = sum((self._sum(part) for part in here), -self.hold(index))  # which is in both sides
+        there = [part for part in parts if part.place != index]
+        for part, link in self._linked(there, [(index, part.place) for part in there]):
+            total = total + self.carry(link, self._sum(part))
+        return total
 
     def forget(self, index: int, frames: range) -> None:
         """Drops what frames after `index`, whose window was `frames`, have no use for."""
         length = 1 << ((frames.stop - index).bit_length() - 1)
-        for step, level, place in list(self.runs):
-            first = index + 1 + max(0, length - (2 << level)) if step == 1 else frames.start
-            if place < first:
-                del self.runs[step, level, place]
+        for run in list(self.runs):
+            first = index + 1 + max(0, length - (2 << run.level)) if run.step == 1 else frames.start
+            if run.place < first:
+                del self.runs[run]
 
-    def _side(self, index: int, step: int, frames: int) -> Array:
-        total, place = 0, index
-        for level in reversed(range(frames.bit_length())):
-            if frames >> level & 1:
-                run = self._run(place, step, level)
-                total = total + (run if place == index else self.carry(index, place, run))
-                place += step << level
-        return total
+    def _missing(self, run: Run) -> list[Run]:
+        """What must be made for a run, in order."""
+        if run.level == 0 or run in self.runs:
+            return []
+        return [*(needed for half in run.halves for needed in self._missing(half)), run]
 
-    def _run(self, place: int, step: int, level: int) -> Array:
-        """The sum over the 2^level frames from `place` on, forwards or backwards, seen from `place`."""
-        if level == 0:
-            return self.hold(place)
-        key = (step, level, place)
-        if key not in self.runs:
-            behind = place + (step << level - 1)
-            far = self.carry(place, behind, self._run(behind, step, level - 1))
-            self.runs[key] = self.pack(self._run(place, step, level - 1) + far)
-        return floats(self.runs[key])
+    def _linked(self, runs: Iterable[Run], pairs: list[tuple[int, int]]) -> Iterator[tuple[Run, Any]]:
+        """Each run with the link of its pair, of which a few are found at a time."""
+        links = (link for first in range(0, len(pairs), AT_ONCE) for link in self.link(pairs[first : first + AT_ONCE]))
+        return zip(runs, links, strict=True)
+
+    def _sum(self, run: Run) -> Array:
+        return self.hold(run.place) if run.level == 0 else floats(self.runs[run])
+
+
+def _parts(index: int, step: int, frames: int) -> Iterator[Run]:
+    """The runs that `frames` frames from `index` on are made of, longest first."""
+    for level in reversed(range(frames.bit_length())):
+        if frames >> level & 1:
+            yield Run(step, level, index)
+            index += step << level

@@ -60,6 +60,20 @@ def test_a_stack_is_its_images(name, image):
         torch.testing.assert_close(one, OPERATIONS[name](alone), atol=1e-3, rtol=1e-5)
 
 
+def test_no_image_depends_on_how_many_come_with_it(image):
+    stack = torch.from_numpy(np.stack([image * share for share in np.linspace(0.1, 1, 11, dtype=np.float32)]))
+    sizes = []
+
+    def blurred(images: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+        sizes.append((len(images), len(others)))
+        return pixels.gauss(images - others, 1.0)
+
+    found = pixels.each(stack, blurred, stack / 2)
+    assert found.shape == stack.shape and set(sizes) == {(gpu.BATCH, gpu.BATCH)}
+    for one, alone in zip(found, stack, strict=True):
+        torch.testing.assert_close(one[None], pixels.each(alone[None], blurred, alone[None] / 2), atol=0, rtol=0)
+
+
 @pytest.mark.parametrize("cubic", [False, True])
 def test_samples_between_pixels_and_outside(cubic, image):
     smooth = pixels.gauss(image, 3.0)  # OpenCV's places are multiples of 1/32 px
@@ -163,4 +177,4 @@ def test_nothing_leaves_the_gpu_but_finished_frames(name, no_gpu_needed, monkeyp
     smoothed = build(name, {}, frames, frames, device="cuda").smooth(0, 9)
     assert smoothed.shape == frames.shape
     assert fetched == [(HEIGHT, WIDTH, 3)] * 9
-    assert set(matched) == {(6 if name == "PatchBlendSmoother" else 1, HEIGHT, WIDTH, 2)}
+    assert set(matched) == {(gpu.BATCH, HEIGHT, WIDTH, 2)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from stages.smoothing.tables import WindowSums, window
+from stages.smoothing.tables import AT_ONCE, WindowSums, window
 
 
 def test_windows_are_moved_inwards_at_the_ends():
@@ -22,10 +22,14 @@ class Counted:
     def __init__(self, count: int):
         self.values = np.random.default_rng(0).integers(0, 100, count).astype(np.float32)
         self.carried = 0
-        self.sums = WindowSums(lambda index: self.values[index].reshape(1, 1, 1), self.carry)
+        self.sums = WindowSums(lambda index: self.values[index].reshape(1, 1, 1), self.link, self.carry)
 
-    def carry(self, index: int, other: int, held: np.ndarray) -> np.ndarray:
-        assert index != other
+    def link(self, pairs: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        assert 0 < len(pairs) <= AT_ONCE
+        assert all(index != other for index, other in pairs)
+        return pairs
+
+    def carry(self, link: tuple[int, int], held: np.ndarray) -> np.ndarray:
         self.carried += 1
         return held
 
