@@ -70,7 +70,7 @@ def agreement(guide: Array, other: Array, motion: Array, strictness: float = 1) 
     carried, inside = carry(other, motion)
     noise = grain(guide) + grain(other)
     difference = xp.clip(box(mean_square(carried - guide), PATCH) - noise, min=0)
-    return xp.where(inside, xp.exp(difference * (strictness / (-2 * LIKENESS**2))), 0) + NEVER
+    return xp.exp(difference * (strictness / (-2 * LIKENESS**2))) * inside + NEVER
 
 
 def grain(image: Array) -> Array:

@@ -51,7 +51,7 @@ def halves(image: Array) -> Array:
 @singledispatch
 def fetch(image: Array) -> np.ndarray:
     """As a NumPy array, uint8, rounded to the nearest."""
-    return np.clip(np.rint(image), 0, 255).astype(np.uint8)
+    return image if image.dtype == np.uint8 else np.clip(np.rint(image), 0, 255).astype(np.uint8)
 
 
 @singledispatch

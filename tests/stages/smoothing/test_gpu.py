@@ -28,10 +28,14 @@ OPERATIONS = {
 }
 
 
-@pytest.fixture
-def on_torch(monkeypatch):
-    """Devices are torch's, so that what a GPU would do can be seen without one."""
-    monkeypatch.setattr("stages.weights.pick_gpu", lambda name: CPU if name == "cuda" else None)
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=NO_GPU)])
+def on_torch(request, monkeypatch):
+    """The GPU is a GPU, or torch on the processor, so that what a GPU would do can be seen without one."""
+    device = torch.device(request.param)
+    monkeypatch.setattr("stages.weights.pick_gpu", lambda name: device if name == "cuda" else None)
 
 
 @pytest.fixture(scope="module")
