@@ -29,7 +29,7 @@ NOISE = 0.6  # px, smoothing of what is compared
 STEPS = 3  # at each size
 STEP = 2.0  # px, at most
 AREA, STIFF_AREA = 2.0, 4.0  # px that move together
-UNMOVED, STIFF = 3.0, 300.0  # levels² a px² of gradient that it takes to move anything
+UNMOVED, STIFF = 3.0, 100.0  # levels² a px² of gradient that it takes to move anything
 ODD = 20.0  # levels of difference at which a pixel counts half
 
 
