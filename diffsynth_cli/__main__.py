@@ -68,7 +68,8 @@ def explain(error: Exception) -> tuple[str, str, int]:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return (
             "out of memory",
-            "--batch-size 1, --low-vram, a smaller frame size or a shorter combine_pattern need less",
+            "--batch-size 1, --low-vram, a smaller frame size or a shorter combine_pattern need less; "
+            "--device cpu smooths without a GPU's memory",
             FAILED,
         )
     return f"{type(error).__name__}: {error}", "this should not happen; --debug shows where", FAILED
