@@ -14,8 +14,9 @@ from stages.base.cache import ArraySpec, FrameCache
 from stages.base.engine import Phase, Plan, Reporter, Run, Stage, told
 from stages.base.job import Job
 from stages.base.record import write_json
-from stages.smoothing import CHUNKS, Smoother, build
+from stages.smoothing import CHUNKS, ON_GPU, Smoother, build
 from stages.video import Audio, Encoding, encode
+from stages.weights import pick_gpu
 
 CHUNK = 8  # frames that are handed through at once
 SAME_SPEED = 1e-3  # audio is kept when the speed changes by less than this part
@@ -53,6 +54,8 @@ class PassTask:
 
 def plan(run: Run[Job], resume: bool) -> Plan:
     shape, task = run.cache["rendered"].shape, _task(run.job)
+    if isinstance(task, SmoothTask) and task.smoother in ON_GPU:
+        pick_gpu(task.device)  # refuses what is not there, before anything is begun
     return Plan(
         frames=shape[0],
         arrays=[ArraySpec("deflickered", shape, "uint8")],

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from diffsynth_cli.__main__ import main
+from stages.base.cache import FrameCache
 
 GOLDEN = Path(__file__).parent / "golden"
 MODEL, CONTROLNET = GOLDEN / "models" / "sd", GOLDEN / "models" / "control0"
@@ -57,6 +58,20 @@ def make_job(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return make
+
+
+@pytest.fixture
+def render(
+    tmp_path: Path, make_job: Callable[..., Path], cli: Callable[..., tuple[int, str]]
+) -> Callable[..., FrameCache]:
+    """Renders with these keys into a folder of its own; gives the cache."""
+
+    def run(name: str = "out", batch_size: int = 2, **keys: Any) -> FrameCache:
+        job = make_job(**keys, output_path=name)
+        assert cli("run", job, "-q", "--batch-size", batch_size) == (0, "")
+        return FrameCache(tmp_path / name / "cache.zarr")
+
+    return run
 
 
 @pytest.fixture

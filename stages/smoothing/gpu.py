@@ -19,8 +19,6 @@ from torch.nn import functional
 from native import binding
 from stages.smoothing import pixels
 
-BATCH = 8  # images that go through each operation together
-
 # Optical flow. Shades count, colours do not: matching patches is what knows colours.
 SHADES = (0.299, 0.587, 0.114)
 COARSEST = 8  # px a side, at least, of the smallest pictures that are compared
@@ -41,12 +39,12 @@ def load(frame: np.ndarray, device: torch.device) -> torch.Tensor:
 @pixels.each.register
 def _each(stack: torch.Tensor, function: Callable[..., Any], *stacks: torch.Tensor) -> torch.Tensor:
     """In batches of one size: how a GPU rounds depends on it, and no image may depend on how many come with it."""
-    batches = zip(*(array.split(BATCH) for array in (stack, *stacks)), strict=True)
+    batches = zip(*(array.split(pixels.AT_ONCE) for array in (stack, *stacks)), strict=True)
     return torch.cat([function(*(_filled(array) for array in batch))[: len(batch[0])] for batch in batches])
 
 
 def _filled(batch: torch.Tensor) -> torch.Tensor:
-    return torch.cat([batch, batch[-1:].expand(BATCH - len(batch), *batch.shape[1:])])
+    return torch.cat([batch, batch[-1:].expand(pixels.AT_ONCE - len(batch), *batch.shape[1:])])
 
 
 @pixels.floats.register

@@ -21,12 +21,13 @@ from native import binding
 Array = Any
 """NumPy's on the processor, torch's on a GPU."""
 
+AT_ONCE = 8  # images of a stack that go through an operation together on a GPU
 SMALLEST = 12  # px a side: optical flow cannot read smaller pictures
 
 
 @singledispatch
 def each(stack: Array, function: Callable[..., Array], *stacks: Array) -> Array:
-    """`function` of every image of a stack, or of several together, as a stack: on a GPU a few at a time. It must not
+    """`function` of every image of a stack, or of several together, as a stack: on a GPU AT_ONCE together. It must not
     call `each`, and what it gives for one image must not depend on others."""
     return np.stack(list(_pool().map(function, stack, *stacks)))
 

@@ -10,7 +10,7 @@ from array_api_compat import array_namespace
 from stages.smoothing import Frames
 from stages.smoothing.matching import PATCH, agreement, carry, motion
 from stages.smoothing.pixels import Array, each, fetch, floats, halves
-from stages.smoothing.tables import AT_ONCE, WHOLE, WindowSums, window
+from stages.smoothing.tables import WHOLE, WindowSums, links, window
 
 
 class PySynthSmoother:
@@ -46,10 +46,8 @@ class PySynthSmoother:
 
     def _every_pair(self, index: int, frames: range) -> Array:
         others, total = [other for other in frames if other != index], self._hold(index)
-        for first in range(0, len(others), AT_ONCE):
-            some = others[first : first + AT_ONCE]
-            for other, link in zip(some, self._link([(index, other) for other in some]), strict=True):
-                total = total + _carry(link, self._hold(other))
+        for other, found in zip(others, links(self._link, [(index, other) for other in others]), strict=True):
+            total = total + _carry(found, self._hold(other))
         return total
 
     def _hold(self, index: int) -> Array:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
-from stages.smoothing.pixels import Array, floats
+from stages.smoothing.pixels import AT_ONCE, Array, floats
 
 WHOLE = 63  # frames to each side that stand for "the whole video": time and memory must not grow with it
 
-AT_ONCE = 8  # pairs of frames that are compared together
+Link = Callable[[list[tuple[int, int]]], Iterable[Any]]
+"""For each pair (i, j) of frames, how frame j is carried onto frame i."""
 
 
 def window(index: int, count: int, reach: int) -> range:
@@ -32,6 +33,11 @@ class Run(NamedTuple):
         behind = self.place + (self.step << self.level - 1)
         return Run(self.step, self.level - 1, self.place), Run(self.step, self.level - 1, behind)
 
+    @property
+    def pair(self) -> tuple[int, int]:
+        near, far = self.halves
+        return near.place, far.place
+
 
 class WindowSums:
     """For a frame, the sum of what all frames of a window hold, each carried onto it.
@@ -40,14 +46,14 @@ class WindowSums:
     the blending tables of FastBlend (arXiv 2311.09265, section 3.2), by need instead of all at once. Every run is
     a function of the video alone. Kept runs only save time: none is older than the window, so memory is bounded.
 
-    `hold(i)` gives what frame i holds, float32 [H, W, C]; `link([(i, j), ...])` for each pair how frame j is carried
-    onto frame i, and `carry(link, held)` does it. `pack` makes a run smaller, to be kept.
+    `hold(i)` gives what frame i holds, float32 [H, W, C]; `link` finds how frames are carried onto others, and
+    `carry(found, held)` does it. `pack` makes a run smaller, to be kept.
     """
 
     def __init__(
         self,
         hold: Callable[[int], Array],
-        link: Callable[[list[tuple[int, int]]], Iterable[Any]],
+        link: Link,
         carry: Callable[[Any, Array], Array],
         pack: Callable[[Array], Array] = lambda run: run,
     ):
@@ -58,14 +64,14 @@ class WindowSums:
         """The sum over `frames`, seen from `index`, which is one of them; float32."""
         parts = [*_parts(index, 1, frames.stop - index), *_parts(index, -1, index - frames.start + 1)]
         missing = dict.fromkeys(run for part in parts for run in self._missing(part))
-        for run, link in self._linked(missing, [(run.place, run.halves[1].place) for run in missing]):
+        for run, found in zip(missing, links(self.link, [run.pair for run in missing]), strict=True):
             near, far = run.halves
-            self.runs[run] = self.pack(self._sum(near) + self.carry(link, self._sum(far)))
+            self.runs[run] = self.pack(self._sum(near) + self.carry(found, self._sum(far)))
         here = [part for part in parts if part.place == index]
         total = sum((self._sum(part) for part in here), -self.hold(index))  # which is in both sides
         there = [part for part in parts if part.place != index]
-        for part, link in self._linked(there, [(index, part.place) for part in there]):
-            total = total + self.carry(link, self._sum(part))
+        for part, found in zip(there, links(self.link, [(index, part.place) for part in there]), strict=True):
+            total = total + self.carry(found, self._sum(part))
         return total
 
     def forget(self, index: int, frames: range) -> None:
@@ -82,13 +88,14 @@ class WindowSums:
             return []
         return [*(needed for half in run.halves for needed in self._missing(half)), run]
 
-    def _linked(self, runs: Iterable[Run], pairs: list[tuple[int, int]]) -> Iterator[tuple[Run, Any]]:
-        """Each run with the link of its pair, of which a few are found at a time."""
-        links = (link for first in range(0, len(pairs), AT_ONCE) for link in self.link(pairs[first : first + AT_ONCE]))
-        return zip(runs, links, strict=True)
-
     def _sum(self, run: Run) -> Array:
         return self.hold(run.place) if run.level == 0 else floats(self.runs[run])
+
+
+def links(link: Link, pairs: list[tuple[int, int]]) -> Iterator[Any]:
+    """What `link` finds for each of `pairs`, a few at a time: never more is held than these."""
+    for first in range(0, len(pairs), AT_ONCE):
+        yield from link(pairs[first : first + AT_ONCE])
 
 
 def _parts(index: int, step: int, frames: int) -> Iterator[Run]:

@@ -66,6 +66,17 @@ def test_the_smoother_asked_for_is_used(deflicker, keys, radius):
     np.testing.assert_array_equal(cache["deflickered"][:], expected)
 
 
+def test_a_device_that_is_not_there_is_refused_before_anything_goes(deflicker, make_job, cli):
+    keys = {"post_smoother": "PatchBlendSmoother", "post_smoother_config": {"window": 2}}
+    cache, _ = deflicker(**keys)
+    before = cache["deflickered"][:]
+    job = make_job(10, controlnet_model_id=[], controlnet_processor=[], **keys)
+    code, said = cli("deflicker", job, "--restart", "--device", "cuda:99")
+    assert code == 2 and "cuda:99 is not there" in said
+    np.testing.assert_array_equal(FrameCache(cache.path)["deflickered"][:], before)
+    assert cli("deflicker", job, "--restart", "--device", "cpu")[0] == 0
+
+
 def test_source_sound_is_carried_over_in_sync(tmp_path, deflicker):
     tone(tmp_path / "a.mp4")
     _, said = deflicker(input_video="a.mp4", frame_width=96, frame_height=64, start_time=0.4, end_time=2.2)

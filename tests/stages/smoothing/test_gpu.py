@@ -73,7 +73,7 @@ def test_no_image_depends_on_how_many_come_with_it(image):
         return pixels.gauss(images - others, 1.0)
 
     found = pixels.each(stack, blurred, stack / 2)
-    assert found.shape == stack.shape and set(sizes) == {(gpu.BATCH, gpu.BATCH)}
+    assert found.shape == stack.shape and set(sizes) == {(pixels.AT_ONCE, pixels.AT_ONCE)}
     for one, alone in zip(found, stack, strict=True):
         torch.testing.assert_close(one[None], pixels.each(alone[None], blurred, alone[None] / 2), atol=0, rtol=0)
 
@@ -181,4 +181,4 @@ def test_nothing_leaves_the_gpu_but_finished_frames(name, no_gpu_needed, monkeyp
     smoothed = build(name, {}, frames, frames, device="cuda").smooth(0, 9)
     assert smoothed.shape == frames.shape
     assert fetched == [(HEIGHT, WIDTH, 3)] * 9
-    assert set(matched) == {(gpu.BATCH, HEIGHT, WIDTH, 2)}
+    assert set(matched) == {(pixels.AT_ONCE, HEIGHT, WIDTH, 2)}

@@ -1,0 +1,68 @@
+"""Rendering where only keyframes are rendered and all other frames painted from them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from diffsynth_cli.__main__ import Interrupted
+from stages import render as stage
+from stages.base.cache import FrameCache
+from stages.smoothing import keyframes
+from stages.smoothing.keyframes import Interpolator
+from tests.conftest import scene, write_images
+
+KEYFRAMES = {"combine_pattern": [-1, 0, 1], "num_inference_steps": 2}
+
+
+def test_only_keyframes_are_rendered_and_the_others_painted(render, tmp_path):
+    folder = write_images(tmp_path / "keys", [scene(i) for i in (0, 4, 8, 10)])
+    write_images(tmp_path / "all", [scene(i) for i in range(11)])
+    keys = render("few", input_video="all", keyframes=4, **KEYFRAMES)
+    alone = render("alone", input_video=str(folder), **KEYFRAMES)
+    np.testing.assert_array_equal(keys["latents"][:], alone["latents"][:])  # they attend to each other, not to the rest
+    rendered = keys["rendered"]
+    assert rendered.shape == (11, 64, 64, 3) and "keyframes" not in keys
+    np.testing.assert_array_equal(rendered.read([0, 4, 8, 10]), alone["rendered"][:])
+    painter = Interpolator(keys["frames"], alone["rendered"], [0, 4, 8, 10])
+    for index in (1, 6, 9):
+        frame, unseen = painter.paint(index)
+        np.testing.assert_array_equal(rendered[index], frame)
+        assert keys["unseen"][index] == np.float32(unseen)
+
+
+def test_keyframes_are_chosen_once(make_job, cli, monkeypatch):
+    keys = {"keyframes": "auto", "num_inference_steps": 1}
+    real = stage.PaintTask.run
+    images = [scene(0)] * 3 + [255 - scene(0).transpose(1, 0, 2)] * 3
+    job = make_job(**keys, input_video="cut")
+    write_images(job.parent / "cut", images)
+
+    def interrupted(task, cache, start, stop):
+        raise Interrupted
+
+    monkeypatch.setattr(stage.PaintTask, "run", interrupted)
+    assert cli("run", job, "-q")[0] == 130
+    monkeypatch.setattr(stage.PaintTask, "run", real)
+    monkeypatch.setattr(keyframes, "choose", None)  # a second choice would fail
+    assert cli("run", job, "-q") == (0, "")
+    assert FrameCache(job.parent / "out/cache.zarr")["rendered"].attrs["keys"] == [0, 3]
+
+
+def test_keyframes_that_are_all_frames_change_nothing(render):
+    np.testing.assert_array_equal(
+        render("all", keyframes=1)["rendered"][:], render("listed", keyframes=[5, 4, 3, 2, 1, 0])["rendered"][:]
+    )
+
+
+def test_a_frame_that_no_keyframe_shows_is_named(make_job, cli, tmp_path):
+    cut = [scene(i) for i in range(4)] + [255 - scene(i).transpose(1, 0, 2) for i in range(4)]
+    write_images(tmp_path / "cut", cut)
+    job = make_job(input_video="cut", keyframes=[0, 3], num_inference_steps=1)
+    code, said = cli("run", job)
+    assert code == 0 and "4 of 8 frames show what no keyframe shows" in said and "6 (" in said
+    job = make_job(input_video="cut", keyframes="auto", num_inference_steps=1, output_path="auto")
+    code, said = cli("run", job)
+    assert code == 0 and "no keyframe" not in said
+    job = make_job(input_video="cut", keyframes=[8], num_inference_steps=1, output_path="wrong")
+    code, said = cli("run", job)
+    assert code == 1 and "keyframes: there are 8 frames, 0 to 7" in said
