@@ -152,7 +152,7 @@ def _enlarge(values: torch.Tensor, height: int, width: int) -> torch.Tensor:
 
 @pixels.percentile.register
 def _percentile(values: torch.Tensor, per_cent: float) -> torch.Tensor:
-    return values.flatten(-3).quantile(per_cent / 100, -1)[..., None, None, None]
+    return values.flatten(-3, -2).quantile(per_cent / 100, -2)[..., None, None, :]
 
 
 @pixels.median.register

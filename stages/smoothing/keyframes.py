@@ -9,8 +9,9 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from stages.smoothing import Frames
+from stages.smoothing.light import fit_light
 from stages.smoothing.matching import PATCH, agreement, carry, motion
-from stages.smoothing.patch_blend import fit_light, registration
+from stages.smoothing.patch_blend import registration
 from stages.smoothing.pixels import Array, fetch, floats, flow, gauss
 
 SEAM = 2.0  # px over which one keyframe gives way to the other

@@ -111,7 +111,7 @@ def enlarge(values: Array, height: int, width: int) -> Array:
 
 @singledispatch
 def percentile(values: Array, per_cent: float) -> Array:
-    """Of a map's numbers, as a map of one pixel."""
+    """Of an image's numbers, channel by channel, as an image of one pixel."""
     return np.percentile(values, per_cent, axis=(-3, -2), keepdims=True).astype(np.float32)
 
 

@@ -104,3 +104,19 @@ def _parts(index: int, step: int, frames: int) -> Iterator[Run]:
         if frames >> level & 1:
             yield Run(step, level, index)
             index += step << level
+
+
+class Memo(dict[int, Any]):
+    """What `make` gives for a frame's number, kept until it is forgotten."""
+
+    def __init__(self, make: Callable[[int], Any]):
+        super().__init__()
+        self.make = make
+
+    def __missing__(self, index: int) -> Any:
+        self[index] = self.make(index)
+        return self[index]
+
+    def forget(self, below: int) -> None:
+        for index in [index for index in self if index < below]:
+            del self[index]
