@@ -22,6 +22,7 @@ SEARCH_RADIUS = 64  # px around a match that the random search tries: how far th
 SWEEPS = 2
 JUMP = 1.0  # px between flow and patch match beyond which they disagree
 LIKENESS = 8.0  # levels (root mean square) of the guide's colours at which a carried pixel's weight falls to 1/√e
+LIGHT = 31  # px a side; differences that are even over this much are light, and say nothing about the match
 GRAIN = 9  # px a side over which noise is measured
 EVEN = 20  # per cent of a frame, at least, show nothing but noise
 NEVER = 1e-6  # the weight of what does not fit at all: a pixel that nothing fits is its own mean
@@ -64,12 +65,14 @@ def carry(image: Array, motion: Array, cubic: bool = False) -> tuple[Array, Arra
 
 def agreement(guide: Array, other: Array, motion: Array, strictness: float = 1) -> Array:
     """How well `other`, carried, fits the guide's frame, float32 [H, W, 1], 1 at best, NEVER outside. `strictness`:
-    how much it counts that colours differ by more than by noise."""
+    how much it counts that colours differ by more than by noise and by light."""
     xp = array_namespace(motion)
     guide, other = floats(guide), floats(other)
     carried, inside = carry(other, motion)
     noise = grain(guide) + grain(other)
-    difference = xp.clip(box(mean_square(carried - guide), PATCH) - noise, min=0)
+    off = carried - guide
+    off = off - box(off, LIGHT)
+    difference = xp.clip(box(mean_square(off), PATCH) - noise, min=0)
     return xp.exp(difference * (strictness / (-2 * LIKENESS**2))) * inside + NEVER
 
 
