@@ -71,8 +71,8 @@ def agreement(guide: Array, other: Array, motion: Array, strictness: float = 1) 
     carried, inside = carry(other, motion)
     noise = grain(guide) + grain(other)
     off = carried - guide
-    off = off - box(off, LIGHT)
-    difference = xp.clip(box(mean_square(off), PATCH) - noise, min=0)
+    seen, in_one_light = (box(mean_square(values), PATCH) for values in (off, off - box(off, LIGHT)))
+    difference = xp.clip(xp.minimum(seen, in_one_light) - noise, min=0)
     return xp.exp(difference * (strictness / (-2 * LIKENESS**2))) * inside + NEVER
 
 

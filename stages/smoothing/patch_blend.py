@@ -108,7 +108,7 @@ class PatchBlendSmoother:
     def _line(self, index: int) -> Array:
         """The flicker line of a frame and the next, along the style's own motion: the guide's may be wrong."""
         own, other = self.lit[index], self.lit[index + 1]
-        return flicker_line(own, misfit(own, _carried(other, flow(own, other))))
+        return flicker_line(own, misfit(own, _carried(other, flow(own, other, stiff=True))))
 
     def _follow(self, index: int, others: list[int], own: Array, layers: Array, level: Array) -> tuple[Array, Array]:
         """Where frame `index` is found in each of `others`, and how far that is to be trusted: stacks.
@@ -116,7 +116,7 @@ class PatchBlendSmoother:
         The guide says where, unless the style moves in its own way: then its own motion fits much better."""
         xp = array_namespace(own)
         led, agreed = self._matches(index, others)
-        seen = each(layers, lambda layer: flow(own, layer))
+        seen = each(layers, lambda layer: flow(own, layer, stiff=True))
         led_misfit = each(layers, lambda layer, moved: _registered_misfit(own, layer, moved), led)
         seen_misfit = each(layers, lambda layer, moved: misfit(own, _carried(layer, moved)), seen)
         better = xp.astype(led_misfit > BETTER * seen_misfit + level, xp.float32)

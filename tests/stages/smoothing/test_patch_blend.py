@@ -104,5 +104,5 @@ def test_video_patch_match_is_remap_and_blend_over_the_whole_video(lit):
 def test_nothing_is_kept_after_the_last_frame(lit, name):
     smoother = build(name, {}, lit.guides, lit.styles)
     smoother.smooth(0, len(lit.styles))
-    kept = [smoother.sums.runs, getattr(smoother, "small", {}), getattr(smoother, "lit", {})]
+    kept = [smoother.lit, smoother.lines, smoother.light.small, smoother.light.sums.runs]
     assert not any(kept)
