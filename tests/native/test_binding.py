@@ -71,6 +71,17 @@ def test_patch_error_is_what_its_definition_says(backend, size):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("size", "channels"), [(3, 24), (21, 3), (31, 1)])
+def test_patch_error_of_matches_that_lie_side_by_side(backend, size, channels):
+    source, target = images(1, 9, 160, channels), images(1, 8, 150, channels, seed=1)
+    y, x = np.mgrid[:8, :150]
+    shift = np.where(x < 140, y, 2 * x)  # a long run in each row, and short ones
+    nnf = np.stack([y, np.minimum(x + shift, 159)], axis=2)[None].astype(np.int32)
+    error = binding.patch_error(source, target, nnf=nnf, patch_size=size, backend=backend)
+    np.testing.assert_allclose(error[0], defined_error(source[0], target[0], nnf[0], size), rtol=1e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_patch_error_weighs_style_and_guide(backend):
     guides = images(1, 9, 9, 2), images(1, 9, 9, 2, seed=1)
     styles = images(1, 9, 9, 4, seed=2), images(1, 9, 9, 4, seed=3)
