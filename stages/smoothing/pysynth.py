@@ -16,8 +16,8 @@ from native import binding
 from stages.base.errors import DiffSynthError
 from stages.smoothing import KEPT, Frames
 
-KEPT_BYTES = 128 * 2**20  # of blended frames that each side keeps for later frames ...
-KEPT_LEAST = 32  # ... but always at least this many: more than the levels of any video
+KEPT_BYTES = 128 * 2**20  # blended frames that each side keeps for later frames ...
+KEPT_LEAST = 32  # ... or this many frames, if these are more: each level of the tables needs one
 
 Image = np.ndarray
 """uint8 RGB [H, W, 3]."""
@@ -63,7 +63,8 @@ class PySynthSmoother:
         self.carry = carry = PatchMatching(guides, patch_size, num_iter, guide_weight, device)
         last = self.count - 1
         self.left = BlendingTables(style, self.count, carry, self.reach, ascending=True)
-        self.right = BlendingTables(  # of the reversed video, which work on the video thus goes through backwards
+        # The right side is the left side of the reversed video, whose frames are asked for in descending order.
+        self.right = BlendingTables(
             lambda i: style(last - i), self.count, lambda image, i, j: carry(image, last - i, last - j), self.reach,
             ascending=False,
         )  # fmt: skip
