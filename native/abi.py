@@ -90,12 +90,13 @@ class Matching(ctypes.Structure):
         seed=ctypes.c_uint64,
         nnf=_POINTER,
         error=_POINTER,
+        border=_INT,
     )
 
 
 class Remapping(ctypes.Structure):
-    _fields_ = _fields(channels=_INT, patch_size=_INT, source=_POINTER, nnf=_POINTER, image=_POINTER)
+    _fields_ = _fields(channels=_INT, patch_size=_INT, source=_POINTER, nnf=_POINTER, image=_POINTER, border=_INT)
 
 
 class Errors(ctypes.Structure):
-    _fields_ = _fields(**_PAIR, patch_size=_INT, nnf=_POINTER, error=_POINTER)
+    _fields_ = _fields(**_PAIR, patch_size=_INT, nnf=_POINTER, error=_POINTER, border=_INT)

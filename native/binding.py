@@ -27,7 +27,8 @@ Progress = Callable[[float], None]
 
 BACKENDS = ("auto", "cpu", "cuda", "numba")
 STARTS = ("identity", "random", "given")
-VERSION = 1 << 16  # of the header that the structs below were written from
+BORDERS = ("repeat", "zero")
+VERSION = 1 << 16 | 1  # of the header that the structs below were written from
 LIBRARY = "libebsynth" + {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
 
 _OK, _CANCELLED = 0, 3
@@ -161,6 +162,7 @@ def match(
     start: str = "random",
     nnf: Any = None,
     seed: int = 0,
+    border: str = "repeat",
     backend: str = "auto",
     device: int = 0,
     threads: int = 0,
@@ -169,7 +171,8 @@ def match(
     """Nearest-neighbour fields between pairs of images (`ebsynth_match`): for each target pixel a source pixel.
 
     source_* [B, H, W, C], target_* [B, h, w, C]; without a target style, the source's is painted on the way.
-    `start` is "identity", "random", or "given": then the search begins at `nnf` [B, h, w, 2]. Raises as `synthesize`.
+    `start` is "identity", "random", or "given": then the search begins at `nnf` [B, h, w, 2]. `border` is what patches
+    see outside an image, "repeat" (its border, repeated) or "zero". Raises as `synthesize`.
     """
     memory = _memory(source_guide)
     images = (source_guide, target_guide, source_style, target_style)
@@ -191,13 +194,13 @@ def match(
         "search_radius": search_radius,
         "seed": seed & 0xFFFFFFFFFFFFFFFF,
     }
-    _check_options({**options, "rounds": len(sizes)}, patch_sizes=sizes.tolist())
+    _check_options({**options, "rounds": len(sizes), "border": border}, patch_sizes=sizes.tolist())
     if _numba(backend):
         from native import numba_backend
 
         return Fields(
             *numba_backend.match(
-                *images, patch_sizes=sizes.tolist(), start=start, nnf=nnf, progress=progress, **options
+                *images, patch_sizes=sizes.tolist(), start=start, nnf=nnf, border=border, progress=progress, **options
             )
         )
     call = abi.Matching(
@@ -210,6 +213,7 @@ def match(
         patch_sizes=sizes.ctypes.data,
         rounds=len(sizes),
         start=STARTS.index(start),
+        border=BORDERS.index(border),
         nnf=memory.pointer(fields),
         error=memory.pointer(error),
         **shapes,
@@ -220,7 +224,14 @@ def match(
 
 
 def remap(
-    source: Any, nnf: Any, *, patch_size: int = 1, backend: str = "auto", device: int = 0, threads: int = 0
+    source: Any,
+    nnf: Any,
+    *,
+    patch_size: int = 1,
+    border: str = "repeat",
+    backend: str = "auto",
+    device: int = 0,
+    threads: int = 0,
 ) -> Any:
     """Images through fields (`ebsynth_remap`): source [B, H, W, 1..8], nnf [B, h, w, 2] → uint8 [B, h, w, C]."""
     memory = _memory(source)
@@ -229,11 +240,11 @@ def remap(
     memory.check("nnf", nnf, "int32", 4)
     _, height, width, _ = nnf.shape
     memory.check("nnf", nnf, "int32", (batch, height, width, 2))
-    _check_options({"channels": channels, "patch_size": patch_size}, smallest_patch=1)
+    _check_options({"channels": channels, "patch_size": patch_size, "border": border}, smallest_patch=1)
     if _numba(backend):
         from native import numba_backend
 
-        return numba_backend.remap(source, nnf, patch_size=patch_size)
+        return numba_backend.remap(source, nnf, patch_size=patch_size, border=border)
     image = memory.empty((batch, height, width, channels), "uint8")
     call = abi.Remapping(
         memory=memory.kind,
@@ -248,6 +259,7 @@ def remap(
         source=memory.pointer(source),
         nnf=memory.pointer(nnf),
         image=memory.pointer(image),
+        border=BORDERS.index(border),
     )
     _run("remap", call, backend, device, threads, None)
     return image
@@ -263,6 +275,7 @@ def patch_error(
     guide_weight: float = 1.0,
     style_weight: float = 1.0,
     patch_size: int = 5,
+    border: str = "repeat",
     backend: str = "auto",
     device: int = 0,
     threads: int = 0,
@@ -276,11 +289,11 @@ def patch_error(
     batch, height, width = shapes["batch"], shapes["target_height"], shapes["target_width"]
     memory.check("nnf", nnf, "int32", (batch, height, width, 2))
     options: dict[str, Any] = {"guide_weight": guide_weight, "style_weight": style_weight, "patch_size": patch_size}
-    _check_options(options)
+    _check_options({**options, "border": border})
     if _numba(backend):
         from native import numba_backend
 
-        return numba_backend.patch_error(*images, nnf, **options)
+        return numba_backend.patch_error(*images, nnf, border=border, **options)
     error = memory.empty((batch, height, width), "float32")
     call = abi.Errors(
         memory=memory.kind,
@@ -291,6 +304,7 @@ def patch_error(
         target_guide=memory.pointer(target_guide),
         nnf=memory.pointer(nnf),
         error=memory.pointer(error),
+        border=BORDERS.index(border),
         **shapes,
         **options,
     )
@@ -325,6 +339,10 @@ _RANGES = {
 
 def _check_options(options: dict[str, Any], patch_sizes: Sequence[int] = (), smallest_patch: int = 3) -> None:
     for name, value in [*options.items(), *(("patch_size", size) for size in patch_sizes)]:
+        if name == "border":
+            if value not in BORDERS:
+                raise ValueError(f"border is {value!r}, allowed are {' and '.join(BORDERS)}")
+            continue
         low, high = _RANGES.get(name, (float("-inf"), float("inf")))
         low = smallest_patch if name == "patch_size" else low
         if not low <= value <= high:

@@ -52,34 +52,36 @@ def match(
     source_guide: np.ndarray, target_guide: np.ndarray, source_style: np.ndarray | None,
     target_style: np.ndarray | None, *, style_weight: float, guide_weight: float, patch_sizes: Sequence[int],
     pyramid_levels: int, patch_match_iterations: int, search_radius: int, start: str, nnf: np.ndarray | None,
-    seed: int, progress: Progress,
+    seed: int, border: str, progress: Progress,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """Fields between pairs of images [B, H, W, 2], and their float32 error [B, H, W]. Reads nnf if start is "given"."""
     images = pair(source_guide, target_guide, source_style, target_style)
     patches = [int(patch) for patch in patch_sizes]
     problem = Problem(
         even_weights(images, style_weight, guide_weight), patches, pyramid_levels, patch_match_iterations,
-        start=start, seed=seed, radius=search_radius,
+        start=start, seed=seed, radius=search_radius, border=border,
     )  # fmt: skip
     return Solver(images, problem, nnf, progress).solve()[1:]
 
 
-def remap(source: np.ndarray, nnf: np.ndarray, *, patch_size: int) -> np.ndarray:
+def remap(source: np.ndarray, nnf: np.ndarray, *, patch_size: int, border: str) -> np.ndarray:
     """Images [B, H, W, C] painted through fields: each target pixel is the mean of the patches that cover it."""
     radius = patch_size // 2
     with _one_at_a_time:
         field = import_field(nnf, 0, nnf.shape[1:3], source.shape[1:3])
-        return vote(pad(source, radius), field, np.ones(nnf.shape[:3], np.int64), patch_size, radius)
+        return vote(pad(source, radius, border), field, np.ones(nnf.shape[:3], np.int64), patch_size, radius)
 
 
 def patch_error(
     source_guide: np.ndarray, target_guide: np.ndarray, source_style: np.ndarray | None,
     target_style: np.ndarray | None, nnf: np.ndarray, *, style_weight: float, guide_weight: float, patch_size: int,
+    border: str,
 ) -> np.ndarray:  # fmt: skip
     """The patch error of given fields, float32 [B, H, W]."""
     images = pair(source_guide, target_guide, source_style, target_style)
     weights = even_weights(images, style_weight, guide_weight)
-    return Solver(images, Problem(weights, [patch_size], 1, 0, start="given", repeats=0), nnf, None).solve()[2]
+    problem = Problem(weights, [patch_size], 1, 0, start="given", repeats=0, border=border)
+    return Solver(images, problem, nnf, None).solve()[2]
 
 
 class Images(NamedTuple):
@@ -108,6 +110,7 @@ class Problem:
     threshold: int = 0
     weighted_vote: bool = False
     extra_pass: bool = False
+    border: str = "repeat"
 
 
 def pair(
@@ -209,7 +212,7 @@ class Solver:
             full = np.full((batch, *target, images.source_style.shape[3]), 255, np.uint8)
             self.modulation = self.features(full, images.modulation)
         if images.target_style is None:
-            self.source_style = pad(images.source_style, self.border)
+            self.source_style = pad(images.source_style, self.border, self.problem.border)
             ones = np.ones((batch, *target), np.int64)
             self.paint(vote(self.source_style, self.field, ones, self.problem.patches[0], self.border))
         else:
@@ -221,7 +224,8 @@ class Solver:
 
     def features(self, style: np.ndarray, guides: np.ndarray) -> np.ndarray:
         """What patches are compared on: the channels that count, with a border, uint8 [B, H, W * channels]."""
-        both = pad(np.concatenate([style, guides], axis=3)[..., self.kept], self.border)
+        channels = np.concatenate([style, guides], axis=3)[..., self.kept]
+        both = pad(channels, self.border, self.problem.border)
         return both.reshape(*both.shape[:2], -1)
 
     def round(self, patch: int, uniformity: float) -> None:
@@ -298,9 +302,10 @@ def double_field(field: np.ndarray, target: Size, source: Size) -> np.ndarray:
     return in_order(np.minimum(fine, np.array(source) - 1))
 
 
-def pad(image: np.ndarray, border: int) -> np.ndarray:
-    """Images with their border repeated."""
-    return in_order(np.pad(image, ((0, 0), (border, border), (border, border), (0, 0)), mode="edge"))
+def pad(image: np.ndarray, width: int, border: str) -> np.ndarray:
+    """Images with a border that repeats or is zero."""
+    sides = ((0, 0), (width, width), (width, width), (0, 0))
+    return in_order(np.pad(image, sides, mode="edge") if border == "repeat" else np.pad(image, sides))
 
 
 def in_order(array: np.ndarray) -> np.ndarray:

@@ -68,6 +68,7 @@ def _value(field: Any) -> Any:
 
 
 def _default(value: Any) -> str:
+    value = value.model_dump() if isinstance(value, BaseModel) else value
     return "required" if value is ... else f"`{json.dumps(value)}`"
 
 

@@ -5,7 +5,8 @@
  *   - Images are uint8, row-major, channels interleaved, without padding: [batch, height, width, channels].
  *   - A nearest-neighbour field (NNF) is int32 [batch, height, width, 2]: for each target pixel the row, then the
  *     column of a source pixel. Fields that are read have their entries clamped to the source.
- *   - A patch is the square of patch_size x patch_size pixels around a pixel; beyond the border the border repeats.
+ *   - A patch is the square of patch_size x patch_size pixels around a pixel; beyond the border the border repeats, or
+ *     (EBSYNTH_BORDER_ZERO) all channels are 0.
  *   - The caller allocates everything, outputs too, and keeps it alive during the call. Outputs marked "or NULL" are
  *     left out when NULL. On any status but EBSYNTH_OK the contents of outputs are undefined.
  *   - Same arguments, same seed: the same bytes, on every back end, machine and number of threads.
@@ -33,7 +34,7 @@ extern "C" {
 #endif
 
 /* Major version in the upper 16 bits: it changes when callers must be compiled anew. */
-#define EBSYNTH_VERSION ((uint32_t)((1u << 16) | 0u))
+#define EBSYNTH_VERSION ((uint32_t)((1u << 16) | 1u))
 
 #define EBSYNTH_MAX_SIDE 32767
 #define EBSYNTH_MAX_STYLE_CHANNELS 8
@@ -70,6 +71,10 @@ typedef int32_t ebsynth_start;
 #define EBSYNTH_START_IDENTITY 0 /* each pixel at its own place, scaled where source and target differ in size */
 #define EBSYNTH_START_RANDOM 1   /* drawn from the seed */
 #define EBSYNTH_START_GIVEN 2    /* what `nnf` holds */
+
+typedef int32_t ebsynth_border;
+#define EBSYNTH_BORDER_REPEAT 0
+#define EBSYNTH_BORDER_ZERO 1
 
 /* Called on the caller's thread between rounds of work; fraction is in 0..1. Not 0: stop with EBSYNTH_CANCELLED. */
 typedef int32_t (*ebsynth_progress)(void *user, float fraction);
@@ -171,6 +176,7 @@ typedef struct ebsynth_matching {
   uint64_t seed;
   int32_t *nnf; /* [batch, target_height, target_width, 2]; out, and in with EBSYNTH_START_GIVEN */
   float *error; /* out: [batch, target_height, target_width] of the last patch size, or NULL */
+  ebsynth_border border; /* since version 1.1 */
 } ebsynth_matching;
 
 /* Paints images through fields: each target pixel is the mean of the patches that cover it. */
@@ -186,6 +192,7 @@ typedef struct ebsynth_remapping {
   const uint8_t *source; /* [batch, source_height, source_width, channels] */
   const int32_t *nnf;    /* [batch, target_height, target_width, 2] */
   uint8_t *image;        /* out: [batch, target_height, target_width, channels], rounded to the nearest, ties up */
+  ebsynth_border border;  /* since version 1.1 */
 } ebsynth_remapping;
 
 /* The patch error of given fields, as in ebsynth_matching; both styles are given, or style_channels is 0. */
@@ -207,6 +214,7 @@ typedef struct ebsynth_errors {
   int32_t patch_size; /* odd, 3..31 */
   const int32_t *nnf; /* [batch, target_height, target_width, 2] */
   float *error;       /* out: [batch, target_height, target_width] */
+  ebsynth_border border; /* since version 1.1 */
 } ebsynth_errors;
 
 EBSYNTH_API ebsynth_status ebsynth_get_info(ebsynth_info *info);

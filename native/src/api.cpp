@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <cstring>
 #include <new>
 
@@ -37,11 +38,29 @@ void check_pointer(const char *name, const void *pointer, bool needed = true) {
   if (needed && !pointer) refuse(std::string(name) + " is NULL");
 }
 
-// What all calls have: struct size, memory, batch and sides.
+// The size of each struct in version 1.0.
+template <class Call>
+constexpr size_t kOldest = sizeof(Call);
+template <>
+constexpr size_t kOldest<ebsynth_matching> = offsetof(ebsynth_matching, border);
+template <>
+constexpr size_t kOldest<ebsynth_remapping> = offsetof(ebsynth_remapping, border);
+template <>
+constexpr size_t kOldest<ebsynth_errors> = offsetof(ebsynth_errors, border);
+
+// The call, with 0 in members that a caller compiled with an older header does not have.
+template <class Call>
+Call complete(const Call *call) {
+  check_pointer("call", call);
+  if (call->struct_size < kOldest<Call>) refuse("struct_size is too small: was this program compiled with an older ebsynth.h?");
+  Call whole{};
+  std::memcpy(&whole, call, std::min<size_t>(call->struct_size, sizeof(Call)));
+  return whole;
+}
+
+// What all calls have: memory, batch and sides.
 template <class Call>
 void check_common(const ebsynth_context &context, const Call *call) {
-  check_pointer("call", call);
-  if (call->struct_size < sizeof(Call)) refuse("struct_size is too small: was this program compiled with an older ebsynth.h?");
   check_range("memory", call->memory, EBSYNTH_HOST, EBSYNTH_DEVICE);
   if (call->memory == EBSYNTH_DEVICE && context.backend != EBSYNTH_CUDA) refuse("memory is on the device, but the context runs on the CPU");
   check_range("batch", call->batch, 0, INT32_MAX);
@@ -148,9 +167,11 @@ Problem check_pair(const Call &c) {
   check_pointer("source_style", c.source_style, c.batch > 0 && c.style_channels > 0);
   check_pointer("source_guide", c.source_guide, c.batch > 0 && c.guide_channels > 0);
   check_pointer("target_guide", c.target_guide, c.batch > 0 && c.guide_channels > 0);
+  check_range("border", c.border, EBSYNTH_BORDER_REPEAT, EBSYNTH_BORDER_ZERO);
   check_weight("style_weight", c.style_weight);
   check_weight("guide_weight", c.guide_weight);
   Problem p = problem_of(c);
+  p.zero_border = c.border == EBSYNTH_BORDER_ZERO;
   p.source_style = c.source_style, p.target_style = c.target_style, p.source_guides = c.source_guide, p.target_guides = c.target_guide;
   std::vector<double> weights;
   for (int k = 0; k < c.style_channels; ++k) weights.push_back((double)c.style_weight / c.style_channels);
@@ -199,6 +220,7 @@ void check(const ebsynth_context &context, const ebsynth_remapping *call) {
   check_common(context, call);
   check_range("channels", call->channels, 1, EBSYNTH_MAX_STYLE_CHANNELS);
   check_patch("patch_size", call->patch_size, 1);
+  check_range("border", call->border, EBSYNTH_BORDER_REPEAT, EBSYNTH_BORDER_ZERO);
   check_pointer("source", call->source, call->batch > 0);
   check_pointer("nnf", call->nnf, call->batch > 0);
   check_pointer("image", call->image, call->batch > 0);
@@ -291,28 +313,32 @@ const char *ebsynth_last_error(const ebsynth_context *context) { return context 
 
 ebsynth_status ebsynth_synthesize(ebsynth_context *context, const ebsynth_synthesis *call) {
   return guarded(context, [&] {
-    const Problem problem = check(*context, call);
-    if (problem.batch) context->engine->solve(problem, call->memory, call->stream);
+    const auto whole = complete(call);
+    const Problem problem = check(*context, &whole);
+    if (problem.batch) context->engine->solve(problem, whole.memory, whole.stream);
   });
 }
 
 ebsynth_status ebsynth_match(ebsynth_context *context, const ebsynth_matching *call) {
   return guarded(context, [&] {
-    const Problem problem = check(*context, call);
-    if (problem.batch) context->engine->solve(problem, call->memory, call->stream);
+    const auto whole = complete(call);
+    const Problem problem = check(*context, &whole);
+    if (problem.batch) context->engine->solve(problem, whole.memory, whole.stream);
   });
 }
 
 ebsynth_status ebsynth_remap(ebsynth_context *context, const ebsynth_remapping *call) {
   return guarded(context, [&] {
-    check(*context, call);
-    if (call->batch) context->engine->remap(*call);
+    const ebsynth_remapping whole = complete(call);
+    check(*context, &whole);
+    if (whole.batch) context->engine->remap(whole);
   });
 }
 
 ebsynth_status ebsynth_patch_error(ebsynth_context *context, const ebsynth_errors *call) {
   return guarded(context, [&] {
-    const Problem problem = check(*context, call);
-    if (problem.batch) context->engine->patch_error(problem, call->patch_size, call->memory, call->stream);
+    const ebsynth_errors whole = complete(call);
+    const Problem problem = check(*context, &whole);
+    if (problem.batch) context->engine->patch_error(problem, whole.patch_size, whole.memory, whole.stream);
   });
 }

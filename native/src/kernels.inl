@@ -2,6 +2,7 @@
 // so that the linker cannot hand code for a newer processor to an older one.
 
 #include "kernels.h"
+#include "../include/ebsynth.h"
 
 #include <cstring>
 
@@ -158,15 +159,50 @@ struct Search {
   }
 };
 
+constexpr int kShortRun = 3, kLongRun = 64;  // pixels of a run that are measured one by one, and at most together
+
+// Errors of `length` pixels whose matches lie side by side, too: they share all columns of their patches but the outer ones.
+template <int Stride, int Patch>
+void run_errors(int64_t *out, const Search<Stride, Patch> &search, const uint8_t *t, const uint8_t *s, int length) {
+  uint32_t column[(kLongRun + EBSYNTH_MAX_PATCH_SIZE) * Stride], sum[Stride] = {};
+  const int patch = search.patch, bytes = (length + patch - 1) * Stride;
+  std::memset(column, 0, bytes * sizeof(uint32_t));
+  for (int k = 0; k < patch; ++k, t += search.target_pitch, s += search.source_pitch)
+    for (int b = 0; b < bytes; ++b) {
+      const int d = (int)t[b] - (int)s[b];
+      column[b] += (uint32_t)(d * d);
+    }
+  for (int b = 0; b < (patch - 1) * Stride; ++b) sum[b % Stride] += column[b];
+  const uint32_t *leaves = column, *enters = column + (patch - 1) * Stride;
+  for (int x = 0; x < length; ++x, leaves += Stride, enters += Stride) {
+    int64_t total = 0;
+    for (int c = 0; c < Stride; ++c) sum[c] += enters[c];
+    for (int q = 0; q < Stride / kQuad; ++q) {
+      const uint32_t *quad = sum + kQuad * q;
+      total += (int64_t)(quad[0] + quad[1] + quad[2] + quad[3]) * search.level.weights[q];
+    }
+    for (int c = 0; c < Stride; ++c) sum[c] -= leaves[c];
+    out[x] = total;
+  }
+}
+
 template <int Stride, int Patch>
 void errors(const Level &level, int item, int y0, int y1) {
   const Search<Stride, Patch> search(level, item);
-  const size_t base = (size_t)item * level.target_height * level.target_width;
-  for (int y = y0; y < y1; ++y)
-    for (int x = 0; x < level.target_width; ++x) {
-      const size_t i = base + (size_t)y * level.target_width + x;
-      level.error[i] = search.error(search.at_target(y, x), search.at_source(level.field[i]), INT64_MAX);
+  const int width = level.target_width;
+  for (int y = y0; y < y1; ++y) {
+    const size_t row_start = ((size_t)item * level.target_height + y) * width;
+    const uint32_t *field = level.field + row_start;
+    for (int x = 0, length; x < width; x += length) {
+      for (length = 1; length < kLongRun && x + length < width && field[x + length] == field[x] + (uint32_t)length;) ++length;
+      if (length > kShortRun && !search.modulation) {
+        run_errors(level.error + row_start + x, search, search.at_target(y, x), search.at_source(field[x]), length);
+        continue;
+      }
+      for (int k = 0; k < length; ++k)
+        level.error[row_start + x + k] = search.error(search.at_target(y, x + k), search.at_source(field[x + k]), INT64_MAX);
     }
+  }
 }
 
 template <int Stride, int Patch>

@@ -32,7 +32,7 @@ struct Layout {
   int8_t channel[kMaxStride];
 };
 
-// Style and guides side by side, with a repeated border: what patches are compared on.
+// Style and guides side by side, with a border that repeats or (zero) is `none`: what patches are compared on.
 struct Features {
   uint8_t *features;
   const uint8_t *style, *guides;
@@ -40,14 +40,17 @@ struct Features {
   Layout layout;
   int height, width, border;
   uint8_t none;  // in bytes without a channel, and where there is no style
+  bool zero;
 
   // y and x count from the border's first pixel.
   EB_SHARED_MEMBER void operator()(int item, int y, int x) const {
-    const size_t from = place(item, clamp(y - border, 0, height - 1), clamp(x - border, 0, width - 1), height, width);
+    const int inner_y = clamp(y - border, 0, height - 1), inner_x = clamp(x - border, 0, width - 1);
+    const bool outside = zero && (inner_y != y - border || inner_x != x - border);
+    const size_t from = place(item, inner_y, inner_x, height, width);
     uint8_t *out = features + place(item, y, x, height + 2 * border, width + 2 * border) * layout.stride;
     for (int k = 0; k < layout.stride; ++k) {
       const int c = layout.channel[k];
-      out[k] = c < 0 ? none : c >= style_channels ? guides[from * guide_channels + (c - style_channels)] : style ? style[from * style_channels + c] : none;
+      out[k] = c < 0 || outside ? none : c >= style_channels ? guides[from * guide_channels + (c - style_channels)] : style ? style[from * style_channels + c] : none;
     }
   }
 };

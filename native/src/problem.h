@@ -26,6 +26,7 @@ struct Problem {
   int batch, source_height, source_width, target_height, target_width, style_channels, guide_channels;
   const uint8_t *source_style, *target_style, *source_guides, *target_guides, *modulation;
   Weights weights;
+  bool zero_border;  // beyond the border lies 0; otherwise the border repeats
   bool painted;  // the target's style is voted from the source's
 
   int levels;

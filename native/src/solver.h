@@ -29,13 +29,13 @@ void plain_box(Backend &backend, uint32_t *out, const uint32_t *in, uint32_t *sc
   }
 }
 
-// Style and guides side by side, with `border` repeated pixels around.
+// Style and guides side by side, with `border` pixels around that repeat or (zero) are `none`.
 template <class Backend>
 typename Backend::template Buffer<uint8_t> make_features(Backend &backend, const uint8_t *style, int style_channels, const uint8_t *guides, int guide_channels,
-                                                         const Layout &layout, int batch, int height, int width, int border, uint8_t none = 0) {
+                                                         const Layout &layout, int batch, int height, int width, int border, bool zero, uint8_t none = 0) {
   const int h = height + 2 * border, w = width + 2 * border;
   auto out = backend.template buffer<uint8_t>((size_t)batch * h * w * layout.stride + kSlack);
-  backend.each(batch, h, w, Features{out.data(), style, guides, style_channels, guide_channels, layout, height, width, border, none});
+  backend.each(batch, h, w, Features{out.data(), style, guides, style_channels, guide_channels, layout, height, width, border, none, zero});
   return out;
 }
 
@@ -196,7 +196,7 @@ class Solver {
   }
 
   Buffer<uint8_t> features(const uint8_t *style, const uint8_t *guides, int height, int width, const Layout &layout, uint8_t none) {
-    return make_features(backend_, style, p_.style_channels, guides, p_.guide_channels, layout, p_.batch, height, width, border_, none);
+    return make_features(backend_, style, p_.style_channels, guides, p_.guide_channels, layout, p_.batch, height, width, border_, p_.zero_border, none);
   }
 
   // Paints the target's style, makes its features anew and finds what is still to be searched.
@@ -274,7 +274,7 @@ void remap_fields(Backend &backend, const ebsynth_remapping &c) {
   auto field = backend.template buffer<uint32_t>((size_t)c.batch * h * w);
   backend.each(c.batch, h, w, ImportField{field.data(), c.nnf, h, w, h, w, c.source_height, c.source_width, 0});
   const Layout plain = plain_layout(c.channels);
-  auto source = make_features(backend, c.source, c.channels, nullptr, 0, plain, c.batch, c.source_height, c.source_width, border);
+  auto source = make_features(backend, c.source, c.channels, nullptr, 0, plain, c.batch, c.source_height, c.source_width, border, c.border == EBSYNTH_BORDER_ZERO);
   backend.vote(c.batch, h, w, Vote{c.image, field.data(), nullptr, source.data(), h, w, c.source_height, c.source_width, border, plain.stride, c.channels, c.patch_size});
 }
 
@@ -286,8 +286,8 @@ void patch_errors_of(Backend &backend, const Problem &p, int patch) {
   auto field = backend.template buffer<uint32_t>(pixels);
   auto error = backend.template buffer<int64_t>(pixels);
   backend.each(p.batch, h, w, ImportField{field.data(), p.nnf, h, w, h, w, p.source_height, p.source_width, 0});
-  auto source = make_features(backend, p.source_style, p.style_channels, p.source_guides, p.guide_channels, p.weights.layout, p.batch, p.source_height, p.source_width, border);
-  auto target = make_features(backend, p.target_style, p.style_channels, p.target_guides, p.guide_channels, p.weights.layout, p.batch, h, w, border);
+  auto source = make_features(backend, p.source_style, p.style_channels, p.source_guides, p.guide_channels, p.weights.layout, p.batch, p.source_height, p.source_width, border, p.zero_border);
+  auto target = make_features(backend, p.target_style, p.style_channels, p.target_guides, p.guide_channels, p.weights.layout, p.batch, h, w, border, p.zero_border);
   Level level{};
   level.batch = p.batch, level.border = border, level.stride = p.weights.layout.stride, level.patch = patch;
   level.source_height = p.source_height, level.source_width = p.source_width, level.target_height = h, level.target_width = w;

@@ -11,10 +11,11 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import BeforeValidator, Field
 
 from stages.base.annotators import ANNOTATORS, DIFFSYNTH_ANNOTATORS, AnnotatorSettings
 from stages.base.mistakes import Strict, checked, unknown
+from stages.base.smoothers import PUBLISHED, PatchSize, SmootherConfig
 
 STAGES = ("extract", "control", "render", "deflicker")
 Stage = Literal["extract", "control", "render", "deflicker"]
@@ -35,35 +36,14 @@ def _expand_annotator(value: Any) -> Any:
 # --- smoothers ------------------------------------------------------------------------------------------
 
 
-class _SmootherConfig(Strict):
-    postprocessing: dict[Literal["contrast", "sharpness", "color", "brightness"], float] = Field(default_factory=dict)
-    """Pillow's ImageEnhance factors (1 = unchanged), applied in the order given after smoothing."""
-
-
-class TemporalMeanConfig(_SmootherConfig):
+class TemporalMeanConfig(SmootherConfig):
     """Mean over the frames around each frame. No patch matching: the baseline."""
 
     radius: int = Field(1, ge=0, le=1000)
     """Frames to each side."""
 
 
-def _odd(value: int) -> int:
-    if value % 2 == 0:
-        raise ValueError("must be odd")
-    return value
-
-
-class EbsynthConfig(_SmootherConfig):
-    """Every frame is the mean of itself and of its neighbours, carried onto it by guided synthesis."""
-
-    smooth_index: list[int] = Field(default_factory=lambda: [-3, -2, -1, 1, 2, 3])
-    """Which neighbours, as offsets."""
-    patch_size: Annotated[int, AfterValidator(_odd)] = Field(21, ge=3, le=31)
-    """Pixels a side, odd."""
-    guide_weight: float = Field(100.0, ge=0, le=1e6)
-
-
-class PatchBlendConfig(_SmootherConfig):
+class PatchBlendConfig(SmootherConfig):
     """Takes out flicker and keeps detail: light from the whole window, detail from what neighbours agree on."""
 
     window: int | None = Field(15, ge=0, le=1000)
@@ -72,41 +52,20 @@ class PatchBlendConfig(_SmootherConfig):
     """0 = the frames as they were, 1 = all flicker out."""
     detail: float = Field(0.5, ge=0, le=1)
     """0 = only what neighbours agree on, 0.5 = own detail where it stays in its place, 1 = all of each frame's own."""
-    patch_size: Annotated[int, AfterValidator(_odd)] = Field(5, ge=3, le=31)
+    patch_size: PatchSize = 5
     """Pixels a side of the patches that are matched, odd."""
     guide_weight: float = Field(1.0, ge=0, le=100)
     """How much it counts against a match that the video differs there; less for grainy or noisy videos, 0 = nothing."""
 
 
-class VideoPatchMatchConfig(_SmootherConfig):
-    """Remap and blend over the whole video (up to 63 frames to each side) through blending tables."""
-
-    engine_name: str = "Ebsynth"
-    """Accepted; there is one engine."""
-
-
-class PySynthConfig(_SmootherConfig):
-    """Remap and blend: every pair in the window (slowest) or blending tables (fastest)."""
-
-    speed: Literal["fastest", "slowest"] = "fastest"
-    window_size: int | None = Field(None, ge=1, le=1000)
-    """Frames to each side; null: the whole video (up to 63 to each side)."""
-    ebsynth_config: dict[str, Any] = Field(default_factory=dict)
-    """Accepted; patches are matched in one way."""
-
-
-SMOOTHERS: dict[str, type[_SmootherConfig]] = {
+SMOOTHERS: dict[str, type[SmootherConfig]] = {
     "PatchBlendSmoother": PatchBlendConfig,
     "TemporalMeanSmoother": TemporalMeanConfig,
-    "EbsynthSmoother": EbsynthConfig,
-    "VideoPatchMatchSmoother": VideoPatchMatchConfig,
-    "PySynthSmoother": PySynthConfig,
+    **PUBLISHED,
 }
 SmootherName = Literal[
     "PatchBlendSmoother", "TemporalMeanSmoother", "EbsynthSmoother", "VideoPatchMatchSmoother", "PySynthSmoother"
 ]
-# DiffSynth's files name programs, folders and cards that are not needed here.
-OBSOLETE_SMOOTHER_KEYS = ("bin_path", "cache_path", "gpu_id")
 
 
 # --- the job --------------------------------------------------------------------------------------------

@@ -10,9 +10,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from stages.base.errors import UsageError
-from stages.base.job import LCM_STEPS, OBSOLETE_SMOOTHER_KEYS, SMOOTHERS, Job
+from stages.base.job import LCM_STEPS, SMOOTHERS, Job
 from stages.base.mistakes import explain
 from stages.base.record import CACHE_NAME, receipt_path
+from stages.base.smoothers import drop_obsolete
 from stages.models import EMBEDDED, PICKLES, SINGLE_FILES
 
 
@@ -153,9 +154,11 @@ def _resolve_paths(data: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 def _drop_obsolete(data: dict[str, Any]) -> list[str]:
     dropped = []
-    for key in ("smoother_config", "post_smoother_config"):
-        if isinstance(data.get(key), dict):
-            dropped += [f"{key}.{old}" for old in OBSOLETE_SMOOTHER_KEYS if data[key].pop(old, None) is not None]
+    for key in ("smoother", "post_smoother"):
+        config = data.get(f"{key}_config")
+        if isinstance(config, dict):
+            data[f"{key}_config"], unused = drop_obsolete(str(data.get(key)), config)
+            dropped += [f"{key}_config.{old}" for old in unused]
     return [f"ignored, no longer needed: {', '.join(dropped)}"] if dropped else []
 
 

@@ -13,6 +13,8 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image, ImageEnhance
 
+from stages.base.smoothers import EbsynthConfig, PySynthConfig, VideoPatchMatchConfig
+
 Frames = Sequence[np.ndarray]
 """uint8 RGB [H, W, 3] by index; reading one may mean decoding it."""
 
@@ -61,13 +63,15 @@ class Enhanced:
         self.smoother, self.postprocessing = smoother, postprocessing
 
     def smooth(self, start: int, stop: int) -> np.ndarray:
-        return np.stack([self._enhance(frame) for frame in self.smoother.smooth(start, stop)])
+        return np.stack([enhance(frame, self.postprocessing) for frame in self.smoother.smooth(start, stop)])
 
-    def _enhance(self, frame: np.ndarray) -> np.ndarray:
-        image = Image.fromarray(frame)
-        for name, factor in self.postprocessing.items():
-            image = getattr(ImageEnhance, name.capitalize())(image).enhance(factor)
-        return np.asarray(image)
+
+def enhance(frame: np.ndarray, postprocessing: dict[str, float]) -> np.ndarray:
+    """A frame after Pillow's ImageEnhance filters, in the order given."""
+    image = Image.fromarray(frame)
+    for name, factor in postprocessing.items():
+        image = getattr(ImageEnhance, name.capitalize())(image).enhance(factor)
+    return np.asarray(image)
 
 
 class Brought(Sequence[Any]):
@@ -104,33 +108,36 @@ def build(
     device: str = "cpu",
 ) -> Smoother:
     """The smoother `name` with the options `config`; `window` frames to each side, if given, in place of its own.
-    Those that match patches do all of their work on `device`."""
+    Those that match patches do so on `device`."""
     config = dict(config)
     postprocessing = config.pop("postprocessing", {})
     if name in ON_GPU:
         guides, styles = bring(guides, device), bring(styles, device)
-    smoother = SMOOTHERS[name](config, window)(guides, styles)
+    if name in ENHANCED_BEFORE and postprocessing:
+        styles = Brought(styles, partial(enhance, postprocessing=postprocessing))
+    smoother = SMOOTHERS[name](config, window, device)(guides, styles)
     return Enhanced(smoother, postprocessing) if postprocessing else smoother
 
 
 Maker = Callable[[Frames, Frames], Smoother]
 
 
-def _temporal_mean(config: dict[str, Any], window: int | None) -> Maker:
+def _temporal_mean(config: dict[str, Any], window: int | None, device: str) -> Maker:
     if window is not None:
         config["radius"] = window
     return partial(TemporalMeanSmoother, **config)
 
 
-def _ebsynth(config: dict[str, Any], window: int | None) -> Maker:
+def _ebsynth(config: dict[str, Any], window: int | None, device: str) -> Maker:
     from stages.smoothing.ebsynth import EbsynthSmoother  # loads the library's binding, as all below do
 
-    if window is not None:
-        config["smooth_index"] = range(-window, window + 1)
-    return partial(EbsynthSmoother, **config)
+    options = EbsynthConfig.model_validate(config)
+    offsets = options.smooth_index if window is None else range(-window, window + 1)
+    matching = options.model_dump(include={"patch_size", "guide_weight"})
+    return partial(EbsynthSmoother, smooth_index=offsets, device=device, **matching)
 
 
-def _patch_blend(config: dict[str, Any], window: int | None) -> Maker:
+def _patch_blend(config: dict[str, Any], window: int | None, device: str) -> Maker:
     from stages.smoothing.patch_blend import PatchBlendSmoother
 
     if window is not None:
@@ -138,19 +145,25 @@ def _patch_blend(config: dict[str, Any], window: int | None) -> Maker:
     return partial(PatchBlendSmoother, **config)
 
 
-def _py_synth(config: dict[str, Any], window: int | None) -> Maker:
+def _py_synth(config: dict[str, Any], window: int | None, device: str) -> Maker:
     from stages.smoothing.pysynth import PySynthSmoother
 
-    reach = config.get("window_size") if window is None else window
-    return partial(PySynthSmoother, window=reach, exhaustive=config.get("speed") == "slowest")
+    options = PySynthConfig.model_validate(config)
+    reach = options.window_size if window is None else window
+    matching = options.ebsynth_config.model_dump()
+    return partial(PySynthSmoother, speed=options.speed, window_size=reach, device=device, **matching)
 
 
-def _video_patch_match(config: dict[str, Any], window: int | None) -> Maker:
-    return _py_synth({}, window)
+def _video_patch_match(config: dict[str, Any], window: int | None, device: str) -> Maker:
+    options = VideoPatchMatchConfig.model_validate(config)
+    return _py_synth({"ebsynth_config": options.ebsynth_config}, window, device)
 
 
-# EbsynthSmoother leaves it to the library where it works, TemporalMeanSmoother has nothing to do there.
-ON_GPU = ("PatchBlendSmoother", "PySynthSmoother", "VideoPatchMatchSmoother")
+# The others leave it to the patch-matching library where it works, or have nothing to do there.
+ON_GPU = ("PatchBlendSmoother",)
+
+# These also enhance frames before they smooth them.
+ENHANCED_BEFORE = ("VideoPatchMatchSmoother",)
 
 # Frames of a chunk, which is done again after a kill: where patches are matched, a frame can take seconds.
 CHUNKS = {
@@ -161,7 +174,7 @@ CHUNKS = {
     "VideoPatchMatchSmoother": 1,
 }
 
-SMOOTHERS: dict[str, Callable[[dict[str, Any], int | None], Maker]] = {
+SMOOTHERS: dict[str, Callable[[dict[str, Any], int | None, str], Maker]] = {
     "TemporalMeanSmoother": _temporal_mean,
     "PatchBlendSmoother": _patch_blend,
     "EbsynthSmoother": _ebsynth,

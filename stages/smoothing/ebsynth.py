@@ -9,6 +9,7 @@ import numpy as np
 from native import binding
 from stages.base.errors import DiffSynthError
 from stages.smoothing import Frames
+from stages.smoothing.pysynth import library_options
 
 CHANNELS = 3
 
@@ -23,11 +24,13 @@ class EbsynthSmoother:
         self,
         guides: Frames,
         styles: Frames,
+        *,
         smooth_index: Sequence[int],
-        patch_size: int = 21,
-        guide_weight: float = 100.0,
+        patch_size: int,
+        guide_weight: float,
+        device: str,
     ):
-        self.guides, self.styles = guides, styles
+        self.guides, self.styles, self.device = guides, styles, device
         self.offsets, self.patch_size, self.guide_weight = [d for d in smooth_index if d], patch_size, guide_weight
 
     def smooth(self, start: int, stop: int) -> np.ndarray:
@@ -47,6 +50,7 @@ class EbsynthSmoother:
                 *(np.ascontiguousarray(image)[None] for image in images),
                 guide_weights=[self.guide_weight / CHANNELS] * CHANNELS,
                 patch_size=self.patch_size,
+                **library_options(self.device),
             )
         except binding.EbsynthError as error:
             raise DiffSynthError(str(error)) from error

@@ -20,6 +20,7 @@ BITS32 = 0xFFFFFFFF
 def patch_error(
     source_guide: np.ndarray, target_guide: np.ndarray, source_style: np.ndarray | None,
     target_style: np.ndarray | None, nnf: np.ndarray, *, style_weight: float, guide_weight: float, patch_size: int,
+    border: str = "repeat",
 ) -> np.ndarray:  # fmt: skip
     """Over the patch and over channels, the sum of weight * (target - source)^2: float64 [B, H, W]."""
     kinds = [(source_guide, target_guide, guide_weight)]
@@ -30,20 +31,20 @@ def patch_error(
         row, column = inside(nnf[item, y, x], source_guide.shape[1:3])
         for source, target, weight in kinds:
             for dy, dx in around(radius):
-                a = pixel(target[item], y + dy, x + dx)
-                b = pixel(source[item], row + dy, column + dx)
+                a = pixel(target[item], y + dy, x + dx, border)
+                b = pixel(source[item], row + dy, column + dx, border)
                 for c in range(len(a)):
                     error[item, y, x] += weight / len(a) * (int(a[c]) - int(b[c])) ** 2
     return error
 
 
-def remap(source: np.ndarray, nnf: np.ndarray, *, patch_size: int) -> np.ndarray:
+def remap(source: np.ndarray, nnf: np.ndarray, *, patch_size: int, border: str = "repeat") -> np.ndarray:
     """Each target pixel is the mean of the patches that cover it, rounded to the nearest, ties up."""
     image = np.zeros((*nnf.shape[:3], source.shape[3]), np.uint8)
     for item in range(len(nnf)):
         height, width = nnf.shape[1:3]
         field = {(y, x): inside(nnf[item, y, x], source.shape[1:3]) for y in range(height) for x in range(width)}
-        image[item] = vote(source[item], field, image.shape[1:3], patch_size, dict.fromkeys(field, 1))
+        image[item] = vote(source[item], field, image.shape[1:3], patch_size, dict.fromkeys(field, 1), border)
     return image
 
 
@@ -101,7 +102,7 @@ def match(
     source_guide: np.ndarray, target_guide: np.ndarray, source_style: np.ndarray | None,
     target_style: np.ndarray | None, *, style_weight: float, guide_weight: float, patch_sizes: Sequence[int],
     pyramid_levels: int, patch_match_iterations: int, search_radius: int, start: str, nnf: np.ndarray | None,
-    seed: int, progress: object = None,
+    seed: int, border: str = "repeat", progress: object = None,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """Nearest-neighbour fields and their error. Does not call progress."""
     if source_style is None:
@@ -118,6 +119,7 @@ def match(
         start=start,
         seed=seed,
         radius=search_radius,
+        border=border,
     )
     batch, height, width = target_guide.shape[:3]
     out, error = np.zeros((batch, height, width, 2), np.int32), np.zeros((batch, height, width), np.float32)
@@ -144,6 +146,7 @@ class Problem:
     threshold: int = 0
     weighted_vote: bool = False
     extra_pass: bool = False
+    border: str = "repeat"
 
 
 def levels(source: np.ndarray, target: np.ndarray, patch: int, wanted: int) -> int:
@@ -183,7 +186,7 @@ def solve(
         else:
             field = doubled(field, source_size, target_size)
         if painted:
-            style = vote(source_style, field, target_size, problem.patch, dict.fromkeys(field, 1))
+            style = vote(source_style, field, target_size, problem.patch, dict.fromkeys(field, 1), problem.border)
         source, active, sweep = np.concatenate([source_style, source_guides], axis=2), set(field), 0
         extra, shrink = problem.extra_pass and level == 0, 4 if level == 0 else 2
         for number, patch in enumerate(problem.patches + [3] * extra):
@@ -191,7 +194,7 @@ def solve(
             if number == len(problem.patches):
                 active = set(field)
             target = np.concatenate([style, target_guides], axis=2)
-            measure = Measure(source, target, modulation, weights, patch)
+            measure = Measure(source, target, modulation, weights, patch, problem.border)
             cost = usage_cost(problem.uniformity, scale, patch, source_size, target_size) if uniform else 0
             for _ in range(problem.sweeps):
                 search(field, measure, active, problem.radius, shrink, uniform, cost, sweep, mix2(key, sweep), item)
@@ -202,13 +205,14 @@ def solve(
                     t: vote_weight(e, scale * patch * patch * len(weights)) if problem.weighted_vote else 1
                     for t, e in error.items()
                 }
-                before, style = style, vote(source_style, field, target_size, patch, vote_weights)
+                before, style = style, vote(source_style, field, target_size, patch, vote_weights, problem.border)
                 if problem.threshold > 0:
                     active = near_changes(before, style, problem.threshold, patch)
             last_patch = patch
 
     out, error_out = np.zeros((*target_size, 2), np.int32), np.zeros(target_size, np.float32)
-    measure = Measure(source, np.concatenate([style, target_guides], axis=2), modulation, weights, last_patch)
+    target = np.concatenate([style, target_guides], axis=2)
+    measure = Measure(source, target, modulation, weights, last_patch, problem.border)
     for place, entry in field.items():
         out[place], error_out[place] = entry, np.float32(float(measure(place, entry)) * (1.0 / scale))
     return style, out, error_out
@@ -246,10 +250,11 @@ class Measure:
     """The exact patch error between a target and a source pixel, in fixed-point numbers. Images are [H, W, C]."""
 
     def __init__(
-        self, source: np.ndarray, target: np.ndarray, modulation: np.ndarray | None, weights: list[int], patch: int
-    ) -> None:
+        self, source: np.ndarray, target: np.ndarray, modulation: np.ndarray | None, weights: list[int], patch: int,
+        border: str,
+    ) -> None:  # fmt: skip
         self.patch, self.size = patch, source.shape[:2]
-        self.source, self.target = (bordered(image, patch // 2) for image in (source, target))
+        self.source, self.target = (bordered(image, patch // 2, border) for image in (source, target))
         self.weights = np.array(weights, np.int64)  # of each pixel of the target, where they are modulated
         if modulation is not None:
             self.weights = self.weights * bordered(modulation, patch // 2)
@@ -335,14 +340,15 @@ def vote_weight(error: int, unit: float) -> int:
 
 
 def vote(
-    source: np.ndarray, field: dict[Place, Place], size: Place, patch: int, weights: dict[Place, int]
+    source: np.ndarray, field: dict[Place, Place], size: Place, patch: int, weights: dict[Place, int], border: str
 ) -> np.ndarray:
     """Each pixel is the weighted mean of the patches that cover it, rounded to the nearest, ties up. [H, W, C]."""
     image = np.zeros((*size, source.shape[2]), np.uint8)
     for y, x in np.ndindex(size):
         covering = [(y + dy, x + dx) for dy, dx in around(patch // 2) if (y + dy, x + dx) in field]
         count = sum(weights[t] for t in covering)
-        values = [(weights[t], pixel(source, field[t][0] + y - t[0], field[t][1] + x - t[1])) for t in covering]
+        places = [(field[t][0] + y - t[0], field[t][1] + x - t[1]) for t in covering]
+        values = [(weights[t], pixel(source, *place, border)) for t, place in zip(covering, places, strict=True)]
         for c in range(source.shape[2]):
             image[y, x, c] = (2 * sum(weight * int(value[c]) for weight, value in values) + count) // (2 * count)
     return image
@@ -386,12 +392,13 @@ def inside(place: Sequence[int] | np.ndarray, size: Sequence[int]) -> Place:
     return min(max(int(place[0]), 0), size[0] - 1), min(max(int(place[1]), 0), size[1] - 1)
 
 
-def pixel(image: np.ndarray, y: int, x: int) -> np.ndarray:
-    """Of an image [H, W, ...] whose border repeats."""
-    return image[inside((y, x), image.shape)]
+def pixel(image: np.ndarray, y: int, x: int, border: str = "repeat") -> np.ndarray:
+    """Of an image [H, W, ...] whose border repeats or is zero."""
+    place = inside((y, x), image.shape)
+    return image[place] if border == "repeat" or place == (y, x) else np.zeros_like(image[place])
 
 
-def bordered(image: np.ndarray, border: int) -> np.ndarray:
-    """The image with that much of its repeated border, in int64."""
-    y, x = (np.clip(np.arange(-border, n + border), 0, n - 1) for n in image.shape[:2])
-    return image[y][:, x].astype(np.int64)
+def bordered(image: np.ndarray, width: int, border: str = "repeat") -> np.ndarray:
+    """The image with a border of that width, repeated or zero, in int64."""
+    rows, columns = (range(-width, n + width) for n in image.shape[:2])
+    return np.array([[pixel(image, y, x, border) for x in columns] for y in rows]).astype(np.int64)

@@ -67,9 +67,12 @@ def fill(call: ctypes.Structure, buffers: Buffers, draw: random.Random) -> None:
         elif wild:
             value = draw.choice(WILD)
         else:
-            value = {"patch_size": draw.choice([3, 5]), "guide_channels": draw.randint(1, 8)}.get(
-                name, draw.randint(1, 2)
-            )
+            values = {
+                "patch_size": draw.choice([3, 5]),
+                "guide_channels": draw.randint(1, 8),
+                "border": draw.randint(0, 1),
+            }
+            value = values.get(name, draw.randint(1, 2))
         setattr(call, name, value)
 
 
@@ -116,3 +119,22 @@ def test_wrong_settings_make_no_context(member, value):
     context = ctypes.c_void_p(1)
     assert binding._library().ebsynth_create(ctypes.byref(settings), ctypes.byref(context)) == 1
     assert context.value is None
+
+
+def test_programs_compiled_with_an_older_header_still_run():
+    """Structs of version 1.0 end before `border`: what lies behind them is not read."""
+    source, nnf = np.full((1, 5, 5, 1), 100, np.uint8), np.zeros((1, 5, 5, 2), np.int32)
+    image = np.zeros_like(source)
+    call = abi.Remapping(
+        struct_size=abi.Remapping.border.offset, batch=1, source_height=5, source_width=5, target_height=5,
+        target_width=5, channels=1, patch_size=3, source=source.ctypes.data, nnf=nnf.ctypes.data,
+        image=image.ctypes.data, border=1,
+    )  # fmt: skip
+    settings, context = abi.Settings(struct_size=ctypes.sizeof(abi.Settings), backend=1), ctypes.c_void_p()
+    library = binding._library()
+    assert library.ebsynth_create(ctypes.byref(settings), ctypes.byref(context)) == 0
+    assert library.ebsynth_remap(context, ctypes.byref(call)) == 0
+    assert (image == 100).all()  # with a border of zeros, pixels beside the border would be darker
+    call.struct_size -= 1
+    assert library.ebsynth_remap(context, ctypes.byref(call)) == 1
+    library.ebsynth_destroy(context)

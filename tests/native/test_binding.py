@@ -71,6 +71,17 @@ def test_patch_error_is_what_its_definition_says(backend, size):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("size", "channels"), [(3, 24), (21, 3), (31, 1)])
+def test_patch_error_of_matches_that_lie_side_by_side(backend, size, channels):
+    source, target = images(1, 9, 160, channels), images(1, 8, 150, channels, seed=1)
+    y, x = np.mgrid[:8, :150]
+    shift = np.where(x < 140, y, 2 * x)  # a long run in each row, and short ones
+    nnf = np.stack([y, np.minimum(x + shift, 159)], axis=2)[None].astype(np.int32)
+    error = binding.patch_error(source, target, nnf=nnf, patch_size=size, backend=backend)
+    np.testing.assert_allclose(error[0], defined_error(source[0], target[0], nnf[0], size), rtol=1e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_patch_error_weighs_style_and_guide(backend):
     guides = images(1, 9, 9, 2), images(1, 9, 9, 2, seed=1)
     styles = images(1, 9, 9, 4, seed=2), images(1, 9, 9, 4, seed=3)
@@ -83,17 +94,20 @@ def test_patch_error_weighs_style_and_guide(backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("size", [1, 5])
-def test_remap_is_the_rounded_mean_of_the_patches_that_cover_a_pixel(backend, size):
+@pytest.mark.parametrize("border", binding.BORDERS)
+def test_remap_is_the_rounded_mean_of_the_patches_that_cover_a_pixel(backend, size, border):
     source = images(1, 10, 12, 3)
     nnf = np.random.default_rng(5).integers(0, (10, 12), (1, 8, 9, 2)).astype(np.int32)
-    image = binding.remap(source, nnf, patch_size=size, backend=backend)
+    image = binding.remap(source, nnf, patch_size=size, border=border, backend=backend)
     radius = size // 2
     for y, x in np.ndindex(8, 9):
         votes = []
         for ty, tx in np.ndindex(8, 9):
             if abs(ty - y) <= radius and abs(tx - x) <= radius:
                 at = nnf[0, ty, tx] + (y - ty, x - tx)
-                votes.append(source[0, np.clip(at[0], 0, 9), np.clip(at[1], 0, 11)])
+                inner = np.clip(at, 0, (9, 11))
+                is_zero = border == "zero" and (inner != at).any()
+                votes.append(np.zeros(3) if is_zero else source[0, inner[0], inner[1]])
         assert (image[0, y, x] == np.floor(np.mean(votes, axis=0) + 0.5)).all()
 
 
@@ -196,13 +210,21 @@ def test_back_ends_agree_on_sources_narrower_than_a_patch(backend, source):
 @pytest.mark.parametrize("backend", ["numba", *BACKENDS[2:]])
 @pytest.mark.parametrize("styles", ["none", "given", "painted"])
 @pytest.mark.parametrize("start", binding.STARTS)
-def test_back_ends_agree_on_fields(backend, styles, start):
+@pytest.mark.parametrize("border", binding.BORDERS)
+def test_back_ends_agree_on_fields(backend, styles, start, border):
     guides = images(2, 30, 33, 3), images(2, 28, 35, 3, seed=1)
     style = {"none": (None, None), "given": (images(2, 30, 33, 2, seed=2), images(2, 28, 35, 2, seed=3))}.get(
         styles, (images(2, 30, 33, 2, seed=2), None)
     )
     nnf = np.random.default_rng(3).integers(0, 28, (2, 28, 35, 2)).astype(np.int32) if start == "given" else None
-    options = {"start": start, "nnf": nnf, "patch_sizes": [9, 5, 3], "search_radius": 6, "guide_weight": 10.0}
+    options = {
+        "start": start,
+        "nnf": nnf,
+        "patch_sizes": [9, 5, 3],
+        "search_radius": 6,
+        "guide_weight": 10.0,
+        "border": border,
+    }
     ours = binding.match(*guides, *style, backend="cpu", **options)
     theirs = binding.match(*guides, *style, backend=backend, **options)
     np.testing.assert_array_equal(ours.nnf, theirs.nnf)
@@ -274,6 +296,13 @@ def test_wrong_arrays_are_named(wrong):
     image = images(1, 8, 8, 3)
     with pytest.raises(ValueError, match="target_guides must be C-contiguous uint8"):
         binding.synthesize(image, image, wrong)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_unknown_borders_are_refused(backend):
+    image = images(1, 8, 8, 3)
+    with pytest.raises(ValueError, match="border is 'wrap', allowed are repeat and zero"):
+        binding.match(image, image, border="wrap", backend=backend)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -41,11 +41,13 @@ def test_syntheses(backend, name):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("painted", [False, True])
-def test_fields(backend, painted):
+@pytest.mark.parametrize("border", binding.BORDERS)
+def test_fields(backend, painted, border):
     guides = images(1, *SIZE["source"], 3), images(1, *SIZE["target"], 3, seed=1)
     styles = images(1, *SIZE["source"], 2, seed=2), None if painted else images(1, *SIZE["target"], 2, seed=3)
     options = {"style_weight": 0.5, "guide_weight": 4.0, "patch_sizes": [5, 3], "pyramid_levels": 2, "seed": 7}
     options |= {"patch_match_iterations": 2, "search_radius": 4, "start": "random", "nnf": None, "progress": None}
+    options["border"] = border
     expected = reference.match(*guides, *styles, **options)
     found = binding.match(*guides, *styles, backend=backend, **options)
     np.testing.assert_array_equal(found.nnf, expected[0])
@@ -53,11 +55,12 @@ def test_fields(backend, painted):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_patch_errors(backend):
+@pytest.mark.parametrize("border", binding.BORDERS)
+def test_patch_errors(backend, border):
     guides = images(1, *SIZE["source"], 1), images(1, *SIZE["target"], 1, seed=1)
     styles = images(1, *SIZE["source"], 2, seed=2), images(1, *SIZE["target"], 2, seed=3)
     nnf = np.random.default_rng(4).integers(-2, 15, (1, *SIZE["target"], 2)).astype(np.int32)
-    options = {"style_weight": 0.5, "guide_weight": 4.0, "patch_size": 5}
+    options = {"style_weight": 0.5, "guide_weight": 4.0, "patch_size": 5, "border": border}
     expected = reference.patch_error(*guides, *styles, nnf, **options)
     found = binding.patch_error(*guides, *styles, nnf=nnf, backend=backend, **options)
     np.testing.assert_allclose(found, expected, rtol=1e-5)

@@ -11,7 +11,7 @@ import pytest
 from stages.base.cache import ArraySpec, FrameCache
 from stages.base.fingerprint import stage_inputs
 from stages.base.job_file import read_job
-from stages.smoothing import build
+from stages.smoothing import SMOOTHERS, build
 from stages.video import Encoding, encode, open_source
 from tests.conftest import scene
 from tests.stages.test_video import onsets, tone
@@ -64,6 +64,13 @@ def test_the_smoother_asked_for_is_used(deflicker, keys, radius):
     else:
         expected = build("TemporalMeanSmoother", {"radius": radius}, rendered, rendered).smooth(0, 10)
     np.testing.assert_array_equal(cache["deflickered"][:], expected)
+
+
+@pytest.mark.parametrize("name", SMOOTHERS)
+def test_every_smoother_works_at_its_defaults(deflicker, name):
+    cache, _ = deflicker(post_smoother=name)
+    frames, rendered, smooth = (cache[array][:].astype(int) for array in ("frames", "rendered", "deflickered"))
+    assert np.abs(smooth - frames).mean() < 0.9 * np.abs(rendered - frames).mean()
 
 
 def test_a_device_that_is_not_there_is_refused_before_anything_goes(deflicker, make_job, cli):

@@ -17,6 +17,7 @@ from stages.base.cache import FrameCache
 from stages.base.job import Job
 from stages.diffusion import compilation, denoise
 from stages.render import attended_frames, is_smoothed, shared_window
+from stages.smoothing import SMOOTHERS
 from tests.conftest import CONTROLNET, GOLDEN, MODEL, scene, write_images
 
 POOLING_CONTROLNET = GOLDEN / "models/control2"  # global_pool_conditions, as shuffle has it
@@ -106,6 +107,13 @@ def test_neighbours_are_seen_beyond_a_chunk(render, tmp_path):
     two = render("b", input_video="two", **keys)["latents"][:]
     differs = np.abs(one - two).max(axis=(1, 2, 3)) > 1e-4
     assert differs.tolist() == [False] * 7 + [True] * 3 + [False] * 2
+
+
+@pytest.mark.parametrize("name", SMOOTHERS)
+def test_every_smoother_works_in_the_loop_at_its_defaults(render, name):
+    keys = {"num_inference_steps": 1, "combine_pattern": [0]}
+    without, smoothed = render("without", **keys)["rendered"][:], render("with", smoother=name, **keys)["rendered"][:]
+    assert smoothed.shape == without.shape and (smoothed != without).any()
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,8 @@ from stages.base.errors import UsageError
 from stages.base.fingerprint import AFTER
 from stages.base.job import READS, READS_NOTHING, STAGES, Job, json_schema
 from stages.base.job_file import check, read_job
+from stages.base.smoothers import PySynthConfig
+from stages.smoothing import build
 
 MINIMAL = {"model_id": "owner/model", "input_video": "v.mp4", "output_path": "out", "prompt": "winter"}
 
@@ -54,6 +56,49 @@ def test_diffsynths_own_file_is_read_unmodified(tmp_path):
     assert warnings == [
         "ignored, no longer needed: smoother_config.bin_path, smoother_config.cache_path, post_smoother_config.gpu_id"
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "ignored"),
+    [
+        ("PySynthSmoother", {"speed": "fastest", "window_size": 10_000}, []),
+        ("PySynthSmoother", {"num_iter": 3, "patch_size": 11, "guide_weight": 10.0, "gpu_id": 0}, ["gpu_id"]),
+        (
+            "PySynthSmoother",
+            {"ebsynth_config": {"num_iter": 3, "threads_per_block": 8, "gpu_id": 0}},
+            ["ebsynth_config.gpu_id", "ebsynth_config.threads_per_block"],
+        ),
+        (
+            "VideoPatchMatchSmoother",
+            {"engine_name": "Pytorch", "bin_path": None, "cache_path": "cache", "num_iter": 1},
+            ["cache_path", "num_iter"],
+        ),
+        (
+            "EbsynthSmoother",
+            {"bin_path": "ebsynth", "cache_path": "cache", "smooth_index": [-1, 1], "n_jobs": 16},
+            ["bin_path", "cache_path", "n_jobs"],
+        ),
+        ("EbsynthSmoother", {}, []),
+    ],
+)
+def test_options_of_diffsynths_smoothers_are_read_or_named_once(tmp_path, name, config, ignored):
+    job, warnings = read_job(write(tmp_path, MINIMAL | {"smoother": name, "smoother_config": config}))
+    expected = ", ".join(f"smoother_config.{key}" for key in ignored)
+    assert warnings == ([f"ignored, no longer needed: {expected}"] if ignored else [])
+    assert build(name, job.smoother_config, [], []) is not None
+
+
+def test_older_files_give_matching_options_beside_the_others():
+    older = PySynthConfig.model_validate({"num_iter": 3, "ebsynth_config": {"patch_size": 11}})
+    newer = PySynthConfig.model_validate({"ebsynth_config": {"num_iter": 3, "patch_size": 11}})
+    assert older == newer
+
+
+@pytest.mark.parametrize("options", [{"patch_size": 20}, {"num_iter": 0}, {"guide_weight": -1.0}, {"patchsize": 21}])
+def test_mistakes_in_matching_options_are_named(options):
+    data = MINIMAL | {"smoother": "PySynthSmoother", "smoother_config": {"ebsynth_config": options}}
+    _, problems = check(data)
+    assert len(problems) == 1 and f"ebsynth_config.{next(iter(options))}" in problems[0]
 
 
 def test_relative_paths_are_relative_to_the_job_file(tmp_path):

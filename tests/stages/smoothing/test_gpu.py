@@ -122,7 +122,7 @@ def test_stiff_flow_is_not_led_by_noise(swimming):
     assert stiff < 0.5 * loose
 
 
-@pytest.mark.parametrize("name", ["PatchBlendSmoother", "PySynthSmoother"])
+@pytest.mark.parametrize("name", smoothing.ON_GPU)
 def test_smoothers_do_what_they_do_on_the_processor(name, swimming, on_torch):
     errors = []
     for device in ("cpu", "cuda"):

@@ -1,4 +1,4 @@
-"""PatchBlendSmoother on flicker whose truth is known; PySynthSmoother beside it."""
+"""PatchBlendSmoother on flicker whose truth is known."""
 
 from __future__ import annotations
 
@@ -79,30 +79,8 @@ def test_a_frame_that_is_wrong_does_not_spread(lit):
         assert squared_error(smoothed[neighbour], lit.truth[neighbour]) < 0.02 * squared_error(styles[6], lit.truth[6])
 
 
-@pytest.mark.parametrize("config", [{"speed": "slowest", "window_size": 4}, {"speed": "fastest", "window_size": 4}])
-def test_remap_and_blend_follows_motion(lit, config):
-    smoothed = smooth(lit, config, "PySynthSmoother")
-    error = squared_error(smoothed, lit.truth)
-    assert error < 0.4 * squared_error(lit.styles, lit.truth)
-    assert error < 0.3 * squared_error(smooth(lit, {"radius": 4}, "TemporalMeanSmoother"), lit.truth)
-
-
-def test_a_very_wide_window_does_not_run_over():
-    white = [np.full((16, 16, 3), 250, np.uint8)] * 600
-    smoother = build("PySynthSmoother", {"speed": "fastest", "window_size": 299}, white, white)
-    np.testing.assert_array_equal(smoother.smooth(300, 301)[0], white[0])
-
-
-def test_video_patch_match_is_remap_and_blend_over_the_whole_video(lit):
-    np.testing.assert_array_equal(
-        smooth(lit, {"engine_name": "Ebsynth"}, "VideoPatchMatchSmoother"),
-        smooth(lit, {"speed": "fastest", "window_size": None}, "PySynthSmoother"),
-    )
-
-
-@pytest.mark.parametrize("name", ["PatchBlendSmoother", "PySynthSmoother"])
-def test_nothing_is_kept_after_the_last_frame(lit, name):
-    smoother = build(name, {}, lit.guides, lit.styles)
+def test_nothing_is_kept_after_the_last_frame(lit):
+    smoother = build("PatchBlendSmoother", {}, lit.guides, lit.styles)
     smoother.smooth(0, len(lit.styles))
     kept = [smoother.lit, smoother.lines, smoother.light.small, smoother.light.sums.runs]
     assert not any(kept)

@@ -10,15 +10,16 @@ import pytest
 from PIL import Image, ImageEnhance
 
 from stages.base import job
-from stages.smoothing import CHUNKS, SMOOTHERS, build
+from stages.smoothing import CHUNKS, SMOOTHERS, build, enhance
 
-CONFIGS: dict[str, dict] = {
-    "TemporalMeanSmoother": {"radius": 2},
-    "PatchBlendSmoother": {"window": 3},
-    "EbsynthSmoother": {"smooth_index": [-1, 2], "patch_size": 5},
-    "PySynthSmoother": {"speed": "slowest", "window_size": 2},
-    "VideoPatchMatchSmoother": {},
+CONFIGS: dict[str, list[dict]] = {  # besides the defaults
+    "TemporalMeanSmoother": [{"radius": 2}],
+    "PatchBlendSmoother": [{"window": 3}],
+    "EbsynthSmoother": [{"smooth_index": [-1, 2], "patch_size": 5}],
+    "PySynthSmoother": [{"speed": "slowest", "window_size": 2}, {"window_size": 3}, {"window_size": 10_000}],
+    "VideoPatchMatchSmoother": [{"postprocessing": {"contrast": 1.5, "sharpness": 3.0}}],
 }
+CASES = [(name, config) for name in SMOOTHERS for config in ({}, *CONFIGS[name])]
 EXACT = ("TemporalMeanSmoother",)  # what stands still is not changed at all
 
 
@@ -38,23 +39,24 @@ def video():
     return Counted(noise), noise
 
 
-@pytest.mark.parametrize("name", SMOOTHERS)
-def test_chunks_do_not_show_in_the_result(name, video):
+@pytest.mark.parametrize(("name", "config"), CASES)
+def test_chunks_do_not_show_in_the_result(name, config, video):
     frames, _ = video
-    whole = build(name, CONFIGS[name], frames, frames).smooth(0, 11)
+    whole = build(name, config, frames, frames).smooth(0, 11)
     assert whole.dtype == np.uint8 and whole.shape == (11, 16, 24, 3)
-    for size in (1, 3, 8):
-        smoother = build(name, CONFIGS[name], frames, frames)
+    for size in (1, 8):
+        smoother = build(name, config, frames, frames)
         parts = [smoother.smooth(start, min(start + size, 11)) for start in range(0, 11, size)]
         np.testing.assert_array_equal(np.concatenate(parts), whole)
-    fresh = build(name, CONFIGS[name], frames, frames).smooth(7, 9)  # as after a kill
-    np.testing.assert_array_equal(fresh, whole[7:9])
+    fresh = build(name, config, frames, frames)  # as after a kill
+    np.testing.assert_array_equal(fresh.smooth(7, 9), whole[7:9])
+    np.testing.assert_array_equal(fresh.smooth(2, 4), whole[2:4])  # out of order
 
 
 @pytest.mark.parametrize("name", SMOOTHERS)
 def test_a_video_that_stands_still_is_not_changed(name):
     frames = [np.random.default_rng(1).integers(0, 256, (16, 24, 3), np.uint8)] * 5
-    smoothed = build(name, CONFIGS[name], frames, frames).smooth(0, 5)
+    smoothed = build(name, {}, frames, frames).smooth(0, 5)
     assert np.abs(smoothed.astype(int) - np.stack(frames)).mean() <= (0 if name in EXACT else 0.5)
 
 
@@ -86,6 +88,14 @@ def test_window_replaces_the_smoothers_own(video):
     wide = build("TemporalMeanSmoother", {"radius": 1}, frames, frames, window=3).smooth(0, 11)
     expected = build("TemporalMeanSmoother", {"radius": 3}, frames, frames).smooth(0, 11)
     np.testing.assert_array_equal(wide, expected)
+
+
+def test_frames_may_be_enhanced_before_they_are_smoothed_too(video):
+    frames, noise = video
+    factors = {"contrast": 1.5, "sharpness": 3.0}
+    found = build("VideoPatchMatchSmoother", {"postprocessing": factors}, frames, frames).smooth(4, 6)
+    plain = build("PySynthSmoother", {}, frames, [enhance(frame, factors) for frame in noise]).smooth(4, 6)
+    np.testing.assert_array_equal(found, np.stack([enhance(frame, factors) for frame in plain]))
 
 
 @pytest.mark.parametrize("order", [("contrast", "sharpness"), ("sharpness", "contrast")])
