@@ -357,15 +357,15 @@ def smooth(
 @app.command()
 def metrics(
     guide: Annotated[Path, typer.Argument(help="The original video, or a folder of images.")],
-    videos: Annotated[list[Path], typer.Argument(help="Stylised ones, frame by frame of the same scene.")],
+    videos: Annotated[list[Path], typer.Argument(help="Stylised videos of the same frames.")],
     style: Annotated[
         Path | None,
         typer.Option(help="The video before smoothing: adds invented detail, structure kept and its own warp error."),
     ] = None,
-    reference: Annotated[Path | None, typer.Option(help="The truth, if it is known: adds PSNR and SSIM.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Curves over time, to a .png.")] = None,
+    reference: Annotated[Path | None, typer.Option(help="The truth, if known: adds PSNR and SSIM.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Write curves over time to a .png.")] = None,
     quiet: Quiet = False,
-    events: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    events: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     debug: Debug = False,
 ) -> None:
     """Measure flicker and sharpness of stylised videos, and what smoothing invented or lost."""

@@ -42,18 +42,18 @@ def write_report(path: Path, changes: Changes) -> None:
             (warning or "No frame lost structure in more than 1 % of its area.", TEXT, ALARM if warning else FADED),
             ("Each pair shows the style on the left and the result on the right.", TEXT, FADED),
         ),
-        *_section("Changed most", "largest mean difference", changes.changed.best(), _change),
+        *_section("Changed most", "largest mean difference", changes.changed.best(), changed_caption),
         *_section(
             "Least structure kept",
             f"worst square of 16 pixels, light left out: 1 is unchanged, below {STRUCTURE_LOST} is visible damage",
             changes.lost.best(),
-            _structure,
+            lost_caption,
         ),
         *_section(
             "Left as they were",
-            "although the style moved or flickered there",
+            "although the style moved or flickered there by the levels given",
             changes.kept.best(),
-            _unchanged,
+            kept_caption,
         ),
     ]
     sheet = Image.new("RGB", (WIDTH, sum(part.height for part in parts) + MARGIN), PAPER)
@@ -67,7 +67,7 @@ def write_report(path: Path, changes: Changes) -> None:
 
 
 def _section(
-    title: str, explanation: str, places: Sequence[Place], measured: Callable[[Place], str]
+    title: str, explanation: str, places: Sequence[Place], caption: Callable[[Place], str]
 ) -> list[Image.Image]:
     """Return a heading and the rows of pairs below it."""
     about = explanation if places else "no such places"
@@ -78,10 +78,10 @@ def _section(
     end = MARGIN + round(draw.textlength(title, _font(TITLE)))
     draw.text((end + 12, LINE * 2 // 3 + TITLE - TEXT), about, FADED, _font(TEXT))
     rows = [places[start : start + COLUMNS] for start in range(0, len(places), COLUMNS)]
-    return [heading, *(_row(row, measured) for row in rows)]
+    return [heading, *(_row(row, caption) for row in rows)]
 
 
-def _row(places: Sequence[Place], measured: Callable[[Place], str]) -> Image.Image:
+def _row(places: Sequence[Place], caption: Callable[[Place], str]) -> Image.Image:
     """Return up to COLUMNS pairs side by side, each with its caption."""
     height, width = places[0].before.shape[:2]
     scale = max(1, SIDE // max(height, width))
@@ -90,24 +90,31 @@ def _row(places: Sequence[Place], measured: Callable[[Place], str]) -> Image.Ima
     draw = ImageDraw.Draw(row)
     for column, place in enumerate(places):
         left = MARGIN + column * (WIDTH - MARGIN) // COLUMNS
-        where = f"frame {place.frame} at {place.x}, {place.y}"
-        draw.text((left, 2), f"{where}: {measured(place)}", INK, _font(TEXT))
+        draw.text((left, 2), caption(place), INK, _font(TEXT))
         for offset, crop in ((0, place.before), (width + SEAM, place.after)):
             enlarged = Image.fromarray(np.ascontiguousarray(crop)).resize((width, height), Image.Resampling.NEAREST)
             row.paste(enlarged, (left + offset, LINE))
     return row
 
 
-def _change(place: Place) -> str:
-    return f"changed by {place.change:.1f} levels, structure {place.structure:.2f}"
+def changed_caption(place: Place) -> str:
+    """Say where a place is and how much it changed."""
+    return f"{_where(place)}: changed {place.change:.1f} levels, structure {place.structure:.2f}"
 
 
-def _structure(place: Place) -> str:
-    return f"structure {place.structure:.2f}, changed by {place.change:.1f} levels"
+def lost_caption(place: Place) -> str:
+    """Say where a place is and how much structure it kept."""
+    return f"{_where(place)}: structure {place.structure:.2f}, changed {place.change:.1f} levels"
 
 
-def _unchanged(place: Place) -> str:
-    return f"{percent(place.unchanged)} unchanged where the style moved by {place.score / place.unchanged:.1f} levels"
+def kept_caption(place: Place) -> str:
+    """Say where a place is, how much of it was left as it was, and by how much the style moved or flickered there."""
+    moved = place.score / place.unchanged
+    return f"{_where(place)}: {percent(place.unchanged)} unchanged, {moved:.0f} levels"
+
+
+def _where(place: Place) -> str:
+    return f"frame {place.frame} at {place.x}, {place.y}"
 
 
 def _lines(*lines: Line) -> Image.Image:

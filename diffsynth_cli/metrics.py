@@ -21,7 +21,7 @@ from stages.smoothing.synthesis import check_writable
 from stages.video import Source, check_shape, fit, open_source
 
 MEANINGS = {
-    "warp1": "difference between neighbouring frames along the motion, ×1000; less is smoother",
+    "warp1": "difference between neighbouring frames along the guide's motion, ×1000; less is smoother",
     "warp5": "the same five frames apart",
     "flicker": "unsteadiness of brightness, in levels",
     "sharp": "detail, as a share of the style's",
@@ -29,8 +29,8 @@ MEANINGS = {
     "structure": f"structure kept in the worst places, mean/worst frame; 1 is all, below {STRUCTURE_LOST} is damage",
     "own_warp": "warp1 along the style's own motion, style→video; a wrong guide cannot lower it",
     "sharp_reference": "detail, as a share of the reference's",
-    "psnr": "likeness to the reference, dB",
-    "ssim": "likeness to the reference, 0 to 1",
+    "psnr": "similarity to the reference, dB",
+    "ssim": "similarity to the reference, 0 to 1",
 }
 CELLS: dict[str, Callable[[dict[str, float]], str]] = {  # columns that show more than one number
     "structure": lambda found: f"{found['structure']:.2f}/{found['structure_min']:.2f}",
@@ -42,7 +42,7 @@ def compare(
     guide: Path, videos: Sequence[Path], style: Path | None, reference: Path | None, plot: Path | None, as_json: bool,
     reporter: Reporter,
 ) -> None:  # fmt: skip
-    """Measures all videos in one pass and prints what was found."""
+    """Measure all videos in one pass and print the numbers."""
     if plot is not None:
         check_writable(plot, (".png",))
     extra = [path for path in (style, reference) if path is not None]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFont
 
-from diffsynth_cli.change_report import write_report
-from stages.smoothing.changes import Changes
+from diffsynth_cli.change_report import COLUMNS, TEXT, WIDTH, changed_caption, kept_caption, lost_caption, write_report
+from stages.smoothing.changes import Changes, Place
 from tests.conftest import write_images
 from tests.stages.smoothing.scenes import scene
 
@@ -35,6 +35,14 @@ def test_crops_are_on_the_sheet_and_the_sheet_is_always_the_same(tmp_path, made)
     for crop in (place.before, place.after):
         large = np.kron(crop, np.ones((2, 2, 1), np.uint8))
         assert cv2.matchTemplate(sheet, large, cv2.TM_SQDIFF_NORMED).min() < 1e-6
+
+
+def test_captions_of_large_videos_fit():
+    crop = np.zeros((96, 96, 3), np.uint8)
+    place = Place(12345, 3744, 2064, 99.0, crop, crop, change=99.9, structure=-0.99, unchanged=0.999)
+    font = ImageFont.load_default(TEXT)
+    for caption in (changed_caption, lost_caption, kept_caption):
+        assert font.getlength(caption(place)) < WIDTH / COLUMNS - 10
 
 
 def test_smooth_says_what_it_did_and_reports_where(tmp_path, folders, cli):
