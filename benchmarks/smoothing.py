@@ -2,10 +2,13 @@
 
     python -m benchmarks.smoothing FOLDER... [--smoothers NAME...] [--devices cpu cuda]
                                              [--lengths 32 128 512] [--size HEIGHT WIDTH] [--window FRAMES]
+    python -m benchmarks.smoothing --pairs GUIDE STYLE [--pairs ...] [--smoothers NAME...] [--devices cpu cuda]
 
 Each FOLDER holds guide/, style/ and clean/ of equal PNG images: the original, its flickering stylised frames, and those
 without flicker. `ends`: the squared error of the first and of the last frame, over that of the frames in the middle.
 `warp1` and `flicker` stand beside those of the truth: less than the truth's is blur, not quality.
+A pair is a video and its stylised version whose truth is not known: what a smoother lost and invented is measured.
+`light` is the mean absolute second difference of the frames' mean level.
 The lengths are those of a made video, smoothed by `diffsynth smooth` in a process of its own.
 """
 
@@ -25,7 +28,7 @@ from rich.table import Table
 from benchmarks.stages import run
 from stages.smoothing import build
 from stages.smoothing.metrics import Curves, measure
-from stages.video import Encoding, encode, open_source
+from stages.video import Encoding, encode, fit, open_source
 
 SMOOTHERS = {
     "PatchBlend": ("PatchBlendSmoother", {}),
@@ -39,6 +42,7 @@ NUMBERS = ("psnr", "sharp_reference", "sharp", "warp1", "flicker")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="*", type=Path)
+    parser.add_argument("--pairs", nargs=2, type=Path, action="append", default=[], metavar=("GUIDE", "STYLE"))
     parser.add_argument("--smoothers", nargs="+", choices=SMOOTHERS, default=list(SMOOTHERS))
     parser.add_argument("--devices", nargs="+", default=["cpu"])
     parser.add_argument("--lengths", nargs="*", type=int, default=[])
@@ -51,6 +55,11 @@ def main() -> None:
         for folder in given.folders:
             compare(folder, list(product(given.smoothers, given.devices)), table)
         out.print(table)
+    if given.pairs:
+        table = Table("style", "smoother", "s", "frames", "structure", "min", "invented", "own warp", "sharp", "light")
+        for guide, style in given.pairs:
+            judge(guide, style, list(product(given.smoothers, given.devices)), table)
+        out.print(table)
     for device in given.devices if given.lengths else ():
         out.print(lengths(given.lengths, *given.size, ["--device", device, "--window", str(given.window)]))
 
@@ -58,18 +67,51 @@ def main() -> None:
 def compare(folder: Path, smoothers: list[tuple[str, str]], table: Table) -> None:
     """`smoothers`: with the device of each."""
     guides, styles, truth = (load(folder / name) for name in ("guide", "style", "clean"))
-    results, seconds = [], []
-    for name, device in smoothers:
-        smoother, config = SMOOTHERS[name]
-        started = time.perf_counter()
-        results.append(build(smoother, config, guides, styles, device=device).smooth(0, len(styles)))
-        seconds.append(time.perf_counter() - started)
+    results, seconds = smooth(guides, styles, smoothers)
     curves = measure(guides, [styles, *results], truth)
     row(table, folder.name, "input", 0, curves[0], curves)
     for (name, device), curve, took in zip(smoothers, curves[1:-1], seconds, strict=True):
         row(table, "", name if device == "cpu" else f"{name}, {device}", took, curve, curves)
     row(table, "", "truth", 0, curves[-1], curves)
     table.add_section()
+
+
+def judge(guide: Path, style: Path, smoothers: list[tuple[str, str]], table: Table) -> None:
+    """Add a row per smoother, given with its device, on what it did to a style whose truth is not known."""
+    styles = load(style)
+    guides = np.stack([fit(frame, *styles.shape[1:3]) for frame in load(guide)[: len(styles)]])
+    styles = styles[: len(guides)]
+    results, seconds = smooth(guides, styles, smoothers)
+    *curves, of_style = measure(guides, results, style=styles)
+    for (name, device), result, curve, took in zip(smoothers, results, curves, seconds, strict=True):
+        found = curve.summary(of_style)
+        numbers = [f"{found[key]:.3f}" for key in ("structure", "structure_min")]
+        numbers += [f"{found['invented']:.4f}", f"{found['own_warp_style']:.2f}→{found['own_warp']:.2f}"]
+        numbers += [
+            f"{np.mean(curve.detail) / np.mean(of_style.detail):.2f}",
+            f"{light(styles):.2f}→{light(result):.2f}",
+        ]
+        label = name if device == "cpu" else f"{name}, {device}"
+        table.add_row(style.stem, label, f"{took:.1f}", str(len(result)), *numbers)
+    table.add_section()
+
+
+def light(frames: np.ndarray) -> float:
+    """Return how unsteady the mean level of frames is, in levels."""
+    return float(np.abs(np.diff([frame.mean() for frame in frames], n=2)).mean())
+
+
+def smooth(
+    guides: np.ndarray, styles: np.ndarray, smoothers: list[tuple[str, str]]
+) -> tuple[list[np.ndarray], list[float]]:
+    """Return each smoother's frames and the seconds they took."""
+    results, seconds = [], []
+    for name, device in smoothers:
+        smoother, config = SMOOTHERS[name]
+        started = time.perf_counter()
+        results.append(build(smoother, config, guides, styles, device=device).smooth(0, len(styles)))
+        seconds.append(time.perf_counter() - started)
+    return results, seconds
 
 
 def row(table: Table, clip: str, name: str, seconds: float, curve: Curves, curves: list[Curves]) -> None:

@@ -318,11 +318,16 @@ def smooth(
     ] = 1.0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1. auto: a GPU, if there is one.")] = "auto",
     restart: Annotated[bool, typer.Option("--restart", help="Do all of it anew.")] = False,
+    report: Annotated[
+        Path | None,
+        typer.Option(help="Write a .png sheet of the places that changed most, lost structure or were left alone."),
+    ] = None,
     quiet: Quiet = False,
     events: Json = False,
     debug: Debug = False,
 ) -> None:
     """Take the flicker out of any stylised video, or paint the frames between keyframes. Goes on where it stopped."""
+    from diffsynth_cli.change_report import check_report, write_report
     from stages.smooth import Smoothing
     from stages.smooth import smooth as run_smooth
 
@@ -341,22 +346,29 @@ def smooth(
     options += [f"--device={device}"] * (device != "auto")
     arguments = shlex.join([str(guide), str(style), "-o", str(output), f"--mode={mode}", *options])
     smoothing = Smoothing(guide, style, output, config, mode == "interpolate", device)
+    if report is not None:
+        check_report(report, mode)
     with closing(make_reporter(quiet, events)) as reporter:
-        run_smooth(smoothing, arguments, reporter, restart)
+        changes = run_smooth(smoothing, arguments, reporter, restart, keep_places=report is not None)
+    if report is not None and changes is not None:
+        write_report(report, changes)
 
 
 @app.command()
 def metrics(
     guide: Annotated[Path, typer.Argument(help="The original video, or a folder of images.")],
-    videos: Annotated[list[Path], typer.Argument(help="Stylised ones, frame by frame of the same scene.")],
-    style: Annotated[Path | None, typer.Option(help="What was smoothed: sharpness is given as a share of it.")] = None,
-    reference: Annotated[Path | None, typer.Option(help="The truth, if it is known: adds PSNR and SSIM.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Curves over time, to a .png.")] = None,
+    videos: Annotated[list[Path], typer.Argument(help="Stylised videos of the same frames.")],
+    style: Annotated[
+        Path | None,
+        typer.Option(help="The video before smoothing: adds invented detail, structure kept and its own warp error."),
+    ] = None,
+    reference: Annotated[Path | None, typer.Option(help="The truth, if known: adds PSNR and SSIM.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Write curves over time to a .png.")] = None,
     quiet: Quiet = False,
-    events: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    events: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Flicker, warp error and sharpness of stylised videos."""
+    """Measure flicker and sharpness of stylised videos, and what smoothing invented or lost."""
     from diffsynth_cli.metrics import compare
 
     compare(guide, videos, style, reference, plot, events, make_reporter(quiet or events, False))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import partial
 from itertools import islice
@@ -23,6 +23,7 @@ from stages.base.engine import Phase, Plan, Reporter, Run, Stage, fill, told
 from stages.base.errors import DiffSynthError, UsageError
 from stages.base.fingerprint import identify
 from stages.smoothing import CHUNKS, Smoother, bring, build
+from stages.smoothing.changes import Changes
 from stages.smoothing.keyframes import Interpolator, guessed
 from stages.video import (
     Audio,
@@ -68,26 +69,36 @@ class Smoothing:
         return self.output.with_name(f"{self.output.name}.cache.zarr")
 
 
-def smooth(smoothing: Smoothing, arguments: str, reporter: Reporter, restart: bool = False) -> None:
+def smooth(
+    smoothing: Smoothing, arguments: str, reporter: Reporter, restart: bool = False, keep_places: bool = False
+) -> Changes | None:
     """Writes `smoothing.output`; goes on where an earlier call with the same videos and options was stopped.
 
     `arguments` are those of the command, for messages. Raises UsageError for videos that do not belong together.
+    Returns what smoothing changed, with crops of the places worth looking at if `keep_places`; None for interpolation.
     """
     cache = FrameCache(smoothing.cache_path, arguments)
     if cache.record(STAGE.name).complete:  # an earlier call had written all, and was killed before it cleared up
         shutil.rmtree(cache.path)
     _check_output(smoothing)
     pick_gpu(smoothing.device)  # refuses what is not there
+    changes = None if smoothing.interpolate else Changes(keep_places)
+    stage = replace(STAGE, deliver=partial(deliver, changes=changes))
     with cache.lock():
         known = cache.recorded(STAGE.name)
         try:
             inputs = _inputs(smoothing, known["keys"] if known else {})
-            fill(STAGE, Run(smoothing, cache, reporter), inputs, resume=not restart and known == inputs)
+            fill(stage, Run(smoothing, cache, reporter), inputs, resume=not restart and known == inputs)
         except DiffSynthError:
             if cache.recorded(STAGE.name) is None:  # refused: nothing has been begun
                 shutil.rmtree(cache.path)
             raise
     shutil.rmtree(cache.path)
+    if changes is not None:
+        if warning := changes.warning():
+            reporter.warn(f"{smoothing.output}: {warning}")
+        reporter.end("changes", changes.summary())
+    return changes
 
 
 def _inputs(smoothing: Smoothing, known: dict[str, Any]) -> dict[str, Any]:
@@ -277,13 +288,14 @@ class PaintTask:
         cache["guessed"].write(start, np.array(unseen, np.float32))
 
 
-def deliver(run: Run[Smoothing], fingerprint: str) -> None:
+def deliver(run: Run[Smoothing], fingerprint: str, changes: Changes | None = None) -> None:
     """Writes the output, in one moment: a kill leaves none of it, or all."""
     smoothing, reporter, frames = run.job, run.reporter, run.cache["smoothed"]
     if smoothing.interpolate and (worst := guessed(run.cache["guessed"][:])):
         reporter.warn(f"{worst}; keyframes there would help")
     reporter.begin(smoothing.output.name, len(frames))
     reporter.phase("write")
+    results = frames if changes is None else changes.watch(run.cache["styles"], frames, len(frames))
     if smoothing.makes_video:
         played = frames.attrs.asdict()
         constant = played["times"] is None
@@ -292,9 +304,9 @@ def deliver(run: Run[Smoothing], fingerprint: str) -> None:
             np.array(played["times"] or []),
             audio=_audio(smoothing, played),
         )
-        encode(smoothing.output, told(frames, reporter), encoding)
+        encode(smoothing.output, told(results, reporter), encoding)
     else:
-        _write_images(smoothing.output, told(frames, reporter))
+        _write_images(smoothing.output, told(results, reporter))
     reporter.end(smoothing.output.name, f"{smoothing.output}: {len(frames)} frames")
 
 

@@ -35,6 +35,20 @@ def test_table_and_json_and_plot(tmp_path, videos, cli):
     assert code == 0 and "warp1" in said and "psnr" not in said
 
 
+def test_lost_structure_is_said_in_words(tmp_path, videos, cli):
+    guide, style = videos
+    frames = [cv2.imread(str(style / f"{index}.png"))[..., ::-1] for index in range(8)]
+    frames[3] = cv2.GaussianBlur(frames[3], (0, 0), 9)
+    damaged = write_images(tmp_path / "damaged", frames)
+    code, said = cli("metrics", guide, style, damaged, "--style", style)
+    said = " ".join(said.split())
+    assert code == 0 and "invented" in said and "own_warp" in said
+    assert f"{damaged}: lost structure in 1 of 8 frames, worst in frame 3 (" in said and f"{style}: lost" not in said
+    found = json.loads(cli("metrics", guide, damaged, "--style", style, "--json")[1])["videos"][str(damaged)]
+    assert found["lost_frames"] == 1 and found["worst_frame"] == 3 and found["structure_min"] < 0.5
+    assert {"invented", "structure", "own_warp", "own_warp_style"} <= set(found)
+
+
 @pytest.mark.parametrize("frames", [(9, 8), (8, 9), (8, 8)])
 def test_a_longer_video_is_named(tmp_path, frames, cli):
     paths = [write_images(tmp_path / str(k), [scene(i) for i in range(count)]) for k, count in enumerate(frames)]

@@ -75,6 +75,38 @@ def test_what_cannot_be_compared_is_left_out():
     assert alone.summary() == {}
 
 
+def test_a_style_shows_what_was_lost_and_invented(guide):
+    rng = np.random.default_rng(1)
+    style = [np.clip(frame + rng.normal(0, 8, frame.shape), 0, 255).astype(np.uint8) for frame in guide]
+    blocks = [frame.copy() for frame in style]
+    blocks[4][30:40, 30:40] = 255 - blocks[4][30:40, 30:40]
+    blurred = [cv2.GaussianBlur(frame, (0, 0), 8) for frame in style]
+    *curves, of_style = measure(guide, [style, blocks, blurred], style=style)
+    same, damaged, soft = (curve.summary(of_style) for curve in curves)
+    assert same["structure"] == same["structure_min"] == pytest.approx(1) and same["invented"] == 0
+    assert same["own_warp"] == same["own_warp_style"] and same["lost_frames"] == 0
+    assert damaged["lost_frames"] == 1 and damaged["worst_frame"] == 4 and damaged["structure_min"] < 0.5
+    assert curves[1].invented[4] > 0 == curves[1].invented[3]
+    assert soft["lost_frames"] == 9 and soft["own_warp"] < same["own_warp"]  # why warp error alone is fooled
+    assert not of_style.structure and "invented" not in of_style.summary()
+
+
+def test_own_warp_does_not_depend_on_the_guide(guide):
+    style = [guide[0]] * 9
+    flickering = brighter(np.clip(style, 10, 245), [0, 10, 0, 10, 0, 10, 0, 10, 0])
+    still, moving = (measure(video, [flickering], style=style) for video in (style, guide))
+    assert still[0].own_warp == moving[0].own_warp and still[0].warp[1] != moving[0].warp[1]
+    assert still[0].own_warp == pytest.approx([1e3 * (10 / 255) ** 2] * 8, rel=1e-3)
+    assert still[1].own_warp == pytest.approx([0] * 8, abs=1e-6)
+
+
+def test_style_and_reference_come_last(guide):
+    shown = [guide, brighter(guide, [5] * 9)]
+    video, of_style, of_reference = measure(guide, shown[:1], brighter(guide, [9] * 9), style=shown[1])
+    assert video.error and video.structure and of_style.detail and not of_reference.detail
+    assert video.luminance[0] < of_style.luminance[0] < of_reference.luminance[0]
+
+
 def test_frames_are_read_once_and_not_kept():
     alive, most = [0], [0]
 
@@ -88,5 +120,5 @@ def test_frames_are_read_once_and_not_kept():
             most[0] = max(most[0], alive[0])
             yield scene(index).view(Counted)
 
-    measure(frames(40), [frames(40)])
-    assert most[0] <= 2 * 8  # six of each, and those on their way
+    measure(frames(40), [frames(40)], style=frames(40))
+    assert most[0] <= 3 * 8  # six of each, and those on their way
