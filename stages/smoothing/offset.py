@@ -164,7 +164,7 @@ def _contributions(stretch: Stretch, rows: np.ndarray, columns: np.ndarray) -> n
 
 
 def _variance(likeness: np.ndarray, frames: np.ndarray) -> float:
-    return float(likeness[frames, frames].mean() - likeness[np.ix_(frames, frames)].mean())
+    return max(0.0, float(likeness[frames, frames].mean() - likeness[np.ix_(frames, frames)].mean()))
 
 
 def _agreement(stretches: Sequence[Stretch], offset: float) -> float:
@@ -197,7 +197,7 @@ def _expected(stretches: Sequence[Stretch]) -> float:
     """Correlation of motion if all that moves in the guide moved alike in the style and the rest were flicker, 0..1."""
     of_style = sum(_variance(part.style_likeness, np.arange(len(part.style))) for part in stretches)
     of_guide = sum(_variance(part.guide_likeness, np.arange(len(part.guide))) for part in stretches)
-    return min(1.0, max(0.0, of_guide / max(of_style, 1e-6)) ** 0.5)
+    return min(1.0, (of_guide / max(of_style, 1e-6)) ** 0.5)
 
 
 def _looks_alike(stretches: Sequence[Stretch], offsets: Sequence[float]) -> bool:
