@@ -279,8 +279,8 @@ ENCODER_THREADS = 4
 CONTAINERS = {  # suffix: (FFmpeg's muxer, audio encoder, options)
     ".mp4": ("mp4", "aac", {"movflags": "+faststart"}),
     ".mov": ("mov", "aac", {"movflags": "+faststart"}),
-    ".mkv": ("matroska", "aac", {}),
-    ".webm": ("webm", "libopus", {}),
+    ".mkv": ("matroska", "aac", {"fflags": "+bitexact"}),  # otherwise each file has a random number in it
+    ".webm": ("webm", "libopus", {"fflags": "+bitexact"}),
 }
 CONTAINER_CODECS = {
     ".mp4": ("h264", "hevc", "vp9"), ".mov": ("h264", "hevc", "prores"),
