@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
 from stages.base.cache import FrameCache
 from stages.base.fingerprint import map_names
+from stages.base.outputs import SIGNATURE
 
 COLUMNS = 6  # frames
 SIDE = 384  # px; longer sides are made smaller
@@ -50,5 +52,7 @@ def write_contact_sheet(path: Path, rows: dict[str, Sequence[np.ndarray]], colum
             frame = Image.fromarray(frames[int(index)]).resize((width, height), Image.Resampling.LANCZOS)
             sheet.paste(frame, (GAP + column * (width + GAP), top + LABEL_HEIGHT))
     part = path.with_name(f".{path.name}.part")
-    sheet.save(part, format="PNG")
+    text = PngInfo()
+    text.add_text("Comment", f"{SIGNATURE} contact sheet")
+    sheet.save(part, format="PNG", pnginfo=text)
     part.replace(path)

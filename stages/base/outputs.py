@@ -30,7 +30,7 @@ def check_inputs_kept(output: Path, inputs: Iterable[Path]) -> None:
         if _is_same(output, path):
             name = "" if str(output) == str(path) else f" {path}"
             raise UsageError(f"{output} is the input{name}, which would be overwritten", "choose another output")
-        if any(_is_same(output, folder) for folder in path.resolve().parents):
+        if any(_is_same(output, folder) for folder in (*path.absolute().parents, *path.resolve().parents)):
             raise UsageError(f"{output} contains the input {path}", "choose another output")
         if path.is_dir() and _is_same(output.absolute().parent, path):
             raise UsageError(f"{output} would become one of the files of the input {path}", "choose another folder")

@@ -80,7 +80,9 @@ def test_a_long_video_is_compared_in_parts(tmp_path, monkeypatch, offset, every)
     monkeypatch.setattr(pairing, "STRETCH", 15)
     monkeypatch.setattr(pairing, "STRETCHES", 2)
     monkeypatch.setattr(pairing, "SEARCH", 0.4)
-    places = np.cumsum(np.tile([0, 1, 3, 1, 0, 2, 4, 0, 1, 2], 18) * np.random.default_rng(0).choice([-1, 1], 180)) + 150
+    places = (
+        np.cumsum(np.tile([0, 1, 3, 1, 0, 2, 4, 0, 1, 2], 18) * np.random.default_rng(0).choice([-1, 1], 180)) + 150
+    )
     guide, style = places[max(0, -offset) :], places[max(0, offset) :: every]
     read: list[int] = []
     found = align(
