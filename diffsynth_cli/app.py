@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -54,6 +55,7 @@ Restart = Annotated[bool, typer.Option("--restart", help="Do the stage anew; run
 Preview = Annotated[
     bool, typer.Option("--preview", help="Also write OUTPUT/preview.png: some frames over their maps and results.")
 ]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite existing files, but never an input.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only warnings and errors.")]
 Json = Annotated[bool, typer.Option("--json", help="Events as JSON lines on stdout.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Tracebacks.")]
@@ -82,18 +84,22 @@ def _stage_command(name: str) -> Callable[..., None]:
         compiled: Compile = False,
         restart: Restart = False,
         preview: Preview = False,
+        force: Force = False,
         quiet: Quiet = False,
         events: Json = False,
         debug: Debug = False,
     ) -> None:
+        from diffsynth_cli.outputs import check_job_outputs
         from stages.base.engine import Options
 
         short = {"device": device, "dtype": dtype, "allow_pickle": "true" if allow_pickle else None}
         overrides = [*(overrides or []), *(f"{key}={value}" for key, value in short.items() if value is not None)]
         stages = list(STAGES) if name == "run" else [name]
         loaded, cache = _open(job, overrides, stages)
+        check_job_outputs(loaded, job, stages, preview, force)
         options = Options(batch_size, low_vram, compiled)
-        _run_stages(stages, loaded, cache, make_reporter(quiet, events), options, restart, stale_only=name == "run")
+        reporter = make_reporter(quiet, events)
+        _run_stages(stages, loaded, job, cache, reporter, options, restart, stale_only=name == "run")
         if preview:
             from diffsynth_cli.contact_sheet import states, write_contact_sheet
 
@@ -118,25 +124,44 @@ def status(job: JobFile, overrides: Set = None, events: Json = False, debug: Deb
 @app.command()
 def export(
     job: JobFile,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="A .mp4, .mov, .mkv or .webm file.")] = None,
-    codec: Annotated[str, typer.Option(help="h264, hevc, vp9, prores or ffv1.")] = "h264",
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="A .mp4, .mov, .mkv or .webm file.",
+            show_default="video-CODEC in the job's output folder",
+        ),
+    ] = None,
+    codec: Annotated[
+        str | None,
+        typer.Option(help="h264, hevc, vp9, prores or ffv1.", show_default="by the suffix of --output; h264"),
+    ] = None,
     crf: Annotated[int | None, typer.Option(min=0, max=63, help="Quality: lower is better and larger.")] = None,
     fps: Annotated[float | None, typer.Option(min=0.1, max=1000, help="Frame rate.")] = None,
     overrides: Set = None,
+    force: Force = False,
     quiet: Quiet = False,
     events: Json = False,
     debug: Debug = False,
 ) -> None:
     """The video again, with another codec, quality or frame rate."""
+    from diffsynth_cli.outputs import is_own
+    from stages.base.job_file import input_paths
+    from stages.base.outputs import check_output
     from stages.deflicker import write_video
-    from stages.video import ENCODERS, check_encoding
+    from stages.video import CONTAINERS, ENCODERS, check_encoding, default_codec
 
-    if codec not in ENCODERS:
+    if codec is not None and codec not in ENCODERS:
         raise UsageError(f"--codec: unknown codec {codec!r}", f"known: {', '.join(ENCODERS)}")
     speed = [] if fps is None else [f"fps={fps}"]
     loaded, cache = _open(job, [*(overrides or []), *speed])
+    if codec is None:
+        codec = default_codec(output) if output and output.suffix.lower() in CONTAINERS else "h264"
     path = output or Path(loaded.output_path) / f"video-{codec}{_SUFFIX[codec]}"
     check_encoding(path, codec)
+    own = output is None and is_own(path, loaded)
+    check_output(path, [*input_paths(loaded), job], force=force, own=own)
     if not cache.record("deflicker").complete:
         raise DiffSynthError("export needs deflicker, which is not finished", f"{cache.command('run')} finishes it")
     write_video(path, loaded, cache, make_reporter(quiet, events), codec, crf)
@@ -155,7 +180,7 @@ def init(
     ],
     video: Annotated[Path, typer.Argument(help="The video to be restyled, or a folder of images.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for job.json and Makefile.")] = Path(),
-    force: Annotated[bool, typer.Option("--force", help="Replace files that are there.")] = False,
+    force: Force = False,
     debug: Debug = False,
 ) -> None:
     """A job file for one of the tasks, and a Makefile for a folder of videos."""
@@ -173,17 +198,20 @@ def demo(
     prompt: Annotated[str, typer.Option(help="What the video is to look like.")] = "winter, snow, night",
     video: Annotated[Path | None, typer.Option(help="One of your own, its first two dozen frames.")] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for everything.")] = Path("diffsynth-demo"),
+    force: Force = False,
     quiet: Quiet = False,
     events: Json = False,
     debug: Debug = False,
 ) -> None:
     """Restyle a small clip with the embedded model, offline, in a minute or two."""
     from diffsynth_cli.demo import write_demo, write_sheet
+    from diffsynth_cli.outputs import check_job_outputs
     from stages.base.engine import Options
 
-    path = write_demo(output, video, prompt)
+    path = write_demo(output, video, prompt, force)
     job, cache = _open(path, [], STAGES)
-    _run_stages(STAGES, job, cache, make_reporter(quiet, events), Options(), restart=True, stale_only=True)
+    check_job_outputs(job, path, STAGES, preview=False, force=force)
+    _run_stages(STAGES, job, path, cache, make_reporter(quiet, events), Options(), restart=True, stale_only=True)
     sheet = write_sheet(output, cache)
     if not (quiet or events):
         typer.echo(f"video          {Path(job.output_path) / 'video.mp4'}")
@@ -241,11 +269,13 @@ def ebsynth(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the random numbers.")] = 0,
     threads: Annotated[int, typer.Option(min=0, max=1024, help="Of the CPU; 0: all.")] = 0,
+    force: Force = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
     """Paint an image in the style of another, led by pairs of guides (the options of the ebsynth program)."""
     from native.binding import BACKENDS
+    from stages.base.outputs import check_output
     from stages.smoothing.synthesis import Guide, Painting, paint
 
     if vote not in ("plain", "weighted"):
@@ -254,6 +284,9 @@ def ebsynth(
         raise UsageError(f"--backend: unknown back end {backend!r}", f"known: {', '.join(BACKENDS)}")
     if patchsize % 2 == 0:
         raise UsageError(f"--patchsize {patchsize}: must be odd")
+    for path in (output, nnf):
+        if path is not None:
+            check_output(path, [style, *guide], force=force)
     style_weight, guide_weights = _weights_in_order(context.meta["arguments"], weight or [], len(guide) // 2)
     options = {
         "uniformity": uniformity,
@@ -295,17 +328,44 @@ def _weights_in_order(
     return style_weight, guide_weights
 
 
-@app.command()
+class _TwoVideos(TyperCommand):
+    """Shows in the usage line that the first of two paths may be left out, which Typer's types cannot say."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        return ["[OPTIONS]", "[GUIDE]", "STYLE"]
+
+
+@app.command(cls=_TwoVideos)
 def smooth(
-    guide: Annotated[Path, typer.Argument(help="The original video, or a folder of images.")],
-    style: Annotated[Path, typer.Argument(help="The stylised one, of whatever tool.")],
+    videos: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="[GUIDE] STYLE",
+            help="STYLE: the stylised video, from any tool, or a folder of images. GUIDE: the video it was made from; "
+            "without it, STYLE is smoothed by its own motion.",
+            show_default=False,
+        ),
+    ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="A .mp4, .mov or .mkv, else a folder of images.", show_default=False)
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            help="A .mp4, .mov, .mkv or .webm file; any other name is a folder of images.",
+            show_default=False,
+        ),
     ],
     mode: Annotated[
         str,
         typer.Option(help="blend: smooth all frames; interpolate: STYLE is a folder of keyframes, paint the others."),
     ] = "blend",
+    offset: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|FRAMES",
+            help="Frames by which STYLE is ahead of GUIDE; negative if it is behind. auto: find out.",
+        ),
+    ] = "auto",
     window: Annotated[int, typer.Option(min=0, max=1000, help="Frames to each side that light is averaged over.")] = 15,
     strength: Annotated[float, typer.Option(min=0, max=1, help="0: as it was; 1: all flicker out.")] = 1.0,
     detail: Annotated[
@@ -317,24 +377,38 @@ def smooth(
         typer.Option(min=0, max=100, help="How much it counts that GUIDE differs where matched; less if it is grainy."),
     ] = 1.0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1. auto: a GPU, if there is one.")] = "auto",
-    restart: Annotated[bool, typer.Option("--restart", help="Do all of it anew.")] = False,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Redo everything, even if the output is complete.")
+    ] = False,
     report: Annotated[
         Path | None,
         typer.Option(help="Write a .png sheet of the places that changed most, lost structure or were left alone."),
     ] = None,
+    force: Force = False,
     quiet: Quiet = False,
     events: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Take the flicker out of any stylised video, or paint the frames between keyframes. Goes on where it stopped."""
+    """Take the flicker out of any stylised video, or paint the frames between keyframes. Resumes where it stopped."""
     from diffsynth_cli.change_report import check_report, write_report
     from stages.smooth import Smoothing
     from stages.smooth import smooth as run_smooth
 
+    if len(videos) > 2:
+        raise UsageError(
+            f"{len(videos)} videos given",
+            "give the original video, if there is one, and the stylised one",
+        )
     if patch_size % 2 == 0:
         raise UsageError(f"--patch-size {patch_size}: must be odd")
     if mode not in ("blend", "interpolate"):
         raise UsageError(f"--mode: unknown mode {mode!r}", "known: blend, interpolate")
+    if mode == "interpolate" and len(videos) == 1:
+        raise UsageError("--mode interpolate needs two paths: GUIDE, and STYLE as a folder of keyframes")
+    if mode == "interpolate" and offset != "auto":
+        raise UsageError(
+            "--offset cannot be used with --mode interpolate", "the names of keyframes say where they belong"
+        )
     config = {
         "window": window,
         "strength": strength,
@@ -343,15 +417,37 @@ def smooth(
         "guide_weight": guide_weight,
     }
     options = [f"--{name.replace('_', '-')}={value}" for name, value in config.items()]
-    options += [f"--device={device}"] * (device != "auto")
-    arguments = shlex.join([str(guide), str(style), "-o", str(output), f"--mode={mode}", *options])
-    smoothing = Smoothing(guide, style, output, config, mode == "interpolate", device)
+    options += [f"--device={device}"] * (device != "auto") + [f"--offset={offset}"] * (offset != "auto")
+    options += ["--force"] * force
+    arguments = shlex.join([*map(str, videos), "-o", str(output), f"--mode={mode}", *options])
+    smoothing = Smoothing(
+        guide=videos[0] if len(videos) == 2 else None,
+        style=videos[-1],
+        output=output,
+        config=config,
+        interpolate=mode == "interpolate",
+        device=device,
+        offset=_frames(offset),
+    )
     if report is not None:
-        check_report(report, mode)
+        check_report(report, mode, [*smoothing.inputs, output], force)
     with closing(make_reporter(quiet, events)) as reporter:
-        changes = run_smooth(smoothing, arguments, reporter, restart, keep_places=report is not None)
+        changes = run_smooth(smoothing, arguments, reporter, restart, force, keep_places=report is not None)
     if report is not None and changes is not None:
         write_report(report, changes)
+
+
+def _frames(offset: str) -> float | None:
+    """The value of --offset; None for auto."""
+    if offset == "auto":
+        return None
+    try:
+        frames = float(offset)
+    except ValueError:
+        frames = math.nan
+    if not math.isfinite(frames):
+        raise UsageError(f"--offset {offset}: not a number of frames", "give auto, or a number such as 3 or -1.5")
+    return frames
 
 
 @app.command()
@@ -364,13 +460,18 @@ def metrics(
     ] = None,
     reference: Annotated[Path | None, typer.Option(help="The truth, if known: adds PSNR and SSIM.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Write curves over time to a .png.")] = None,
+    force: Force = False,
     quiet: Quiet = False,
     events: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     debug: Debug = False,
 ) -> None:
     """Measure flicker and sharpness of stylised videos, and what smoothing invented or lost."""
     from diffsynth_cli.metrics import compare
+    from stages.base.outputs import check_output
 
+    if plot is not None:
+        inputs = [guide, *videos, *(path for path in (style, reference) if path is not None)]
+        check_output(plot, inputs, force=force)
     compare(guide, videos, style, reference, plot, events, make_reporter(quiet or events, False))
 
 
@@ -408,13 +509,15 @@ def _open(path: Path, overrides: Sequence[str] | None, stages: Sequence[str] = (
 def _run_stages(
     names: Sequence[str],
     job: Job,
+    job_file: Path,
     cache: FrameCache,
     reporter: Reporter,
     options: Options,
     restart: bool,
     stale_only: bool,
 ) -> None:
-    """Runs stages one after the other. `restart` does them anew, with `stale_only` just those whose keys changed."""
+    """Runs stages one after the other. `restart` redoes them, with `stale_only` just those whose keys changed."""
+    from diffsynth_cli.outputs import CONFIG, is_same_file
     from stages.base.engine import Run, progress, run_stage
     from stages.base.record import write_json
 
@@ -423,4 +526,6 @@ def _run_stages(
         for name in names:
             anew = restart and (not stale_only or progress(name, job, cache).state == "stale")
             run_stage(import_module(f"stages.{name}").STAGE, run, anew)
-            write_json(Path(job.output_path) / "config.json", job.model_dump())
+            config = Path(job.output_path) / CONFIG
+            if not is_same_file(config, job_file):
+                write_json(config, job.model_dump())

@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from diffsynth_cli.contact_sheet import INK, PAPER
+from diffsynth_cli.contact_sheet import INK, PAPER, save_sheet
 from stages.base.errors import UsageError
+from stages.base.outputs import SIGNATURE, check_output
 from stages.smoothing.changes import Changes, Place, percent
 from stages.smoothing.comparison import STRUCTURE_LOST
 from stages.smoothing.synthesis import check_writable
+from stages.video import read_comment
 
 SIDE = 192  # px; crops are enlarged to about this
 COLUMNS = 3  # pairs of crops
@@ -25,9 +27,10 @@ FADED, ALARM, RULE = (110, 110, 110), (180, 40, 30), (215, 215, 215)
 Line = tuple[str, int, tuple[int, int, int]]  # text, font size, colour
 
 
-def check_report(path: Path, mode: str) -> None:
-    """Raise UsageError if the report cannot be written to `path` or if `mode` gives nothing to report."""
+def check_report(path: Path, mode: str, inputs: Sequence[Path], force: bool) -> None:
+    """Raise UsageError if the report must not be written to `path` or if `mode` gives nothing to report."""
     check_writable(path, (".png",))
+    check_output(path, inputs, force=force, own=read_comment(path).startswith(SIGNATURE))
     if mode == "interpolate":
         raise UsageError("--report shows frames before and after smoothing, and --mode interpolate smooths none")
 
@@ -61,9 +64,7 @@ def write_report(path: Path, changes: Changes) -> None:
     for part in parts:
         sheet.paste(part, (0, top))
         top += part.height
-    part_file = path.with_name(f".{path.name}.part")
-    sheet.save(part_file, format="PNG")
-    part_file.replace(path)
+    save_sheet(sheet, path, "report")
 
 
 def _section(

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
 from stages.base.cache import FrameCache
 from stages.base.fingerprint import map_names
+from stages.base.outputs import SIGNATURE
 
 COLUMNS = 6  # frames
 SIDE = 384  # px; longer sides are made smaller
@@ -49,6 +51,13 @@ def write_contact_sheet(path: Path, rows: dict[str, Sequence[np.ndarray]], colum
         for column, index in enumerate(shown):
             frame = Image.fromarray(frames[int(index)]).resize((width, height), Image.Resampling.LANCZOS)
             sheet.paste(frame, (GAP + column * (width + GAP), top + LABEL_HEIGHT))
+    save_sheet(sheet, path, "contact sheet")
+
+
+def save_sheet(sheet: Image.Image, path: Path, kind: str) -> None:
+    """Write a PNG atomically, with a comment that says that it is this program's own."""
     part = path.with_name(f".{path.name}.part")
-    sheet.save(part, format="PNG")
+    text = PngInfo()
+    text.add_text("Comment", f"{SIGNATURE} {kind}")
+    sheet.save(part, format="PNG", pnginfo=text)
     part.replace(path)

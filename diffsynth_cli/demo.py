@@ -7,27 +7,33 @@ from importlib import resources
 from pathlib import Path
 
 from diffsynth_cli.contact_sheet import states, write_contact_sheet
+from diffsynth_cli.outputs import VIDEO
 from diffsynth_cli.project import fitting_size
 from stages.base.cache import FrameCache
-from stages.base.errors import UsageError
+from stages.base.outputs import SIGNATURE, check_inputs_kept, check_output
 from stages.base.record import write_json
-from stages.video import open_source
+from stages.video import open_source, read_comment
 
 FRAMES = 24  # of a video of one's own
 AREA = 160 * 256  # px; about what the embedded model was trained on
 SIZE_STEP = 32  # px; the coarsest level of the embedded U-Net
 COLUMNS = 4
+SHEET = "contact-sheet.png"
 
 
-def write_demo(folder: Path, video: Path | None, prompt: str) -> Path:
-    """Writes the job, and the clip if no video is given, into `folder`; returns the job's path.
+def write_demo(folder: Path, video: Path | None, prompt: str, force: bool = False) -> Path:
+    """Write the job, and the clip if no video is given, into `folder`; return the job's path.
 
-    Raises UsageError if a job of someone's own lies there, and what `open_source` raises.
+    Raises UsageError if files that are not the demo's own would be overwritten, and what `open_source` raises.
     """
     templates, path = resources.files("templates"), folder / "job.json"
     job = json.loads((templates / "demo.json").read_text())
-    if path.exists() and f'"{job["model_id"]}"' not in path.read_text(errors="replace"):
-        raise UsageError(f"{path} is another job, which the demo would overwrite", "--output names another folder")
+    inputs = [] if video is None else [video]
+    own = path.exists() and f'"{job["model_id"]}"' in path.read_text(errors="replace")
+    check_output(path, inputs, force=force, own=own)
+    sheet = folder / SHEET
+    check_output(sheet, inputs, force=force, own=read_comment(sheet).startswith(SIGNATURE))
+    check_inputs_kept(folder / job["output_path"] / VIDEO, inputs)
     job["prompt"] = prompt
     clip = folder / "clip.mp4"
     if video is not None:
@@ -44,6 +50,6 @@ def write_demo(folder: Path, video: Path | None, prompt: str) -> Path:
 
 def write_sheet(folder: Path, cache: FrameCache) -> Path:
     """The contact sheet of a finished demo."""
-    path = folder / "contact-sheet.png"
+    path = folder / SHEET
     write_contact_sheet(path, states(cache), COLUMNS)
     return path

@@ -6,8 +6,10 @@ import json
 from importlib import resources
 from pathlib import Path
 
-from stages.base.errors import DiffSynthError, UsageError
+from stages.base.errors import UsageError
 from stages.base.mistakes import unknown
+from stages.base.outputs import check_output
+from stages.base.record import write_text
 from stages.video import open_source
 
 TASKS = ("text_guided", "fashion", "image_guided", "restoring", "rendering_3d", "text_guided_lcm")
@@ -19,7 +21,7 @@ SIZE_STEP = 64  # px; what the networks were trained on and what annotators keep
 
 
 def write_project(task: str, video: Path, folder: Path, force: bool) -> list[Path]:
-    """Writes job.json and Makefile into `folder` and returns their paths; replaces files only with `force`."""
+    """Write job.json and Makefile into `folder` and return their paths. `force` overwrites existing files."""
     if task not in TASKS:
         raise UsageError(unknown("task", task, TASKS))
     source = open_source(video)
@@ -33,12 +35,11 @@ def write_project(task: str, video: Path, folder: Path, force: bool) -> list[Pat
         "job.json": json.dumps(job, indent=2, ensure_ascii=False) + "\n",
         "Makefile": (template / "Makefile").read_text(),
     }
-    there = [name for name in texts if (folder / name).exists()]
-    if there and not force:
-        raise DiffSynthError(f"{folder} has {' and '.join(there)} already", "--force replaces them")
+    for name in texts:
+        check_output(folder / name, [video], force=force)
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
-        (folder / name).write_text(text)
+        write_text(folder / name, text)
     return [folder / name for name in texts]
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from stages.base.cache import ArraySpec, FrameCache
 from stages.base.engine import Phase, Plan, Reporter, Run, Stage, told
 from stages.base.job import Job
+from stages.base.outputs import SIGNATURE
 from stages.base.record import write_json
 from stages.smoothing import CHUNKS, ON_GPU, Smoother, build
 from stages.video import Audio, Encoding, encode
@@ -100,7 +101,8 @@ def write_video(
         rate, times = Fraction(job.fps).limit_denominator(1001), None
     audio = _audio(job, source, len(frames), rate, reporter)
     fps = rate if times is None else None
-    encode(path, told(frames, reporter), Encoding(fps, np.array(times or []), codec, crf, audio))
+    comment = f"{SIGNATURE} deflicker"
+    encode(path, told(frames, reporter), Encoding(fps, np.array(times or []), codec, crf, audio, comment))
     reporter.end(
         path.name, f"{path}: {len(frames)} frames, {float(rate):.3g} frames/s{', with sound' if audio else ''}"
     )

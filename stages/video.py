@@ -20,6 +20,7 @@ import cv2
 import numpy as np
 from av.filter import Graph
 from av.video.reformatter import Colorspace
+from PIL import Image
 
 from stages.base.errors import DiffSynthError, UsageError
 
@@ -51,6 +52,7 @@ class Source(Protocol):
     fps: Fraction
     has_audio: bool
     estimate: int | None  # frames, if the file says
+    ends: float | None  # s; when the picture ends, if the file says
     damage: list[str]  # filled while shots are read
 
     def shots(self, start_time: float = 0.0) -> Iterator[Shot]:
@@ -77,7 +79,7 @@ class VideoFile:
             self.fps = Fraction(stream.average_rate or stream.guessed_rate or 25)
             self.estimate: int | None = stream.frames or None
             self.has_audio = bool(container.streams.audio)
-            self.ends = _stated_end(container, stream)
+            self.ends: float | None = _stated_end(container, stream)
             first = next(self._decode(container, stream), None)
             if first is None:
                 raise DiffSynthError(f"{path} holds no frame that can be decoded", "is the file complete?")
@@ -165,6 +167,7 @@ class ImageFolder:
         if not self.files:
             raise DiffSynthError(f"{path} holds no images", f"known: {', '.join(sorted(known))}")
         self.estimate: int | None = len(self.files)
+        self.ends: float | None = None
         self.height, self.width = self.read(self.files[0]).shape[:2]
 
     def shots(self, start_time: float = 0.0) -> Iterator[Shot]:
@@ -182,6 +185,13 @@ class ImageFolder:
                 "the images of a folder must have one size",
             )
         return image
+
+
+def stated_length(source: Source) -> int | None:
+    """How many frames a source has by the word of its header; None if it does not say."""
+    if source.estimate:
+        return source.estimate
+    return round(source.ends * float(source.fps)) if source.ends is not None else None
 
 
 def check_shape(source: Source, height: int, width: int) -> None:
@@ -269,13 +279,17 @@ ENCODER_THREADS = 4
 CONTAINERS = {  # suffix: (FFmpeg's muxer, audio encoder, options)
     ".mp4": ("mp4", "aac", {"movflags": "+faststart"}),
     ".mov": ("mov", "aac", {"movflags": "+faststart"}),
-    ".mkv": ("matroska", "aac", {}),
-    ".webm": ("webm", "libopus", {}),
+    ".mkv": ("matroska", "aac", {"fflags": "+bitexact"}),  # otherwise each file has a random number in it
+    ".webm": ("webm", "libopus", {"fflags": "+bitexact"}),
 }
 CONTAINER_CODECS = {
     ".mp4": ("h264", "hevc", "vp9"), ".mov": ("h264", "hevc", "prores"),
     ".mkv": tuple(ENCODERS), ".webm": ("vp9",),
 }  # fmt: skip
+OTHER_SUFFIXES = (  # of videos that are not written
+    ".3gp", ".asf", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mpeg", ".mpg", ".mts", ".mxf", ".ogv", ".ts", ".vob",
+    ".wmv", ".y4m",
+)  # fmt: skip
 AUDIO_BIT_RATE = 192_000
 AUDIO_RATE = 48_000
 TIMESTAMP_RATE = 90_000  # ticks a second for frames without a constant rate
@@ -292,13 +306,17 @@ class Audio:
 
 @dataclass(frozen=True)
 class Encoding:
-    """How a video is to be written. `fps` for a constant rate, or else `times` in seconds, one a frame."""
+    """How a video is to be written. `fps` for a constant rate, or else `times` in seconds, one a frame.
+
+    `comment` is written into the file's metadata, from where `read_comment` reads it.
+    """
 
     fps: Fraction | None = None
     times: np.ndarray = field(default_factory=lambda: np.empty(0))
     codec: str = "h264"
     crf: int | None = None
     audio: Audio | None = None
+    comment: str = ""
 
     def ticks(self, index: int) -> int:
         return index if self.fps is not None else round(float(self.times[index]) * TIMESTAMP_RATE)
@@ -311,13 +329,16 @@ class Encoding:
 def encode(path: Path, frames: Iterable[np.ndarray], how: Encoding) -> None:
     """Writes uint8 frames [H, W, 3] as a video, its kind chosen by the suffix of `path`.
 
-    Odd sizes are made even by repeating the last row or column. The file appears when it is complete.
+    Odd sizes are padded by repeating the last row or column if the codec needs even ones (`padded_size`). The file
+    appears when it is complete.
     """
     muxer, audio_codec, options = check_encoding(path, how.codec)
     part = path.with_name(f".{path.name}.part")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with av.open(str(part), "w", format=muxer, container_options=options) as container:
+            if how.comment:
+                container.metadata["comment"] = how.comment
             sound = _SoundTrack(container, how.audio, audio_codec) if how.audio else None
             picture = None
             for index, frame in enumerate(frames):
@@ -338,21 +359,66 @@ def encode(path: Path, frames: Iterable[np.ndarray], how: Encoding) -> None:
 
 
 def check_encoding(path: Path, codec: str) -> tuple[str, str, dict[str, str]]:
-    """Muxer, audio encoder and options for a file of this name; DiffSynthError if it cannot hold the codec."""
+    """Muxer, audio encoder and options for a file of this name; UsageError if it cannot hold the codec."""
     suffix = path.suffix.lower()
     if suffix not in CONTAINERS:
-        raise DiffSynthError(f"{path}: unknown kind of video", f"known: {', '.join(CONTAINERS)}")
+        raise UsageError(f"{path}: cannot write {suffix or 'a video without a suffix'}", f"use {_listed(CONTAINERS)}")
     if codec not in CONTAINER_CODECS[suffix]:
-        raise DiffSynthError(
-            f"{path}: a {suffix} file cannot hold {codec}", f"it can hold {', '.join(CONTAINER_CODECS[suffix])}"
+        raise UsageError(
+            f"{path}: a {suffix} file cannot hold {codec}", f"it can hold {_listed(CONTAINER_CODECS[suffix])}"
         )
     return CONTAINERS[suffix]
+
+
+def is_video_name(path: Path) -> bool:
+    """Whether an output of this name is a video; otherwise it is a folder of images.
+
+    Raises UsageError for the suffixes of videos that cannot be written and of single images.
+    """
+    suffix = path.suffix.lower()
+    if suffix in CONTAINERS:
+        return True
+    if suffix in OTHER_SUFFIXES:
+        raise UsageError(f"{path}: cannot write {suffix} videos", f"use {_listed(CONTAINERS)}, or the name of a folder")
+    if suffix in IMAGE_SUFFIXES:
+        raise UsageError(f"{path} is the name of a single image", "give the name of a folder for images")
+    return False
+
+
+def default_codec(path: Path) -> str:
+    """The codec of a video of this name if none is asked for."""
+    return CONTAINER_CODECS[path.suffix.lower()][0]
+
+
+def padded_size(codec: str, height: int, width: int) -> tuple[int, int]:
+    """The (height, width) at which frames of this size are encoded: even where the codec halves colour resolution."""
+    if ENCODERS[codec][1].startswith("bgr"):
+        return height, width
+    return height + height % 2, width + width % 2
+
+
+def read_comment(path: Path) -> str:
+    """The comment in the metadata of a video or PNG file; empty if there is none or the file cannot be read."""
+    try:
+        if path.suffix.lower() == ".png":
+            with Image.open(path) as image:
+                return str(image.info.get("Comment", ""))
+        with av.open(str(path), metadata_errors="ignore") as container:
+            tags = {name.lower(): value for name, value in container.metadata.items()}
+            return str(tags.get("comment", ""))
+    except (av.error.FFmpegError, OSError, ValueError):
+        return ""
+
+
+def _listed(names: Iterable[str]) -> str:
+    *others, last = names
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def _picture_stream(container: Any, shape: tuple[int, ...], how: Encoding) -> Any:
     encoder, pixel_format, crf, options = ENCODERS[how.codec]
     stream = container.add_stream(encoder, rate=how.fps or TIMESTAMP_RATE, options=dict(options))
-    stream.height, stream.width = shape[0] + shape[0] % 2, shape[1] + shape[1] % 2
+    stream.height, stream.width = padded_size(how.codec, shape[0], shape[1])
     stream.pix_fmt = pixel_format
     stream.time_base = stream.codec_context.time_base = how.time_base
     stream.codec_context.thread_count = ENCODER_THREADS

@@ -10,7 +10,14 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("diffsynth_cli", "stages", "native", "templates")
 STAGES = ("stages.extract", "stages.control", "stages.render", "stages.deflicker", "stages.smooth")
-HELPERS = ("stages.video", "stages.weights", "stages.annotators", "stages.diffusion", "stages.smoothing")
+HELPERS = (
+    "stages.video",
+    "stages.pairing",
+    "stages.weights",
+    "stages.annotators",
+    "stages.diffusion",
+    "stages.smoothing",
+)
 DOORS = {  # only these modules may import these libraries
     "av": ["stages.video"],
     "controlnet_aux": ["stages.annotators"],

@@ -14,7 +14,8 @@ Layout (N frames of H x W):
     rendered             uint8   [N, H, W, 3]
     unseen               float32 [N]               the share of a frame that no keyframe shows, if not all are rendered
     deflickered          uint8   [N, H, W, 3]
-    guides, styles, smoothed  uint8  [N, H, W, 3]  of `diffsynth smooth`, which has a cache of its own;
+    guides, styles, smoothed  uint8  [N, H, W, 3]  of `diffsynth smooth`, which has a cache of its own (no guides where
+                                                   the style is its own guide);
     guessed              float32 [N]               its `unseen`
     marks/, receipts/    what is done (see record.py)
     lock, holder.json    who drives the cache now
@@ -143,6 +144,13 @@ class FrameCache:
             raise DiffSynthError(
                 f"{self.path} cannot be opened: {error}", "is it a frame cache? move it away"
             ) from error
+
+    def is_cache(self) -> bool:
+        """Whether a frame cache, or an empty folder, lies at `path`."""
+        if not self.path.is_dir():
+            return False
+        files = {file.name for file in self.path.iterdir()}
+        return not files or bool(files & {"lock", "marks", "receipts", "zarr.json"})
 
     def __contains__(self, name: str) -> bool:
         return (self.path / name / "zarr.json").exists()

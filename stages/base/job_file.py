@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -261,28 +261,37 @@ def _missing_files(data: dict[str, Any], stages: Sequence[str]) -> list[str]:
     output = data.get("output_path")
     if isinstance(output, str):
         stages = [stage for stage in stages if not receipt_path(Path(output) / CACHE_NAME, stage).exists()]
-    wanted: list[tuple[str, Any]] = []
-    if "extract" in stages:
-        wanted.append(("input_video", data.get("input_video")))
-    if "control" in stages:
-        wanted.append(("style_image", data.get("style_image")))
-        wanted += [(f"frames_reference[{i}]", item) for i, item in _items(data.get("frames_reference"))]
-        for i, item in _items(data.get("controlnet_processor")):
-            if isinstance(item, str) and item.startswith("file:"):
-                wanted.append((f"controlnet_processor[{i}]", item[5:]))
-            elif isinstance(item, dict) and item.get("name") == "file":
-                wanted += [(f"controlnet_processor[{i}].{key}", item.get(key)) for key in ("path", "references")]
-    if "render" in stages:
-        models = [("model_id", data.get("model_id")), ("vae", data.get("vae"))]
-        for key in ("loras", "embeddings"):
-            wanted += [(f"{key}[{i}]", _path(item)) for i, item in _items(data.get(key))]
-        models += [(f"controlnet_model_id[{i}]", item) for i, item in _items(data.get("controlnet_model_id"))]
-        wanted += [(key, item) for key, item in models if isinstance(item, str) and item.startswith("/")]
     return [
         f"{key}: no such file or folder: {item}"
-        for key, item in wanted
-        if isinstance(item, str) and item and not Path(item).exists()
+        for stage, key, item in _input_files(data)
+        if stage in stages and not Path(item).exists()
     ]
+
+
+def input_paths(job: Job) -> list[Path]:
+    """All files and folders that a job reads, in any stage."""
+    return [Path(item) for _, _, item in _input_files(job.model_dump())]
+
+
+def _input_files(data: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """(stage, key, path) of every path in a job that is read."""
+    found: list[tuple[str, str, Any]] = [
+        ("extract", "input_video", data.get("input_video")),
+        ("control", "style_image", data.get("style_image")),
+    ]
+    found += [("control", f"frames_reference[{i}]", item) for i, item in _items(data.get("frames_reference"))]
+    for i, item in _items(data.get("controlnet_processor")):
+        key = f"controlnet_processor[{i}]"
+        if isinstance(item, str) and item.startswith("file:"):
+            found.append(("control", key, item[5:]))
+        elif isinstance(item, dict) and item.get("name") == "file":
+            found += [("control", f"{key}.{part}", item.get(part)) for part in ("path", "references")]
+    for key in ("loras", "embeddings"):
+        found += [("render", f"{key}[{i}]", _path(item)) for i, item in _items(data.get(key))]
+    models = [("model_id", data.get("model_id")), ("vae", data.get("vae"))]
+    models += [(f"controlnet_model_id[{i}]", item) for i, item in _items(data.get("controlnet_model_id"))]
+    found += [("render", key, item) for key, item in models if isinstance(item, str) and item.startswith("/")]
+    return ((stage, key, item) for stage, key, item in found if isinstance(item, str) and item)
 
 
 def _path(item: Any) -> Any:

@@ -180,7 +180,7 @@ def test_init_writes_a_job_that_is_read_without_complaint(task, tmp_path, cli):
     assert job.frame_height < job.frame_width
     assert (tmp_path / "project/Makefile").exists()
     code, said = cli("init", task, video, "-o", tmp_path / "project")
-    assert code == 1 and "has job.json and Makefile already" in said
+    assert code == 2 and "job.json exists" in said
     assert cli("init", task, video, "-o", tmp_path / "project", "--force")[0] == 0
 
 

@@ -141,6 +141,6 @@ def test_export(tmp_path, deflicker, cli):
     assert cli("export", job, "-o", small, "--crf", 40)[0] == cli("export", job, "-o", large, "--crf", 5)[0] == 0
     assert small.stat().st_size < large.stat().st_size
     code, said = cli("export", job, "--codec", "h264", "-o", tmp_path / "a.webm")
-    assert code == 1 and "cannot hold h264" in said
+    assert code == 2 and "cannot hold h264" in said
     with av.open(str(tmp_path / "a.mp4")) as container:
         assert container.streams.video[0].codec_context.name == "hevc"

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+import shutil
 from fractions import Fraction
 from pathlib import Path
 
+import av
 import cv2
 import numpy as np
 import pytest
@@ -12,10 +16,14 @@ import torch
 
 from diffsynth_cli.__main__ import Interrupted
 from stages import smooth
+from stages.base.cache import FrameCache
+from stages.pairing import GuideShots
 from stages.smoothing import build
 from stages.video import Encoding, encode, open_source
 from tests.conftest import write_images
+from tests.diffsynth_cli.test_interruption import start, wait_for
 from tests.stages.smoothing.scenes import HEIGHT, WIDTH, scene, squared_error
+from tests.stages.smoothing.test_offset import UNEVEN, pan, stylised
 from tests.stages.test_video import onsets, tone
 
 OPTIONS = ("--window", "4")
@@ -145,45 +153,267 @@ def test_a_guide_of_another_size_is_fitted(tmp_path, made, folders, cli):
     assert squared_error(images(tmp_path / "out"), made.truth) < 0.5 * squared_error(made.styles, made.truth)
 
 
-def test_videos_of_other_rates_are_paired_by_time(tmp_path, made, cli):
+def test_the_style_sets_the_rate(tmp_path, made, cli):
     guide = video(tmp_path / "guide.mp4", made.guides, fps=24)
     style = video(tmp_path / "style.mp4", made.styles[::2], fps=12)
-    fast, slow = open_source(guide), open_source(style)
-    paired = smooth.pairs(fast, slow, slow.shots())
-    assert [round(there.time * 24) for there, _ in paired] == [0, 2, 4, 6, 8, 10]
-    paired = smooth.pairs(slow, fast, fast.shots())
-    places = [there.time * 12 for there, _ in paired]
-    assert len(places) == 12 and np.abs(np.array(places) - np.arange(12) / 2).max() <= 0.51
     code, said = cli("smooth", guide, style, "-o", tmp_path / "out.mp4", *OPTIONS)
     assert code == 0, said
-    assert open_source(tmp_path / "out.mp4").fps == 12
+    assert open_source(tmp_path / "out.mp4").fps == 12 and len(images(tmp_path / "out.mp4")) == 6
 
 
-def test_a_guide_that_ends_early_is_refused_and_one_frame_less_is_said(tmp_path, made, folders, cli):
-    short = write_images(tmp_path / "short", made.guides[:7])
-    code, said = cli("smooth", short, folders[1], "-o", tmp_path / "out")
-    assert code == 2 and "5 of the 12 frames" in said and not (tmp_path / "out").exists()
-    nearly = write_images(tmp_path / "nearly", made.guides[:11])
-    code, said = cli("smooth", nearly, folders[1], "-o", tmp_path / "out", *OPTIONS)
-    assert code == 0 and "left out" in said and len(images(tmp_path / "out")) == 11
+@pytest.mark.parametrize(("frames", "expected"), [(7, "no frames for 5 of the 12"), (11, "no frames for 1 of the 12")])
+def test_a_guide_that_ends_early_is_told_and_no_frame_is_lost(tmp_path, made, folders, cli, frames, expected):
+    short = write_images(tmp_path / "short", made.guides[:frames])
+    code, said = cli("smooth", short, folders[1], "-o", tmp_path / "out", *OPTIONS)
+    assert code == 0 and expected in said and len(images(tmp_path / "out")) == 12
+    guides = [*made.guides[:frames], *made.styles[frames:]]
+    expected_frames = build(smooth.SMOOTHER, {"window": 4}, guides, made.styles).smooth(0, 12)
+    np.testing.assert_array_equal(images(tmp_path / "out"), expected_frames)
+
+
+def test_a_guide_that_is_longer_is_told(tmp_path, made, folders, cli):
+    style = write_images(tmp_path / "few", made.styles[:8])
+    code, said = cli("smooth", folders[0], style, "-o", tmp_path / "out", *OPTIONS)
+    assert code == 0 and "goes on for 4 frames after the end of" in said and len(images(tmp_path / "out")) == 8
 
 
 def test_what_cannot_be_written_or_does_not_fit_is_refused_before_work(tmp_path, made, folders, cli):
     guide, style = folders
     tall = write_images(tmp_path / "tall", [image.transpose(1, 0, 2) for image in made.guides])
     for arguments, expected in (
-        ((guide, style, "-o", style), "not an empty folder"),
-        ((guide, style, "-o", tmp_path / "out.gif"), "unknown kind of video"),
+        ((guide, style, "-o", tmp_path / "out.gif"), "use .mp4, .mov, .mkv or .webm, or the name of a folder"),
+        ((guide, style, "-o", tmp_path / "out.AVI"), "cannot write .avi videos"),
+        ((guide, style, "-o", tmp_path / "out.png"), "is the name of a single image"),
         ((guide, style, "-o", tmp_path / "absent" / "out.mp4"), "there is no folder"),
         ((tall, style, "-o", tmp_path / "out"), "another shape"),
         ((tmp_path / "absent", style, "-o", tmp_path / "out"), "absent"),
+        ((tmp_path / "absent", "-o", tmp_path / "out"), "absent"),
+        ((guide, style, guide, "-o", tmp_path / "out"), "3 videos given"),
         ((guide, style, "-o", tmp_path / "out", "--patch-size", "4"), "must be odd"),
+        ((guide, style, "-o", tmp_path / "out", "--offset", "often"), "give auto, or a number"),
+        ((guide, style, "-o", tmp_path / "out", "--offset", "inf"), "not a number of frames"),
+        ((guide, style, "-o", tmp_path / "out", "--offset", "2", "--mode", "interpolate"), "--offset cannot be used"),
+        ((style, "-o", tmp_path / "out", "--mode", "interpolate"), "needs two paths"),
         ((guide, style, "-o", tmp_path / "out", "--device", "cuda:99"), "cuda:99 is not there"),
         ((guide, style, "-o", tmp_path / "out", "--device", "toaster"), "none of the name toaster"),
     ):
         code, said = cli("smooth", *arguments)
         assert code in (1, 2) and expected in said, said
         assert not (tmp_path / "out").exists() and not (tmp_path / "out.cache.zarr").exists()
+
+
+# --- the guide: at an offset, of something else, or none at all ------------------------------------------
+
+
+@pytest.fixture
+def ahead(tmp_path):
+    """Videos of an uneven camera movement: the guide, and a style of 20 frames that is 3 frames ahead of it."""
+    guide = pan(0, UNEVEN[:20])
+    return video(tmp_path / "guide.mp4", guide), video(tmp_path / "style.mp4", stylised(pan(0, UNEVEN[3:23])))
+
+
+def test_an_offset_is_found_told_and_used(tmp_path, ahead, cli):
+    guide, style = ahead
+    code, said = cli("smooth", guide, style, "-o", tmp_path / "found", *OPTIONS)
+    assert code == 0, said
+    assert "style.mp4 is ahead of guide.mp4 by 3 frames (correlation of motion 0." in said
+    assert "no frames for 3 of the 20 frames" in said and len(images(tmp_path / "found")) == 20
+    code, said = cli("smooth", guide, style, "-o", tmp_path / "given", "--offset", "3", *OPTIONS)
+    assert code == 0 and "is ahead of guide.mp4 by 3 frames" in said
+    np.testing.assert_array_equal(images(tmp_path / "found"), images(tmp_path / "given"))
+    code, said = cli("smooth", guide, style, "-o", tmp_path / "zero", "--offset", "0", *OPTIONS)
+    assert code == 0 and "in step" in said
+    assert not np.array_equal(images(tmp_path / "found"), images(tmp_path / "zero"))
+    guides = [shot.image() for shot in GuideShots(guide, style, 3)()]
+    expected = build(smooth.SMOOTHER, {"window": 4}, guides, images(style)).smooth(0, 20)
+    np.testing.assert_array_equal(images(tmp_path / "found"), expected)
+
+
+def test_a_resumed_run_uses_the_offset_that_was_found(tmp_path, ahead, cli, monkeypatch):
+    assert cli("smooth", *ahead, "-o", tmp_path / "straight.mp4", *OPTIONS)[0] == 0
+    real, searches = smooth.align, []
+    monkeypatch.setattr(smooth, "align", lambda *arguments: (searches.append(1), real(*arguments))[1])
+    for interrupted, stop_at in ((smooth.DecodeTask, 2), (smooth.DecodeTask, 2), (smooth.SmoothTask, 4)):
+        with monkeypatch.context() as patch:
+            patch.setattr(interrupted, "run", stopped(interrupted.run, stop_at))
+            assert cli("smooth", *ahead, "-o", tmp_path / "out.mp4", *OPTIONS)[0] == 130
+        assert not (tmp_path / "out.mp4").exists()
+    code, said = cli("smooth", *ahead, "-o", tmp_path / "out.mp4", *OPTIONS)
+    assert code == 0 and "is ahead of guide.mp4 by 3 frames" in said and searches == [1]
+    assert (tmp_path / "out.mp4").read_bytes() == (tmp_path / "straight.mp4").read_bytes()
+
+
+def stopped(run, calls: int):
+    """A task's `run` that is interrupted at this call."""
+    count = iter(range(1, calls + 1))
+
+    def until(task, *arguments) -> None:
+        if next(count) == calls:
+            raise Interrupted
+        run(task, *arguments)
+
+    return until
+
+
+def test_a_killed_run_with_an_offset_gives_the_same_bytes(tmp_path, ahead, cli):
+    assert cli("smooth", *ahead, "-o", tmp_path / "straight.mp4", *OPTIONS)[0] == 0
+    arguments = ("smooth", *ahead, "-o", tmp_path / "killed.mp4", *OPTIONS)
+    for advances in (12, 43, 8):  # while it compares outlines, decodes, and smooths
+        process = start(*arguments, "--json")
+        wait_for(process, "advance", advances)
+        process.kill()
+        process.communicate()
+    code, said = cli(*arguments)
+    assert code == 0, said
+    assert (tmp_path / "killed.mp4").read_bytes() == (tmp_path / "straight.mp4").read_bytes()
+    assert not (tmp_path / "killed.mp4.cache.zarr").exists()
+
+
+@pytest.mark.parametrize("offset", [10, -10])
+def test_the_guides_sound_is_moved_by_the_offset(tmp_path, cli, offset):
+    guide = tone(tmp_path / "guide.mp4", seconds=2)
+    shots = [shot.image() for shot in open_source(guide).shots()]
+    style = video(tmp_path / "style.mp4", [shots[min(max(0, i + offset), 49)] for i in range(40)])
+    code, said = cli("smooth", guide, style, "-o", tmp_path / "out.mp4", "--offset", offset, "--window", "2")
+    assert code == 0, said
+    white, sound, _ = onsets(tmp_path / "out.mp4")
+    assert white == pytest.approx(1 - offset / 25, abs=0.05) and sound == pytest.approx(white, abs=0.05)
+    painted = write_images(tmp_path / "painted", images(style))
+    code, said = cli("smooth", guide, painted, "-o", tmp_path / "images.mp4", "--offset", offset, "--window", "2")
+    assert code == 0 and len(images(tmp_path / "images.mp4")) == 40, said
+    assert onsets(tmp_path / "images.mp4")[1] == pytest.approx(1 - offset / 25, abs=0.05)
+
+
+def test_a_guide_of_something_else_is_told_and_not_used(tmp_path, ahead, cli):
+    other = video(tmp_path / "other.mp4", pan(5, UNEVEN[:20]))
+    code, said = cli("smooth", other, ahead[1], "-o", tmp_path / "told", *OPTIONS)
+    assert code == 0 and "other.mp4 does not seem to belong to" in said and "--offset FRAMES" in said
+    assert cli("smooth", ahead[1], "-o", tmp_path / "alone", *OPTIONS)[0] == 0
+    np.testing.assert_array_equal(images(tmp_path / "told"), images(tmp_path / "alone"))
+    code, said = cli("smooth", other, ahead[1], "-o", tmp_path / "forced", "--offset", "0", *OPTIONS)
+    assert code == 0 and "does not seem" not in said
+    assert not np.array_equal(images(tmp_path / "told"), images(tmp_path / "forced"))
+
+
+def test_without_a_guide_the_style_is_its_own_and_stored_once(tmp_path, made, folders, cli, monkeypatch):
+    style = folders[1]
+    with monkeypatch.context() as patch:
+        patch.setattr(smooth.SmoothTask, "run", stopped(smooth.SmoothTask.run, 2))
+        assert cli("smooth", style, "-o", tmp_path / "out", *OPTIONS)[0] == 130
+    cache = FrameCache(tmp_path / "out.cache.zarr")
+    assert "styles" in cache and "guides" not in cache
+    assert cli("smooth", style, "-o", tmp_path / "out", *OPTIONS)[0] == 0
+    expected = build(smooth.SMOOTHER, {"window": 4}, made.styles, made.styles).smooth(0, 12)
+    np.testing.assert_array_equal(images(tmp_path / "out"), expected)
+
+
+def test_a_guide_that_is_a_copy_of_the_style_means_no_guide(tmp_path, folders, cli):
+    style = folders[1]
+    copy = shutil.copytree(style, tmp_path / "copy")
+    assert cli("smooth", style, "-o", tmp_path / "out", *OPTIONS)[0] == 0
+    for guide in (style, copy):
+        code, said = cli("smooth", guide, style, "-o", tmp_path / "out", *OPTIONS)
+        assert code == 0 and "nothing to do" in said
+
+
+# --- outputs --------------------------------------------------------------------------------------------
+
+
+def checksums(folder: Path) -> dict[str, str]:
+    return {
+        file.relative_to(folder).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in folder.rglob("*")
+        if file.is_file()
+    }
+
+
+def test_inputs_are_never_overwritten(tmp_path, made, folders, cli):
+    guide, style = folders
+    film = video(tmp_path / "film.mp4", made.styles)
+    (tmp_path / "link.mp4").symlink_to(film)
+    os.link(film, tmp_path / "hard.mp4")
+    before = checksums(tmp_path)
+    for inputs, output in (
+        ((guide, film), film),
+        ((film, style), film),
+        ((film,), film),
+        ((guide, film), f"{tmp_path}/guide/../film.mp4"),
+        ((guide, film), tmp_path / "link.mp4"),
+        ((guide, tmp_path / "link.mp4"), film),
+        ((guide, film), tmp_path / "hard.mp4"),
+        ((guide, style), style),
+        ((guide, style), guide),
+        ((guide, style), style / "out.mp4"),
+        ((guide, film), tmp_path),
+    ):
+        for force in ((), ("--force",)):
+            code, said = cli("smooth", *inputs, "-o", output, *force)
+            assert code == 2 and said.count("error:") == 1 and "input" in said, said
+            assert checksums(tmp_path) == before
+
+
+def test_other_files_are_overwritten_only_with_force(tmp_path, made, folders, cli):
+    mine, full = video(tmp_path / "mine.mp4", made.guides), write_images(tmp_path / "full", made.guides[:2])
+    before = checksums(tmp_path)
+    for output, expected in ((mine, "mine.mp4 exists"), (full, "is not empty")):
+        code, said = cli("smooth", *folders, "-o", output, *OPTIONS)
+        assert code == 2 and expected in said and "--force" in said and checksums(tmp_path) == before
+    code, said = cli("smooth", *folders, "-o", full, "--force", *OPTIONS)
+    assert code == 2 and "0.png, which is not" in said and checksums(tmp_path) == before  # not named as ours are
+    assert cli("smooth", *folders, "-o", mine, "--force", *OPTIONS)[0] == 0
+    assert len(images(mine)) == 12
+
+
+def test_a_cache_folder_of_somebody_else_is_left_alone(tmp_path, folders, cli):
+    (tmp_path / "out.cache.zarr").mkdir()
+    (tmp_path / "out.cache.zarr/notes.txt").write_text("mine")
+    code, said = cli("smooth", *folders, "-o", tmp_path / "out", *OPTIONS)
+    assert code == 2 and "in the way" in said and (tmp_path / "out.cache.zarr/notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["out", "out.mp4", "out.webm"])
+def test_a_finished_run_says_so(tmp_path, folders, cli, name, monkeypatch):
+    arguments = ("smooth", *folders, "-o", tmp_path / name)
+    assert cli(*arguments, *OPTIONS)[0] == 0
+    before = checksums(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(smooth, "fill", lambda *_, **__: pytest.fail("is redone"))
+        code, said = cli(*arguments, *OPTIONS)
+        assert code == 0 and "nothing to do" in said and checksums(tmp_path) == before
+        code, said = cli(*arguments, "--window", "5")
+        assert code == 2 and "with other options" in said and "--force" in said and checksums(tmp_path) == before
+    assert not list(tmp_path.glob("*.cache.zarr"))
+    assert cli(*arguments, *OPTIONS, "--restart")[0] == 0
+    assert checksums(tmp_path) == before
+    assert cli(*arguments, "--window", "5", "--force")[0] == 0
+    assert checksums(tmp_path) != before
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted(["guide", "style", name])
+
+
+def test_a_folder_that_lacks_an_image_is_not_complete(tmp_path, folders, cli):
+    assert cli("smooth", *folders, "-o", tmp_path / "out", *OPTIONS)[0] == 0
+    (tmp_path / "out/00007.png").unlink()
+    code, said = cli("smooth", *folders, "-o", tmp_path / "out", *OPTIONS)
+    assert code == 2 and "is not empty" in said
+
+
+def test_suffixes_choose_the_kind_of_output(tmp_path, folders, cli):
+    assert cli("smooth", *folders, "-o", tmp_path / "x.webm", *OPTIONS)[0] == 0
+    with av.open(str(tmp_path / "x.webm")) as container:
+        assert container.streams.video[0].codec_context.name in ("vp9", "libvpx-vp9")
+    assert cli("smooth", *folders, "-o", tmp_path / "v1.5", *OPTIONS)[0] == 0
+    assert len(list((tmp_path / "v1.5").glob("*.png"))) == 12
+
+
+def test_odd_sizes_are_told(tmp_path, cli):
+    style = write_images(tmp_path / "style", pan(0, UNEVEN[:6])[:, :47, :63])
+    code, said = cli("smooth", style, "-o", tmp_path / "out.mp4", *OPTIONS)
+    assert code == 0 and "64×48 instead of 63×47" in said
+    code, said = cli("smooth", style, "-o", tmp_path / "out", *OPTIONS)
+    assert code == 0 and "instead of" not in said and images(tmp_path / "out").shape[1:3] == (47, 63)
+
+
+# --- keyframes ------------------------------------------------------------------------------------------
 
 
 def test_frames_between_keyframes_are_painted(tmp_path, made, cli):

@@ -1,0 +1,112 @@
+"""Which frame of the guide belongs to which frame of the style, and by how much one video runs ahead of the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from stages.smoothing.offset import Alignment, Stretch, edge_map, find_offset, map_size
+from stages.video import ImageFolder, Shot, Source, fit, open_source, stated_length
+
+SPEED_TOLERANCE = 0.005  # by which two frame rates may differ and still be one rate
+SEARCH = 2.0  # s; offsets up to this are searched
+STRETCHES, STRETCH = 4, 40  # parts of the style that are compared with the guide, and their frames
+
+
+def are_paired_by_number(guide: Source, style: Source) -> bool:
+    """Whether frames are paired by number rather than by time: at one frame rate, and for folders of images."""
+    folders = isinstance(guide, ImageFolder) or isinstance(style, ImageFolder)
+    return folders or abs(float(guide.fps / style.fps) - 1) < SPEED_TOLERANCE
+
+
+def pairs(guide: Source, style: Source, offset: float = 0.0) -> Iterator[tuple[Shot | None, Shot]]:
+    """Each frame of the style with the nearest one of the guide, or None before and after the guide.
+
+    Frame i of the style shows what the guide shows at i + `offset`, in frames of the style.
+    """
+    by_number, rate = are_paired_by_number(guide, style), float(style.fps)
+    margin = 0.5 if by_number else float(style.fps / guide.fps)
+    guides = _placed(guide, None if by_number else rate)
+    now, later = next(guides, None), next(guides, None)
+    for position, shot in _placed(style, None if by_number else rate):
+        wanted = position + offset
+        while now and later and abs(later[0] - wanted) <= abs(now[0] - wanted):
+            now, later = later, next(guides, None)
+        inside = now and (abs(now[0] - wanted) <= margin or (later and now[0] < wanted < later[0]))
+        yield now[1] if now and inside else None, shot
+
+
+@dataclass(frozen=True)
+class GuideShots:
+    """A guide for each frame of the style: the style's own frame where the guide has none.
+
+    Repeating the guide's nearest frame instead would claim that nothing moves there.
+    """
+
+    guide: Path
+    style: Path
+    offset: float
+
+    def __call__(self) -> Iterator[Shot]:
+        paired = pairs(open_source(self.guide), open_source(self.style), self.offset)
+        return (shot if guide is None else guide for guide, shot in paired)
+
+
+def unused_frames(guide: Source, style: Source, offset: float, count: int) -> int:
+    """How many frames of the guide come after the last of `count` frames of the style, by the guide's header."""
+    length = stated_length(guide) or 0
+    speed = 1.0 if are_paired_by_number(guide, style) else float(guide.fps / style.fps)
+    return max(0, length - round((count + offset) * speed))
+
+
+def _placed(source: Source, rate: float | None) -> Iterator[tuple[float, Shot]]:
+    """Frames and where they lie: by number, or by time at `rate` frames/s since the first frame."""
+    start = None
+    for number, shot in enumerate(source.shots()):
+        start = shot.time if start is None else start
+        yield float(number) if rate is None else (shot.time - start) * rate, shot
+
+
+def align(guide: Source, style: Source, advance: Callable[[int], None]) -> Alignment:
+    """Find the offset between two videos from a few short parts of them.
+
+    Args:
+        guide: The original video.
+        style: The stylised video.
+        advance: Called with the number of frames that were read.
+    """
+    by_number, rate = are_paired_by_number(guide, style), float(style.fps)
+    guide_rate = float(guide.fps) if by_number else rate
+    starts = [next(source.shots()).time for source in (guide, style)]
+    size = map_size(style.height, style.width)
+    farthest = SEARCH * rate
+
+    def maps(source: Source, rate: float, start: float, first: float, last: float) -> tuple[np.ndarray, np.ndarray]:
+        """Edge maps of the frames from position `first` to `last`, and their positions."""
+        found, places = [], []
+        for shot in source.shots(max(0.0, start + (first - 0.5) / rate)):
+            place = (shot.time - start) * rate
+            if place > last + 0.5:
+                break
+            found.append(edge_map(fit(shot.image(), *size)))
+            places.append(place)
+            advance(1)
+        return np.array(found, np.float32).reshape(-1, *size), np.array(places)
+
+    stretches = []
+    for first, last in _parts(stated_length(style)):
+        style_maps, style_at = maps(style, rate, starts[1], first, last)
+        guide_maps, guide_at = maps(guide, guide_rate, starts[0], first - farthest, last + farthest)
+        if len(style_maps) and len(guide_maps):
+            stretches.append(Stretch(style_maps, style_at, guide_maps, guide_at))
+    return find_offset(stretches, farthest, 1.0 if by_number else min(1.0, float(style.fps / guide.fps)))
+
+
+def _parts(frames: int | None) -> list[tuple[int, int]]:
+    """First and last frame of the parts that are compared: all of a short video, else parts at even distances."""
+    if frames is None or frames <= STRETCHES * STRETCH:
+        return [(0, STRETCHES * STRETCH - 1)]
+    return [(int(first), int(first) + STRETCH - 1) for first in np.linspace(0, frames - STRETCH, STRETCHES)]
