@@ -112,7 +112,8 @@ def build(
     config = dict(config)
     postprocessing = config.pop("postprocessing", {})
     if name in ON_GPU:
-        guides, styles = bring(guides, device), bring(styles, device)
+        brought = bring(styles, device)
+        guides, styles = brought if guides is styles else bring(guides, device), brought
     if name in ENHANCED_BEFORE and postprocessing:
         styles = Brought(styles, partial(enhance, postprocessing=postprocessing))
     smoother = SMOOTHERS[name](config, window, device)(guides, styles)
