@@ -269,7 +269,8 @@ def fit(image: np.ndarray, height: int, width: int, shown: tuple[int, int] | Non
 # Encoders and their settings. The number of threads is fixed, since it changes the bytes that x264 writes.
 ENCODERS: dict[str, tuple[str, str, int, dict[str, str]]] = {
     # name: (FFmpeg's encoder, pixel format, crf, options)
-    "h264": ("libx264", "yuv420p", 17, {"preset": "medium"}),
+    # x264's macroblock tree reads memory that it never wrote, at many sizes: the same frames gave different bytes.
+    "h264": ("libx264", "yuv420p", 19, {"preset": "medium", "x264-params": "mbtree=0"}),
     "hevc": ("libx265", "yuv420p", 20, {"preset": "medium", "x265-params": "log-level=none:pools=4:frame-threads=2"}),
     "vp9": ("libvpx-vp9", "yuv420p", 24, {"b": "0", "row-mt": "1"}),
     "prores": ("prores_ks", "yuv422p10le", 0, {"profile": "hq"}),

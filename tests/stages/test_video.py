@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -312,3 +314,26 @@ def test_exr_files_that_this_opencv_cannot_read_are_explained(tmp_path):
     with pytest.raises(DiffSynthError, match=r"0\.exr is not an image") as unreadable:
         open_source(tmp_path, values=True)
     assert "built without EXR" in unreadable.value.hint
+
+
+ENCODE = """
+import sys
+from fractions import Fraction
+from pathlib import Path
+import numpy as np
+from stages.video import Encoding, encode
+frames = np.random.default_rng(0).integers(0, 256, (12, 48, 64, 3), np.uint8)
+frames[:, 8:40] = np.kron(frames[:, :8, :16], np.ones((1, 4, 4, 1), np.uint8))
+encode(Path(sys.argv[1]), frames, Encoding(Fraction(25), codec=sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize("codec", ["h264", "hevc"])
+def test_encoded_bytes_do_not_depend_on_what_memory_held_before(codec, tmp_path):
+    written = []
+    for value in ("0", "85"):  # glibc fills memory with it before it is handed out
+        path = tmp_path / f"{value}.mp4"
+        run = [sys.executable, "-c", ENCODE, str(path), codec]
+        subprocess.run(run, env={**os.environ, "MALLOC_PERTURB_": value}, check=True)
+        written.append(path.read_bytes())
+    assert written[0] == written[1]
