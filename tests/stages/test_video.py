@@ -321,10 +321,12 @@ ENCODE = """
 import sys
 from fractions import Fraction
 from pathlib import Path
+import cv2
 import numpy as np
 from stages.video import Encoding, encode
-frames = np.random.default_rng(0).integers(0, 256, (12, 48, 64, 3), np.uint8)
-frames[:, 8:40] = np.kron(frames[:, :8, :16], np.ones((1, 4, 4, 1), np.uint8))
+noise = np.random.default_rng(0).integers(0, 256, (12, 32, 3), np.uint8)
+world = cv2.resize(noise, (256, 192), interpolation=cv2.INTER_CUBIC)
+frames = [np.ascontiguousarray(world[:48, 2 * t : 2 * t + 64]) for t in range(24)]
 encode(Path(sys.argv[1]), frames, Encoding(Fraction(25), codec=sys.argv[2]))
 """
 
