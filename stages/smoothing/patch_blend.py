@@ -34,7 +34,7 @@ STEADY = 0.3  # px (root mean square) of swimming at which a frame's own detail 
 SWIM_AREA = 16.0  # px; swimming is measured over areas this wide
 BLUR = 1.5  # px; what is finer is sharpened
 FINEST = 0.6  # px; what is finer shows how much has to be
-CRISP = 1.3  # times as sharp as the frame's own detail is what sharpening aims at: its noise is gone, which looks soft
+CRISP = 1.25  # times as sharp as the frame's own detail is what sharpening aims at: its noise is gone, which looks soft
 SHARPEN = 0.5  # at most
 
 
