@@ -63,13 +63,14 @@ def carry(image: Array, motion: Array, cubic: bool = False) -> tuple[Array, Arra
     return sample(xp.astype(image, xp.float32), places, cubic), inside
 
 
-def agreement(guide: Array, other: Array, motion: Array, strictness: float = 1) -> Array:
+def agreement(guide: Array, other: Array, motion: Array, strictness: float = 1, noise: Array | None = None) -> Array:
     """How well `other`, carried, fits the guide's frame, float32 [H, W, 1], 1 at best, NEVER outside. `strictness`:
-    how much it counts that colours differ by more than by noise and by light."""
+    how much it counts that colours differ by more than by noise and by light. `noise`: the `grain` of both together,
+    if it is known."""
     xp = array_namespace(motion)
     guide, other = floats(guide), floats(other)
     carried, inside = carry(other, motion)
-    noise = grain(guide) + grain(other)
+    noise = grain(guide) + grain(other) if noise is None else noise
     off = carried - guide
     seen, in_one_light = (box(mean_square(values), PATCH) for values in (off, off - box(off, LIGHT)))
     difference = xp.clip(xp.minimum(seen, in_one_light) - noise, min=0)

@@ -15,8 +15,8 @@ from array_api_compat import array_namespace
 from stages.smoothing import Frames
 from stages.smoothing.evidence import FINE, flicker_level, flicker_line, keep_structure, misfit, support
 from stages.smoothing.light import WindowLight
-from stages.smoothing.matching import PATCH, agreement, carry, mean_square, motion
-from stages.smoothing.pixels import Array, box, each, fetch, floats, flow, gauss, median, percentile
+from stages.smoothing.matching import PATCH, agreement, carry, grain, mean_square, motion
+from stages.smoothing.pixels import Array, box, each, enlarge, fetch, floats, flow, gauss, median, percentile, shrink
 from stages.smoothing.tables import WHOLE, Memo, window
 
 NEIGHBOURS = 3  # frames to each side that detail is compared with
@@ -34,8 +34,8 @@ STEADY = 0.3  # px (root mean square) of swimming at which a frame's own detail 
 SWIM_AREA = 16.0  # px; swimming is measured over areas this wide
 BLUR = 1.5  # px; what is finer is sharpened
 FINEST = 0.6  # px; what is finer shows how much has to be
-CRISP = 1.25  # times as sharp as the frame's own detail is what sharpening aims at: its noise is gone, which looks soft
-SHARPEN = 0.5  # at most
+CRISP = 1.2  # times as sharp as the frame's own detail is what sharpening aims at: its noise is gone, which looks soft
+SHARPEN = 0.6  # at most
 
 
 class PatchBlendSmoother:
@@ -61,6 +61,7 @@ class PatchBlendSmoother:
         self.light = WindowLight(guides, styles, WHOLE if window is None else window, guide_weight)
         self.lit = Memo(self.light.frame)
         self.lines = Memo(self._line)
+        self.grains = Memo(lambda index: grain(self._guide(index)))
 
     def smooth(self, start: int, stop: int) -> np.ndarray:
         return np.stack([self._frame(index) for index in range(start, stop)])
@@ -69,12 +70,12 @@ class PatchBlendSmoother:
         style = floats(self.styles[index])
         smooth = self.lit[index] if self.detail == 1 or len(self.styles) == 1 else self._detailed(index)
         first_needed = window(min(index + 1, len(self.styles) - 1), len(self.styles), NEIGHBOURS).start
-        self.lit.forget(first_needed)
-        self.lines.forget(first_needed)
+        for kept in (self.lit, self.lines, self.grains):
+            kept.forget(first_needed)
         if index == len(self.styles) - 1:
             self.light.clear()
-            self.lit.clear()
-            self.lines.clear()
+            for kept in (self.lit, self.lines, self.grains):
+                kept.clear()
         return fetch(style + self.strength * (smooth - style))
 
     def _detailed(self, index: int) -> Array:
@@ -88,8 +89,9 @@ class PatchBlendSmoother:
         layers = xp.concat([own[None], layers])
         motions = xp.concat([xp.zeros_like(motions[:1]), motions])
         trust = xp.concat([xp.ones_like(trust[:1]), trust])
-        rough = _mean(each(layers, _carried, motions), trust)
-        swum = each(layers, lambda layer, moved: registration(rough, _carried(layer, moved)), motions)
+        copies = each(layers, _carried, motions)
+        rough = _mean(copies, trust)
+        swum = each(copies, lambda copy: registration(rough, copy))
         # Each layer is moved to where the layers are on average, not to where their blurred mean seems to be.
         registered = each(layers, _carried, motions + swum - _mean(swum, trust))
         own_moved = registered[0]
@@ -130,7 +132,11 @@ class PatchBlendSmoother:
         guide, theirs = self._guide(index), [self._guide(other) for other in others]
         stack = array_namespace(guide).stack(theirs)
         moved = each(stack, lambda there: motion(guide, there, self.patch_size, threads=1))
-        return moved, each(stack, lambda there, by: agreement(guide, there, by, self.guide_weight), moved)
+        noise = array_namespace(guide).stack([self.grains[index] + self.grains[other] for other in others])
+        fits = each(
+            stack, lambda there, by, both: agreement(guide, there, by, self.guide_weight, both), moved, noise
+        )  # fmt: skip
+        return moved, fits
 
     def _guide(self, index: int) -> Array:
         """uint8. A video that is its own guide is matched in steady light."""
@@ -159,6 +165,9 @@ def _carried(image: Array, moved: Array) -> Array:
 def _steadiness(swum: Array, trust: Array, distances: list[int], consensus: Array) -> Array:
     """0 where detail swims from frame to frame, 1 where it stays in its place, float32 [H, W, 1]."""
     xp = array_namespace(swum)
+    size = swum.shape[-3:-1]
+    half = [-(-side // 2) for side in size]  # swimming is smooth, half the size shows all of it
+    swum, trust = (each(stack, lambda image: shrink(image, *half)) for stack in (swum, trust))
     place, time = _mean(swum, trust), _mean(distances, trust)
     since = xp.stack([distance - time for distance in distances])
     off = swum - place
@@ -166,9 +175,9 @@ def _steadiness(swum: Array, trust: Array, distances: list[int], consensus: Arra
     drift = _mean(off * since, trust) / (_mean(since**2, trust) + 1e-3)
     squares = _mean(xp.sum((off - drift * since) ** 2, axis=-1, keepdims=True), trust)
     freedom = len(distances) / max(len(distances) - 2, 1)
-    seen = gauss(_power(_fine(consensus), 1), RIGID)  # where nothing is seen, nothing swims
-    distance = freedom * gauss(squares * seen, SWIM_AREA) / (gauss(seen, SWIM_AREA) + 1e-3)
-    return xp.exp(-distance / STEADY**2)
+    seen = shrink(gauss(_power(_fine(consensus), 1), RIGID), *half)  # where nothing is seen, nothing swims
+    distance = freedom * gauss(squares * seen, SWIM_AREA / 2) / (gauss(seen, SWIM_AREA / 2) + 1e-3)
+    return enlarge(xp.exp(-distance / STEADY**2), *size)
 
 
 def _keep(own: Array, consensus: Array, steady: Array, detail: float) -> Array:

@@ -82,5 +82,5 @@ def test_a_frame_that_is_wrong_does_not_spread(lit):
 def test_nothing_is_kept_after_the_last_frame(lit):
     smoother = build("PatchBlendSmoother", {}, lit.guides, lit.styles)
     smoother.smooth(0, len(lit.styles))
-    kept = [smoother.lit, smoother.lines, smoother.light.small, smoother.light.sums.runs]
+    kept = [smoother.lit, smoother.lines, smoother.grains, smoother.light.small, smoother.light.sums.runs]
     assert not any(kept)
