@@ -21,10 +21,11 @@ from stages.smoothing.tables import WHOLE, Memo, window
 
 NEIGHBOURS = 3  # frames to each side that detail is compared with
 NEAR = 4.0  # frames away at which trust is halved
-BETTER = 1.2  # times, and by the level of flicker, that the style's own motion must fit better to be followed
+BETTER = 1.2  # times that the style's own motion must fit better than the guide's to be followed
+SWIMMING, FAR_APART = 6.0, 9.0  # px between the two motions: up to the first, it must be better by the level of flicker
 FOLLOWED = 3.0  # px; one motion is followed over areas this wide
-MATCHED = 6.0  # times the level of flicker at which a copy counts half, before it is registered
-REGISTERED = 5.0  # and after that
+MATCHED = 8.0  # times the level of flicker at which a copy counts half, before it is registered
+REGISTERED = 6.0  # and after that
 FURTHEST = 2.5  # px that detail can have swum
 RIGID = 4.0  # px; swimming is this smooth
 GRAIN = 9  # px a side over which the power of detail is measured
@@ -121,7 +122,11 @@ class PatchBlendSmoother:
         seen = each(layers, lambda layer: flow(own, layer, stiff=True))
         led_misfit = each(layers, lambda layer, moved: _registered_misfit(own, layer, moved), led)
         seen_misfit = each(layers, lambda layer, moved: misfit(own, _carried(layer, moved)), seen)
-        better = xp.astype(led_misfit > BETTER * seen_misfit + level, xp.float32)
+        apart = each(seen - led, lambda off: xp.sqrt(gauss(xp.sum(off**2, axis=-1, keepdims=True), RIGID)))
+        # Detail that swims moves a little, and flow follows its noise: a small gain in fit says nothing. Where the two
+        # motions lie far apart, any gain decides.
+        doubt = xp.clip((FAR_APART - apart) / (FAR_APART - SWIMMING), 0, 1)
+        better = xp.astype(led_misfit > BETTER * seen_misfit + doubt * level, xp.float32)
         follow = each(better, lambda share: gauss(share, FOLLOWED)) > 0.5
         fits = support(xp.where(follow, seen_misfit, led_misfit), level, MATCHED)
         nearness = xp.stack([xp.ones_like(level) / (1 + ((other - index) / NEAR) ** 2) for other in others])
