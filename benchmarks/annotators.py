@@ -22,8 +22,7 @@ from rich.table import Table
 
 from benchmarks.stages import make_clip, run
 from stages.annotators import OverTime, build
-from stages.annotators.controlnet_aux import PACKAGES
-from stages.base.annotators import ANNOTATORS, Weighted
+from stages.base.annotators import ANNOTATORS, Weighted, missing_package
 from stages.weights import Weights
 from tests.conftest import scene, write_images
 from tests.stages.annotators.random_weights import MAKERS, write_dpt, write_weights
@@ -52,11 +51,13 @@ def main() -> None:
 
 def row(folder: Path, name: str, given: argparse.Namespace) -> list[str]:
     model = ANNOTATORS[name]
-    if name in PACKAGES:
-        return [name, "its own", f"not: needs {PACKAGES[name][-1].partition('.')[0]}"]
+    if missing := missing_package(name):
+        return [name, "", f"not: {missing}"]
     settings: dict[str, Any] = {"name": name}
     about = "no weights"
-    if name in MAKERS:
+    if name == "dwpose":
+        settings["model"], about = str(write_weights(name, folder)), "tiny networks"
+    elif name in MAKERS:
         settings["model"], about = str(write_weights(name, folder)), "real class, random weights"
     elif name.startswith("depth"):
         settings["model"], about = str(write_dpt(folder / "dpt")), "real class, tiny, random weights"

@@ -10,10 +10,10 @@ from typing import Any, cast
 import numpy as np
 
 from stages.annotators import Annotator, OverTime, build
-from stages.base.annotators import MapFiles, Weighted
+from stages.base.annotators import MapFiles, Weighted, missing_package
 from stages.base.cache import ArraySpec, FrameCache
 from stages.base.engine import Phase, Plan, Reporter, Run, Stage
-from stages.base.errors import DiffSynthError
+from stages.base.errors import DiffSynthError, UsageError
 from stages.base.fingerprint import fingerprint, map_names, stage_inputs
 from stages.base.job import Job
 from stages.video import Shot, fit, open_source, read_image
@@ -204,7 +204,7 @@ def _phases(
 ) -> tuple[list[ArraySpec], list[Phase]]:
     """The arrays that the maps of one ControlNet need besides, and what fills them all.
 
-    Raises DiffSynthError if files or weights are not there, or not as they must be.
+    Raises DiffSynthError if files, weights or libraries are not there, or not as they must be.
     """
     job, where = run.job, f"controlnet_processor[{index}]"
     settings = job.controlnet_processor[index]
@@ -218,6 +218,8 @@ def _phases(
                   MapFilesTask(paths[map_.source], settings, map_.target), completes=map_.target)
             for map_ in wanted
         ]  # fmt: skip
+    if missing := missing_package(settings.name):
+        raise UsageError(f"{where}: {missing}")
     weights = Weights(where, settings.model, settings.files) if isinstance(settings, Weighted) else None
     if weights and not resume:
         weights.folder()

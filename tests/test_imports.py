@@ -21,6 +21,7 @@ HELPERS = (
 DOORS = {  # only these modules may import these libraries
     "av": ["stages.video"],
     "controlnet_aux": ["stages.annotators"],
+    "onnxruntime": ["stages.annotators.dwpose"],
     "diffusers": ["stages.diffusion"],
     "transformers": ["stages.diffusion", "stages.annotators.depth"],
     "huggingface_hub": ["stages.weights"],
@@ -28,7 +29,7 @@ DOORS = {  # only these modules may import these libraries
     "typer": ["diffsynth_cli"],
     "rich": ["diffsynth_cli"],
 }
-HEAVY = {"torch", "diffusers", "transformers", "controlnet_aux"}
+HEAVY = {"torch", "diffusers", "transformers", "controlnet_aux", "onnxruntime"}
 NEEDED = ("stages.diffusion", "stages.smoothing.gpu")  # imported only where these are used
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from stages.annotators.controlnet_aux import DETECTORS, Detector
 from stages.annotators.depth import Depth, DepthOverTime
+from stages.annotators.dwpose import Dwpose
 from stages.annotators.plain import Canny, Shuffle, Tile
 from stages.annotators.pose import Openpose, OpenposeOverTime
 from stages.weights import Weights
@@ -75,4 +76,5 @@ ANNOTATORS: dict[str, Callable[..., Annotator | OverTime]] = {
     "depth_video": partial(DepthOverTime, "mean"),
     "openpose": Openpose,
     "openpose_video": OpenposeOverTime,
+    "dwpose": Dwpose,
 }

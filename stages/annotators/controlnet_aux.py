@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import inspect
 import io
 import os
@@ -16,7 +15,6 @@ from typing import Any
 import cv2
 import numpy as np
 
-from stages.base.errors import DiffSynthError
 from stages.weights import Weights, explained, no_logs, pick_device
 
 GRID = 64  # px; images whose sides are not multiples of this are resized by controlnet_aux
@@ -35,11 +33,8 @@ DETECTORS: dict[str, tuple[str, dict[str, str]]] = {
     "leres": ("LeresDetector", {"remove_near": "thr_a", "remove_background": "thr_b"}),
     "teed": ("TEEDdetector", {"steps": "safe_steps"}),
     "anyline": ("AnylineDetector", {"sigma": "guassian_sigma", "threshold": "intensity_threshold"}),
-    "dwpose": ("DWposeDetector", {}),
     "mediapipe_face": ("MediapipeFaceDetector", {}),
 }
-# What some of them need that controlnet_aux does not bring along.
-PACKAGES = {"dwpose": ("mmcv", "mmdet", "mmpose"), "mediapipe_face": ("mediapipe.python.solutions",)}
 
 
 class Detector:
@@ -49,14 +44,6 @@ class Detector:
         self, name: str, weights: Weights | None = None, device: str = "auto", resolution: int | None = None,
         **options: Any,
     ):  # fmt: skip
-        missing = [package for package in PACKAGES.get(name, ()) if not _installed(package)]
-        if missing:
-            raise DiffSynthError(
-                f"the annotator {name!r} needs {', '.join(missing)}, which this Python does not have",
-                "pip install 'diffsynth-cli[mediapipe]', or take another annotator"
-                if name == "mediapipe_face"
-                else "install it, or take another annotator",
-            )
         self.name, self.weights, self.device, self.resolution = name, weights, device, resolution
         words = DETECTORS[name][1]
         self.options = {words.get(key, key): value for key, value in options.items()} | {"output_type": "np"}
@@ -89,7 +76,7 @@ def load(name: str, kind: str, weights: Weights | None, device: str) -> Any:
     """The detector of controlnet_aux's class `kind` for the annotator `name`, on `device`."""
     make = detector_class(kind)
     if weights is None:
-        return make(device=str(pick_device(device))) if name == "dwpose" else make()
+        return make()
     folder = weights.folder()
     what = f"{', '.join(str(folder / file) for file in weights.files)} (weights of {name!r})"
     with quiet(), _no_arguments(), explained(weights.key, what, "is the download complete, and the right file?"):
@@ -146,10 +133,3 @@ def _no_arguments() -> Iterator[None]:
         yield
     finally:
         sys.argv = arguments
-
-
-def _installed(package: str) -> bool:
-    try:
-        return importlib.util.find_spec(package) is not None
-    except ImportError:  # of what it is a part of
-        return False

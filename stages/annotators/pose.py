@@ -46,11 +46,7 @@ class Openpose:
             return np.stack([self._pose(frame) for frame in frames])
 
     def _pose(self, frame: np.ndarray) -> np.ndarray:
-        height, width = frame.shape[:2]
-        scale = 1.0 if self.resolution is None else self.resolution / min(height, width)
-        if scale != 1:
-            how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LANCZOS4
-            frame = cv2.resize(frame, None, fx=scale, fy=scale, interpolation=how)
+        frame = resized(frame, self.resolution)
         padded = pad(frame)
         people = sorted(self.detector.detect_poses(padded, **self.parts), key=lambda one: -one.body.total_score)
         poses = np.full((PEOPLE, POINTS, 2), np.nan, np.float32)
@@ -92,6 +88,15 @@ class OpenposeOverTime:
 
     def draw_still(self, note: np.ndarray, measures: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         return draw(note, *size)
+
+
+def resized(frame: np.ndarray, resolution: int | None) -> np.ndarray:
+    """The frame with a shorter side of `resolution` pixels; None: as it is."""
+    scale = 1.0 if resolution is None else resolution / min(frame.shape[:2])
+    if scale == 1:
+        return frame
+    how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LANCZOS4
+    return cv2.resize(frame, None, fx=scale, fy=scale, interpolation=how)
 
 
 def smooth_face(poses: np.ndarray, index: int) -> np.ndarray:

@@ -5,6 +5,7 @@ How they are run is the business of `stages.annotators`.
 
 from __future__ import annotations
 
+import importlib.util
 from typing import ClassVar, Literal, get_args
 
 from pydantic import BaseModel, Field, model_validator
@@ -105,6 +106,13 @@ class Resized(Strict):
 
 class Detector(Weighted, Resized):
     """A detector whose weights lie on the hub."""
+
+
+class FromExtra(Strict):
+    """An annotator whose library is optional: `package` is what it imports, `extra` what pip installs it by."""
+
+    package: ClassVar[str]
+    extra: ClassVar[str]
 
 
 class Hed(Detector):
@@ -215,7 +223,7 @@ class Anyline(Detector):
 
 
 class _Pose(Detector):
-    files = ("body_pose_model.pth", "hand_pose_model.pth", "facenet.pth")
+    files: ClassVar[tuple[str, ...]] = ("body_pose_model.pth", "hand_pose_model.pth", "facenet.pth")
     hands: bool = True
     face: bool = True
 
@@ -232,15 +240,19 @@ class OpenposeVideo(_Pose):
     name: Literal["openpose_video"]
 
 
-class Dwpose(Resized):
-    """Skeletons of people (DWPose); needs the packages mmpose, mmdet and mmcv, which fetch its weights themselves."""
+class Dwpose(_Pose, FromExtra):
+    """Skeletons of people by DWPose: body, hands and face; needs `pip install 'diffsynth-cli[dwpose]'`."""
 
+    files = ("yolox_l.onnx", "dw-ll_ucoco_384.onnx")
+    package, extra = "onnxruntime", "dwpose"
     name: Literal["dwpose"]
+    model: str = "yzd-v/DWPose"
 
 
-class MediapipeFace(Resized):
+class MediapipeFace(Resized, FromExtra):
     """Faces (MediaPipe's face mesh); needs `pip install 'diffsynth-cli[mediapipe]'`."""
 
+    package, extra = "mediapipe.python.solutions", "mediapipe"
     name: Literal["mediapipe_face"]
     max_faces: int = Field(1, ge=1, le=100)
     min_confidence: float = Field(0.5, ge=0, le=1)
@@ -281,3 +293,19 @@ AnnotatorSettings = (
 ANNOTATORS: dict[str, type[BaseModel]] = {
     get_args(model.model_fields["name"].annotation)[0]: model for model in get_args(AnnotatorSettings)
 }
+
+
+def missing_package(name: str) -> str:
+    """What this Python lacks for the annotator `name` and how to install it. Empty if it lacks nothing."""
+    model = ANNOTATORS[name]
+    if not issubclass(model, FromExtra) or _is_installed(model.package):
+        return ""
+    library = model.package.partition(".")[0]
+    return f"the annotator {name!r} needs {library}, which is not installed: pip install 'diffsynth-cli[{model.extra}]'"
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ImportError:  # its parent is missing
+        return False

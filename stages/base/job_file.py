@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from stages.base.annotators import missing_package
 from stages.base.errors import UsageError
 from stages.base.job import LCM_STEPS, SMOOTHERS, Job
 from stages.base.mistakes import explain
@@ -22,7 +23,7 @@ def read_job(path: str | Path, overrides: Iterable[str] = (), stages: Sequence[s
 
     `overrides` are `key=value` strings (values as JSON, or else as text; `a.b=value` reaches into an object).
     Relative paths in the file are relative to the file, those in overrides to the current folder. The files
-    that `stages` read must exist. All mistakes are reported in one UsageError.
+    that `stages` read must exist, and what they import. All mistakes are reported in one UsageError.
     """
     path = Path(path)
     data = _resolve_paths(_load_json(path), path.resolve().parent)
@@ -30,7 +31,8 @@ def read_job(path: str | Path, overrides: Iterable[str] = (), stages: Sequence[s
         _override(data, override)
     warnings = _drop_obsolete(data)
     job, problems = check(data)
-    problems += _missing_files(data, stages)
+    stages = _unfinished(data, stages)
+    problems += _missing_files(data, stages) + _missing_packages(job, stages)
     if problems or job is None:
         listed = "\n".join(f"  {problem}" for problem in problems)
         raise UsageError(f"{path}: {len(problems)} mistake{'s' * (len(problems) != 1)}\n{listed}")
@@ -256,11 +258,25 @@ _RULES: tuple[tuple[tuple[str, ...], Callable[[Job], list[str]]], ...] = (
 )
 
 
-def _missing_files(data: dict[str, Any], stages: Sequence[str]) -> list[str]:
-    """Paths in `data` that `stages` would read and that do not exist. A finished stage reads nothing."""
+def _unfinished(data: dict[str, Any], stages: Sequence[str]) -> Sequence[str]:
+    """Those of `stages` that have work left. A finished stage reads nothing."""
     output = data.get("output_path")
-    if isinstance(output, str):
-        stages = [stage for stage in stages if not receipt_path(Path(output) / CACHE_NAME, stage).exists()]
+    if not isinstance(output, str):
+        return stages
+    return [stage for stage in stages if not receipt_path(Path(output) / CACHE_NAME, stage).exists()]
+
+
+def _missing_packages(job: Job | None, stages: Sequence[str]) -> list[str]:
+    """Optional libraries that the annotators of `job` import and that are not installed."""
+    if job is None or "control" not in stages:
+        return []
+    networks = zip(job.controlnet_processor, job.networks_run, strict=True)
+    missing = [missing_package(item.name) if runs else "" for item, runs in networks]
+    return [f"controlnet_processor[{index}]: {line}" for index, line in enumerate(missing) if line]
+
+
+def _missing_files(data: dict[str, Any], stages: Sequence[str]) -> list[str]:
+    """Paths in `data` that `stages` would read and that do not exist."""
     return [
         f"{key}: no such file or folder: {item}"
         for stage, key, item in _input_files(data)

@@ -20,6 +20,7 @@ CACHE_NAME = "cache.zarr"  # in the job's output folder
 # Whose versions a receipt notes: they are what can change a frame's bytes.
 NOTED_PACKAGES = (
     "diffsynth-cli", "torch", "diffusers", "transformers", "controlnet_aux", "zarr", "av", "opencv-python-headless",
+    "onnxruntime",
 )  # fmt: skip
 
 

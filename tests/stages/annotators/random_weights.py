@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from stages.annotators.controlnet_aux import _no_arguments, quiet
+from tests.stages.annotators import onnx_networks
 
 
 def write_weights(name: str, folder: Path) -> Path:
@@ -25,7 +26,10 @@ def write_weights(name: str, folder: Path) -> Path:
         files = MAKERS[name]()
     for file, content in files.items():
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
-        torch.save(content, folder / file)
+        if isinstance(content, bytes):
+            (folder / file).write_bytes(content)
+        else:
+            torch.save(content, folder / file)
     return folder
 
 
@@ -184,9 +188,14 @@ def _openpose() -> dict[str, Any]:
     }
 
 
+def _dwpose() -> dict[str, Any]:
+    """Not random: tiny networks that see people in blue discs."""
+    return {"yolox_l.onnx": onnx_networks.detector(), "dw-ll_ucoco_384.onnx": onnx_networks.estimator()}
+
+
 MAKERS = {
     "hed": _hed, "softedge_pidi": _pidi, "lineart": _lineart, "lineart_anime": _lineart_anime, "mlsd": _mlsd,
     "normalbae": _normalbae, "midas": _midas, "zoe": _zoe, "leres": _leres,
     "teed": functools.partial(_teed, "5_model.pth"), "anyline": functools.partial(_teed, "Anyline/MTEED.pth"),
-    "openpose": _openpose, "openpose_video": _openpose,
+    "openpose": _openpose, "openpose_video": _openpose, "dwpose": _dwpose,
 }  # fmt: skip
