@@ -13,7 +13,7 @@ import torch
 
 from stages.annotators import ANNOTATORS, OverTime, build
 from stages.base.annotators import ANNOTATORS as SETTINGS
-from stages.base.annotators import FromExtra, MapFiles, Weighted, missing_package
+from stages.base.annotators import Detector, FromExtra, MapFiles, Weighted, missing_package
 from stages.base.errors import DiffSynthError
 from stages.weights import Weights
 from tests.conftest import scene
@@ -157,6 +157,15 @@ def test_packages_that_are_not_there_are_named_and_how_to_install_them(name, mon
     (extra,) = re.findall(r"pip install 'diffsynth-cli\[(\w+)\]'", said)
     offered = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert any(requirement.startswith(library) for requirement in offered[extra])
+
+
+def test_the_docs_name_every_detectors_files_and_every_extra():
+    text = (ROOT / "docs/annotators.md").read_text()
+    detectors = [model for model in SETTINGS.values() if issubclass(model, Detector)]
+    files = {f"`{file}`" for model in detectors for file in model.files}
+    models = {f"`{model.model_fields['model'].default}`" for model in detectors}
+    extras = {f"diffsynth-cli[{model.extra}]" for model in SETTINGS.values() if issubclass(model, FromExtra)}
+    assert {name for name in files | models | extras if name not in text} == set()
 
 
 def test_every_annotator_of_a_job_can_be_built_and_is_in_the_docs():
