@@ -110,12 +110,24 @@ def _match(source: torch.Tensor, target: torch.Tensor, start: torch.Tensor, **op
     shape = torch.broadcast_shapes(source.shape, target.shape)
     arrays = [image.expand(shape).reshape(-1, *shape[-3:]).contiguous() for image in (source, target)]
     arrays.append(start.expand(*shape[:-1], 2).reshape(-1, *shape[-3:-1], 2).to(torch.int32).contiguous())
-    if source.is_cuda and _library_has_cuda():
-        options["device"] = source.device.index or 0
-    else:  # a library that was built without nvcc
-        arrays = [array.cpu().numpy() for array in arrays]
+    arrays, options = _for_library(arrays, options)
     found = binding.match(*arrays[:2], start="given", nnf=arrays[2], **options).nnf
     return torch.as_tensor(found, device=source.device).reshape(*shape[:-1], 2)
+
+
+@pixels.synthesize.register
+def _synthesize(style: torch.Tensor, guide: torch.Tensor, target: torch.Tensor, **options: Any) -> tuple[Any, Any]:
+    arrays, options = _for_library([image[None].contiguous() for image in (style, guide, target)], options)
+    made = binding.synthesize(*arrays, **options)
+    return tuple(torch.as_tensor(array[0], device=style.device) for array in (made.image, made.nnf))
+
+
+def _for_library(arrays: list[Any], options: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+    """The tensors and options where the patch-matching library can work on them."""
+    tensor = arrays[0]
+    if tensor.is_cuda and _library_has_cuda():
+        return arrays, {**options, "device": tensor.device.index or 0}
+    return [array.cpu().numpy() for array in arrays], options  # a library that was built without nvcc
 
 
 @cache

@@ -10,12 +10,17 @@ from array_api_compat import array_namespace
 
 from stages.smoothing import Frames
 from stages.smoothing.light import fit_light
-from stages.smoothing.matching import PATCH, agreement, carry, motion
+from stages.smoothing.matching import PATCH, agreement, carry, positions
 from stages.smoothing.patch_blend import registration
-from stages.smoothing.pixels import Array, fetch, floats, flow, gauss
+from stages.smoothing.pixels import Array, fetch, floats, flow, gauss, synthesize
 
 SEAM = 2.0  # px over which one keyframe gives way to the other
 SHOWN = 0.3  # agreement below which a place is not in a keyframe
+ASTRAY = 1.0  # px by which flow there and back may miss where it came from
+BORDER = 3.0  # px over which flow gives way to guided synthesis
+GUIDE_WEIGHT, EDGE_WEIGHT = 4.0, 2.0  # of the guide's colours and of its edges in guided synthesis; the style's is 1
+EDGE = 4.0  # px; edges are what is finer
+EFFORT = {"search_vote_iterations": 3, "patch_match_iterations": 2}  # more takes longer and gives the same
 LONGEST = 12  # frames from one keyframe to the next, where they are chosen by what they show
 NEW = 0.1  # share of a frame that no keyframe shows, from which on it should be one itself
 TOLD = 20  # such frames are named, at most
@@ -44,9 +49,10 @@ def guessed(unseen: Sequence[float]) -> str:
 
 
 class Interpolator:
-    """`keyframes[n]` is the stylised frame `keys[n]` of the video; `keys` ascend. A frame is both of its keyframes
-    carried onto it, registered to each other, brought to one light and mixed by nearness in time and by how well each
-    fits the guide there.
+    """`keyframes[n]` is the stylised frame `keys[n]` of the video; `keys` ascend. A frame is made from a copy of each of
+    its keyframes: carried along the guide's motion where optical flow is sure of it, elsewhere painted by guided
+    synthesis. The copies are registered to each other, brought to one light and mixed by nearness in time and by how
+    well each fits the guide there.
     """
 
     def __init__(self, guides: Frames, keyframes: Frames, keys: Sequence[int], patch_size: int = PATCH):
@@ -58,42 +64,69 @@ class Interpolator:
         if after > 0 and self.keys[after - 1] == index:
             return fetch(self.keyframes[after - 1]), 0.0
         around = [place for place in (after - 1, after) if 0 <= place < len(self.keys)]
-        sides = [self._carried(index, place) for place in around]
-        if len(sides) == 1:  # before the first or after the last keyframe
-            (style, moved, weight), time = sides[0], 0.0
-            painted = carry(style, moved, cubic=True)[0]
-        else:
-            first, last = (self.keys[place] for place in around)
-            time = (index - first) / (last - first)
-            xp = array_namespace(sides[0][2])
-            painted, weight = _mix(sides, time), xp.maximum(sides[0][2], sides[1][2])
-        return fetch(painted), _share(weight < SHOWN)
+        copies, fits = zip(*(self._copy(index, place) for place in around), strict=True)
+        if len(around) == 1:  # before the first or after the last keyframe
+            return fetch(copies[0]), _share(fits[0] < SHOWN)
+        first, last = (self.keys[place] for place in around)
+        painted = _mix(copies, fits, (index - first) / (last - first))
+        return fetch(painted), _share(array_namespace(painted).maximum(*fits) < SHOWN)
 
-    def _carried(self, index: int, place: int) -> tuple[Array, Array, Array]:
-        """A keyframe, where each pixel of frame `index` is found in it, and how well that fits the guide."""
-        guide, there = self.guides[index], self.guides[self.keys[place]]
-        moved = motion(guide, there, self.patch_size)
-        return floats(self.keyframes[place]), moved, agreement(guide, there, moved)
+    def _copy(self, index: int, place: int) -> tuple[Array, Array]:
+        """Frame `index` after a keyframe, float32 [H, W, 3], and how well it fits the guide, [H, W, 1]."""
+        guide, there, style = self.guides[index], self.guides[self.keys[place]], self.keyframes[place]
+        moved = flow(guide, there)
+        fit = agreement(guide, there, moved)
+        led = _led(fit, moved, flow(there, guide))
+        copy = carry(style, moved, cubic=True)[0]
+        if _share(led) == 1:
+            return copy, fit
+        painted, jumps = _painted(style, there, guide, self.patch_size)
+        return _between(led, copy, painted), _between(led, fit, agreement(guide, there, jumps))
+
+
+def _led(fit: Array, moved: Array, back: Array) -> Array:
+    """Where optical flow is believed, 0..1, [H, W, 1]: what it leads to is alike, and leads back. `fit`: how well the
+    other frame, carried along `moved`, fits; `back`: the flow from there."""
+    xp = array_namespace(fit)
+    astray = xp.linalg.vector_norm(moved + carry(back, moved)[0], axis=-1, keepdims=True)
+    return xp.clip(2 * gauss(floats((fit > SHOWN) & (astray < ASTRAY)), BORDER) - 1, 0, 1)
+
+
+def _painted(style: Array, guide: Array, target: Array, patch_size: int) -> tuple[Array, Array]:
+    """The style of `guide` on `target` by guided synthesis, float32 [H, W, 3], and from how far each patch comes,
+    float32 [H, W, 2], x then y."""
+    weights = [GUIDE_WEIGHT / 3] * 3 + [EDGE_WEIGHT]
+    guides = _outlined(guide), _outlined(target)
+    image, field = synthesize(style, *guides, guide_weights=weights, patch_size=patch_size, **EFFORT)
+    return floats(image), floats(array_namespace(field).flip(field, axis=-1)) - positions(field)
+
+
+def _outlined(guide: Array) -> Array:
+    """The guide with its edges as a fourth channel, so that outlines count where colours hardly differ."""
+    xp, image = array_namespace(guide), floats(guide)
+    edges = xp.mean(image - gauss(image, EDGE), axis=-1, keepdims=True)
+    return xp.concat([guide, xp.astype(xp.clip(2 * edges + 128, 0, 255), xp.uint8)], axis=-1)
 
 
 def _share(pixels: Array) -> float:
     return float(array_namespace(pixels).mean(floats(pixels)))
 
 
-def _mix(sides: list[tuple[Array, Array, Array]], time: float) -> Array:
-    """`time`: 0 at the first side's keyframe, 1 at the other's."""
-    copies = [carry(style, moved, cubic=True)[0] for style, moved, _ in sides]
+def _mix(copies: Sequence[Array], fits: Sequence[Array], time: float) -> Array:
+    """`time`: 0 at the first copy's keyframe, 1 at the other's."""
     # Two stylised frames do not agree to the pixel; mixed as they are, every line would show twice.
-    off = registration(*copies) * array_namespace(copies[0]).minimum(sides[0][2], sides[1][2])
-    steps = (-time * off, (1 - time) * off)
-    copies = [carry(style, moved + step, cubic=True)[0] for (style, moved, _), step in zip(sides, steps, strict=True)]
-    weights = [near * weight for near, (_, _, weight) in zip((1 - time, time), sides, strict=True)]
+    off = registration(*copies) * array_namespace(copies[0]).minimum(*fits)
+    registered = [carry(copy, step * off, cubic=True)[0] for copy, step in zip(copies, (-time, 1 - time), strict=True)]
+    weights = [near * fit for near, fit in zip((1 - time, time), fits, strict=True)]
     # Light goes over evenly from one to the other. Detail keeps longer to the nearer one: a mean of two is softer.
-    lit = [fit_light(copy, _fade(copies, weights)) for copy in copies]
+    lit = [fit_light(copy, _fade(registered, weights)) for copy in registered]
     return _fade(lit, [weight**2 for weight in weights])
 
 
-def _fade(copies: list[Array], weights: list[Array]) -> Array:
+def _fade(copies: Sequence[Array], weights: Sequence[Array]) -> Array:
     first, second = (gauss(weight, SEAM) for weight in weights)
-    share = first / (first + second)
-    return share * copies[0] + (1 - share) * copies[1]
+    return _between(first / (first + second), *copies)
+
+
+def _between(share: Array, one: Array, other: Array) -> Array:
+    return share * one + (1 - share) * other

@@ -33,7 +33,7 @@ def motion(guide: Array, other: Array, patch_size: int = PATCH, threads: int = 0
     `threads` of the patch-matching library, 0 = all."""
     xp = array_namespace(guide)
     smooth = flow(guide, other)
-    found = floats(xp.flip(field(guide, other, smooth, patch_size, threads=threads), axis=-1)) - _places(guide)
+    found = floats(xp.flip(field(guide, other, smooth, patch_size, threads=threads), axis=-1)) - positions(guide)
     jumped = xp.max(xp.abs(found - smooth), axis=-1, keepdims=True) > JUMP
     most = box(xp.astype(jumped, xp.float32), PATCH) > 0.5  # single pixels jump by chance
     return xp.where(most, found, smooth)
@@ -43,7 +43,7 @@ def field(guide: Array, other: Array, start: Array, patch_size: int = PATCH, **w
     """The nearest-neighbour field int32 [H, W, 2] (row, column) from `guide` to `other`, searched from the motion
     `start` on. `where`: back end and threads, as of `native.binding.match`."""
     xp = array_namespace(guide)
-    places = xp.flip(xp.round(start + _places(guide)), axis=-1)  # the library clamps them to the picture
+    places = xp.flip(xp.round(start + positions(guide)), axis=-1)  # the library clamps them to the picture
     try:
         return match(
             other, guide, places, patch_sizes=(patch_size,) * SWEEPS, patch_match_iterations=1, pyramid_levels=1,
@@ -57,7 +57,7 @@ def carry(image: Array, motion: Array, cubic: bool = False) -> tuple[Array, Arra
     """`image` sampled at p + motion(p), and which samples lie inside it, bool [H, W, 1]."""
     xp = array_namespace(image)
     height, width = image.shape[-3:-1]
-    places = _places(motion) + motion
+    places = positions(motion) + motion
     x, y = places[..., :1], places[..., 1:]
     inside = (x >= 0) & (y >= 0) & (x <= width - 1) & (y <= height - 1)
     return sample(xp.astype(image, xp.float32), places, cubic), inside
@@ -94,7 +94,7 @@ def mean_square(values: Array) -> Array:
     return array_namespace(values).vecdot(values, values)[..., None] / values.shape[-1]
 
 
-def _places(image: Array) -> Array:
+def positions(image: Array) -> Array:
     """Every pixel's own place, float32 [H, W, 2], x then y."""
     xp = array_namespace(image)
     rows, columns = (xp.arange(size, dtype=xp.float32, device=device(image)) for size in image.shape[-3:-1])

@@ -78,6 +78,15 @@ def match(source: Array, target: Array, start: Array, **options: Any) -> Array:
 
 
 @singledispatch
+def synthesize(style: Array, guide: Array, target: Array, **options: Any) -> tuple[Array, Array]:
+    """`target` painted as `style` paints `guide`, uint8 [H, W, C], and where in it each patch was found, int32
+    [H, W, 2], row and column. All uint8; `options` of `native.binding.synthesize`; raises as that does."""
+    images = (np.ascontiguousarray(image)[None] for image in (style, guide, target))
+    made = binding.synthesize(*images, **options)
+    return made.image[0], made.nnf[0]
+
+
+@singledispatch
 def sample(image: Array, places: Array, cubic: bool = False) -> Array:
     """The image, float32, at `places` [h, w, 2] (x, y): between pixels linear or cubic, outside its nearest pixel."""
     x, y = np.ascontiguousarray(np.moveaxis(places, 2, 0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 
@@ -55,3 +56,29 @@ def test_a_cut_begins_a_keyframe_and_none_is_too_far_from_the_last(made):
     assert choose(still) == [0, LONGEST]
     other = np.roll(255 - made.guides[0][::-1], 40, axis=1)
     assert choose([made.guides[0]] * 4 + [other] * 3) == [0, 4]
+
+
+def test_what_moves_too_fast_for_flow_keeps_its_shape():
+    """An arm that swings by 24 px a frame is painted as one, not as a cloud of small blocks."""
+    rng = np.random.default_rng(3)
+    wall = 170 + 10 * cv2.GaussianBlur(rng.normal(0, 8, (160, 200, 3)), (0, 0), 4)
+    grain = rng.normal(0, 3, (5, 160, 200, 3))
+
+    def frame(angle: float) -> np.ndarray:
+        image = wall.copy()
+        end = (100 + 90 * np.cos(angle), 150 - 90 * np.sin(angle))
+        cv2.line(image, (100, 150), tuple(round(place) for place in end), (190, 40, 60), 24, cv2.LINE_AA)
+        return image
+
+    clean = np.stack([frame(0.6 + 0.27 * time) for time in range(5)])
+    guides = np.clip(clean + grain, 0, 255).astype(np.uint8)
+    style = np.clip(clean[..., ::-1] * 0.8, 0, 255).astype(np.uint8)
+    painter = Interpolator(guides, style[[0, 4]], [0, 4])
+    for index in (1, 2, 3):
+        painted, _ = painter.paint(index)
+        edges, there = (
+            cv2.Laplacian(image.mean(axis=2), cv2.CV_64F) for image in (painted, style[index].astype(float))
+        )
+        invented = np.clip(abs(edges) - cv2.dilate(abs(there), np.ones((9, 9))), 0, None).mean()
+        assert invented < 0.02
+        assert squared_error(painted, style[index]) < 0.01 * squared_error(style[0], style[index])
