@@ -14,7 +14,7 @@ from stages.base.job_file import read_job
 from stages.smoothing import SMOOTHERS, build
 from stages.video import Encoding, encode, open_source
 from tests.conftest import scene
-from tests.stages.test_video import onsets, tone
+from tests.stages.video.clips import onsets, tone
 
 
 @pytest.fixture
