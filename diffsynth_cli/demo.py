@@ -7,10 +7,9 @@ from importlib import resources
 from pathlib import Path
 
 from diffsynth_cli.contact_sheet import states, write_contact_sheet
-from diffsynth_cli.outputs import VIDEO
 from diffsynth_cli.project import fitting_size
 from stages.base.cache import FrameCache
-from stages.base.outputs import SIGNATURE, check_inputs_kept, check_output
+from stages.base.outputs import SIGNATURE, VIDEO, check_inputs_kept, check_output
 from stages.base.record import write_json
 from stages.video import open_source, read_comment
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -13,10 +12,10 @@ import numpy as np
 from stages.base.cache import ArraySpec, FrameCache
 from stages.base.engine import Phase, Plan, Reporter, Run, Stage, told
 from stages.base.job import Job
-from stages.base.outputs import SIGNATURE
-from stages.base.record import write_json
+from stages.base.outputs import FRAMES, SIGNATURE, VIDEO
+from stages.base.record import read_json, write_json
 from stages.smoothing import CHUNKS, ON_GPU, Smoother, build
-from stages.video import Audio, Encoding, encode
+from stages.video import Audio, Encoding, encode, frame_files, write_frames
 from stages.weights import pick_gpu
 
 CHUNK = 8  # frames that are handed through at once
@@ -61,7 +60,7 @@ def plan(run: Run[Job], resume: bool) -> Plan:
         frames=shape[0],
         arrays=[ArraySpec("deflickered", shape, "uint8")],
         phases=[Phase("smooth", shape[0], task.chunk, task)],
-        begin=lambda cache: _video_note(cache).unlink(missing_ok=True),
+        begin=_forget_outputs,
     )
 
 
@@ -74,19 +73,50 @@ def _task(job: Job) -> SmoothTask | PassTask:
 
 
 def deliver(run: Run[Job], fingerprint: str) -> None:
-    """Writes video.mp4, unless the one that is there was made of the same frames in the same way."""
-    job, cache = run.job, run.cache
-    path, note = Path(job.output_path) / "video.mp4", _video_note(cache)
+    """Write video.mp4 and, with `keep_frames`, the folder of frames, unless they are there and made of these frames."""
+    job, cache, folder = run.job, run.cache, Path(run.job.output_path)
+    if job.keep_frames:
+        made_of: dict[str, Any] = {"frames": fingerprint}
+        if not _is_written(folder / FRAMES, cache, made_of):
+            write_images(folder / FRAMES, cache, run.reporter)
+            _note(folder / FRAMES, cache, made_of)
     made_of = {"frames": fingerprint, "fps": job.fps, "keep_audio": job.keep_audio}
-    if path.exists() and note.exists() and json.loads(note.read_text()) == made_of:
-        return
-    write_video(path, job, cache, run.reporter)
-    write_json(note, made_of)
+    if not _is_written(folder / VIDEO, cache, made_of):
+        write_video(folder / VIDEO, job, cache, run.reporter)
+        _note(folder / VIDEO, cache, made_of)
 
 
-def _video_note(cache: FrameCache) -> Path:
-    """What video.mp4 was made of."""
-    return cache.path / "receipts" / "video.json"
+def _is_written(output: Path, cache: FrameCache, made_of: dict[str, Any]) -> bool:
+    """Whether `output` was made of this, and is as long as it was then."""
+    return output.exists() and read_json(_note_path(output.name, cache)) == {**made_of, "bytes": _bytes(output)}
+
+
+def _note(output: Path, cache: FrameCache, made_of: dict[str, Any]) -> None:
+    write_json(_note_path(output.name, cache), {**made_of, "bytes": _bytes(output)})
+
+
+def _note_path(output: str, cache: FrameCache) -> Path:
+    """What an output was made of."""
+    return cache.path / "receipts" / f"{Path(output).stem}.json"
+
+
+def _bytes(output: Path) -> int:
+    """The size of a file, or of all frames in a folder."""
+    return sum(file.stat().st_size for file in (frame_files(output) if output.is_dir() else [output]))
+
+
+def _forget_outputs(cache: FrameCache) -> None:
+    for output in (VIDEO, FRAMES):
+        _note_path(output, cache).unlink(missing_ok=True)
+
+
+def write_images(folder: Path, cache: FrameCache, reporter: Reporter) -> None:
+    """Write the deflickered frames as PNG files. Those that are there already are kept."""
+    frames = cache["deflickered"]
+    reporter.begin(folder.name, len(frames))
+    reporter.phase("write png")
+    write_frames(folder, told(frames, reporter), f"{SIGNATURE} frame")
+    reporter.end(folder.name, f"{folder}: {len(frames)} frames")
 
 
 def write_video(

@@ -17,8 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from stages.base.cache import ArraySpec, FrameCache
 from stages.base.engine import Phase, Plan, Reporter, Run, Stage, fill, told
@@ -44,6 +42,7 @@ from stages.video import (
     open_source,
     padded_size,
     read_comment,
+    save_png,
 )
 from stages.weights import pick_gpu
 
@@ -194,7 +193,7 @@ def _check_output(smoothing: Smoothing, force: bool) -> None:
     files = sorted(output.iterdir()) if output.is_dir() else []
     if files and not force:
         raise UsageError(f"{output} is not empty", "--force replaces the images in it; or choose another folder")
-    if others := [file.name for file in files if not re.fullmatch(r"\d{5}\.png", file.name)]:
+    if others := [file.name for file in files if not re.fullmatch(r"\d{5,}\.png", file.name)]:
         raise UsageError(
             f"{output} contains {others[0]}, which is not an image of this program's", "choose another folder"
         )
@@ -512,10 +511,8 @@ def _write_images(folder: Path, frames: Iterator[np.ndarray], comment: str) -> N
     part, old = (folder.with_name(f".{folder.name}.{name}") for name in ("part", "old"))
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
-    text = PngInfo()
-    text.add_text("Comment", comment)
     for index, frame in enumerate(frames):
-        Image.fromarray(frame).save(part / f"{index:05d}.png", pnginfo=text)
+        save_png(part / f"{index:05d}.png", frame, comment)
     shutil.rmtree(old, ignore_errors=True)
     if folder.is_dir():  # full folders cannot be replaced in one step
         folder.replace(old)

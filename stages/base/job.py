@@ -183,6 +183,8 @@ class Job(Strict):
     """Frame rate of video.mp4. Left out, frames keep the source's time stamps."""
     keep_audio: bool = True
     """Carry the used part of the source's audio over (not when `fps` changes the speed)."""
+    keep_frames: bool = False
+    """Also write every frame as an image, `frames/00000.png` and so on in `output_path`, as DiffSynth does."""
     start_time: float | None = Field(None, ge=0)
     """Seconds; the first frame at or after it is the first used."""
     end_time: float | None = Field(None, gt=0)
@@ -244,8 +246,8 @@ READS: dict[str, tuple[str, ...]] = {
     ),
     "deflicker": ("extra_deflickering_range", "post_smoother", "post_smoother_config"),
 }  # fmt: skip
-# These change no frame: where the networks run, what may be read, where results lie, how video.mp4 is written.
-READS_NOTHING = ("device", "attention_backend", "allow_pickle", "output_path", "fps", "keep_audio")
+# These change no frame: where the networks run, what may be read, where results lie, how they are written.
+READS_NOTHING = ("device", "attention_backend", "allow_pickle", "output_path", "fps", "keep_audio", "keep_frames")
 
 
 def json_schema() -> dict[str, Any]:

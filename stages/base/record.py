@@ -43,7 +43,7 @@ class StageRecord:
         self.chunks = 0
         """How many chunks there are in all."""
         self.seconds = 0.0
-        self.receipt: dict[str, Any] | None = _read_json(self.receipt_path)
+        self.receipt: dict[str, Any] | None = read_json(self.receipt_path)
         if self.receipt is not None:
             self.inputs = self.receipt["inputs"]
         else:
@@ -116,7 +116,8 @@ def write_text(path: Path, text: str) -> None:
     part.replace(path)
 
 
-def _read_json(path: Path) -> Any:
+def read_json(path: Path) -> Any:
+    """The value in a JSON file; None if there is no such file or it is damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

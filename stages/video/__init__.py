@@ -1,7 +1,7 @@
 """The one door to PyAV: sources of frames (video files, image folders), fitting, and encoding with audio."""
 
 from stages.video.encoding import (
-    CONTAINERS,
+    CODEC_ALIASES,
     ENCODERS,
     Encoding,
     check_encoding,
@@ -11,7 +11,7 @@ from stages.video.encoding import (
     padded_size,
     read_comment,
 )
-from stages.video.images import fit, read_image
+from stages.video.images import fit, frame_files, read_image, save_png, write_frames
 from stages.video.sound import Audio
 from stages.video.sources import (
     TIME_TOLERANCE,
@@ -26,7 +26,7 @@ from stages.video.sources import (
 )
 
 __all__ = [
-    "CONTAINERS",
+    "CODEC_ALIASES",
     "ENCODERS",
     "TIME_TOLERANCE",
     "Audio",
@@ -41,10 +41,13 @@ __all__ = [
     "describe",
     "encode",
     "fit",
+    "frame_files",
     "is_video_name",
     "open_source",
     "padded_size",
     "read_comment",
     "read_image",
+    "save_png",
     "stated_length",
+    "write_frames",
 ]

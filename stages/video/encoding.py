@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -9,24 +10,43 @@ from pathlib import Path
 from typing import Any
 
 import av
+import av.codec
 import numpy as np
 from av.video.reformatter import Colorspace
-from PIL import Image
 
 from stages.base.errors import DiffSynthError, UsageError
-from stages.video.images import IMAGE_SUFFIXES
+from stages.video.images import IMAGE_SUFFIXES, read_png_comment
 from stages.video.sound import Audio, SoundTrack
 
-# Encoders and their settings. The number of threads is fixed, since it changes the bytes that x264 writes.
-ENCODERS: dict[str, tuple[str, str, int, dict[str, str]]] = {
-    # name: (FFmpeg's encoder, pixel format, crf, options)
-    # x264's macroblock tree reads memory that it never wrote, at many sizes: the same frames gave different bytes.
-    "h264": ("libx264", "yuv420p", 19, {"preset": "medium", "x264-params": "mbtree=0"}),
-    "hevc": ("libx265", "yuv420p", 20, {"preset": "medium", "x265-params": "log-level=none:pools=4:frame-threads=2"}),
-    "vp9": ("libvpx-vp9", "yuv420p", 24, {"b": "0", "row-mt": "1"}),
-    "prores": ("prores_ks", "yuv422p10le", 0, {"profile": "hq"}),
-    "ffv1": ("ffv1", "bgr0", 0, {}),
+
+@dataclass(frozen=True)
+class Encoder:
+    """How frames become one kind of video: FFmpeg's encoder, its settings, and where such videos usually lie."""
+
+    ffmpeg: str
+    pixel_format: str
+    crf: int | None
+    suffix: str
+    options: dict[str, str] = field(default_factory=dict)
+
+
+# x264's macroblock tree reads memory that it never wrote, at many sizes: the same frames gave different bytes.
+ENCODERS = {
+    "h264": Encoder("libx264", "yuv420p", 19, ".mp4", {"preset": "medium", "x264-params": "mbtree=0"}),
+    "hevc": Encoder(
+        "libx265",
+        "yuv420p",
+        20,
+        ".mp4",
+        {"preset": "medium", "x265-params": "log-level=none:pools=4:frame-threads=2"},
+    ),
+    "vp9": Encoder("libvpx-vp9", "yuv420p", 24, ".webm", {"b": "0", "row-mt": "1"}),
+    "av1": Encoder("libsvtav1", "yuv420p", 22, ".mp4", {"preset": "8"}),
+    "prores": Encoder("prores_ks", "yuv422p10le", None, ".mov", {"profile": "hq"}),
+    "ffv1": Encoder("ffv1", "bgr0", None, ".mkv"),
 }
+CODEC_ALIASES = {"h265": "hevc"}
+# Fixed, since it changes the bytes that x264 writes.
 ENCODER_THREADS = 4
 CONTAINERS = {  # suffix: (FFmpeg's muxer, audio encoder, options)
     ".mp4": ("mp4", "aac", {"movflags": "+faststart"}),
@@ -35,8 +55,8 @@ CONTAINERS = {  # suffix: (FFmpeg's muxer, audio encoder, options)
     ".webm": ("webm", "libopus", {"fflags": "+bitexact"}),
 }
 CONTAINER_CODECS = {
-    ".mp4": ("h264", "hevc", "vp9"), ".mov": ("h264", "hevc", "prores"),
-    ".mkv": tuple(ENCODERS), ".webm": ("vp9",),
+    ".mp4": ("h264", "hevc", "vp9", "av1"), ".mov": ("h264", "hevc", "prores"),
+    ".mkv": tuple(ENCODERS), ".webm": ("vp9", "av1"),
 }  # fmt: skip
 OTHER_SUFFIXES = (  # of videos that are not written
     ".3gp", ".asf", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mpeg", ".mpg", ".mts", ".mxf", ".ogv", ".ts", ".vob",
@@ -108,6 +128,8 @@ def check_encoding(path: Path, codec: str) -> tuple[str, str, dict[str, str]]:
         raise UsageError(
             f"{path}: a {suffix} file cannot hold {codec}", f"it can hold {_listed(CONTAINER_CODECS[suffix])}"
         )
+    if ENCODERS[codec].ffmpeg not in av.codec.codecs_available:
+        raise UsageError(f"{codec}: FFmpeg was built without {ENCODERS[codec].ffmpeg}", "choose another codec")
     return CONTAINERS[suffix]
 
 
@@ -133,17 +155,16 @@ def default_codec(path: Path) -> str:
 
 def padded_size(codec: str, height: int, width: int) -> tuple[int, int]:
     """The (height, width) at which frames of this size are encoded: even where the codec halves colour resolution."""
-    if ENCODERS[codec][1].startswith("bgr"):
+    if ENCODERS[codec].pixel_format.startswith("bgr"):
         return height, width
     return height + height % 2, width + width % 2
 
 
 def read_comment(path: Path) -> str:
     """The comment in the metadata of a video or PNG file; empty if there is none or the file cannot be read."""
+    if path.suffix.lower() == ".png":
+        return read_png_comment(path)
     try:
-        if path.suffix.lower() == ".png":
-            with Image.open(path) as image:
-                return str(image.info.get("Comment", ""))
         with av.open(str(path), metadata_errors="ignore") as container:
             tags = {name.lower(): value for name, value in container.metadata.items()}
             return str(tags.get("comment", ""))
@@ -157,17 +178,18 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def _picture_stream(container: Any, shape: tuple[int, ...], how: Encoding) -> Any:
-    encoder, pixel_format, crf, options = ENCODERS[how.codec]
-    stream = container.add_stream(encoder, rate=how.fps or TIMESTAMP_RATE, options=dict(options))
+    encoder = ENCODERS[how.codec]
+    crf = encoder.crf if how.crf is None else how.crf
+    options = encoder.options if crf is None else {**encoder.options, "crf": str(crf)}
+    os.environ.setdefault("SVT_LOG", "1")  # errors only; read when the encoder of AV1 is opened
+    stream = container.add_stream(encoder.ffmpeg, rate=how.fps or TIMESTAMP_RATE, options=options)
     stream.height, stream.width = padded_size(how.codec, shape[0], shape[1])
-    stream.pix_fmt = pixel_format
+    stream.pix_fmt = encoder.pixel_format
     stream.time_base = stream.codec_context.time_base = how.time_base
     stream.codec_context.thread_count = ENCODER_THREADS
     if how.fps is None:  # with B-frames, MP4 and uneven times give a wrong length of the whole
         stream.codec_context.max_b_frames = 0
-    if crf or how.crf is not None:
-        stream.codec_context.options = {**options, "crf": str(crf if how.crf is None else how.crf)}
-    if not pixel_format.startswith("bgr"):  # BT.709, limited range: what players assume of untagged HD video
+    if not encoder.pixel_format.startswith("bgr"):  # BT.709, limited range: what players assume of untagged HD video
         context = stream.codec_context
         context.color_range, context.colorspace, context.color_primaries, context.color_trc = 1, 1, 1, 1
     return stream

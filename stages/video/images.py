@@ -1,12 +1,17 @@
-"""Image files: reading them and fitting them to a size. Images are uint8 RGB [H, W, 3]."""
+"""Image files: reading, writing and fitting them to a size. Images are uint8 RGB [H, W, 3]."""
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import cv2
 import numpy as np
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from stages.base.errors import DiffSynthError
 
@@ -48,3 +53,64 @@ def fit(image: np.ndarray, height: int, width: int, shown: tuple[int, int] | Non
         return np.ascontiguousarray(image)
     shrinks = height * width < crop_rows * crop_columns
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LANCZOS4)
+
+
+# --- numbered frames ------------------------------------------------------------------------------------
+
+PNG_LEVEL = 1  # of 0 to 9: a frame of 1920×1080 takes 0.14 s, at Pillow's default of 6 0.56 s for 17 % smaller files
+PNG_END = b"IEND\xaeB`\x82"  # of every PNG file that was written to its end
+
+
+def frame_files(folder: Path) -> list[Path]:
+    """The files of a folder that are named like frames (00012.png), in order. Empty if there is no folder."""
+    files = folder.iterdir() if folder.is_dir() else ()
+    return sorted((file for file in files if re.fullmatch(r"\d{5,}\.png", file.name)), key=lambda file: int(file.stem))
+
+
+def write_frames(folder: Path, frames: Iterable[np.ndarray], signature: str) -> None:
+    """Write frames as %05d.png, each file at once. Files that hold these very frames already are kept.
+
+    A comment in each file holds `signature` and a hash of the pixels. Files with this signature and higher numbers,
+    which an earlier and longer video left, are removed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    count = 0
+    for index, frame in enumerate(frames):
+        path, comment = folder / f"{index:05d}.png", f"{signature} {_digest(frame)}"
+        if not (_is_complete(path) and read_png_comment(path) == comment):
+            save_png(path, frame, comment)
+        count = index + 1
+    for path in frame_files(folder):
+        if int(path.stem) >= count and read_png_comment(path).startswith(signature):
+            path.unlink()
+
+
+def save_png(path: Path, image: np.ndarray, comment: str) -> None:
+    """Write an image and a comment as a PNG file, which appears when it is complete."""
+    part = path.with_name(f".{path.name}.part")
+    text = PngInfo()
+    text.add_text("Comment", comment)
+    Image.fromarray(image).save(part, format="PNG", pnginfo=text, compress_level=PNG_LEVEL)
+    part.replace(path)
+
+
+def read_png_comment(path: Path) -> str:
+    """The comment in a PNG file; empty if there is none or the file cannot be read."""
+    try:
+        with Image.open(path) as image:
+            return str(image.info.get("Comment", ""))
+    except (OSError, ValueError, Image.DecompressionBombError):
+        return ""
+
+
+def _digest(frame: np.ndarray) -> str:
+    return hashlib.blake2b(repr(frame.shape).encode() + frame.tobytes(), digest_size=16).hexdigest()
+
+
+def _is_complete(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            file.seek(-len(PNG_END), os.SEEK_END)
+            return file.read() == PNG_END
+    except OSError:
+        return False

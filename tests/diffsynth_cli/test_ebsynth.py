@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from diffsynth_cli.__main__ import main
-from diffsynth_cli.app import _weights_in_order
+from diffsynth_cli.ebsynth import _weights_in_order
 from native import binding
 from tests.conftest import scene
 

@@ -89,7 +89,7 @@ def test_all_mistakes_are_reported_at_once(make_job, cli):
         (("rum", "job.json"), "No such command"),
         (("run",), "Missing argument"),
         (("render", "job.json", "--batch-size", "0"), "--batch-size"),
-        (("export", "job.json", "--codec", "h265"), "known: h264"),
+        (("export", "job.json", "--codec", "h266"), "unknown codec 'h266'"),
         (("init", "restyle", "clip.mp4"), "unknown task 'restyle'"),
     ],
 )

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 
-from stages.base.errors import DiffSynthError
-from stages.video import Encoding, encode, open_source
+from stages.base.errors import DiffSynthError, UsageError
+from stages.video import Encoding, encode, encoding, open_source
 from tests.conftest import scene
 from tests.stages.video.clips import FPS, clip, flat
 
@@ -51,6 +53,22 @@ def test_what_a_container_cannot_hold_is_refused(tmp_path, name, codec):
         encode(tmp_path / name, [scene(0)], Encoding(fps=FPS, codec=codec))
 
 
+def test_av1_gives_the_same_bytes_on_any_number_of_threads(tmp_path, monkeypatch):
+    written, av1 = [], encoding.ENCODERS["av1"]
+    for threads in (1, 3, 8):
+        options = {**av1.options, "svtav1-params": f"lp={threads}"}
+        monkeypatch.setitem(encoding.ENCODERS, "av1", replace(av1, options=options))
+        written.append(clip(tmp_path / f"{threads}.mp4", count=40, codec="av1").read_bytes())
+    assert written[0] == written[1] == written[2]
+
+
+def test_an_encoder_that_ffmpeg_lacks_is_named(monkeypatch):
+    monkeypatch.setattr("av.codec.codecs_available", {"libx264"})
+    encoding.check_encoding(Path("a.mp4"), "h264")
+    with pytest.raises(UsageError, match="av1: FFmpeg was built without libsvtav1"):
+        encoding.check_encoding(Path("a.mp4"), "av1")
+
+
 def test_encoding_is_repeatable(tmp_path):
     assert clip(tmp_path / "a.mp4").read_bytes() == clip(tmp_path / "b.mp4").read_bytes()
 
@@ -69,7 +87,7 @@ encode(Path(sys.argv[1]), frames, Encoding(Fraction(25), codec=sys.argv[2]))
 """
 
 
-@pytest.mark.parametrize("codec", ["h264", "hevc"])
+@pytest.mark.parametrize("codec", ["h264", "hevc", "vp9", "av1"])
 def test_encoded_bytes_do_not_depend_on_what_memory_held_before(codec, tmp_path):
     written = []
     for value in ("0", "85"):  # glibc fills memory with it before it is handed out

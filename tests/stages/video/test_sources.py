@@ -33,6 +33,7 @@ SOURCES: dict[str, Callable[[Path], Path]] = {
     "mkv, ffv1": lambda folder: clip(folder / "a.mkv", codec="ffv1"),
     "webm, vp9": lambda folder: clip(folder / "a.webm", codec="vp9"),
     "mp4, hevc": lambda folder: clip(folder / "b.mp4", codec="hevc"),
+    "mp4, av1": lambda folder: clip(folder / "c.mp4", codec="av1"),
     "ts, h264": mpeg_ts,
     "h264 alone": raw_h264,
     "folder of images": lambda folder: write_images(folder / "images", (scene(i, 64, 96) for i in range(COUNT))),
