@@ -26,9 +26,9 @@ def write_demo(folder: Path, video: Path | None, prompt: str, force: bool = Fals
     Raises UsageError if files that are not the demo's own would be overwritten, and what `open_source` raises.
     """
     templates, path = resources.files("templates"), folder / "job.json"
-    job = json.loads((templates / "demo.json").read_text())
+    job = json.loads((templates / "demo.json").read_text(encoding="utf-8"))
     inputs = [] if video is None else [video]
-    own = path.exists() and f'"{job["model_id"]}"' in path.read_text(errors="replace")
+    own = path.exists() and f'"{job["model_id"]}"' in path.read_text(encoding="utf-8", errors="replace")
     check_output(path, inputs, force=force, own=own)
     sheet = folder / SHEET
     check_output(sheet, inputs, force=force, own=read_comment(sheet).startswith(SIGNATURE))

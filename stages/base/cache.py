@@ -220,7 +220,7 @@ class FrameCache:
     def holder(self) -> str | None:
         """Who drives the cache now, None if nobody does."""
         try:
-            who = json.loads((self.path / HOLDER).read_text())
+            who = json.loads((self.path / HOLDER).read_text(encoding="utf-8"))
             if who["host"] == socket.gethostname() and not psutil.pid_exists(who["pid"]):
                 return None  # it was killed
             return f"process {who['pid']} on {who['host']} since {who['since']} ({who['command']})"

@@ -34,6 +34,8 @@ def _explain_one(details: Any, model: type[BaseModel]) -> str:
     kind, context = details["type"], details.get("ctx", {})
     if kind == "extra_forbidden":
         return unknown("key", where, model.model_fields)
+    if kind == "string_unicode":
+        return f"{where}: {given} is not Unicode text; if it is a file name that is not UTF-8, rename the file"
     if kind == "missing":
         return f"{where}: missing; it has no default"
     if kind == "value_error":

@@ -61,7 +61,7 @@ class StageRecord:
     def mark(self, phase: str, start: int, seconds: float) -> None:
         """Notes that a chunk's data is on the disk. Costs one small write, whatever came before."""
         line = json.dumps({"phase": phase, "start": start, "seconds": round(seconds, 3)})
-        with self.marks_path.open("a") as file:
+        with self.marks_path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
             file.flush()
             os.fsync(file.fileno())
@@ -88,7 +88,7 @@ class StageRecord:
 
     def _read_marks(self) -> None:
         try:
-            text = self.marks_path.read_text()
+            text = self.marks_path.read_text(encoding="utf-8")
         except OSError:
             return
         whole = text[: text.rfind("\n") + 1]
@@ -102,7 +102,10 @@ class StageRecord:
 
 
 def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    text = json.dumps(value, indent=1, ensure_ascii=False)
+    if any("\ud800" <= character <= "\udfff" for character in text):  # of a file name that is not UTF-8
+        text = json.dumps(value, indent=1)
+    write_text(path, text + "\n")
 
 
 def write_text(path: Path, text: str) -> None:

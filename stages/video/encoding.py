@@ -17,6 +17,7 @@ from av.video.reformatter import Colorspace
 from stages.base.errors import DiffSynthError, UsageError
 from stages.video.images import IMAGE_SUFFIXES, read_png_comment
 from stages.video.sound import Audio, SoundTrack
+from stages.video.sources import url
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def encode(path: Path, frames: Iterable[np.ndarray], how: Encoding) -> None:
     part = path.with_name(f".{path.name}.part")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with av.open(str(part), "w", format=muxer, container_options=options) as container:
+        with av.open(url(part), "w", format=muxer, container_options=options) as container:
             if how.comment:
                 container.metadata["comment"] = how.comment
             sound = SoundTrack(container, how.audio, audio_codec) if how.audio else None
@@ -165,7 +166,7 @@ def read_comment(path: Path) -> str:
     if path.suffix.lower() == ".png":
         return read_png_comment(path)
     try:
-        with av.open(str(path), metadata_errors="ignore") as container:
+        with av.open(url(path), metadata_errors="ignore") as container:
             tags = {name.lower(): value for name, value in container.metadata.items()}
             return str(tags.get("comment", ""))
     except (av.error.FFmpegError, OSError, ValueError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from stages.base.errors import DiffSynthError
+from stages.base.errors import UsageError
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 VALUE_SUFFIXES = {".exr"}  # of data rather than pictures
@@ -21,21 +22,49 @@ VALUE_SUFFIXES = {".exr"}  # of data rather than pictures
 
 def read_image(path: str | Path) -> np.ndarray:
     """An image file as uint8 RGB [H, W, 3]; its EXIF rotation honoured, 16-bit and grey images converted."""
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    if image is None:
-        raise DiffSynthError(f"{path} is not an image that can be read")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    return _decode(Path(path), cv2.IMREAD_COLOR)
 
 
 def read_values(path: str | Path) -> np.ndarray:
     """An image file's own values, RGB [H, W, 3]: uint8, uint16 or (EXR) float32. Grey is repeated."""
     os.environ.setdefault("OPENCV_IO_ENABLE_OPENEXR", "1")  # OpenCV asks when the first EXR file is opened
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+    return _decode(Path(path), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+
+
+def _decode(path: Path, flags: int) -> np.ndarray:
+    image_size(path)
+    data = np.frombuffer(path.read_bytes(), np.uint8)  # OpenCV opens no file whose name is not UTF-8
+    try:
+        image = cv2.imdecode(data, flags) if len(data) else None
+    except cv2.error:  # an assertion of OpenCV's about the file
+        image = None
     if image is None:
-        exr = Path(path).suffix.lower() == ".exr"
-        hint = "this OpenCV may be built without EXR; 16-bit PNG files do as well" if exr else ""
-        raise DiffSynthError(f"{path} is not an image that can be read", hint)
+        exr = path.suffix.lower() == ".exr"
+        hint = "this OpenCV may be built without EXR; 16-bit PNG files do as well" if exr else "is it complete?"
+        raise UsageError(f"{path} is not an image that can be read", hint)
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def image_size(path: Path) -> tuple[int, int] | None:
+    """The (height, width) that an image file states, without its EXIF rotation; None if Pillow does not know its kind.
+
+    Raises:
+        UsageError: The file is not there, or states a size that would fill the memory.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                return image.height, image.width
+    except Image.DecompressionBombError:
+        most = int((2 * (Image.MAX_IMAGE_PIXELS or 0)) ** 0.5)
+        raise UsageError(
+            f"{path} is too large an image", f"at most {most}×{most} pixels, or as many in another shape, are read"
+        ) from None
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such file") from None
+    except (OSError, ValueError, SyntaxError):  # SyntaxError: Pillow's word for a damaged PNG header
+        return None
 
 
 def fit(image: np.ndarray, height: int, width: int, shown: tuple[int, int] | None = None) -> np.ndarray:

@@ -11,7 +11,7 @@ from typing import Any
 import av
 from av.filter import Graph
 
-from stages.video.sources import seek
+from stages.video.sources import seek, url
 
 AUDIO_BIT_RATE = 192_000
 AUDIO_RATE = 48_000
@@ -48,13 +48,13 @@ class SoundTrack:
 
 
 def _layout(path: Path) -> str:
-    with av.open(str(path)) as source:
+    with av.open(url(path)) as source:
         return "mono" if source.streams.audio[0].channels == 1 else "stereo"
 
 
 def _cut_sound(audio: Audio, stream: Any) -> Iterator[Any]:
     """Audio frames of the span, in the encoder's format, with times from 0 and gaps filled with silence."""
-    with av.open(str(audio.path), metadata_errors="ignore") as source:
+    with av.open(url(audio.path), metadata_errors="ignore") as source:
         track = source.streams.audio[0]
         zero = (source.start_time or 0) / av.time_base + audio.start
         seek(source, track, zero)

@@ -16,7 +16,7 @@ import numpy as np
 from av.video.reformatter import Colorspace
 
 from stages.base.errors import DiffSynthError, UsageError
-from stages.video.images import IMAGE_SUFFIXES, VALUE_SUFFIXES, read_image, read_values
+from stages.video.images import IMAGE_SUFFIXES, VALUE_SUFFIXES, image_size, read_image, read_values
 
 IMAGE_FOLDER_FPS = Fraction(25)  # images carry no times; 25 is what ffmpeg assumes
 HD_HEIGHT = 720  # untagged video of this height or more is BT.709, smaller is BT.601, as players assume
@@ -74,7 +74,7 @@ class VideoFile:
             self.ends: float | None = _stated_end(container, stream)
             first = next(self._decode(container, stream), None)
             if first is None:
-                raise DiffSynthError(f"{path} holds no frame that can be decoded", "is the file complete?")
+                raise UsageError(f"{path} holds no frame that can be decoded", "is the file complete?")
             self._turns = (first.rotation // 90) % 4
             aspect = float(stream.sample_aspect_ratio or 1) or 1.0
             size = (first.height, max(1, round(first.width * aspect)))
@@ -105,11 +105,11 @@ class VideoFile:
 
     def _open(self) -> Any:
         try:
-            return av.open(str(self.path), metadata_errors="ignore")
+            return av.open(url(self.path), metadata_errors="ignore")
         except FileNotFoundError:
-            raise DiffSynthError(f"{self.path}: no such file") from None
+            raise UsageError(f"{self.path}: no such file") from None
         except (av.error.FFmpegError, OSError) as error:
-            raise DiffSynthError(
+            raise UsageError(
                 f"{self.path} is not a video that can be read ({error.strerror or error})",
                 "is it complete? FFmpeg cannot read it either",
             ) from None
@@ -157,9 +157,13 @@ class ImageFolder:
         known = IMAGE_SUFFIXES | (VALUE_SUFFIXES if read is read_values else set())
         self.files = sorted((f for f in path.iterdir() if f.suffix.lower() in known), key=_natural)
         if not self.files:
-            raise DiffSynthError(f"{path} holds no images", f"known: {', '.join(sorted(known))}")
+            raise UsageError(f"{path} holds no images", f"known: {', '.join(sorted(known))}")
         self.estimate: int | None = len(self.files)
         self.ends: float | None = None
+        stated = [image_size(file) for file in self.files]  # by their headers, before anything is decoded
+        for file, size in zip(self.files, stated, strict=True):
+            if size is not None and stated[0] is not None and sorted(size) != sorted(stated[0]):  # some may be turned
+                raise _another_size(file, size, stated[0])
         self.height, self.width = self.read(self.files[0]).shape[:2]
 
     def shots(self, start_time: float = 0.0) -> Iterator[Shot]:
@@ -171,12 +175,15 @@ class ImageFolder:
     def _image(self, file: Path) -> np.ndarray:
         image = self.read(file)
         if image.shape[:2] != (self.height, self.width):
-            raise DiffSynthError(
-                f"{file} is {image.shape[1]}×{image.shape[0]}, the first image of the folder "
-                f"{self.width}×{self.height}",
-                "the images of a folder must have one size",
-            )
+            raise _another_size(file, image.shape, (self.height, self.width))
         return image
+
+
+def _another_size(file: Path, size: tuple[int, ...], first: tuple[int, ...]) -> UsageError:
+    return UsageError(
+        f"{file} is {size[1]}×{size[0]}, the first image of the folder {first[1]}×{first[0]}",
+        "the images of a folder must have one size",
+    )
 
 
 def stated_length(source: Source) -> int | None:
@@ -220,10 +227,15 @@ def _runs_at(fps: Fraction, since: np.ndarray) -> bool:
     return bool(np.all(np.abs(since * float(fps) - np.arange(len(since))) < RATE_TOLERANCE))
 
 
+def url(path: Path) -> str:
+    """How FFmpeg is told of a file, whose name may look like that of a protocol (`a:b.mp4`)."""
+    return f"file:{path}"
+
+
 def _best_stream(container: Any, path: Path) -> Any:
     stream = container.streams.best("video")
     if stream is None:
-        raise DiffSynthError(f"{path} holds no video", "give a video file or a folder of images")
+        raise UsageError(f"{path} holds no video", "give a video file or a folder of images")
     return stream
 
 

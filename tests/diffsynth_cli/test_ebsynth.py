@@ -72,7 +72,7 @@ def test_a_weight_belongs_to_what_is_before_it(arguments, style, guides):
     ("options", "message"),
     [
         (["--guide", "from.png"], "two images"),
-        (["--guide", "from.png", "none.png"], "does not exist"),
+        (["--guide", "from.png", "none.png"], "no such file"),
         (["--guide", "small.png", "to.png"], "20×20"),
         (["--guide", "style.png", "to.png"], "channels"),
         (["--guide", "from.png", "to.png", "--patchsize", "6"], "odd"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from stages.base.errors import DiffSynthError
-from stages.video import Encoding, encode, fit, open_source, sources
+from stages.video import Audio, Encoding, encode, fit, open_source, read_comment, sources
 from tests.conftest import scene, write_images
 from tests.stages.video.clips import COUNT, FPS, clip, flat, mpeg_ts, tone
 
@@ -159,3 +160,13 @@ def test_sound_without_picture_and_an_empty_folder_are_named(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DiffSynthError, match="holds no images"):
         open_source(tmp_path / "empty")
+
+
+@pytest.mark.parametrize("name", [b"a:b", b"http:x", b"g\xfc", b"50%d", b"-x", b"a'b"])
+def test_odd_file_names_are_written_and_read(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for suffix in (".mp4", ".mkv"):
+        path = Path(os.fsdecode(name) + suffix)
+        source = open_source(clip(path, comment="hello"))
+        assert len(list(source.shots())) == COUNT and read_comment(path) == "hello"
+        encode(Path("sound.mp4"), [flat(9)], Encoding(fps=FPS, audio=Audio(tone(Path("t.mp4")).replace(path), 0, 1)))
