@@ -111,6 +111,17 @@ def status(job: JobFile, overrides: Set = None, events: Json = False, debug: Deb
 
 
 @app.command()
+def verify(
+    job: JobFile, overrides: Set = None, quiet: Quiet = False, events: Json = False, debug: Debug = False
+) -> None:
+    """Read everything that the job has made, and say what is damaged and must be redone."""
+    from diffsynth_cli.verify import verify_job
+
+    loaded, cache = _open(job, overrides)
+    verify_job(loaded, cache, make_reporter(quiet, events))
+
+
+@app.command()
 def export(
     job: JobFile,
     output: Annotated[
@@ -274,7 +285,7 @@ def _run_stages(
     restart: bool,
     stale_only: bool,
 ) -> None:
-    """Runs stages one after the other. `restart` redoes them, with `stale_only` just those whose keys changed."""
+    """Run stages one after the other. `restart` redoes them; with `stale_only`, only stale and damaged ones."""
     from diffsynth_cli.outputs import CONFIG, is_same_file
     from stages.base.engine import Run, progress, run_stage
     from stages.base.record import write_json
@@ -282,7 +293,11 @@ def _run_stages(
     run = Run(job, cache, reporter, options)
     with cache.lock(), closing(reporter):
         for name in names:
-            anew = restart and (not stale_only or progress(name, job, cache).state == "stale")
+            anew = restart
+            if restart and stale_only and progress(name, job, cache).state != "stale":
+                reporter.begin(name, None)
+                reporter.phase("look for damage")
+                anew = any(cache.damage(name))
             run_stage(import_module(f"stages.{name}").STAGE, run, anew)
             config = Path(job.output_path) / CONFIG
             if not is_same_file(config, job_file):

@@ -24,7 +24,7 @@ Compile = Annotated[
 AllowPickle = Annotated[
     bool, typer.Option("--allow-pickle", help="Also read models in pickles, which can run code. allow_pickle=true.")
 ]
-Restart = Annotated[bool, typer.Option("--restart", help="Do the stage anew; run: those stages whose keys changed.")]
+Restart = Annotated[bool, typer.Option("--restart", help="Redo this stage; with run, redo stale or damaged stages.")]
 Preview = Annotated[
     bool, typer.Option("--preview", help="Also write OUTPUT/preview.png: some frames over their maps and results.")
 ]

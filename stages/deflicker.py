@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -88,11 +90,28 @@ def deliver(run: Run[Job], fingerprint: str) -> None:
 
 def _is_written(output: Path, cache: FrameCache, made_of: dict[str, Any]) -> bool:
     """Whether `output` was made of this, and is as long as it was then."""
-    return output.exists() and read_json(_note_path(output.name, cache)) == {**made_of, "bytes": _bytes(output)}
+    note = {key: value for key, value in _read_note(output, cache).items() if key != "sha256"}
+    return output.exists() and note == {**made_of, "bytes": _bytes(output)}
 
 
 def _note(output: Path, cache: FrameCache, made_of: dict[str, Any]) -> None:
-    write_json(_note_path(output.name, cache), {**made_of, "bytes": _bytes(output)})
+    note = {**made_of, "bytes": _bytes(output), "sha256": _sha256(output)}
+    write_json(_note_path(output.name, cache), note)
+
+
+def changed_outputs(job: Job, cache: FrameCache) -> Iterator[str]:
+    """Read video.mp4 and the folder of frames, and say which is not what was written there."""
+    for name in (VIDEO, *([FRAMES] if job.keep_frames else [])):
+        output = Path(job.output_path) / name
+        if not output.exists():
+            yield f"{output} is missing"
+        elif _read_note(output, cache).get("sha256") != _sha256(output):
+            yield f"{output} is not what was written there"
+
+
+def _read_note(output: Path, cache: FrameCache) -> dict[str, Any]:
+    note = read_json(_note_path(output.name, cache))
+    return note if isinstance(note, dict) else {}
 
 
 def _note_path(output: str, cache: FrameCache) -> Path:
@@ -101,8 +120,21 @@ def _note_path(output: str, cache: FrameCache) -> Path:
 
 
 def _bytes(output: Path) -> int:
-    """The size of a file, or of all frames in a folder."""
-    return sum(file.stat().st_size for file in (frame_files(output) if output.is_dir() else [output]))
+    return sum(file.stat().st_size for file in _files(output))
+
+
+def _sha256(output: Path) -> str:
+    digest = hashlib.sha256()
+    for path in _files(output):
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _files(output: Path) -> list[Path]:
+    """A file itself, of a folder all frames in it."""
+    return frame_files(output) if output.is_dir() else [output]
 
 
 def _forget_outputs(cache: FrameCache) -> None:

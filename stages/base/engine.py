@@ -189,7 +189,8 @@ def fill(stage: Stage, run: Run[Any], inputs: dict[str, Any], resume: bool) -> N
         cache.remove(name)
     if stage.deliver is not None:  # before the receipt, which make takes for the whole
         stage.deliver(run, fingerprint(inputs))
-    record.finish(fingerprint(inputs), plan.frames)
+    made = {*(spec.name for spec in plan.arrays), *plan.kept}
+    record.finish(fingerprint(inputs), plan.frames, [name for name in made if name.split("/")[0] not in plan.scratch])
     reporter.end(stage.name, f"{plan.frames} frames in {record.seconds:.1f} s")
 
 
