@@ -31,6 +31,7 @@ from diffsynth_cli.options import (
     Quiet,
     Restart,
     Set,
+    as_argument,
 )  # fmt: skip
 from diffsynth_cli.smooth import TwoVideos, smooth
 from stages.base.errors import DiffSynthError, UsageError
@@ -271,7 +272,7 @@ def _open(path: Path, overrides: Sequence[str] | None, stages: Sequence[str] = (
     job, warnings = read_job(path, overrides or [], stages)
     for warning in warnings:
         show_warning(warning)
-    arguments = shlex.join([str(path), *(f"--set={override}" for override in overrides or [])])
+    arguments = shlex.join([as_argument(path), *(f"--set={override}" for override in overrides or [])])
     return job, FrameCache(Path(job.output_path) / CACHE_NAME, arguments)
 
 

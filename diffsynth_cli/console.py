@@ -24,6 +24,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from stages.base.words import per_second
+
 if TYPE_CHECKING:
     from stages.base.engine import Reporter
 
@@ -130,7 +132,7 @@ class LogReporter(QuietReporter):
         self.told = now
         speed = (self.done - self.first) / (now - self.started)
         left = f", {_clock((self.total - self.done) / speed)} left" if self.total and speed else ""
-        self._say(f"{self.stage}: {self.name}: {self.done} of {self.total or '?'}, {speed:.3g} frames/s{left}")
+        self._say(f"{self.stage}: {self.name}: {self.done} of {self.total or '?'}, {per_second(speed)}{left}")
 
     def end(self, stage: str, message: str) -> None:
         self._say(f"{stage}: {message}")
@@ -183,7 +185,7 @@ class TerminalReporter(QuietReporter):
 
 class _SpeedColumn(ProgressColumn):
     def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:.3g} frames/s" if task.speed else "", style="progress.data.speed")
+        return Text(per_second(task.speed) if task.speed else "", style="progress.data.speed")
 
 
 def _clock(seconds: float) -> str:

@@ -32,3 +32,8 @@ Force = Annotated[bool, typer.Option("--force", help="Overwrite existing files, 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only warnings and errors.")]
 Json = Annotated[bool, typer.Option("--json", help="Events as JSON lines on stdout.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Tracebacks.")]
+
+
+def as_argument(path: Path) -> str:
+    """A path as it can be given on a command line, where a name that begins with a dash would be an option."""
+    return f"./{path}" if str(path).startswith("-") else str(path)

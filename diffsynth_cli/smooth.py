@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperCommand
 
 from diffsynth_cli.console import reporter
-from diffsynth_cli.options import Debug, Force, Json, Quiet
+from diffsynth_cli.options import Debug, Force, Json, Quiet, as_argument
 from stages.base.errors import UsageError
 
 
@@ -106,7 +106,7 @@ def smooth(
     options = [f"--{name.replace('_', '-')}={value}" for name, value in config.items()]
     options += [f"--device={device}"] * (device != "auto") + [f"--offset={offset}"] * (offset != "auto")
     options += ["--force"] * force
-    arguments = shlex.join([*map(str, videos), "-o", str(output), f"--mode={mode}", *options])
+    arguments = shlex.join([*map(as_argument, videos), "-o", as_argument(output), f"--mode={mode}", *options])
     smoothing = Smoothing(
         guide=videos[0] if len(videos) == 2 else None,
         style=videos[-1],

@@ -16,6 +16,7 @@ from stages.base.engine import Phase, Plan, Reporter, Run, Stage, told
 from stages.base.job import Job
 from stages.base.outputs import FRAMES, SIGNATURE, VIDEO
 from stages.base.record import read_json, write_json
+from stages.base.words import counted, per_second
 from stages.smoothing import CHUNKS, ON_GPU, Smoother, build
 from stages.video import Audio, Encoding, encode, frame_files, write_frames
 from stages.weights import pick_gpu
@@ -148,7 +149,7 @@ def write_images(folder: Path, cache: FrameCache, reporter: Reporter) -> None:
     reporter.begin(folder.name, len(frames))
     reporter.phase("write png")
     write_frames(folder, told(frames, reporter), f"{SIGNATURE} frame")
-    reporter.end(folder.name, f"{folder}: {len(frames)} frames")
+    reporter.end("written", f"{folder}: {counted(len(frames), 'image')}")
 
 
 def write_video(
@@ -165,9 +166,8 @@ def write_video(
     fps = rate if times is None else None
     comment = f"{SIGNATURE} deflicker"
     encode(path, told(frames, reporter), Encoding(fps, np.array(times or []), codec, crf, audio, comment))
-    reporter.end(
-        path.name, f"{path}: {len(frames)} frames, {float(rate):.3g} frames/s{', with sound' if audio else ''}"
-    )
+    sound = ", with sound" if audio else ""
+    reporter.end("written", f"{path}: {counted(len(frames), 'frame')}, {per_second(float(rate))}{sound}")
 
 
 def _audio(job: Job, source: dict[str, Any], frames: int, rate: Fraction, reporter: Reporter) -> Audio | None:

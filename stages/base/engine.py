@@ -15,6 +15,7 @@ from stages.base.cache import ArraySpec, FrameCache
 from stages.base.errors import DiffSynthError
 from stages.base.fingerprint import AFTER, changes, fingerprint, stage_inputs
 from stages.base.job import Job
+from stages.base.words import counted
 
 
 class Task(Protocol):
@@ -191,7 +192,7 @@ def fill(stage: Stage, run: Run[Any], inputs: dict[str, Any], resume: bool) -> N
         stage.deliver(run, fingerprint(inputs))
     made = {*(spec.name for spec in plan.arrays), *plan.kept}
     record.finish(fingerprint(inputs), plan.frames, [name for name in made if name.split("/")[0] not in plan.scratch])
-    reporter.end(stage.name, f"{plan.frames} frames in {record.seconds:.1f} s")
+    reporter.end(stage.name, f"{counted(plan.frames, 'frame')} in {record.seconds:.1f} s")
 
 
 def check_before(stage: str, job: Job, cache: FrameCache) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from fractions import Fraction
@@ -67,6 +68,23 @@ def test_hints_name_the_overrides_too(tmp_path, make_job, cli):
     job = make_job()
     code, said = cli("control", job, "--set", f"output_path={tmp_path / 'else where'}")
     assert code == 1 and f"diffsynth extract {job} '--set=output_path={tmp_path}/else where' comes first" in said
+
+
+def test_hints_can_be_pasted_whatever_the_job_is_called(make_job, cli, monkeypatch):
+    job = make_job()
+    monkeypatch.chdir(job.parent)
+    for name in ("-j.json", "my job.json", "it's.json"):
+        job = job.rename(job.with_name(name))
+        hint = cli("status", f"./{name}")[1].splitlines()[-1].removeprefix("→ diffsynth ")
+        assert cli(*shlex.split(hint), "-q", "--set", f"output_path=of {name}") == (0, "")
+
+
+def test_what_was_written_is_named_once_and_one_frame_is_no_frames(make_job, cli):
+    job = make_job(1)
+    code, said = cli("run", job)
+    assert code == 0 and "1 frame in" in said and "1 frames" not in said
+    assert f"written: {job.parent}/out/video.mp4: 1 frame, 25 frames/s\n" in said
+    assert "1 frame in" in cli("status", job)[1]
 
 
 def test_a_half_done_stage_can_be_stale_too(make_job, cli):

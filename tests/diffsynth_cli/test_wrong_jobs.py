@@ -29,11 +29,11 @@ WRONG_KEYS = [
     ({"combine_pattern": [0, "refrence_0"]}, "combine_pattern[1]: give offsets"),
     ({"combine_pattern": [0, "reference_0"]}, "frames_reference holds 0 images"),
     ({"controlnet_processor": ["cany"]}, "unknown annotator 'cany'; did you mean 'canny'?"),
-    ({"controlnet_processor": []}, "1 ControlNets need 1 annotators, not 0"),
+    ({"controlnet_processor": []}, "give one annotator for each ControlNet: 1, not 0"),
     ({"controlnet_processor": [{"name": "canny", "low": 3}]}, "did you mean 'low_threshold'?"),
     ({"controlnet_processor": ["shuffle"]}, "style_image: missing"),
     ({"controlnet_processor": ["file:no/maps"]}, "controlnet_processor[0]: no such file or folder"),
-    ({"controlnet_scale": [1.0, 0.5]}, "controlnet_scale: 1 ControlNets need 1 scales"),
+    ({"controlnet_scale": [1.0, 0.5]}, "controlnet_scale: give one for each ControlNet, or none at all: 1, not 2"),
     ({"smoother": "TemporalMean"}, "did you mean 'TemporalMeanSmoother'?"),
     ({"smoother": "TemporalMeanSmoother", "smoother_config": {"radus": 2}}, "did you mean 'radius'?"),
     ({"smoother_config": {"radius": 2}}, "smoother_config: given, but smoother names no smoother"),
@@ -73,6 +73,11 @@ def test_wrong_file_is_explained(text, expected, tmp_path, cli):
     path.write_text(text)
     code, said = cli("run", path)
     assert code == 2 and expected in said and "Traceback" not in said
+
+
+def test_a_single_mistake_is_not_counted(make_job, cli):
+    job = make_job(promt="x")
+    assert cli("run", job) == (2, f"error: {job}: unknown key 'promt'; did you mean 'prompt'?\n")
 
 
 def test_all_mistakes_are_reported_at_once(make_job, cli):
@@ -133,4 +138,4 @@ def test_images_of_two_sizes_are_refused(tmp_path, make_job, cli):
 
     write_images(tmp_path / "mixed", [scene(0), scene(1, 72, 64)])
     code, said = cli("extract", make_job(input_video="mixed"))
-    assert code == 1 and "must have one size" in said
+    assert code == 2 and "must have one size" in said
