@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -13,7 +14,6 @@ WRONG_KEYS = [
     ({"promt": "x"}, "unknown key 'promt'; did you mean 'prompt'?"),
     ({"prompt": ...}, "prompt: missing"),
     ({"prompt": 3}, "prompt: must be string, not 3"),
-    ({"model_id": ""}, "model_id: "),
     ({"model_id": "/no/such/model"}, "model_id: no such file or folder: /no/such/model"),
     ({"input_video": "nowhere.mp4"}, "input_video: no such file or folder"),
     ({"frame_height": 513}, "frame_height: must be a multiple of 8, not 513"),
@@ -39,7 +39,16 @@ WRONG_KEYS = [
     ({"smoother_config": {"radius": 2}}, "smoother_config: given, but smoother names no smoother"),
     ({"extra_deflickering_range": 3}, "extra_deflickering_range: names no smoother"),
     ({"start_time": 3.0, "end_time": 2.0}, "end_time: 2.0 is not after start_time 3.0"),
-    ({"device": "gpu"}, "device: "),
+    ({"device": "gpu"}, "device: unknown device 'gpu'; choose auto, cpu, cuda, cuda:N or mps"),
+    ({"model_id": ""}, "model_id: must not be empty"),
+    ({"combine_pattern": []}, "combine_pattern: must not be empty"),
+    ({"combine_pattern": [0] * 65}, "combine_pattern: must hold at most 64, not 65"),
+    ({"keyframes": "every"}, 'keyframes: give a number from 1, a list of frame numbers from 0, or "auto", not "every"'),
+    ({"keyframes": 0}, "keyframes: give a number from 1"),
+    ({"keyframes": [-1]}, "keyframes: give a number from 1"),
+    ({"embeddings": [{"path": "a.safetensors", "token": "a b"}]}, "embeddings[0]: token: must be one word"),
+    ({"embeddings": [3]}, "embeddings[0]: must be an object, not 3"),
+    ({"smoother": "PySynthSmoother", "smoother_config": 3}, "smoother_config: must be an object, not 3"),
     ({"loras": [{"file": "a.safetensors"}]}, "loras[0]: path: missing"),
     ({"attention": "shard"}, "attention: "),
     ({"model_id": "dream.safetensors"}, "model_id: no such file"),
@@ -64,7 +73,7 @@ def test_wrong_key_is_named(keys, expected, make_job, cli):
     code, said = cli("run", make_job(**keys))
     assert code == 2, said
     assert expected in said
-    assert "Traceback" not in said
+    assert not re.search(r"Traceback|instance of|dictionary|match pattern|String|literal|constrained|\.\*|\\S", said), said
 
 
 @pytest.mark.parametrize(("text", "expected"), WRONG_TEXTS)
