@@ -60,6 +60,8 @@ WRONG_KEYS = [
     ({"smoother": "EbsynthSmoother", "smoother_config": {"patch_size": 20}}, "smoother_config: patch_size: "),
 ]  # fmt: skip
 
+PYTHON = r"Traceback|instance of|dictionary|match pattern|String|literal|constrained|\.\*|\\S"  # not for users
+
 WRONG_TEXTS = [
     ("", "not JSON"),
     ('{"prompt": "x",}', "line 1, column"),
@@ -73,7 +75,9 @@ def test_wrong_key_is_named(keys, expected, make_job, cli):
     code, said = cli("run", make_job(**keys))
     assert code == 2, said
     assert expected in said
-    assert not re.search(r"Traceback|instance of|dictionary|match pattern|String|literal|constrained|\.\*|\\S", said), said
+    assert not re.search(r"Traceback|instance of|dictionary|match pattern|String|literal|constrained|\.\*|\\S", said), (
+        said
+    )
 
 
 @pytest.mark.parametrize(("text", "expected"), WRONG_TEXTS)
