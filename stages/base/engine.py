@@ -79,11 +79,13 @@ class Options:
     """What the user may choose for a run that is no part of the job: results differ by rounding at most.
 
     `batch_size`: of groups of frames; None: as many as fit. `low_vram`: what is not needed leaves the GPU.
-    `compiled`: networks are compiled first."""
+    `compiled`: networks are compiled first. `passes_apart`: the passes of guidance go through the networks one after
+    the other, as they had to before the run was interrupted."""
 
     batch_size: int | None = None
     low_vram: bool = False
     compiled: bool = False
+    passes_apart: bool = False
 
 
 class Engine(Protocol):
