@@ -241,7 +241,7 @@ class Job(Strict):
     attention: Literal["joint", "shared"] = "joint"
     """joint: exact, all tokens of the pattern's frames attend to each other, and a frame goes through the networks once
     for each frame that sees it. shared: it goes through them once, and sees what the others are then: nearly the same,
-    as many times faster as the pattern is long."""
+    with less work the longer the pattern is."""
     attention_backend: Literal["sdpa", "xformers"] = "sdpa"
     """What computes attention: PyTorch, or (CUDA only) xformers, which is an extra: `diffsynth-cli[xformers]`."""
     keep_steps: bool = False
