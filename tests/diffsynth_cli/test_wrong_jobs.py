@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import struct
+import zlib
 
 import pytest
 
-from tests.conftest import GOLDEN, write_images
+from tests.conftest import GOLDEN, scene, write_images
 
 # What is changed of a right job, and what the message must say.
 WRONG_KEYS = [
@@ -147,8 +149,39 @@ def test_controlnet_of_another_size_is_refused(tmp_path, make_job, cli):
 
 
 def test_images_of_two_sizes_are_refused(tmp_path, make_job, cli):
-    from tests.conftest import scene
-
     write_images(tmp_path / "mixed", [scene(0), scene(1, 72, 64)])
     code, said = cli("extract", make_job(input_video="mixed"))
     assert code == 2 and "must have one size" in said
+
+
+def huge_image(path):
+    """A small PNG file whose header states 20000×20000 pixels."""
+    write_images(path.parent / f"of {path.stem}", [scene(0)])
+    data = bytearray((path.parent / f"of {path.stem}/0.png").read_bytes())
+    data[16:24] = struct.pack(">II", 20_000, 20_000)
+    data[29:33] = struct.pack(">I", zlib.crc32(bytes(data[12:29])))
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("what", ["absent.mp4", "absent/", "empty", "text.mp4", "huge", "huge/1.png"])
+@pytest.mark.parametrize("command", ["run", "smooth", "smooth guide", "metrics", "init", "demo", "ebsynth"])
+def test_an_input_that_is_missing_or_unreadable_is_the_users_mistake(command, what, tmp_path, make_job, cli):
+    job = make_job(input_video=str(tmp_path / what))
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.mp4").write_text("no video")
+    huge_image(tmp_path / "huge/1.png")
+    path, output = tmp_path / what, tmp_path / "o.mp4"
+    arguments = {
+        "run": ("run", job),
+        "smooth": ("smooth", path, "-o", output),
+        "smooth guide": ("smooth", path, tmp_path / "images", "-o", output),
+        "metrics": ("metrics", tmp_path / "images", path),
+        "init": ("init", "text_guided", path, "-o", tmp_path / "project"),
+        "demo": ("demo", "--video", path, "-o", tmp_path / "demo"),
+        "ebsynth": ("ebsynth", "--style", path, "--guide", path, path, "-o", tmp_path / "o.png"),
+    }[command]
+    code, said = cli(*arguments)
+    assert code == 2 and said.count("error:") == 1 and what.strip("/") in said, said
+    assert not output.exists() and not list(tmp_path.glob("*.cache.zarr"))
