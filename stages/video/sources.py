@@ -232,6 +232,15 @@ def url(path: Path) -> str:
     return f"file:{path}"
 
 
+def count_packets(path: Path) -> int:
+    """How many frames of a video file are there, undamaged or not. Decodes nothing; 0 if it cannot be read."""
+    try:
+        with av.open(url(path), metadata_errors="ignore") as container:
+            return sum(packet.size > 0 for packet in container.demux(video=0))
+    except (av.error.FFmpegError, OSError, IndexError):
+        return 0
+
+
 def _best_stream(container: Any, path: Path) -> Any:
     stream = container.streams.best("video")
     if stream is None:
