@@ -26,14 +26,18 @@ def write_project(task: str, video: Path, folder: Path, force: bool) -> list[Pat
         raise UsageError(unknown("task", task, TASKS))
     source = open_source(video)
     template = resources.files("templates")
-    job = json.loads((template / f"{task}.json").read_text())
+    job = json.loads((template / f"{task}.json").read_text(encoding="utf-8"))
     job["frame_height"], job["frame_width"] = fitting_size(
         job["frame_height"] * job["frame_width"], source.height, source.width
     )
     job["input_video"] = _from(folder, video)
+    try:
+        job["input_video"].encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"{video}: a job file cannot hold a name that is not UTF-8", "rename it") from None
     texts = {
         "job.json": json.dumps(job, indent=2, ensure_ascii=False) + "\n",
-        "Makefile": (template / "Makefile").read_text(),
+        "Makefile": (template / "Makefile").read_text(encoding="utf-8"),
     }
     for name in texts:
         check_output(folder / name, [video], force=force)

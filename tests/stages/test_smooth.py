@@ -18,13 +18,14 @@ from diffsynth_cli.__main__ import Interrupted
 from stages import smooth
 from stages.base.cache import FrameCache
 from stages.pairing import GuideShots
+from stages.smooth import guidance
 from stages.smoothing import build
 from stages.video import Encoding, encode, open_source
 from tests.conftest import write_images
 from tests.diffsynth_cli.test_interruption import start, wait_for
 from tests.stages.smoothing.scenes import HEIGHT, WIDTH, scene, squared_error
 from tests.stages.smoothing.test_offset import UNEVEN, pan, stylised
-from tests.stages.test_video import onsets, tone
+from tests.stages.video.clips import onsets, tone
 
 OPTIONS = ("--window", "4")
 
@@ -229,10 +230,24 @@ def test_an_offset_is_found_told_and_used(tmp_path, ahead, cli):
     np.testing.assert_array_equal(images(tmp_path / "found"), expected)
 
 
+@pytest.mark.parametrize("name", ["out.mp4", "out.mkv", "out.webm"])
+def test_an_output_that_was_cut_short_is_not_complete(name, tmp_path, ahead, cli):
+    output = tmp_path / name
+    assert cli("smooth", ahead[1], "-o", output, "--window", "1", "-q")[0] == 0
+    whole = output.read_bytes()
+    assert "nothing to do" in cli("smooth", ahead[1], "-o", output, "--window", "1")[1]
+    for part in (whole[: len(whole) * 2 // 3], b"x"):
+        output.write_bytes(part)
+        code, said = cli("smooth", ahead[1], "-o", output, "--window", "1")
+        assert code == 2 and f"{output} exists" in said and output.read_bytes() == part
+    assert cli("smooth", ahead[1], "-o", output, "--window", "1", "-q", "--force")[0] == 0
+    assert output.read_bytes() == whole
+
+
 def test_a_resumed_run_uses_the_offset_that_was_found(tmp_path, ahead, cli, monkeypatch):
     assert cli("smooth", *ahead, "-o", tmp_path / "straight.mp4", *OPTIONS)[0] == 0
-    real, searches = smooth.align, []
-    monkeypatch.setattr(smooth, "align", lambda *arguments: (searches.append(1), real(*arguments))[1])
+    real, searches = guidance.align, []
+    monkeypatch.setattr(guidance, "align", lambda *arguments: (searches.append(1), real(*arguments))[1])
     for interrupted, stop_at in ((smooth.DecodeTask, 2), (smooth.DecodeTask, 2), (smooth.SmoothTask, 4)):
         with monkeypatch.context() as patch:
             patch.setattr(interrupted, "run", stopped(interrupted.run, stop_at))

@@ -1,0 +1,222 @@
+"""Take the flicker out of a stylised video. Needs no job: any tool may have stylised it.
+
+Unfinished work is kept in a cache beside the output, which is removed when the output is complete.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from stages.base.cache import ArraySpec, FrameCache
+from stages.base.engine import Phase, Plan, Reporter, Run, Stage, fill
+from stages.base.errors import DiffSynthError, UsageError
+from stages.base.fingerprint import fingerprint, identify
+from stages.pairing import GuideShots
+from stages.smooth.guidance import Guidance, find_guidance, frame_times, read_through, tell_offset
+from stages.smooth.output import check_smoothing_output, deliver, finished_from
+from stages.smooth.request import NAME, Smoothing
+from stages.smooth.tasks import SMOOTHER, DecodeTask, PaintTask, SmoothTask
+from stages.smoothing import CHUNKS
+from stages.smoothing.changes import Changes
+from stages.video import ImageFolder, Shot, Source, check_shape, default_codec, describe, open_source, padded_size
+from stages.weights import pick_gpu
+
+CHUNK = 8  # frames that are decoded at once
+
+
+def smooth(
+    smoothing: Smoothing,
+    arguments: str,
+    reporter: Reporter,
+    restart: bool = False,
+    force: bool = False,
+    keep_places: bool = False,
+) -> Changes | None:
+    """Write `smoothing.output`, resuming an earlier call with the same videos and options.
+
+    If the output is there and was made from the same videos and options, nothing is done.
+
+    Args:
+        smoothing: What to do.
+        arguments: The command's arguments, for messages.
+        reporter: Where progress is shown.
+        restart: Redo everything, even if the output is complete.
+        force: Overwrite an existing output that was made from something else.
+        keep_places: Keep crops of the places worth looking at, for a report.
+
+    Returns:
+        What smoothing changed; None for interpolation, and if there was nothing to do.
+
+    Raises:
+        UsageError: The output must not be written, or the videos do not belong together.
+    """
+    cache = FrameCache(smoothing.cache_path, arguments)
+    finished = finished_from(smoothing)
+    check_smoothing_output(smoothing, force or bool(finished))
+    pick_gpu(smoothing.device)  # raises if there is no such device
+    begun = cache.recorded(STAGE.name)
+    smoothing, inputs = _identified(smoothing, begun["keys"] if begun else {})
+    if finished and not force:
+        if finished != fingerprint(inputs):
+            raise UsageError(
+                f"{smoothing.output} exists and was made from other videos or with other options",
+                "--force overwrites it; or choose another output",
+            )
+        if not restart:
+            _remove_cache(cache)
+            reporter.end(STAGE.name, f"nothing to do: {smoothing.output} is complete (--restart redoes it)")
+            return None
+    if cache.record(STAGE.name).complete:  # complete, but its output is gone or not wanted
+        _remove_cache(cache)
+    changes = None if smoothing.interpolate else Changes(keep_places)
+    stage = replace(STAGE, deliver=partial(deliver, changes=changes))
+    with cache.lock():
+        begun = cache.recorded(STAGE.name)
+        try:
+            fill(stage, Run(smoothing, cache, reporter), inputs, resume=not restart and begun == inputs)
+        except DiffSynthError:
+            if cache.recorded(STAGE.name) is None:  # refused before anything was begun
+                shutil.rmtree(cache.path)
+            raise
+    shutil.rmtree(cache.path)
+    if changes is not None:
+        if warning := changes.warning():
+            reporter.warn(f"{smoothing.output}: {warning}")
+        reporter.end("changes", changes.summary())
+    return changes
+
+
+def _remove_cache(cache: FrameCache) -> None:
+    if cache.path.exists():
+        with cache.lock():
+            pass  # raises if another process works on it
+        shutil.rmtree(cache.path)
+
+
+def _identified(smoothing: Smoothing, known: dict[str, Any]) -> tuple[Smoothing, dict[str, Any]]:
+    """The same without a guide that is a copy of the style, and what the result depends on.
+
+    `known` is what an earlier call found out about the videos, so that they need not be read again.
+    """
+    style = identify(smoothing.style, known.get("style"))
+    guide = None
+    if smoothing.guide is not None:
+        guide = identify(smoothing.guide, style if smoothing.guide == smoothing.style else known.get("guide"))
+    if guide is not None and guide["sha256"] == style["sha256"] and not smoothing.interpolate:
+        smoothing, guide = replace(smoothing, guide=None), None
+    keys = {
+        "guide": guide,
+        "style": style,
+        "smoother_config": smoothing.config,
+        "interpolate": smoothing.interpolate,
+        "offset": smoothing.offset if guide is not None else None,
+    }
+    return smoothing, {"keys": keys, "after": {}}
+
+
+# --- the stage ------------------------------------------------------------------------------------------
+
+
+def plan(run: Run[Smoothing], resume: bool) -> Plan:
+    if run.job.interpolate:
+        return _plan_painting(run, resume)
+    smoothing, cache = run.job, run.cache
+    style = open_source(smoothing.style)
+    if smoothing.guide is not None:
+        check_shape(open_source(smoothing.guide), style.height, style.width)
+    if resume:
+        noted: dict[str, Any] = cache["smoothed"].attrs.asdict()
+        count, notes, guidance = len(cache["smoothed"]), {}, Guidance(noted["guided"], noted["offset"])
+        tell_offset(guidance, run)
+    else:
+        guidance = find_guidance(run)
+        times, clock = frame_times(guidance, run)
+        _tell_size(smoothing, style, run.reporter)
+        count, notes = len(times), {**describe(clock, times), "guided": guidance.guided, "offset": guidance.offset}
+    shape = (count, style.height, style.width, 3)
+    decode_style = Phase("decode the style", count, CHUNK, DecodeTask("styles", partial(_alone, smoothing.style)))
+    arrays = [ArraySpec("styles", shape, "uint8"), ArraySpec("smoothed", shape, "uint8")]
+    phases = [decode_style]
+    if guidance.guided:
+        assert smoothing.guide is not None
+        shots = GuideShots(smoothing.guide, smoothing.style, guidance.offset)
+        arrays.insert(0, ArraySpec("guides", shape, "uint8"))
+        phases.insert(0, Phase("decode the guide", count, CHUNK, DecodeTask("guides", shots)))
+    task = SmoothTask(smoothing.config, smoothing.device, "guides" if guidance.guided else "styles")
+    return Plan(
+        frames=count,
+        arrays=arrays,
+        phases=[*phases, Phase("smooth", count, CHUNKS[SMOOTHER], task)],
+        begin=lambda cache: cache["smoothed"].attrs.update(notes),
+    )
+
+
+def _plan_painting(run: Run[Smoothing], resume: bool) -> Plan:
+    """The plan of painting all frames between keyframes."""
+    smoothing, cache = run.job, run.cache
+    if smoothing.guide is None:
+        raise UsageError("--mode interpolate needs the video and the keyframes", "diffsynth smooth GUIDE STYLE -o OUT")
+    guide, style = open_source(smoothing.guide), open_source(smoothing.style)
+    check_shape(guide, style.height, style.width)
+    keys = key_numbers(style)
+    if resume:
+        count, notes = len(cache["smoothed"]), {}
+    else:
+        times = read_through(guide.shots(), guide, run.reporter)
+        _tell_size(smoothing, style, run.reporter)
+        count, notes = len(times), {**describe(guide, times), "guided": True, "offset": 0.0}
+    if keys[-1] >= count:
+        raise UsageError(f"{style.path} has a keyframe {keys[-1]}, but the last frame of {guide.path} is {count - 1}")
+    size = (style.height, style.width, 3)
+    return Plan(
+        frames=count,
+        arrays=[
+            ArraySpec("guides", (count, *size), "uint8"),
+            ArraySpec("styles", (len(keys), *size), "uint8"),
+            ArraySpec("smoothed", (count, *size), "uint8"),
+            ArraySpec("guessed", (count,), "float32"),
+        ],
+        phases=[
+            Phase("decode the guide", count, CHUNK, DecodeTask("guides", partial(_alone, guide.path))),
+            Phase("decode the style", len(keys), CHUNK, DecodeTask("styles", partial(_alone, style.path))),
+            Phase("paint", count, CHUNKS[SMOOTHER], PaintTask(keys, smoothing.config["patch_size"], smoothing.device)),
+        ],
+        begin=lambda cache: cache["smoothed"].attrs.update(notes),
+    )
+
+
+def _tell_size(smoothing: Smoothing, style: Source, reporter: Reporter) -> None:
+    if not smoothing.makes_video:
+        return
+    codec, size = default_codec(smoothing.output), (style.height, style.width)
+    if (padded := padded_size(codec, *size)) != size:
+        reporter.warn(
+            f"{smoothing.output} will be {padded[1]}×{padded[0]} instead of {size[1]}×{size[0]}: {codec} needs even "
+            "sizes, so the last row or column is repeated; a folder of images keeps the size"
+        )
+
+
+def key_numbers(style: Source) -> tuple[int, ...]:
+    """The numbers of keyframes, by the names of the images: the last number in each (00012.png, frame-12.png)."""
+    if not isinstance(style, ImageFolder):
+        raise UsageError(f"{style.path} is not a folder of images", "--mode interpolate needs one")
+    numbers = [re.findall(r"\d+", file.stem) for file in style.files]
+    if unnamed := [file.name for file, found in zip(style.files, numbers, strict=True) if not found]:
+        raise UsageError(f"{style.path}: {unnamed[0]} has no frame number in its name", "such as 00012.png")
+    keys = tuple(int(found[-1]) for found in numbers)
+    if list(keys) != sorted(set(keys)):
+        raise UsageError(f"{style.path}: frame numbers do not ascend: {', '.join(map(str, keys[:12]))}")
+    return keys
+
+
+def _alone(path: Path) -> Iterator[Shot]:
+    return open_source(path).shots()
+
+
+STAGE = Stage(NAME, plan, deliver)

@@ -1,0 +1,117 @@
+"""What leads the smoother: whether the guide belongs to the style, at which offset, and when frames are shown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from stages.base.engine import Reporter, Run
+from stages.base.errors import UsageError
+from stages.pairing import align, pairs, unused_frames
+from stages.smooth.request import NAME, Smoothing
+from stages.video import ImageFolder, Shot, Source, open_source
+
+LONGER_FRAMES, LONGER_SHARE = 2, 0.02  # of the style; a guide that is longer by no more is not worth a word
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """What leads the smoother: the guide at an offset, or nothing but the style itself."""
+
+    guided: bool
+    offset: float = 0.0
+
+
+def find_guidance(run: Run[Smoothing]) -> Guidance:
+    """Whether the guide belongs to the style, and at which offset. Tells the user what was found."""
+    smoothing, reporter = run.job, run.reporter
+    if smoothing.guide is None:
+        return Guidance(False)
+    if smoothing.offset is not None:
+        guidance = Guidance(True, smoothing.offset)
+        tell_offset(guidance, run)
+        return guidance
+    reporter.begin("offset", None)
+    reporter.phase("compare outlines")
+    found = align(open_source(smoothing.guide), open_source(smoothing.style), reporter.advance)
+    guidance = Guidance(found.fits, found.offset)
+    found_how = f" (correlation of motion {found.motion:.2f}, without the offset {found.motion_at_zero:.2f})"
+    tell_offset(guidance, run, found_how)
+    return guidance
+
+
+def tell_offset(guidance: Guidance, run: Run[Smoothing], found_how: str = "") -> None:
+    """Say which offset is used; `found_how` is only shown if there is one."""
+    guide, style, offset = run.job.guide, run.job.style, guidance.offset
+    if guide is None:
+        return
+    if not guidance.guided:
+        run.reporter.warn(
+            f"{guide} does not seem to belong to {style}, so {style.name} is smoothed by itself; "
+            "to use the guide anyway, give --offset FRAMES"
+        )
+    elif offset:
+        how = "is ahead of" if offset > 0 else "is behind"
+        frames = "1 frame" if abs(offset) == 1 else f"{abs(offset):g} frames"
+        run.reporter.end("offset", f"{style.name} {how} {guide.name} by {frames}{found_how}")
+    else:
+        run.reporter.end("offset", f"{style.name} is in step with {guide.name}")
+
+
+def frame_times(guidance: Guidance, run: Run[Smoothing]) -> tuple[np.ndarray, Source]:
+    """When each frame of the style is shown, and by which video's clock, in seconds since the beginning of its file."""
+    smoothing, reporter = run.job, run.reporter
+    style = open_source(smoothing.style)
+    if smoothing.guide is None or not guidance.guided:
+        return read_through(style.shots(), style, reporter), style
+    guide = open_source(smoothing.guide)
+    of_guide: list[float | None] = []
+
+    def read() -> Iterator[Shot]:
+        for partner, shot in pairs(guide, style, guidance.offset):
+            of_guide.append(None if partner is None else partner.time)
+            yield shot
+
+    times = read_through(read(), style, reporter)
+    if guide.damage:
+        reporter.warn(f"{guide.path}: {guide.damage[0]}")
+    _tell_lengths(guide, style, of_guide, unused_frames(guide, style, guidance.offset, len(times)), reporter)
+    if isinstance(style, ImageFolder) and not isinstance(guide, ImageFolder) and any(t is not None for t in of_guide):
+        return _filled(of_guide, float(1 / guide.fps)), guide  # images carry no times
+    return times, style
+
+
+def read_through(shots: Iterator[Shot], source: Source, reporter: Reporter) -> np.ndarray:
+    """When each frame is shown. Decodes everything once: only that finds out how many frames there really are."""
+    reporter.begin(NAME, source.estimate)
+    reporter.phase("read through")
+    times = []
+    for shot in shots:
+        times.append(shot.time)
+        reporter.advance(1)
+    if source.damage:
+        reporter.warn(f"{source.path}: {source.damage[0]}")
+    if not times:
+        raise UsageError(f"{source.path} has no frames")
+    return np.array(times)
+
+
+def _tell_lengths(guide: Source, style: Source, times: list[float | None], unused: int, reporter: Reporter) -> None:
+    """Warn if the guide is shorter or longer than the style. `times`: None for frames without a frame of the guide."""
+    if missing := sum(time is None for time in times):
+        reporter.warn(
+            f"{guide.path} has no frames for {missing} of the {len(times)} frames of {style.path}; "
+            "for these the style is its own guide"
+        )
+    if unused > max(LONGER_FRAMES, LONGER_SHARE * len(times)):
+        reporter.warn(f"{guide.path} goes on for {unused} frames after the end of {style.path}; these are not used")
+
+
+def _filled(times: list[float | None], length: float) -> np.ndarray:
+    """Times of all frames, those before and after the known ones at distances of `length`, in seconds."""
+    known = [index for index, time in enumerate(times) if time is not None]
+    places = np.arange(len(times))
+    filled = np.interp(places, known, [time for time in times if time is not None])
+    return filled + length * (np.minimum(places - known[0], 0) + np.maximum(places - known[-1], 0))
