@@ -49,8 +49,8 @@ def guessed(unseen: Sequence[float]) -> str:
 
 
 class Interpolator:
-    """`keyframes[n]` is the stylised frame `keys[n]` of the video; `keys` ascend. A frame is made from a copy of each of
-    its keyframes: carried along the guide's motion where optical flow is sure of it, elsewhere painted by guided
+    """`keyframes[n]` is the stylised frame `keys[n]` of the video; `keys` ascend. A frame is made from a copy of each
+    of its keyframes: carried along the guide's motion where optical flow is sure of it, elsewhere painted by guided
     synthesis. The copies are registered to each other, brought to one light and mixed by nearness in time and by how
     well each fits the guide there.
     """

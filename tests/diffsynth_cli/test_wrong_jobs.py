@@ -39,7 +39,6 @@ WRONG_KEYS = [
     ({"smoother": "TemporalMean"}, "did you mean 'TemporalMeanSmoother'?"),
     ({"smoother": "TemporalMeanSmoother", "smoother_config": {"radus": 2}}, "did you mean 'radius'?"),
     ({"smoother_config": {"radius": 2}}, "smoother_config: given, but smoother names no smoother"),
-    ({"extra_deflickering_range": 3}, "extra_deflickering_range: names no smoother"),
     ({"start_time": 3.0, "end_time": 2.0}, "end_time: 2.0 is not after start_time 3.0"),
     ({"device": "gpu"}, "device: unknown device 'gpu'; choose auto, cpu, cuda, cuda:N or mps"),
     ({"model_id": ""}, "model_id: must not be empty"),
