@@ -6,7 +6,6 @@ The keys are those of DiffSynth's config files, so that such a file runs unmodif
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,7 +13,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from stages.base.annotators import ANNOTATORS, DIFFSYNTH_ANNOTATORS, AnnotatorSettings
-from stages.base.mistakes import Strict, checked, unknown
+from stages.base.mistakes import Strict, checked, shown, unknown
+from stages.base.numbers import MOST, Count, Positive, Seconds
 from stages.base.smoothers import PUBLISHED, PatchSize, SmootherConfig
 
 STAGES = ("extract", "control", "render", "deflicker")
@@ -102,9 +102,19 @@ def _expand_embedding(value: Any) -> Any:
 
 
 def _pattern_item(value: Any) -> Any:
-    if type(value) is int or (isinstance(value, str) and re.fullmatch(r"reference_\d+", value)):
+    if type(value) is int and abs(value) <= MOST:
         return value
-    raise ValueError(f'give offsets (-1, 0, 1) and "reference_0", "reference_1", ..., not {json.dumps(value)}')
+    if isinstance(value, str) and re.fullmatch(r"reference_[0-9]{1,9}", value):
+        return value
+    raise ValueError(f'give offsets (-1, 0, 1) and "reference_0", "reference_1", ..., not {shown(value)}')
+
+
+def _keyframes(value: Any) -> Any:
+    every = type(value) is int and 1 <= value <= MOST
+    listed = isinstance(value, list) and value and all(type(item) is int and 0 <= item <= MOST for item in value)
+    if every or listed or value == "auto":
+        return value
+    raise ValueError(f'give a number from 1, "auto", or a list of frame numbers from 0, not {shown(value)}')
 
 
 LCM_STEPS = 50  # that latent consistency models are distilled at
@@ -148,16 +158,16 @@ class Job(Strict):
     files from sources that you trust."""
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     """Number type of the networks; auto: float16 on a GPU, float32 elsewhere."""
-    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:[0-9]{1,3})?)$")
     """Where networks run and frames are smoothed: auto, cpu, cuda, cuda:1, mps (for networks)."""
 
     smoother: SmootherName | None = None
     """What takes the flicker out of the predicted frames while they are denoised."""
     smoother_config: dict[str, Any] = {}
     """Its options. See docs/smoothers.md."""
-    ignore_smoother_steps: int = Field(0, ge=0)
+    ignore_smoother_steps: Count = 0
     """No smoothing in the last this many denoising steps."""
-    smoother_interval: int = Field(1, ge=1)
+    smoother_interval: Positive = 1
     """Smooth on every k-th step, counted from the first: interval 5 of 20 steps smooths the 1st, 6th, 11th and 16th."""
     extra_deflickering_range: int = Field(0, ge=0, le=100_000)
     """After denoising: the smoother once more, over a window of this many frames to each side; 0 = off."""
@@ -173,19 +183,19 @@ class Job(Strict):
     only one of height and width is given, the other follows from the source's aspect ratio. A multiple of 8."""
     frame_width: Size | None = None
     """See `frame_height`."""
-    frame_interval: int = Field(1, ge=1)
+    frame_interval: Positive = 1
     """Use every k-th frame."""
-    frame_maximum_count: int | None = Field(None, ge=1)
+    frame_maximum_count: Positive | None = None
     """Use at most this many frames."""
     output_path: str = Field(min_length=1)
     """Folder for all results."""
-    fps: float | None = Field(None, gt=0, le=1000)
+    fps: float | None = Field(None, ge=0.01, le=1000)
     """Frame rate of video.mp4. Left out, frames keep the source's time stamps."""
     keep_audio: bool = True
     """Carry the used part of the source's audio over (not when `fps` changes the speed)."""
-    start_time: float | None = Field(None, ge=0)
+    start_time: Seconds | None = None
     """Seconds; the first frame at or after it is the first used."""
-    end_time: float | None = Field(None, gt=0)
+    end_time: Annotated[Seconds, Field(gt=0)] | None = None
     """Seconds; only frames before it are used."""
 
     prompt: str
@@ -212,7 +222,7 @@ class Job(Strict):
     )
     """The frames that each frame attends to: offsets, clamped to the first and last frame (-10000: the first frame);
     "reference_k" is frames_reference[k]. Must hold 0 once."""
-    keyframes: Annotated[int, Field(ge=1)] | Literal["auto"] | list[Annotated[int, Field(ge=0)]] = 1
+    keyframes: Annotated[Positive | Literal["auto"] | list[Count], BeforeValidator(_keyframes)] = 1
     """Render every k-th frame only, or those that are listed, or (auto) those that show what the last one did not; the
     others are painted from the two around them. 1 = render all."""
     attention: Literal["joint", "shared"] = "joint"
