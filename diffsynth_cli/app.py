@@ -519,13 +519,16 @@ def _run_stages(
     """Runs stages one after the other. `restart` redoes them, with `stale_only` just those whose keys changed."""
     from diffsynth_cli.outputs import CONFIG, is_same_file
     from stages.base.engine import Run, progress, run_stage
+    from stages.base.preflight import check_ahead
     from stages.base.record import write_json
 
     run = Run(job, cache, reporter, options)
+    stages = [import_module(f"stages.{name}").STAGE for name in names]
+    redone = [name for name in names if restart and (not stale_only or progress(name, job, cache).state == "stale")]
+    check_ahead(stages, run, redone)
     with cache.lock(), closing(reporter):
-        for name in names:
-            anew = restart and (not stale_only or progress(name, job, cache).state == "stale")
-            run_stage(import_module(f"stages.{name}").STAGE, run, anew)
+        for stage in stages:
+            run_stage(stage, run, stage.name in redone)
             config = Path(job.output_path) / CONFIG
             if not is_same_file(config, job_file):
                 write_json(config, job.model_dump())

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 
 from stages.base.cache import ArraySpec, FrameCache
-from stages.base.engine import Phase, Plan, Reporter, Run, Stage, told
+from stages.base.engine import Footage, Phase, Plan, Reporter, Run, Stage, told
 from stages.base.job import Job
 from stages.base.outputs import SIGNATURE
 from stages.base.record import write_json
 from stages.smoothing import CHUNKS, ON_GPU, Smoother, build
-from stages.video import Audio, Encoding, encode
-from stages.weights import pick_gpu
+from stages.video import Audio, Encoding, check_encoder, encode
+from stages.weights import check_device, pick_gpu
 
 CHUNK = 8  # frames that are handed through at once
 SAME_SPEED = 1e-3  # audio is kept when the speed changes by less than this part
@@ -53,6 +53,16 @@ class PassTask:
         cache["deflickered"].write(start, cache["rendered"].read(range(start, stop)))
 
 
+def check(run: Run[Job], footage: Footage) -> list[ArraySpec]:
+    job, task = run.job, _task(run.job)
+    check_device(job.device)
+    if isinstance(task, SmoothTask):
+        build(task.smoother, task.config, [], [], task.window)
+    rate = footage.fps if job.fps is None else _rate(job.fps)
+    check_encoder(_video_path(job), "h264", footage.height, footage.width, rate)
+    return [ArraySpec("deflickered", (footage.count or 0, footage.height, footage.width, 3), "uint8")]
+
+
 def plan(run: Run[Job], resume: bool) -> Plan:
     shape, task = run.cache["rendered"].shape, _task(run.job)
     if isinstance(task, SmoothTask) and task.smoother in ON_GPU:
@@ -76,12 +86,16 @@ def _task(job: Job) -> SmoothTask | PassTask:
 def deliver(run: Run[Job], fingerprint: str) -> None:
     """Writes video.mp4, unless the one that is there was made of the same frames in the same way."""
     job, cache = run.job, run.cache
-    path, note = Path(job.output_path) / "video.mp4", _video_note(cache)
+    path, note = _video_path(job), _video_note(cache)
     made_of = {"frames": fingerprint, "fps": job.fps, "keep_audio": job.keep_audio}
     if path.exists() and note.exists() and json.loads(note.read_text()) == made_of:
         return
     write_video(path, job, cache, run.reporter)
     write_json(note, made_of)
+
+
+def _video_path(job: Job) -> Path:
+    return Path(job.output_path) / "video.mp4"
 
 
 def _video_note(cache: FrameCache) -> Path:
@@ -98,7 +112,7 @@ def write_video(
     reporter.phase(f"write {codec}")
     rate, times = Fraction(str(source["fps"])), source["times"]
     if job.fps is not None:
-        rate, times = Fraction(job.fps).limit_denominator(1001), None
+        rate, times = _rate(job.fps), None
     audio = _audio(job, source, len(frames), rate, reporter)
     fps = rate if times is None else None
     comment = f"{SIGNATURE} deflicker"
@@ -106,6 +120,11 @@ def write_video(
     reporter.end(
         path.name, f"{path}: {len(frames)} frames, {float(rate):.3g} frames/s{', with sound' if audio else ''}"
     )
+
+
+def _rate(fps: float) -> Fraction:
+    """The frame rate that this number stands for: 29.97 is 30000/1001."""
+    return Fraction(fps).limit_denominator(1001)
 
 
 def _audio(job: Job, source: dict[str, Any], frames: int, rate: Fraction, reporter: Reporter) -> Audio | None:
@@ -121,4 +140,4 @@ def _audio(job: Job, source: dict[str, Any], frames: int, rate: Fraction, report
     return Audio(Path(job.input_video), source["start"], source["stop"])
 
 
-STAGE = Stage("deflicker", plan, deliver)
+STAGE = Stage("deflicker", plan, deliver, check)

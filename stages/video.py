@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import partial
+from io import BytesIO
 from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
@@ -210,8 +211,10 @@ def describe(source: Source, times: np.ndarray, interval: int = 1) -> dict[str, 
     constant, else None; start, stop: the used part in seconds of the source; audio: does the source have any.
     """
     since = times - times[0]
-    mean = Fraction((len(times) - 1) / since[-1]).limit_denominator(1001) if len(times) > 1 else source.fps
-    stated = source.fps / interval
+    mean, stated = source.fps, source.fps
+    if len(times) > 1:
+        exact = Fraction((len(times) - 1) / since[-1])
+        mean, stated = exact.limit_denominator(1001) or exact, source.fps / interval
     fps = next((rate for rate in (stated, mean) if _runs_at(rate, since)), mean)
     constant = _runs_at(fps, since)
     return {
@@ -293,6 +296,7 @@ OTHER_SUFFIXES = (  # of videos that are not written
 )  # fmt: skip
 AUDIO_BIT_RATE = 192_000
 AUDIO_RATE = 48_000
+SLOWEST, FASTEST = Fraction(1, 10_000), 1000  # frames/s; MP4 files have a clock of their own in milliseconds
 TIMESTAMP_RATE = 90_000  # ticks a second for frames without a constant rate
 
 
@@ -369,6 +373,26 @@ def check_encoding(path: Path, codec: str) -> tuple[str, str, dict[str, str]]:
             f"{path}: a {suffix} file cannot hold {codec}", f"it can hold {_listed(CONTAINER_CODECS[suffix])}"
         )
     return CONTAINERS[suffix]
+
+
+def check_encoder(path: Path, codec: str, height: int, width: int, fps: Fraction) -> None:
+    """Check that frames of this size and rate can be encoded, by opening the encoder and writing no frame.
+
+    Raises:
+        UsageError: The file's suffix does not go with the codec, or the encoder takes no such frames.
+    """
+    muxer, *_ = check_encoding(path, codec)
+    try:
+        if not SLOWEST <= fps <= FASTEST:
+            raise ValueError("FFmpeg writes files of such rates, but cannot read them")
+        with av.open(BytesIO(), "w", format=muxer) as container:
+            _picture_stream(container, (height, width, 3), Encoding(fps, codec=codec))
+            container.start_encoding()
+    except (av.error.FFmpegError, OSError, ValueError, OverflowError) as error:
+        raise UsageError(
+            f"{path}: {codec} cannot hold frames of {width}×{height} at {float(fps):.6g} frames/s",
+            "choose another frame size or fps",
+        ) from error
 
 
 def is_video_name(path: Path) -> bool:

@@ -130,7 +130,8 @@ def test_missing_model_parts_are_named(tmp_path, make_job, cli):
     (tmp_path / "half/model_index.json").write_text(json.dumps({}))
     job = make_job(model_id=str(tmp_path / "half"))
     code, said = cli("run", job)
-    assert code == 1 and "unet/diffusion_pytorch_model.safetensors" in said and "Traceback" not in said
+    assert code == 2 and "unet/diffusion_pytorch_model.safetensors" in said and "Traceback" not in said
+    assert not (tmp_path / "out").exists()
 
 
 def test_controlnet_of_another_size_is_refused(tmp_path, make_job, cli):
