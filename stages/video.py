@@ -391,7 +391,7 @@ def check_encoder(path: Path, codec: str, height: int, width: int, fps: Fraction
     except (av.error.FFmpegError, OSError, ValueError, OverflowError) as error:
         raise UsageError(
             f"{path}: {codec} cannot hold frames of {width}×{height} at {float(fps):.6g} frames/s",
-            "choose another frame size or fps",
+            "choose another frame_height, frame_width or fps",
         ) from error
 
 

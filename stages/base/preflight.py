@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 from collections.abc import Collection, Sequence
 from fractions import Fraction
@@ -12,7 +13,7 @@ import numpy as np
 
 from stages.base.cache import ArraySpec
 from stages.base.engine import Footage, Progress, Run, Stage, check_before, progress, refuse_stale
-from stages.base.errors import DiffSynthError
+from stages.base.errors import DiffSynthError, UsageError
 from stages.base.fingerprint import stage_inputs
 from stages.base.job import Job
 
@@ -45,13 +46,14 @@ def check_ahead(stages: Sequence[Stage], run: Run[Job], restart: Collection[str]
     todo = [stage for stage in stages if stage.name in restart or states[stage.name].state != "done"]
     if not todo:
         return
+    folder = _writable_folder(job)
     footage = _footage(todo, run)
     needed = [
         _room(spec, _left(states[stage.name], stage.name in restart))
         for stage in todo
         for spec in stage.check(run, footage)
     ]
-    _check_disk(job, run, sum(least for least, _ in needed), sum(likely for _, likely in needed))
+    _check_disk(folder, run, sum(least for least, _ in needed), sum(likely for _, likely in needed))
 
 
 def _footage(todo: Sequence[Stage], run: Run[Job]) -> Footage:
@@ -79,9 +81,18 @@ def _room(spec: ArraySpec, left: float) -> tuple[float, float]:
     return least * size, likely * size
 
 
-def _check_disk(job: Job, run: Run[Job], least: float, likely: float) -> None:
+def _writable_folder(job: Job) -> Path:
+    """The job's output folder, or where it is going to be made. Raises UsageError if nothing can be written there."""
     output = Path(job.output_path)
     folder = next(path for path in (output, *output.parents) if path.exists())
+    if not folder.is_dir():
+        raise UsageError(f"output_path: {folder} is a file", "give the name of a folder")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UsageError(f"output_path: you may not write in {folder}", "choose another folder")
+    return folder
+
+
+def _check_disk(folder: Path, run: Run[Job], least: float, likely: float) -> None:
     free = shutil.disk_usage(folder).free
     if free >= likely:
         return

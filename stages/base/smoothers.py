@@ -19,7 +19,7 @@ def _odd(value: int) -> int:
     return value
 
 
-PatchSize = Annotated[int, AfterValidator(_odd), Field(ge=3, le=31)]
+PatchSize = Annotated[int, Field(ge=3, le=31), AfterValidator(_odd)]
 EnhanceFactor = Annotated[float, Field(ge=-1000, le=1000)]
 
 

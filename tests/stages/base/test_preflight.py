@@ -29,6 +29,7 @@ DOOMED = [
     ({"frames_reference": ["broken.safetensors"]}, 1, "broken.safetensors is not an image"),
     ({"controlnet_processor": ["file:broken.safetensors"]}, 1, "broken.safetensors is not a video"),
     ({"controlnet_processor": ["file:images"], "frames_reference": ["images/0.png"]}, 2, "has no maps for frames_ref"),
+    ({"output_path": "broken.safetensors/out"}, 2, "broken.safetensors is a file"),
     ({"input_video": "fast.mp4"}, 2, "h264 cannot hold frames of 64×64 at 20000 frames/s"),
 ]  # fmt: skip
 
