@@ -132,7 +132,7 @@ def _resolve_paths(data: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The same data with every relative path made absolute. Names of hub models stay as they are."""
 
     def absolute(value: Any) -> Any:
-        return str(folder / Path(value).expanduser()) if isinstance(value, str) and value else value
+        return str(folder / _expanded(value)) if isinstance(value, str) and value else value
 
     def model(value: Any) -> Any:
         # "name/model" is a hub id unless such a folder lies there; "./x", "../x", "~/x", "/x" and single files'
@@ -170,6 +170,14 @@ def _resolve_paths(data: dict[str, Any], folder: Path) -> dict[str, Any]:
         elif value is not None:
             resolved[key] = change(value)
     return resolved
+
+
+def _expanded(path: str) -> Path:
+    """`~/x` in the user's home; `./~x`, or `~x` where there is no such user, is a name like any other."""
+    try:
+        return Path(path).expanduser() if path.startswith("~") else Path(path)
+    except RuntimeError:
+        return Path(path)
 
 
 def _drop_obsolete(data: dict[str, Any]) -> list[str]:
