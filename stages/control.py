@@ -165,10 +165,7 @@ def _check_annotator(job: Job, index: int, size: tuple[int, int]) -> None:
     maker = _maker(job, index, size)
     if maker.weights is not None:
         maker.weights.check()
-    try:
-        _ = maker.annotator
-    except DiffSynthError as error:
-        raise DiffSynthError(f"{where}: {error.message}", error.hint) from error
+    _ = maker.annotator
 
 
 def plan(run: Run[Job], resume: bool) -> Plan:
