@@ -18,6 +18,7 @@ from diffsynth_cli import __version__
 from diffsynth_cli.console import percentage, show_warning
 from diffsynth_cli.console import reporter as make_reporter
 from stages.base.errors import DiffSynthError, UsageError
+from templates import TASKS
 
 if TYPE_CHECKING:
     from stages.base.cache import FrameCache
@@ -175,22 +176,28 @@ def init(
     task: Annotated[
         str,
         typer.Argument(
-            help="text_guided, fashion, image_guided, restoring, rendering_3d; text_guided_lcm, in 8 steps."
+            help="; ".join(f"{name}: {about}" for name, about in TASKS.items()) + ".",
+            metavar="TASK",
+            show_default=False,
         ),
     ],
-    video: Annotated[Path, typer.Argument(help="The video to be restyled, or a folder of images.")],
+    video: Annotated[Path, typer.Argument(help="The video to be restyled, or a folder of images.", show_default=False)],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for job.json and Makefile.")] = Path(),
+    published: Annotated[
+        bool, typer.Option("--published", help="The values of DiffSynth's own config file, not those we recommend.")
+    ] = False,
     force: Force = False,
     debug: Debug = False,
 ) -> None:
     """A job file for one of the tasks, and a Makefile for a folder of videos."""
-    from diffsynth_cli.project import TO_DOWNLOAD, write_project
+    from diffsynth_cli.project import write_project
 
-    for path in write_project(task, video, output, force):
+    paths, steps = write_project(task, video, output, force, published)
+    for path in paths:
         typer.echo(path)
-    typer.echo("Fill in the prompt, and the images that style_image and frames_reference name, if they are there.")
-    if task in TO_DOWNLOAD:
-        typer.echo(f"Get its LoRA, in the folder of job.json: {TO_DOWNLOAD[task]}")
+    typer.echo("\nNext:")
+    for number, step in enumerate(steps, 1):
+        typer.echo(f"{number}. {step}")
 
 
 @app.command()

@@ -3,44 +3,70 @@
 from __future__ import annotations
 
 import json
+import shlex
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
+from stages.base.annotators import Weighted
 from stages.base.errors import UsageError
+from stages.base.job import Job
+from stages.base.job_file import check
 from stages.base.mistakes import unknown
 from stages.base.outputs import check_output
 from stages.base.record import write_text
-from stages.video import open_source
+from stages.video import Source, open_source
+from templates import DOWNLOADS, LORAS, NOTES, PUBLISHED, TASKS
 
-TASKS = ("text_guided", "fashion", "image_guided", "restoring", "rendering_3d", "text_guided_lcm")
-TO_DOWNLOAD = {  # beside job.json
-    "text_guided_lcm": "hf download latent-consistency/lcm-lora-sdv1-5 pytorch_lora_weights.safetensors "
-    "--local-dir lcm-lora-sdv1-5",
-}
-SIZE_STEP = 64  # px; what the networks were trained on and what annotators keep
+SIZE_STEP = 64  # px; what the networks were trained on
+SAME_SHAPE = 0.05  # aspect ratios that differ by less than this part are the same
+TRIAL = 8  # frames
+# Seconds of one CPU core for a step of one frame of 256×256 pixels, measured with networks of Stable Diffusion 1.5's
+# size, one ControlNet, shared attention and both passes of guidance (docs/tasks.md).
+CPU_SECONDS, CPU_PIXELS = 9.4, 256 * 256
 
 
-def write_project(task: str, video: Path, folder: Path, force: bool) -> list[Path]:
-    """Write job.json and Makefile into `folder` and return their paths. `force` overwrites existing files."""
-    if task not in TASKS:
-        raise UsageError(unknown("task", task, TASKS))
-    source = open_source(video)
-    template = resources.files("templates")
-    job = json.loads((template / f"{task}.json").read_text())
-    job["frame_height"], job["frame_width"] = fitting_size(
-        job["frame_height"] * job["frame_width"], source.height, source.width
-    )
+def write_project(
+    task: str, video: Path, folder: Path, force: bool, published: bool = False
+) -> tuple[list[Path], list[str]]:
+    """Write job.json and Makefile into `folder`; return their paths, and what to do next, a line each.
+
+    Args:
+        task: One of TASKS.
+        video: A video or a folder of images.
+        folder: Created if it does not exist.
+        force: Overwrite existing files, but never the video.
+        published: Write the values of DiffSynth's own config file instead of those that we recommend.
+
+    Raises:
+        UsageError: No such task, or files are in the way. Also what `open_source` raises.
+    """
+    job, source = _template(task, published), open_source(video)
+    if not published:
+        area = job["frame_height"] * job["frame_width"]
+        job["frame_height"], job["frame_width"] = fitting_size(area, source.height, source.width)
     job["input_video"] = _from(folder, video)
     texts = {
         "job.json": json.dumps(job, indent=2, ensure_ascii=False) + "\n",
-        "Makefile": (template / "Makefile").read_text(),
+        "Makefile": (resources.files("templates") / "Makefile").read_text(),
     }
     for name in texts:
         check_output(folder / name, [video], force=force)
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
         write_text(folder / name, text)
-    return [folder / name for name in texts]
+    return [folder / name for name in texts], list(_next_steps(task, job, source, folder))
+
+
+def _template(task: str, published: bool) -> dict[str, Any]:
+    """The job of a task, as JSON has it."""
+    if task not in TASKS:
+        raise UsageError(unknown("task", task, TASKS))
+    if published and task not in PUBLISHED:
+        raise UsageError(f"--published: DiffSynth published no {task}", f"it published {', '.join(PUBLISHED)}")
+    folder = resources.files("templates")
+    return dict(json.loads(((folder / "published" if published else folder) / f"{task}.json").read_text()))
 
 
 def fitting_size(area: int, height: int, width: int, step: int = SIZE_STEP) -> tuple[int, int]:
@@ -54,3 +80,63 @@ def _from(folder: Path, path: Path) -> str:
     """`path` as seen from `folder`, if it lies below it, else absolute."""
     path, folder = path.resolve(), folder.resolve()
     return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
+
+
+# --- what to do next ------------------------------------------------------------------------------------
+
+
+def _next_steps(task: str, template: dict[str, Any], source: Source, folder: Path) -> Iterator[str]:
+    job, _ = check(template)
+    assert job is not None, "templates are valid jobs"
+    yield f'Change the prompt, which is an example: "{job.prompt}"'
+    if job.style_image:
+        yield f"Place the image whose style is wanted: {folder / job.style_image} (style_image)"
+    for name in job.frames_reference:
+        yield f"Place the reference image: {folder / name} (frames_reference)"
+    for lora in job.loras:
+        yield f"Download the LoRA, in {folder.resolve()}: {LORAS[lora.path]}"
+    if task in NOTES:
+        yield NOTES[task]
+    yield from _shape(job, source)
+    yield _downloads(job)
+    minutes = f"{_cpu_minutes(job):.0f} CPU-core minutes per frame"
+    yield f"Time to expect: at least {minutes} without a GPU, which is for trials only; on a GPU it was not measured"
+    path = shlex.quote(str(folder / "job.json"))
+    if job.frame_maximum_count is None:
+        trial = f"--set frame_maximum_count={TRIAL} --set {shlex.quote(f'output_path={folder}/trial')}"
+        yield f"Try it on {TRIAL} frames: diffsynth run {path} {trial}"
+    yield f"Run it: diffsynth run {path}"
+
+
+def _shape(job: Job, source: Source) -> Iterator[str]:
+    """What is lost of frames of another shape, and of a long video."""
+    assert job.frame_height is not None and job.frame_width is not None
+    if abs(job.frame_width * source.height / (job.frame_height * source.width) - 1) > SAME_SHAPE:
+        yield (
+            f"Frames of {source.width}×{source.height} are cropped to the shape of {job.frame_width}×"
+            f"{job.frame_height}; change frame_width and frame_height to keep more"
+        )
+    if job.frame_maximum_count is not None:
+        yield f"Only the first {job.frame_maximum_count} frames are used; remove frame_maximum_count to use all"
+
+
+def _cpu_minutes(job: Job) -> float:
+    """Minutes of one CPU core that a frame takes at least: more ControlNets and joint attention take longer."""
+    pixels = (job.frame_height or 0) * (job.frame_width or 0)
+    steps = int(job.num_inference_steps * job.img2img_strength)
+    passes = 1.0 if job.guidance_scale > 1 else 0.5
+    return CPU_SECONDS * pixels / CPU_PIXELS * steps * passes / 60
+
+
+def _downloads(job: Job) -> str:
+    """The hub models that the job reads, with sizes. Nothing is read of ControlNets whose scale is 0."""
+    sizes: dict[str, float] = {}
+    models = [job.model_id, *(net for net, run in zip(job.controlnet_model_id, job.networks_run) if run)]
+    for model in models:
+        sizes[model] = DOWNLOADS[model]
+    for annotator, run in zip(job.controlnet_processor, job.networks_run):
+        if run and isinstance(annotator, Weighted):
+            model = annotator.model
+            sizes[model] = DOWNLOADS.get(model) or sum(DOWNLOADS[f"{model}/{file}"] for file in annotator.files)
+    listed = ", ".join(f"{model} ({size:g} GB)" for model, size in sizes.items())
+    return f"Models, downloaded by the first run unless they are there, about {sum(sizes.values()):.1f} GB: {listed}"

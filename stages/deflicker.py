@@ -29,7 +29,6 @@ class SmoothTask:
 
     smoother: str
     config: dict[str, Any]
-    window: int | None
     device: str
     made: Smoother | None = field(default=None, init=False)  # for all chunks: it keeps what the next one needs, too
 
@@ -39,7 +38,7 @@ class SmoothTask:
 
     def run(self, cache: FrameCache, start: int, stop: int) -> None:
         if self.made is None:
-            self.made = build(self.smoother, self.config, cache["frames"], cache["rendered"], self.window, self.device)
+            self.made = build(self.smoother, self.config, cache["frames"], cache["rendered"], self.device)
         cache["deflickered"].write(start, self.made.smooth(start, stop))
 
 
@@ -54,17 +53,18 @@ class PassTask:
 
 
 def check(run: Run[Job], footage: Footage) -> list[ArraySpec]:
-    job, task = run.job, _task(run.job)
+    job, task = run.job, _task(run.job, footage.count or 1)
     check_device(job.device)
     if isinstance(task, SmoothTask):
-        build(task.smoother, task.config, [], [], task.window)
+        build(task.smoother, task.config, [], [])
     rate = footage.fps if job.fps is None else _rate(job.fps)
     check_encoder(_video_path(job), "h264", footage.height, footage.width, rate)
     return [ArraySpec("deflickered", (footage.count or 0, footage.height, footage.width, 3), "uint8")]
 
 
 def plan(run: Run[Job], resume: bool) -> Plan:
-    shape, task = run.cache["rendered"].shape, _task(run.job)
+    shape = run.cache["rendered"].shape
+    task = _task(run.job, shape[0])
     if isinstance(task, SmoothTask) and task.smoother in ON_GPU:
         pick_gpu(task.device)  # refuses what is not there, before anything is begun
     return Plan(
@@ -75,11 +75,12 @@ def plan(run: Run[Job], resume: bool) -> Plan:
     )
 
 
-def _task(job: Job) -> SmoothTask | PassTask:
+def _task(job: Job, frames: int) -> SmoothTask | PassTask:
     if job.post_smoother is not None:
-        return SmoothTask(job.post_smoother, job.post_smoother_config, None, job.device)
-    if job.extra_deflickering_range and job.smoother is not None:
-        return SmoothTask(job.smoother, job.smoother_config, job.extra_deflickering_range, job.device)
+        return SmoothTask(job.post_smoother, job.post_smoother_config, job.device)
+    if job.extra_deflickering_range:  # which is EbsynthSmoother's, as published, whatever the job's smoother is
+        reach = min(job.extra_deflickering_range, frames - 1)
+        return SmoothTask("EbsynthSmoother", {"smooth_index": [*range(-reach, reach + 1)]}, job.device)
     return PassTask()
 
 

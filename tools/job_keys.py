@@ -40,10 +40,16 @@ def _annotators() -> str:
         "| name | DiffSynth's name | options (default) | map |",
         "|---|---|---|---|",
     ]
-    theirs = {ours: name for name, ours in DIFFSYNTH_ANNOTATORS.items()}
+    theirs = {str(ours["name"]): _theirs(name, ours) for name, ours in DIFFSYNTH_ANNOTATORS.items()}
     for name, model in ANNOTATORS.items():
         lines.append(f"| `{name}` | {theirs.get(name, '')} | {_options(model, skip='name')} | {_flat(model.__doc__)} |")
     return "\n".join(lines) + "\n"
+
+
+def _theirs(name: str, ours: dict[str, Any]) -> str:
+    """DiffSynth's name of an annotator, and which options it sets."""
+    options = ", ".join(f"`{key}` `{json.dumps(value)}`" for key, value in ours.items() if key != "name")
+    return f"{name} ({options})" if options else name
 
 
 def _smoothers() -> str:

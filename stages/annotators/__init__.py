@@ -61,9 +61,8 @@ def build(
     if name in PLAIN:
         return PLAIN[name](**options, **({"style_image": style_image} if name == "shuffle" else {}))
     if name == "depth" and options.get("normalize") == "video":
-        return DepthOverTime(**options, weights=weights, device=device)
-    if name == "depth":
-        options = {key: value for key, value in options.items() if key != "normalize"}
+        model = {key: value for key, value in options.items() if key != "normalize"}
+        return DepthOverTime("range", **model, weights=weights, device=device)
     return ANNOTATORS[name](**options, **({} if weights is None else {"weights": weights}), device=device)
 
 

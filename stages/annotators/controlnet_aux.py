@@ -60,13 +60,7 @@ class Detector:
     def maps(self, frames: np.ndarray) -> np.ndarray:
         hush = _closed_stderr if self.name == "mediapipe_face" else quiet
         with hush():
-            return np.stack([self._map(frame) for frame in frames])
-
-    def _map(self, frame: np.ndarray) -> np.ndarray:
-        if self.resolution is None:
-            return without_resizing(frame, self._detect)
-        height, width = frame.shape[:2]
-        return cv2.resize(self._detect(frame, self.resolution), (width, height), interpolation=cv2.INTER_LINEAR)
+            return np.stack([look_at(frame, self.resolution, self._detect) for frame in frames])
 
     def _detect(self, image: np.ndarray, side: int) -> np.ndarray:
         return self.detector(image, **dict.fromkeys(self.sizes, side), **self.options)
@@ -91,9 +85,15 @@ def detector_class(name: str) -> Any:
         return getattr(controlnet_aux, name)
 
 
-def without_resizing(image: np.ndarray, detect: Callable[[np.ndarray, int], np.ndarray]) -> np.ndarray:
-    """`detect(image, shorter side)` on an image padded to sides that controlnet_aux leaves as they are, cut back."""
+def look_at(image: np.ndarray, resolution: int | None, detect: Callable[[np.ndarray, int], np.ndarray]) -> np.ndarray:
+    """`detect(image, shorter side)`, in the size of the image.
+
+    With a `resolution`, controlnet_aux resizes the image to it. Without, the image is padded to sides that
+    controlnet_aux leaves as they are, and the map cut back.
+    """
     height, width = image.shape[:2]
+    if resolution is not None:
+        return cv2.resize(detect(image, resolution), (width, height), interpolation=cv2.INTER_LINEAR)
     padded = pad(image)
     return np.ascontiguousarray(detect(padded, min(padded.shape[:2]))[:height, :width])
 

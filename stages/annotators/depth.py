@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
+from scipy.special import expit
 
 from stages.annotators.controlnet_aux import quiet
 from stages.base.errors import DiffSynthError
@@ -74,35 +75,42 @@ class DepthModel:
 
 
 class Depth:
-    """Each frame's depth from its farthest (black) to its nearest point (white)."""
+    """Each frame's depth in grey levels, its nearest point white. `normalize`: see GREY_LEVELS."""
 
-    def __init__(self, **model: Any):
-        self.model = DepthModel(**model)
+    def __init__(self, normalize: Literal["frame", "max"] = "frame", **model: Any):
+        self.normalize, self.model = normalize, DepthModel(**model)
 
     def maps(self, frames: np.ndarray) -> np.ndarray:
-        return _rgb(_own_range(self.model.depth(frames)))
+        return _rgb(GREY_LEVELS[self.normalize](self.model.depth(frames)))
 
 
 class DepthOverTime:
-    """Depth whose range or mean is the video's: `normalize="video"`, or DiffSynth's `"mean"`.
+    """Depth whose range or mean is the video's, by `common`.
 
-    range: from the video's farthest (black) to its nearest point (white). mean: each frame has its own range, and is
-    shifted so that its mean is the video's; with `sigmoid`, grey v becomes 255 / (1 + exp(-5 (v / 127.5 - threshold))).
+    range: from the video's farthest (black) to its nearest point (white). mean: each frame has its own range (see
+    GREY_LEVELS), and is shifted so that its mean is the video's; with `sigmoid`, grey v becomes
+    255 / (1 + exp(-5 (v / 127.5 - threshold))).
     """
 
     MEASURES = 3
 
     def __init__(
-        self, normalize: Literal["video", "mean"], sigmoid: bool = False, threshold: float = 1.0, **model: Any
+        self,
+        common: Literal["range", "mean"],
+        normalize: Literal["frame", "max"] = "frame",
+        sigmoid: bool = False,
+        threshold: float = 1.0,
+        **model: Any,
     ):
-        self.normalize, self.sigmoid, self.threshold, self.model = normalize, sigmoid, threshold, DepthModel(**model)
+        self.common, self.normalize, self.sigmoid, self.threshold = common, normalize, sigmoid, threshold
+        self.model = DepthModel(**model)
 
     def note_shape(self, height: int, width: int) -> tuple[int, ...]:
         return height, width
 
     def look(self, frames: np.ndarray) -> np.ndarray:
         depth = self.model.depth(frames)
-        return depth if self.normalize == "video" else _own_range(depth)
+        return depth if self.common == "range" else GREY_LEVELS[self.normalize](depth)
 
     def measure(self, notes: np.ndarray) -> np.ndarray:
         """Lowest, highest and mean depth of each frame."""
@@ -116,16 +124,27 @@ class DepthOverTime:
 
     def draw_still(self, note: np.ndarray, measures: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         low, high, mean = measures[:, 0].min(), measures[:, 1].max(), measures[:, 2].mean()
-        if self.normalize == "video":
+        if self.common == "range":
             return _rgb(_levels(note, low, high))
         grey = note - note.mean(dtype=np.float64) + mean
         if self.sigmoid:
-            grey = 255 / (1 + np.exp(-CONTRAST * (grey / 127.5 - self.threshold)))
-        return _rgb(grey)
+            grey = 255 * expit(CONTRAST * (grey / 127.5 - self.threshold))
+        return _rgb(np.floor(grey) if self.normalize == "max" else grey)
 
 
 def _own_range(depth: np.ndarray) -> np.ndarray:
     return np.stack([_levels(frame, float(frame.min()), float(frame.max())) for frame in depth])
+
+
+def _up_to_max(depth: np.ndarray) -> np.ndarray:
+    """Depth × 255 / its maximum in each frame, truncated, as transformers' pipeline of 2023 gave it."""
+    depth = depth.clip(0)  # resizing can overshoot, and negative numbers would become white
+    nearest = depth.max(axis=(1, 2), keepdims=True)
+    return np.floor(depth * 255 / np.where(nearest > 0, nearest, 1))
+
+
+GREY_LEVELS = {"frame": _own_range, "max": _up_to_max}
+"""Depth [K, H, W] as float32 grey levels, from each frame's farthest or from 0 (max) to its nearest point."""
 
 
 def _levels(depth: np.ndarray, low: float, high: float) -> np.ndarray:

@@ -7,7 +7,7 @@ from functools import cached_property
 import cv2
 import numpy as np
 
-from stages.annotators.controlnet_aux import detector_class, without_resizing
+from stages.annotators.controlnet_aux import detector_class, look_at
 
 
 class Tile:
@@ -30,8 +30,8 @@ class Canny:
 class Shuffle:
     """The style image, fitted to the frames and moved about (controlnet_aux): one map for all frames."""
 
-    def __init__(self, style_image: np.ndarray, seed: int = 0):
-        self.style_image, self.seed = style_image, seed
+    def __init__(self, style_image: np.ndarray, seed: int = 0, resolution: int | None = None):
+        self.style_image, self.seed, self.resolution = style_image, seed, resolution
 
     @cached_property
     def map(self) -> np.ndarray:
@@ -39,8 +39,9 @@ class Shuffle:
         state = np.random.get_state()
         np.random.seed(self.seed)  # the detector draws from NumPy's global generator
         try:
-            return without_resizing(
+            return look_at(
                 self.style_image,
+                self.resolution,
                 lambda image, side: detector(image, detect_resolution=side, image_resolution=side, output_type="np"),
             )
         finally:

@@ -13,16 +13,25 @@ from pydantic import BaseModel, Field, model_validator
 
 from stages.base.mistakes import Strict
 
-# DiffSynth's own names, and ours.
-DIFFSYNTH_ANNOTATORS = {
-    "ControlnetImageProcesserDepth": "depth",
-    "ControlnetImageProcesserHED": "hed",
-    "ControlnetImageProcesserShuffle": "shuffle",
-    "ControlnetImageProcesserTile": "tile",
-    "ControlnetImageProcesserPose": "openpose",
-    "VideoControlnetImageProcesserOpenpose": "openpose_video",
-    "VideoControlnetImageProcesserDepth": "depth_video",
+PUBLISHED_SIDE = 512  # px; the shorter side at which some of DiffSynth's annotators look at frames
+
+# DiffSynth's own names: our annotator, with the options that make it do what DiffSynth did.
+DIFFSYNTH_ANNOTATORS: dict[str, dict[str, str | int]] = {
+    "ControlnetImageProcesserDepth": {"name": "depth", "normalize": "max"},
+    "ControlnetImageProcesserHED": {"name": "hed"},
+    "ControlnetImageProcesserShuffle": {"name": "shuffle", "resolution": PUBLISHED_SIDE},
+    "ControlnetImageProcesserTile": {"name": "tile"},
+    "ControlnetImageProcesserPose": {"name": "openpose"},
+    "VideoControlnetImageProcesserOpenpose": {"name": "openpose_video", "resolution": PUBLISHED_SIDE},
+    "VideoControlnetImageProcesserDepth": {"name": "depth_video", "normalize": "max"},
 }
+
+
+class Resized(Strict):
+    """What controlnet_aux's detectors share."""
+
+    resolution: int | None = Field(None, ge=64, le=8192)
+    """Look at images whose shorter side is this many pixels; null: at the images as they are."""
 
 
 # --- without weights ------------------------------------------------------------------------------------
@@ -48,7 +57,7 @@ class LineartStandard(Strict):
     """Differences below this, in grey levels, do not count when contrast is set."""
 
 
-class Shuffle(Strict):
+class Shuffle(Resized):
     """`style_image` with its contents moved about: its colours and textures without its layout."""
 
     name: Literal["shuffle"]
@@ -99,13 +108,6 @@ class Weighted(Strict):
 
     model: str = "lllyasviel/Annotators"
     """A hub id, or a local folder with the same files."""
-
-
-class Resized(Strict):
-    """What controlnet_aux's detectors share."""
-
-    resolution: int | None = Field(None, ge=64, le=8192)
-    """Look at frames whose shorter side is this many pixels; null: at the frames as they are."""
 
 
 class Detector(Weighted, Resized):
@@ -275,17 +277,20 @@ class Depth(_DepthModel):
     """Depth by a transformers model (DPT, Depth Anything, ZoeDepth, ...), near is white."""
 
     name: Literal["depth"]
-    normalize: Literal["frame", "video"] = "frame"
-    """What fills the range from black to white: each frame, or the whole video, which does not flicker."""
+    normalize: Literal["frame", "video", "max"] = "frame"
+    """What fills the range from black to white: each frame; the whole video, which does not flicker; max: 0 to each
+    frame's nearest point, as DiffSynth did."""
 
 
 class DepthVideo(_DepthModel):
     """As depth, each frame shifted so that its mean is the video's."""
 
     name: Literal["depth_video"]
+    normalize: Literal["frame", "max"] = "frame"
+    """What fills a frame's range before it is shifted: its farthest to its nearest point; max: 0 to its nearest."""
     sigmoid: bool = False
     """More contrast about `threshold`."""
-    threshold: float = Field(1.0, ge=0, le=2)
+    threshold: float = Field(1.0, allow_inf_nan=False)
     """The grey level, in halves of white, that the contrast is raised about."""
 
 

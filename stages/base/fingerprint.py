@@ -152,6 +152,8 @@ def _value(job: Job, key: str, known: Any) -> Any:
             return [_annotator(item, _at(known, i)) if run else NOT_RUN for i, (item, run) in enumerate(_networks(job))]
         case "model_id" | "vae":
             return _model(value, known) if value else value
+        case "extra_deflickering_range":
+            return value if job.post_smoother is None else 0  # which takes its place
         case "loras":
             return [{"file": identify(item.path, _at(_at(known, i), "file")), "scale": item.scale}
                     for i, item in enumerate(value)]  # fmt: skip

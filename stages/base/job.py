@@ -27,10 +27,12 @@ def _expand_annotator(value: Any) -> Any:
         value = {"name": "file", "path": value[5:]} if value.startswith("file:") else {"name": value}
     if not isinstance(value, dict) or not isinstance(value.get("name"), str):
         raise ValueError('give a name, "file:PATH" or an object {"name": ..., options}')
-    name = str(DIFFSYNTH_ANNOTATORS.get(value["name"], value["name"]))
-    if name not in ANNOTATORS:
+    name = value["name"]
+    if name in DIFFSYNTH_ANNOTATORS:
+        value = {**DIFFSYNTH_ANNOTATORS[name], **{key: option for key, option in value.items() if key != "name"}}
+    elif name not in ANNOTATORS:
         raise ValueError(unknown("annotator", name, [*ANNOTATORS, *DIFFSYNTH_ANNOTATORS]))
-    return checked(ANNOTATORS[name], {**value, "name": name})
+    return checked(ANNOTATORS[value["name"]], value)
 
 
 # --- smoothers ------------------------------------------------------------------------------------------
@@ -39,7 +41,7 @@ def _expand_annotator(value: Any) -> Any:
 class TemporalMeanConfig(SmootherConfig):
     """Mean over the frames around each frame. No patch matching: the baseline."""
 
-    radius: int = Field(1, ge=0, le=1000)
+    radius: Count = 1
     """Frames to each side."""
 
 
@@ -136,7 +138,7 @@ class Job(Strict):
     ] = []
     """How each control map is made, one annotator for each ControlNet: a name, `file:PATH`, or an object
     `{"name": ..., options}`. See docs/annotators.md."""
-    controlnet_scale: list[Annotated[float, Field(ge=0, le=10)]] = []
+    controlnet_scale: list[Annotated[float, Field(ge=-1e6, le=1e6)]] = []
     """Conditioning scale of each ControlNet, all 1.0 if left out. A net of scale 0 is not run, its map not made."""
     style_image: str | None = None
     """The image that the `shuffle` annotator works on, the same for every frame."""
@@ -169,8 +171,8 @@ class Job(Strict):
     """No smoothing in the last this many denoising steps."""
     smoother_interval: Positive = 1
     """Smooth on every k-th step, counted from the first: interval 5 of 20 steps smooths the 1st, 6th, 11th and 16th."""
-    extra_deflickering_range: int = Field(0, ge=0, le=100_000)
-    """After denoising: the smoother once more, over a window of this many frames to each side; 0 = off."""
+    extra_deflickering_range: Count = 0
+    """After denoising: `EbsynthSmoother` over this many frames to each side, whatever `smoother` is. 0 = off."""
     post_smoother: SmootherName | None = None
     """After denoising: a smoother of choice, in place of `extra_deflickering_range`."""
     post_smoother_config: dict[str, Any] = {}
@@ -237,7 +239,7 @@ class Job(Strict):
     @property
     def networks_run(self) -> list[bool]:
         """For each ControlNet: is it run at all?"""
-        return [scale > 0 for scale in self.controlnet_scale]
+        return [scale != 0 for scale in self.controlnet_scale]
 
 
 # Which stage reads which keys: a changed key makes these stages (and those after them) stale.

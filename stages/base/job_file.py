@@ -33,6 +33,8 @@ def read_job(path: str | Path, overrides: Iterable[str] = (), stages: Sequence[s
         _override(data, override)
     warnings = _drop_obsolete(data)
     job, problems = check(data)
+    if job is not None and job.extra_deflickering_range and job.post_smoother is not None:
+        warnings.append("extra_deflickering_range: not used, since post_smoother takes its place")
     stages = _unfinished(data, stages)
     problems += _missing_files(data, stages) + _missing_packages(job, stages)
     if problems or job is None:
@@ -264,11 +266,6 @@ def _pickles(job: Job) -> list[str]:
     ]
 
 
-def _extra_range(job: Job) -> list[str]:
-    missing = job.extra_deflickering_range > 0 and job.smoother is None and job.post_smoother is None
-    return ["extra_deflickering_range: names no smoother; set smoother or post_smoother"] * missing
-
-
 _RULES: tuple[tuple[tuple[str, ...], Callable[[Job], list[str]]], ...] = (
     (("controlnet_model_id", "controlnet_processor"), _lengths),
     (("controlnet_model_id", "controlnet_scale"), _scales),
@@ -279,7 +276,6 @@ _RULES: tuple[tuple[tuple[str, ...], Callable[[Job], list[str]]], ...] = (
     (("controlnet_processor", "style_image"), _style),
     (("smoother", "smoother_config"), _smoother("smoother")),
     (("post_smoother", "post_smoother_config"), _smoother("post_smoother")),
-    (("extra_deflickering_range", "smoother", "post_smoother"), _extra_range),
     (("model_id", "vae", "controlnet_model_id", "loras", "embeddings", "allow_pickle"), _pickles),
 )
 

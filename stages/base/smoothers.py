@@ -9,8 +9,8 @@ from pydantic import AfterValidator, Field, model_validator
 from stages.base.mistakes import Strict
 from stages.base.numbers import Count, Offset
 
-# Keys of DiffSynth's smoothers that name programs, folders, cards and processes, which are not needed here.
-OBSOLETE_KEYS = ("bin_path", "cache_path", "gpu_id", "n_jobs", "num_iter", "threads_per_block")
+# Keys of DiffSynth's smoothers that mean nothing here: programs, folders, cards, processes, a choice of engines.
+OBSOLETE_KEYS = ("bin_path", "cache_path", "engine_name", "gpu_id", "n_jobs", "num_iter", "threads_per_block")
 
 
 def _odd(value: int) -> int:
@@ -56,8 +56,6 @@ class MatchingOptions(PatchOptions):
 class VideoPatchMatchConfig(SmootherConfig):
     """Remap and blend over the whole video through blending tables. Frames are enhanced before and after."""
 
-    engine_name: str = "Ebsynth"
-    """Accepted; there is one engine."""
     ebsynth_config: MatchingOptions = MatchingOptions()
     """How frames are carried onto each other."""
 

@@ -41,16 +41,25 @@ class TemporalMeanSmoother:
 
     def __init__(self, guides: Frames, styles: Frames, radius: int = 1):
         self.styles, self.radius = styles, radius
+        self.next: tuple[int, Any] | None = None  # a frame, and the sum of its window but for the last frame of it
 
     def smooth(self, start: int, stop: int) -> np.ndarray:
         # A running sum of integers: exact, and as cheap for a wide window as for a narrow one.
-        total = sum((self._frame(index) for index in range(start - self.radius, start + self.radius)), np.int64(0))
+        total = self.next[1] if self.next and self.next[0] == start else self._window(start)
         smoothed = []
         for index in range(start, stop):
             total = total + self._frame(index + self.radius)
             smoothed.append(np.rint(total / (2 * self.radius + 1)).astype(np.uint8))
             total = total - self._frame(index - self.radius)
+        self.next = (stop, total) if stop < len(self.styles) else None
         return np.stack(smoothed)
+
+    def _window(self, index: int) -> Any:
+        """The sum of frames index-radius..index+radius-1, each read once."""
+        last = len(self.styles) - 1
+        first, end = index - self.radius, index + self.radius - 1
+        inside = sum((self._frame(other) for other in range(max(first, 0), min(end, last) + 1)), np.int64(0))
+        return inside + max(-first, 0) * self._frame(0) + max(end - last, 0) * self._frame(last)
 
     def _frame(self, index: int) -> np.ndarray:
         return self.styles[min(max(index, 0), len(self.styles) - 1)].astype(np.int64)
@@ -104,11 +113,9 @@ def build(
     config: dict[str, Any],
     guides: Frames,
     styles: Frames,
-    window: int | None = None,
     device: str = "cpu",
 ) -> Smoother:
-    """The smoother `name` with the options `config`; `window` frames to each side, if given, in place of its own.
-    Those that match patches do so on `device`."""
+    """The smoother `name` with the options `config`. Those that match patches do so on `device`."""
     config = dict(config)
     postprocessing = config.pop("postprocessing", {})
     if name in ON_GPU:
@@ -116,48 +123,41 @@ def build(
         guides, styles = brought if guides is styles else bring(guides, device), brought
     if name in ENHANCED_BEFORE and postprocessing:
         styles = Brought(styles, partial(enhance, postprocessing=postprocessing))
-    smoother = SMOOTHERS[name](config, window, device)(guides, styles)
+    smoother = SMOOTHERS[name](config, device)(guides, styles)
     return Enhanced(smoother, postprocessing) if postprocessing else smoother
 
 
 Maker = Callable[[Frames, Frames], Smoother]
 
 
-def _temporal_mean(config: dict[str, Any], window: int | None, device: str) -> Maker:
-    if window is not None:
-        config["radius"] = window
+def _temporal_mean(config: dict[str, Any], device: str) -> Maker:
     return partial(TemporalMeanSmoother, **config)
 
 
-def _ebsynth(config: dict[str, Any], window: int | None, device: str) -> Maker:
+def _ebsynth(config: dict[str, Any], device: str) -> Maker:
     from stages.smoothing.ebsynth import EbsynthSmoother  # loads the library's binding, as all below do
 
     options = EbsynthConfig.model_validate(config)
-    offsets = options.smooth_index if window is None else range(-window, window + 1)
-    matching = options.model_dump(include={"patch_size", "guide_weight"})
-    return partial(EbsynthSmoother, smooth_index=offsets, device=device, **matching)
+    return partial(EbsynthSmoother, device=device, **options.model_dump(exclude={"postprocessing"}))
 
 
-def _patch_blend(config: dict[str, Any], window: int | None, device: str) -> Maker:
+def _patch_blend(config: dict[str, Any], device: str) -> Maker:
     from stages.smoothing.patch_blend import PatchBlendSmoother
 
-    if window is not None:
-        config["window"] = window
     return partial(PatchBlendSmoother, **config)
 
 
-def _py_synth(config: dict[str, Any], window: int | None, device: str) -> Maker:
+def _py_synth(config: dict[str, Any], device: str) -> Maker:
     from stages.smoothing.pysynth import PySynthSmoother
 
     options = PySynthConfig.model_validate(config)
-    reach = options.window_size if window is None else window
     matching = options.ebsynth_config.model_dump()
-    return partial(PySynthSmoother, speed=options.speed, window_size=reach, device=device, **matching)
+    return partial(PySynthSmoother, speed=options.speed, window_size=options.window_size, device=device, **matching)
 
 
-def _video_patch_match(config: dict[str, Any], window: int | None, device: str) -> Maker:
+def _video_patch_match(config: dict[str, Any], device: str) -> Maker:
     options = VideoPatchMatchConfig.model_validate(config)
-    return _py_synth({"ebsynth_config": options.ebsynth_config}, window, device)
+    return _py_synth({"ebsynth_config": options.ebsynth_config}, device)
 
 
 # The others leave it to the patch-matching library where it works, or have nothing to do there.
@@ -175,7 +175,7 @@ CHUNKS = {
     "VideoPatchMatchSmoother": 1,
 }
 
-SMOOTHERS: dict[str, Callable[[dict[str, Any], int | None, str], Maker]] = {
+SMOOTHERS: dict[str, Callable[[dict[str, Any], str], Maker]] = {
     "TemporalMeanSmoother": _temporal_mean,
     "PatchBlendSmoother": _patch_blend,
     "EbsynthSmoother": _ebsynth,

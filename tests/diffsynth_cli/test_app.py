@@ -12,11 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diffsynth_cli.project import TASKS, fitting_size
+from diffsynth_cli.project import fitting_size
 from stages.base.cache import FrameCache
 from stages.base.job import STAGES
 from stages.base.job_file import read_job
 from stages.video import Encoding, encode, open_source
+from templates import TASKS
 from tests.conftest import scene, write_images
 
 

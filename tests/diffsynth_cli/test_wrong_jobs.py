@@ -38,7 +38,6 @@ WRONG_KEYS = [
     ({"smoother": "TemporalMean"}, "did you mean 'TemporalMeanSmoother'?"),
     ({"smoother": "TemporalMeanSmoother", "smoother_config": {"radus": 2}}, "did you mean 'radius'?"),
     ({"smoother_config": {"radius": 2}}, "smoother_config: given, but smoother names no smoother"),
-    ({"extra_deflickering_range": 3}, "extra_deflickering_range: names no smoother"),
     ({"start_time": 3.0, "end_time": 2.0}, "end_time: 2.0 is not after start_time 3.0"),
     ({"device": "gpu"}, "device: "),
     ({"loras": [{"file": "a.safetensors"}]}, "loras[0]: path: missing"),

@@ -23,8 +23,8 @@ def deflicker(tmp_path, make_job, cli):
 
     def run(**keys):
         job_file = make_job(10, controlnet_model_id=[], controlnet_processor=[], **keys)
-        assert cli("extract", job_file, "-q") == (0, "")
-        assert cli("control", job_file, "-q") == (0, "")
+        assert cli("extract", job_file, "-q")[0] == 0
+        assert cli("control", job_file, "-q")[0] == 0
         job, _ = read_job(job_file)
         cache = FrameCache(tmp_path / "out/cache.zarr")
         noise = np.random.default_rng(0).integers(-20, 20, cache["frames"].shape)
@@ -52,7 +52,6 @@ def test_without_a_smoother_frames_pass_through(tmp_path, deflicker):
     ("keys", "radius"),
     [
         ({"post_smoother": "TemporalMeanSmoother", "post_smoother_config": {"radius": 2}}, 2),
-        ({"smoother": "TemporalMeanSmoother", "extra_deflickering_range": 3}, 3),
         ({"smoother": "TemporalMeanSmoother"}, None),  # in the loop only
     ],
 )
@@ -63,6 +62,39 @@ def test_the_smoother_asked_for_is_used(deflicker, keys, radius):
         expected = rendered
     else:
         expected = build("TemporalMeanSmoother", {"radius": radius}, rendered, rendered).smooth(0, 10)
+    np.testing.assert_array_equal(cache["deflickered"][:], expected)
+
+
+@pytest.mark.parametrize(
+    "smoother",
+    [
+        {},
+        {"smoother": "TemporalMeanSmoother", "smoother_config": {"radius": 5}},
+        {"smoother": "EbsynthSmoother", "smoother_config": {"patch_size": 5, "smooth_index": [1]}},
+    ],
+    ids=["none", "another", "the same, with options"],
+)
+def test_the_extra_range_is_ebsynths_window_whatever_the_jobs_smoother_is(smoother, deflicker):
+    cache, _ = deflicker(**smoother, extra_deflickering_range=2, frame_maximum_count=4)
+    guides, rendered = cache["frames"][:], cache["rendered"][:]
+    published = {"smooth_index": [-2, -1, 0, 1, 2], "patch_size": 21, "guide_weight": 100.0}
+    expected = build("EbsynthSmoother", published, guides, rendered).smooth(0, 4)
+    np.testing.assert_array_equal(cache["deflickered"][:], expected)
+
+
+def test_an_extra_range_beyond_the_video_is_the_whole_video(deflicker):
+    cache, _ = deflicker(extra_deflickering_range=10**30, frame_maximum_count=3)
+    guides, rendered = cache["frames"][:], cache["rendered"][:]
+    expected = build("EbsynthSmoother", {"smooth_index": [-2, -1, 1, 2]}, guides, rendered).smooth(0, 3)
+    np.testing.assert_array_equal(cache["deflickered"][:], expected)
+
+
+def test_a_post_smoother_takes_the_extra_ranges_place_and_says_so(deflicker):
+    post = {"post_smoother": "TemporalMeanSmoother", "post_smoother_config": {"radius": 2}}
+    cache, said = deflicker(**post, extra_deflickering_range=3)
+    assert said.count("extra_deflickering_range: not used, since post_smoother takes its place") == 1
+    rendered = cache["rendered"][:]
+    expected = build("TemporalMeanSmoother", {"radius": 2}, rendered, rendered).smooth(0, 10)
     np.testing.assert_array_equal(cache["deflickered"][:], expected)
 
 

@@ -3,63 +3,94 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from safetensors.torch import save_file
 
-from diffsynth_cli.project import TASKS
 from stages.base.cache import FrameCache
 from stages.base.job_file import read_job
-from tests.conftest import GOLDEN, MODEL, scene, write_images
-from tests.stages.annotators.random_weights import write_dpt, write_weights
+from stages.video import open_source
+from templates import PUBLISHED, TASKS
+from tests.conftest import scene, write_images
 
+ROOT = Path(__file__).parents[2]
 FRAMES = 3
-LAYER = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_v"
-LORA = {f"{LAYER}.lora_down.weight": torch.ones(4, 32), f"{LAYER}.lora_up.weight": torch.ones(32, 4) / 100}
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("weights")
-    return {
-        "depth": write_dpt(folder / "dpt"),
-        "hed": write_weights("hed", folder),
-        "openpose_video": write_weights("openpose", folder),
-    }
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_a_task_runs_from_a_video_to_rendered_frames(task, weights, tmp_path, monkeypatch, cli):
+def test_a_task_runs_from_a_video_to_a_video(task, tiny, tmp_path, monkeypatch, cli):
     monkeypatch.chdir(tmp_path)
-    write_images(tmp_path / "images", [scene(3 * i, 96, 96) for i in range(FRAMES)])
+    write_images(tmp_path / "images", [scene(3 * i, 96, 144) for i in range(FRAMES)])
     assert cli("init", task, "images")[0] == 0
     path = tmp_path / "job.json"
-    job = json.loads(path.read_text())
-    names = [item.name for item in read_job(path)[0].controlnet_processor]
-    for image in (*job.get("frames_reference", ()), *([job["style_image"]] if "style_image" in job else ())):
-        write_images(tmp_path / f"of {image}", [scene(50, 96, 96)])
-        (tmp_path / f"of {image}/0.png").rename(tmp_path / image)
-    for path_of_lora in job.get("loras", ()):
-        (tmp_path / path_of_lora).parent.mkdir()
-        save_file(LORA, tmp_path / path_of_lora)
-    job |= {
-        "model_id": str(MODEL),
-        "controlnet_model_id": [str(GOLDEN / f"models/control{i}") for i in range(len(names))],
-        "controlnet_processor": [
-            {"name": name, "model": str(weights[name])} if name in weights else name for name in names
-        ],
-        "controlnet_scale": [max(scale, 0.5) for scale in job["controlnet_scale"]],  # all of them, here
-        "frame_height": 64, "frame_width": 64, "num_inference_steps": 4,
-    }  # fmt: skip
+    job = tiny(json.loads(path.read_text()), tmp_path)
     path.write_text(json.dumps(job))
-    for stage in ("extract", "control", "render"):
-        code, said = cli(stage, path, *(["--preview"] if stage == "render" else []))
-        assert code == 0, said
+    code, said = cli("run", path, "--preview")
+    assert code == 0, said
     cache = FrameCache(tmp_path / job["output_path"] / "cache.zarr")
-    rendered = cache["rendered"][:]
-    assert rendered.shape == (FRAMES, 64, 64, 3) and rendered.std() > 1
+    rendered, smooth = cache["rendered"][:], cache["deflickered"][:]
+    assert rendered.shape == (FRAMES, 64, 96, 3) and rendered.std() > 1
     assert len({np.ascontiguousarray(frame).tobytes() for frame in rendered}) == FRAMES
-    assert len(cache.arrays("control")) == len(names)
+    assert not np.array_equal(rendered, smooth)
+    assert len(cache.arrays("control")) == len(job["controlnet_model_id"])
+    assert len(list(open_source(tmp_path / job["output_path"] / "video.mp4").shots())) == FRAMES
     assert (tmp_path / job["output_path"] / "preview.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_task_has_the_settings_that_are_recommended(task):
+    job, warnings = read_job(ROOT / f"templates/{task}.json")
+    assert warnings == [] and all(job.networks_run)
+    assert job.attention == "shared"
+    assert job.smoother == job.post_smoother == "PatchBlendSmoother"
+    run = int(job.num_inference_steps * job.img2img_strength)
+    assert run <= 12 and job.ignore_smoother_steps < run
+
+
+def test_every_task_has_a_section_of_its_own():
+    headings = re.findall(r"^## `(\w+)`", (ROOT / "docs/tasks.md").read_text(), re.MULTILINE)
+    assert headings == list(TASKS)
+
+
+@pytest.mark.parametrize("task", PUBLISHED)
+def test_published_values_are_written_key_by_key(task, tmp_path, cli):
+    video = write_images(tmp_path / "clip", [scene(0, 90, 160)])
+    code, said = cli("init", task, video, "-o", tmp_path / "project", "--published")
+    assert code == 0, said
+    written = json.loads((tmp_path / "project/job.json").read_text())
+    published = json.loads((ROOT / f"templates/published/{task}.json").read_text())
+    assert written == published | {"input_video": str(video)}
+    assert list(written) == list(published)
+
+
+def test_nothing_is_published_of_a_task_of_our_own(tmp_path, cli):
+    video = write_images(tmp_path / "clip", [scene(0, 90, 160)])
+    code, said = cli("init", "text_guided_lcm", video, "-o", tmp_path / "project", "--published")
+    assert code == 2 and "DiffSynth published no text_guided_lcm" in said
+    assert not (tmp_path / "project").exists()
+
+
+@pytest.mark.parametrize("published", [False, True], ids=["recommended", "published"])
+@pytest.mark.parametrize("task", TASKS)
+def test_init_says_what_to_do_next(task, published, tmp_path, cli):
+    if published and task not in PUBLISHED:
+        return
+    video = write_images(tmp_path / "clip", [scene(0, 90, 160)])
+    code, said = cli("init", task, video, "-o", tmp_path / "my project", *(["--published"] if published else []))
+    assert code == 0
+    job = json.loads((tmp_path / "my project/job.json").read_text())
+    steps = re.findall(r"^\d+\. (.*)", said, re.MULTILINE)
+    assert steps[0] == f'Change the prompt, which is an example: "{job["prompt"]}"'
+    assert steps[-1] == f"Run it: diffsynth run '{tmp_path}/my project/job.json'"
+    images = [*job.get("frames_reference", ()), *([job["style_image"]] if "style_image" in job else ())]
+    assert [f"{tmp_path}/my project/{name}" in said for name in images] == [True] * len(images)
+    assert ("hf download" in said) == ("loras" in job)
+    assert ("remove frame_maximum_count" in said) == published
+    assert any(re.fullmatch(r"Time to expect: at least \d+ CPU-core minutes per frame .*", step) for step in steps)
+    (models,) = (step for step in steps if step.startswith("Models"))
+    total, *sizes = (float(size) for size in re.findall(r"([\d.]+) GB", models))
+    assert total == pytest.approx(sum(sizes), abs=0.051) and total > 4
+    for name, scale in zip(job["controlnet_model_id"], job.get("controlnet_scale", [1.0] * 9)):
+        assert (f"{name} (1.4 GB)" in models) == (scale > 0)  # those of scale 0 are not read

@@ -74,6 +74,16 @@ def test_options_reach_the_detector(weights):
     assert small.shape == frames.shape and not np.array_equal(small, plain)
 
 
+def test_a_style_image_may_be_shuffled_at_a_size_of_its_own():
+    style, frames = scene(9, 72, 104), scene(0, 72, 104)[None]
+    (at_64,) = build("shuffle", {"resolution": 64}, style).maps(frames)
+    assert at_64.shape == style.shape and not np.array_equal(at_64, build("shuffle", {}, style).maps(frames)[0])
+    small = cv2.resize(style, (64, 64), interpolation=cv2.INTER_AREA)  # 104 × 64 / 72, to a multiple of 64
+    (expected,) = build("shuffle", {}, small).maps(small[None])
+    difference = np.abs(at_64.astype(int) - cv2.resize(expected, (104, 72), interpolation=cv2.INTER_LINEAR))
+    assert np.median(difference) <= 2
+
+
 @pytest.mark.parametrize("name", ["canny", "lineart_standard"])
 def test_lines_lie_where_the_frame_has_them(name):
     frame = np.full((120, 200, 3), 230, np.uint8)

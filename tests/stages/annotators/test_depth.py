@@ -53,7 +53,7 @@ def test_a_frames_own_range_goes_from_black_to_white(model, frames):
 
 
 def test_the_videos_range_is_one_for_all_frames(model, frames):
-    maps = over_time(frames, normalize="video", **model)
+    maps = over_time(frames, common="range", **model)
     depth = DepthModel(**model).depth(frames)
     expected = grey(depth, depth.min(), depth.max()).round()
     assert np.abs(maps[..., 0] - expected).max() <= 1
@@ -63,7 +63,7 @@ def test_the_videos_range_is_one_for_all_frames(model, frames):
 
 @pytest.mark.parametrize(("sigmoid", "threshold"), [(False, 1.0), (True, 1.0), (True, 0.7)])
 def test_depth_video_shifts_every_frame_to_the_videos_mean(sigmoid, threshold, model, frames):
-    maps = over_time(frames, normalize="mean", sigmoid=sigmoid, threshold=threshold, **model)
+    maps = over_time(frames, common="mean", sigmoid=sigmoid, threshold=threshold, **model)
     own = np.stack([grey(frame, frame.min(), frame.max()) for frame in DepthModel(**model).depth(frames)])
     shifted = np.stack([frame - frame.mean() + own.mean() for frame in own])
     if sigmoid:
@@ -71,11 +71,49 @@ def test_depth_video_shifts_every_frame_to_the_videos_mean(sigmoid, threshold, m
     assert np.abs(maps[..., 0] - shifted.clip(0, 255).round()).max() <= 1
 
 
+def pipeline_of_2023(depth):
+    """The grey levels that transformers' depth-estimation pipeline gave for one frame's depth, when DiffSynth was."""
+    return (depth * 255 / np.max(depth)).astype("uint8")
+
+
+@pytest.fixture
+def far_off(model, frames, monkeypatch):
+    """Depth [K, H, W] in which nothing is at 0, nor is everything in range: resizing overshoots."""
+    depth = DepthModel(**model).depth(frames)
+    depth += 0.3 * depth.max()
+    depth[:, 0, 0] = -0.01 * depth.max()
+    monkeypatch.setattr(DepthModel, "depth", lambda self, given: depth[: len(given)])
+    return depth
+
+
+def test_by_diffsynths_name_depth_is_scaled_by_its_maximum_alone(far_off, model, frames):
+    found = Depth("max", **model).maps(frames)
+    np.testing.assert_array_equal(found[..., 1], np.stack([pipeline_of_2023(frame) for frame in far_off.clip(0)]))
+    assert found[:, 1:].min() > 20  # what is farthest is not black
+
+
+@pytest.mark.parametrize(("sigmoid", "threshold"), [(False, 1.0), (True, 0.7)])
+def test_by_diffsynths_name_depth_video_shifts_those_levels(sigmoid, threshold, far_off, model, frames):
+    annotator = DepthOverTime("mean", "max", sigmoid, threshold, **model)
+    notes = annotator.look(frames)
+    found = annotator.draw(notes, 0, len(frames), annotator.measure(notes), SIZE)
+    own = np.stack([pipeline_of_2023(frame) for frame in far_off.clip(0)]).astype(float)
+    shifted = np.stack([frame - frame.mean() + own.mean() for frame in own])
+    if sigmoid:
+        shifted = 255 / (1 + np.exp(-5 * (shifted / 127.5 - threshold)))
+    np.testing.assert_array_equal(found[..., 0], shifted.clip(0, 255).astype("uint8"))
+
+
+def test_depth_without_a_range_is_black(model, frames, monkeypatch):
+    monkeypatch.setattr(DepthModel, "depth", lambda self, given: np.zeros(given.shape[:3], np.float32))
+    assert not Depth("max", **model).maps(frames).any()
+
+
 def test_references_are_drawn_in_the_videos_terms(model, frames):
-    annotator = DepthOverTime("video", **model)
+    annotator = DepthOverTime("range", **model)
     notes = annotator.look(frames)
     still = annotator.draw_still(notes[2], annotator.measure(notes), SIZE)
-    np.testing.assert_array_equal(still, over_time(frames, normalize="video", **model)[2])
+    np.testing.assert_array_equal(still, over_time(frames, common="range", **model)[2])
 
 
 @pytest.mark.parametrize("write", [partial(write_depth_model, metric=True), write_zoe_depth])

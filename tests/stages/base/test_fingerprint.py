@@ -42,6 +42,7 @@ def inputs(video, tmp_path):
         ({"controlnet_scale": [0.5]}, ("render", "deflicker")),
         ({"controlnet_scale": [0.0]}, ("control", "render", "deflicker")),  # the map is not made then
         ({"post_smoother": "TemporalMeanSmoother"}, ("deflicker",)),
+        ({"extra_deflickering_range": 2}, ("deflicker",)),
         ({"device": "cuda"}, ()),
         ({"allow_pickle": True}, ()),
         ({"fps": 12.0, "keep_audio": False}, ()),
@@ -54,6 +55,14 @@ def test_a_changed_key_makes_exactly_the_stages_that_depend_on_it_stale(inputs, 
     for stage in STAGES:
         found = changes(stage, before[stage], after[stage])
         assert bool(found) == (stage in stale) == (fingerprint(before[stage]) != fingerprint(after[stage]))
+
+
+def test_an_extra_range_that_a_post_smoother_takes_the_place_of_makes_nothing_stale(inputs):
+    post = {"post_smoother": "TemporalMeanSmoother"}
+    before, after = inputs(**post), inputs(**post, extra_deflickering_range=2)
+    assert changes("deflicker", before["deflicker"], after["deflicker"]) == []
+    (change,) = changes("deflicker", after["deflicker"], inputs(extra_deflickering_range=3)["deflicker"])[:1]
+    assert change.key in ("extra_deflickering_range", "post_smoother")
 
 
 def test_a_change_is_told_by_its_key_with_old_and_new_value(inputs):

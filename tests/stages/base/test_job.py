@@ -50,12 +50,36 @@ def write(folder: Path, data: dict) -> Path:
 def test_diffsynths_own_file_is_read_unmodified(tmp_path):
     job, warnings = read_job(write(tmp_path, DIFFSYNTH))
     assert [item.name for item in job.controlnet_processor] == ["depth", "openpose_video", "shuffle", "tile"]
-    assert job.controlnet_processor[0] == Depth(name="depth")
+    assert job.controlnet_processor[0] == Depth(name="depth", normalize="max")
     assert isinstance(job.controlnet_processor[3], Tile)
     assert job.networks_run == [True, False, True, True]
     assert warnings == [
-        "ignored, no longer needed: smoother_config.bin_path, smoother_config.cache_path, post_smoother_config.gpu_id"
+        "ignored, no longer needed: smoother_config.bin_path, smoother_config.cache_path, smoother_config.engine_name, "
+        "post_smoother_config.gpu_id",
+        "extra_deflickering_range: not used, since post_smoother takes its place",
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "means"),
+    [
+        ("ControlnetImageProcesserDepth", {"name": "depth", "normalize": "max"}),
+        ("ControlnetImageProcesserHED", {"name": "hed"}),
+        ("ControlnetImageProcesserShuffle", {"name": "shuffle", "resolution": 512}),
+        ("ControlnetImageProcesserTile", {"name": "tile"}),
+        ("ControlnetImageProcesserPose", {"name": "openpose"}),
+        ("VideoControlnetImageProcesserOpenpose", {"name": "openpose_video", "resolution": 512}),
+        ("VideoControlnetImageProcesserDepth", {"name": "depth_video", "normalize": "max"}),
+    ],
+)
+def test_diffsynths_names_of_annotators_do_what_diffsynth_did(name, means):
+    data = MINIMAL | {"controlnet_model_id": ["a/b"] * 3, "style_image": "s.png"}
+    model = {} if name.endswith(("Shuffle", "Tile")) else {"model": "of/mine"}
+    job, problems = check(data | {"controlnet_processor": [name, {"name": name, **model}, means]})
+    assert problems == []
+    theirs, with_options, ours = job.controlnet_processor
+    assert theirs == ours
+    assert with_options == ours.model_copy(update=model)
 
 
 @pytest.mark.parametrize(
@@ -71,7 +95,7 @@ def test_diffsynths_own_file_is_read_unmodified(tmp_path):
         (
             "VideoPatchMatchSmoother",
             {"engine_name": "Pytorch", "bin_path": None, "cache_path": "cache", "num_iter": 1},
-            ["cache_path", "num_iter"],
+            ["cache_path", "engine_name", "num_iter"],
         ),
         (
             "EbsynthSmoother",
