@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import shlex
 import signal
@@ -81,6 +82,9 @@ def entry() -> None:
     def stop(signum: int, frame: FrameType | None) -> None:
         raise Interrupted
 
+    for stream in (sys.stdout, sys.stderr):  # a character that the terminal's encoding lacks is no failure
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)
     # Read when torch or the patch-matching library is loaded, whichever is first: threads of GNU OpenMP that have

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,10 +25,13 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from stages.base.words import per_second
+
 if TYPE_CHECKING:
     from stages.base.engine import Reporter
 
 LOG_INTERVAL = 10.0  # s between progress lines where there is no terminal
+LOG_PATIENCE = 2.0  # s that something without progress may take there before it is named
 
 stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -110,17 +114,25 @@ class LogReporter(QuietReporter):
     """A line now and then, for log files."""
 
     def __init__(self) -> None:
-        self.stage, self.name, self.total, self.done, self.first = "", "", 0, 0, 0
+        self.stage, self.name, self.done, self.first = "", "", 0, 0
+        self.total: int | None = None
+        self.waiting: threading.Timer | None = None
         self.started = self.told = 0.0
 
     def begin(self, stage: str, total: int | None, done: int = 0) -> None:
-        self.stage, self.total, self.done, self.first = stage, total or 0, done, done
+        self.close()
+        self.stage, self.total, self.done, self.first = stage, total, done, done
         self.started = self.told = time.monotonic()
         if done:
             self._say(f"{stage}: goes on at {done} of {total}")
 
     def phase(self, name: str) -> None:
         self.name = name
+        self.close()
+        if self.total is None:  # nothing is counted, models are loaded for example
+            self.waiting = threading.Timer(LOG_PATIENCE, self._say, [f"{self.stage}: {name} ..."])
+            self.waiting.daemon = True
+            self.waiting.start()
 
     def advance(self, frames: int) -> None:
         self.done += frames
@@ -130,10 +142,15 @@ class LogReporter(QuietReporter):
         self.told = now
         speed = (self.done - self.first) / (now - self.started)
         left = f", {_clock((self.total - self.done) / speed)} left" if self.total and speed else ""
-        self._say(f"{self.stage}: {self.name}: {self.done} of {self.total or '?'}, {speed:.3g} frames/s{left}")
+        self._say(f"{self.stage}: {self.name}: {self.done} of {self.total or '?'}, {per_second(speed)}{left}")
 
     def end(self, stage: str, message: str) -> None:
+        self.close()
         self._say(f"{stage}: {message}")
+
+    def close(self) -> None:
+        if self.waiting is not None:
+            self.waiting.cancel()
 
     def _say(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
@@ -153,9 +170,9 @@ class TerminalReporter(QuietReporter):
         self.progress = Progress(
             TextColumn("[bold]{task.fields[stage]:9}[/] {task.description:18}"),
             BarColumn(),
-            MofNCompleteColumn(),
+            _CountColumn(),
             _SpeedColumn(),
-            TimeRemainingColumn(elapsed_when_finished=True),
+            _TimeColumn(elapsed_when_finished=True),
             console=stderr,
             transient=True,
             speed_estimate_period=60,
@@ -181,9 +198,25 @@ class TerminalReporter(QuietReporter):
             self.progress = None
 
 
+class _CountColumn(MofNCompleteColumn):
+    """How many frames are done of how many; nothing while something else is done, such as loading models."""
+
+    def render(self, task: Task) -> Text:
+        return Text() if task.total is None and not task.completed else super().render(task)
+
+
+class _TimeColumn(TimeRemainingColumn):
+    """The time that is left or, while there is no telling, the time that has passed."""
+
+    def render(self, task: Task) -> Text:
+        if task.total is None:
+            return Text(_clock(task.elapsed or 0), style="progress.elapsed")
+        return super().render(task)
+
+
 class _SpeedColumn(ProgressColumn):
     def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:.3g} frames/s" if task.speed else "", style="progress.data.speed")
+        return Text(per_second(task.speed) if task.speed else "", style="progress.data.speed")
 
 
 def _clock(seconds: float) -> str:

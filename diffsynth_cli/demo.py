@@ -7,10 +7,9 @@ from importlib import resources
 from pathlib import Path
 
 from diffsynth_cli.contact_sheet import states, write_contact_sheet
-from diffsynth_cli.outputs import VIDEO
 from diffsynth_cli.project import fitting_size
 from stages.base.cache import FrameCache
-from stages.base.outputs import SIGNATURE, check_inputs_kept, check_output
+from stages.base.outputs import SIGNATURE, VIDEO, check_inputs_kept, check_output
 from stages.base.record import write_json
 from stages.video import open_source, read_comment
 
@@ -27,9 +26,9 @@ def write_demo(folder: Path, video: Path | None, prompt: str, force: bool = Fals
     Raises UsageError if files that are not the demo's own would be overwritten, and what `open_source` raises.
     """
     templates, path = resources.files("templates"), folder / "job.json"
-    job = json.loads((templates / "demo.json").read_text())
+    job = json.loads((templates / "demo.json").read_text(encoding="utf-8"))
     inputs = [] if video is None else [video]
-    own = path.exists() and f'"{job["model_id"]}"' in path.read_text(errors="replace")
+    own = path.exists() and f'"{job["model_id"]}"' in path.read_text(encoding="utf-8", errors="replace")
     check_output(path, inputs, force=force, own=own)
     sheet = folder / SHEET
     check_output(sheet, inputs, force=force, own=read_comment(sheet).startswith(SIGNATURE))

@@ -24,6 +24,7 @@ MEANINGS = {
     "warp1": "difference between neighbouring frames along the guide's motion, ×1000; less is smoother",
     "warp5": "the same five frames apart",
     "flicker": "unsteadiness of brightness, in levels",
+    "sharpness": "variance of the Laplacian: detail, and grain or sharpening if there is any",
     "sharp": "detail, as a share of the style's",
     "invented": "detail that the style's frame does not have within 3 px, in levels; 0 is best",
     "structure": f"structure kept in the worst places, mean/worst frame; 1 is all, below {STRUCTURE_LOST} is damage",
@@ -102,6 +103,8 @@ def print_found(found: dict[str, dict[str, float]], as_json: bool, count: int, n
         print(json.dumps({"frames": count, "videos": found}))
         return
     names = [name for name in MEANINGS if any(name in numbers for numbers in found.values())]
+    if "sharp" in names:  # says the same, in a number that is easier to read
+        names.remove("sharpness")
     out = Console()
     table = Table(Column("video", overflow="fold"), *names)
     for path, numbers in found.items():

@@ -6,13 +6,23 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from stages.base.errors import UsageError
 from stages.base.job import Job
 from stages.base.job_file import input_paths
-from stages.base.outputs import SIGNATURE, check_inputs_kept, check_output
+from stages.base.outputs import FRAMES, SIGNATURE, VIDEO, check_inputs_kept, check_output
 from stages.base.record import CACHE_NAME
-from stages.video import read_comment
+from stages.video import (
+    CODEC_ALIASES,
+    ENCODERS,
+    check_encoding,
+    default_codec,
+    frame_files,
+    is_video_name,
+    read_comment,
+)  # fmt: skip
 
-VIDEO, PREVIEW, CONFIG = "video.mp4", "preview.png", "config.json"
+PREVIEW, CONFIG = "preview.png", "config.json"
+IMAGES = "png"  # as a codec: a folder of these
 
 
 def check_job_outputs(job: Job, job_file: Path, stages: Sequence[str], preview: bool, force: bool) -> None:
@@ -35,6 +45,48 @@ def check_job_outputs(job: Job, job_file: Path, stages: Sequence[str], preview: 
         if path.name == CONFIG and is_same_file(path, job_file):
             continue  # it is not written then
         check_output(path, inputs, force=force, own=is_own(path, job))
+    if job.keep_frames:
+        _check_frames(folder / FRAMES, inputs, force)
+
+
+def find_codec(name: str | None) -> str | None:
+    """The codec that `--codec` names; UsageError if there is none of this name."""
+    known = [*ENCODERS, *CODEC_ALIASES, IMAGES]
+    if name is not None and name not in known:
+        raise UsageError(f"--codec: unknown codec {name!r}", f"known: {', '.join(known)}")
+    return None if name is None else CODEC_ALIASES.get(name, name)
+
+
+def choose_export(
+    output: Path | None, codec: str | None, job: Job, job_file: Path, force: bool
+) -> tuple[Path, str | None]:
+    """Where to export to and the codec; no codec is for a folder of images. Each may follow from the other.
+
+    Raises:
+        UsageError: The codec does not fit the name, or something is in the way.
+    """
+    folder, inputs = Path(job.output_path), [*input_paths(job), job_file]
+    if codec == IMAGES or (codec is None and output is not None and not is_video_name(output)):
+        path = output or folder / FRAMES
+        if is_video_name(path):
+            raise UsageError(f"{path}: {IMAGES} makes a folder of images", "give the name of a folder")
+        _check_frames(path, inputs, force)
+        return path, None
+    if codec is None:
+        codec = "h264" if output is None else default_codec(output)
+    path = output or folder / f"video-{codec}{ENCODERS[codec].suffix}"
+    check_encoding(path, codec)
+    check_output(path, inputs, force=force, own=output is None and is_own(path, job))
+    return path, codec
+
+
+def _check_frames(folder: Path, inputs: Sequence[Path], force: bool) -> None:
+    """Raise UsageError if numbered images cannot be written to `folder`, or would replace others than their own."""
+    check_inputs_kept(folder, inputs)
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file", "move it away: a folder of images is written there")
+    for file in frame_files(folder):
+        check_output(file, inputs, force=force, own=read_comment(file).startswith(SIGNATURE))
 
 
 def _written(folder: Path, stages: Sequence[str], preview: bool) -> Iterator[Path]:

@@ -47,6 +47,10 @@ def write_project(
         area = job["frame_height"] * job["frame_width"]
         job["frame_height"], job["frame_width"] = fitting_size(area, source.height, source.width)
     job["input_video"] = _from(folder, video)
+    try:
+        job["input_video"].encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"{video}: a job file cannot hold a name that is not UTF-8", "rename it") from None
     texts = {
         "job.json": json.dumps(job, indent=2, ensure_ascii=False) + "\n",
         "Makefile": (resources.files("templates") / "Makefile").read_text(),

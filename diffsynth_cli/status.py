@@ -11,6 +11,7 @@ from rich.markup import escape
 from stages.base.cache import FrameCache
 from stages.base.engine import Progress, progress
 from stages.base.job import STAGES, Job
+from stages.base.words import counted
 
 COLOURS = {"done": "green", "partly": "yellow", "stale": "red", "to do": "dim"}
 
@@ -39,7 +40,8 @@ def show_status(job: Job, cache: FrameCache, as_json: bool) -> None:
 
 def _detail(stage: Progress) -> str:
     if stage.state == "done" and stage.receipt:
-        return f"{stage.receipt['frames']} frames in {stage.receipt['seconds']:.1f} s, {stage.receipt['finished']}"
+        frames = counted(stage.receipt["frames"], "frame")
+        return f"{frames} in {stage.receipt['seconds']:.1f} s, {stage.receipt['finished']}"
     if stage.state == "partly":
         return f"{stage.share:.0%}"
     return "; ".join(stage.changes)

@@ -16,6 +16,7 @@ from stages.base.engine import Footage, Phase, Plan, Reporter, Run, Stage
 from stages.base.errors import DiffSynthError, UsageError
 from stages.base.fingerprint import fingerprint, map_names, stage_inputs
 from stages.base.job import Job
+from stages.base.words import counted
 from stages.video import Shot, fit, open_source, read_image
 from stages.weights import Weights
 
@@ -303,9 +304,12 @@ def _check_references(where: str, settings: MapFiles, references: int) -> None:
 
 def _check_maps(where: str, path: str, frames: int, size: tuple[int, int], reporter: Reporter) -> None:
     source = open_source(path, values=True)
-    count = sum(1 for _ in source.shots())
-    if count != frames:
-        raise DiffSynthError(f"{where}: {path} holds {count} maps for {frames} frames", "give one for each used frame")
+    maps = sum(1 for _ in source.shots())
+    if maps != frames:
+        raise DiffSynthError(
+            f"{where}: {path} holds {counted(maps, 'map')} for {counted(frames, 'frame')}",
+            "give one for each used frame",
+        )
     if (source.height, source.width) != size:
         change = f"{source.width}×{source.height} to the frames' {size[1]}×{size[0]}"
         reporter.warn(f"{where}: maps are cropped and resized from {change}")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -13,10 +14,11 @@ import numpy as np
 from stages.base.cache import ArraySpec, FrameCache
 from stages.base.engine import Footage, Phase, Plan, Reporter, Run, Stage, told
 from stages.base.job import Job
-from stages.base.outputs import SIGNATURE
-from stages.base.record import write_json
+from stages.base.outputs import FRAMES, SIGNATURE, VIDEO
+from stages.base.record import read_json, write_json
+from stages.base.words import counted, per_second
 from stages.smoothing import CHUNKS, ON_GPU, Smoother, build
-from stages.video import Audio, Encoding, check_encoder, encode
+from stages.video import Audio, Encoding, check_encoder, encode, frame_files, write_frames
 from stages.weights import check_device, pick_gpu
 
 CHUNK = 8  # frames that are handed through at once
@@ -58,7 +60,7 @@ def check(run: Run[Job], footage: Footage) -> list[ArraySpec]:
     if isinstance(task, SmoothTask):
         build(task.smoother, task.config, [], [])
     rate = footage.fps if job.fps is None else _rate(job.fps)
-    check_encoder(_video_path(job), "h264", footage.height, footage.width, rate)
+    check_encoder(Path(job.output_path) / VIDEO, "h264", footage.height, footage.width, rate)
     return [ArraySpec("deflickered", (footage.count or 0, footage.height, footage.width, 3), "uint8")]
 
 
@@ -71,7 +73,7 @@ def plan(run: Run[Job], resume: bool) -> Plan:
         frames=shape[0],
         arrays=[ArraySpec("deflickered", shape, "uint8")],
         phases=[Phase("smooth", shape[0], task.chunk, task)],
-        begin=lambda cache: _video_note(cache).unlink(missing_ok=True),
+        begin=_forget_outputs,
     )
 
 
@@ -85,23 +87,80 @@ def _task(job: Job, frames: int) -> SmoothTask | PassTask:
 
 
 def deliver(run: Run[Job], fingerprint: str) -> None:
-    """Writes video.mp4, unless the one that is there was made of the same frames in the same way."""
-    job, cache = run.job, run.cache
-    path, note = _video_path(job), _video_note(cache)
+    """Write video.mp4 and, with `keep_frames`, the folder of frames, unless they are there and made of these frames."""
+    job, cache, folder = run.job, run.cache, Path(run.job.output_path)
+    if job.keep_frames:
+        made_of: dict[str, Any] = {"frames": fingerprint}
+        if not _is_written(folder / FRAMES, cache, made_of):
+            write_images(folder / FRAMES, cache, run.reporter)
+            _note(folder / FRAMES, cache, made_of)
     made_of = {"frames": fingerprint, "fps": job.fps, "keep_audio": job.keep_audio}
-    if path.exists() and note.exists() and json.loads(note.read_text()) == made_of:
-        return
-    write_video(path, job, cache, run.reporter)
-    write_json(note, made_of)
+    if not _is_written(folder / VIDEO, cache, made_of):
+        write_video(folder / VIDEO, job, cache, run.reporter)
+        _note(folder / VIDEO, cache, made_of)
 
 
-def _video_path(job: Job) -> Path:
-    return Path(job.output_path) / "video.mp4"
+def _is_written(output: Path, cache: FrameCache, made_of: dict[str, Any]) -> bool:
+    """Whether `output` was made of this, and is as long as it was then."""
+    note = {key: value for key, value in _read_note(output, cache).items() if key != "sha256"}
+    return output.exists() and note == {**made_of, "bytes": _bytes(output)}
 
 
-def _video_note(cache: FrameCache) -> Path:
-    """What video.mp4 was made of."""
-    return cache.path / "receipts" / "video.json"
+def _note(output: Path, cache: FrameCache, made_of: dict[str, Any]) -> None:
+    note = {**made_of, "bytes": _bytes(output), "sha256": _sha256(output)}
+    write_json(_note_path(output.name, cache), note)
+
+
+def changed_outputs(job: Job, cache: FrameCache) -> Iterator[str]:
+    """Read video.mp4 and the folder of frames, and say which is not what was written there."""
+    for name in (VIDEO, *([FRAMES] if job.keep_frames else [])):
+        output = Path(job.output_path) / name
+        if not output.exists():
+            yield f"{output} is missing"
+        elif _read_note(output, cache).get("sha256") != _sha256(output):
+            yield f"{output} is not what was written there"
+
+
+def _read_note(output: Path, cache: FrameCache) -> dict[str, Any]:
+    note = read_json(_note_path(output.name, cache))
+    return note if isinstance(note, dict) else {}
+
+
+def _note_path(output: str, cache: FrameCache) -> Path:
+    """What an output was made of."""
+    return cache.path / "receipts" / f"{Path(output).stem}.json"
+
+
+def _bytes(output: Path) -> int:
+    return sum(file.stat().st_size for file in _files(output))
+
+
+def _sha256(output: Path) -> str:
+    digest = hashlib.sha256()
+    for path in _files(output):
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _files(output: Path) -> list[Path]:
+    """A file itself, of a folder all frames in it."""
+    return frame_files(output) if output.is_dir() else [output]
+
+
+def _forget_outputs(cache: FrameCache) -> None:
+    for output in (VIDEO, FRAMES):
+        _note_path(output, cache).unlink(missing_ok=True)
+
+
+def write_images(folder: Path, cache: FrameCache, reporter: Reporter) -> None:
+    """Write the deflickered frames as PNG files. Those that are there already are kept."""
+    frames = cache["deflickered"]
+    reporter.begin(folder.name, len(frames))
+    reporter.phase("write png")
+    write_frames(folder, told(frames, reporter), f"{SIGNATURE} frame")
+    reporter.end("written", f"{folder}: {counted(len(frames), 'image')}")
 
 
 def write_video(
@@ -118,9 +177,8 @@ def write_video(
     fps = rate if times is None else None
     comment = f"{SIGNATURE} deflicker"
     encode(path, told(frames, reporter), Encoding(fps, np.array(times or []), codec, crf, audio, comment))
-    reporter.end(
-        path.name, f"{path}: {len(frames)} frames, {float(rate):.3g} frames/s{', with sound' if audio else ''}"
-    )
+    sound = ", with sound" if audio else ""
+    reporter.end("written", f"{path}: {counted(len(frames), 'frame')}, {per_second(float(rate))}{sound}")
 
 
 def _rate(fps: float) -> Fraction:

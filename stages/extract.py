@@ -13,6 +13,7 @@ from stages.base.cache import ArraySpec, FrameCache
 from stages.base.engine import Footage, Phase, Plan, Reporter, Run, Stage
 from stages.base.errors import DiffSynthError
 from stages.base.job import Job
+from stages.base.words import counted
 from stages.video import TIME_TOLERANCE, Shot, Source, describe, fit, open_source, stated_length
 
 CHUNK = 8  # frames; at 4K that is 200 MB
@@ -135,9 +136,9 @@ def _read_times(source: Source, job: Job, reporter: Reporter) -> np.ndarray:
         span = f"between {job.start_time or 0:g} s and {'its end' if job.end_time is None else f'{job.end_time:g} s'}"
         raise DiffSynthError(f"{source.path} has no frames {span}", "check start_time and end_time")
     if source.damage:
-        more = f" and {len(source.damage) - 1} more places" if len(source.damage) > 1 else ""
+        more = f" and {counted(len(source.damage) - 1, 'more place')}" if len(source.damage) > 1 else ""
         reporter.warn(
-            f"{source.path}: {source.damage[0]}{more} skipped; {len(times)} frames up to {last:.2f} s are used"
+            f"{source.path}: {source.damage[0]}{more} skipped; {counted(len(times), 'frame')} up to {last:.2f} s used"
         )
     return np.array(times)
 

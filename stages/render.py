@@ -66,6 +66,12 @@ class RenderTask:
     def denoiser(self) -> Denoiser:
         return load_denoiser(self.job, self.options)
 
+    def note_batches(self, cache: FrameCache) -> None:
+        """Note at the end of a chunk if memory ran out in it. Smaller batches round differently: a resumed render must
+        take them from the same chunk on."""
+        if reduced := self.denoiser.reduced:
+            cache["rendered"].attrs["reduced"] = reduced
+
     def target(self, step: int, kind: str = "latents") -> str:
         """The array that a step writes to; they alternate, and the last is `latents`. Step -1 is the start."""
         last = len(self.denoiser.sampler.timesteps) - 1
@@ -82,6 +88,7 @@ class EncodeReferencesTask(RenderTask):
     def run(self, cache: FrameCache, start: int, stop: int) -> None:
         images = cache["references"].read(range(start, stop))
         cache["reference_latents"].write(start, self.denoiser.encode(images).numpy())
+        self.note_batches(cache)
 
 
 @dataclass
@@ -94,6 +101,7 @@ class NoiseFramesTask(RenderTask):
         noise = denoiser.initial_noise(*cache["frames"].shape[1:3])
         latents = denoiser.sampler.add_noise(clean, noise, denoiser.sampler.timesteps[0])
         cache[self.target(-1)].write(start, latents.numpy())
+        self.note_batches(cache)
 
 
 @dataclass
@@ -113,6 +121,7 @@ class StepTask(RenderTask):
             cache["predicted"].write(start, denoiser.decode(clean, predicted=True))
         else:
             self.go_on(cache, start, latents, clean)
+        self.note_batches(cache)
 
     def latents(self, cache: FrameCache, frames: Sequence[int]) -> torch.Tensor:
         """What the step starts from, float32 [len(frames), 4, h, w]."""
@@ -186,6 +195,7 @@ class SmoothTask(StepTask):
         images = self.made.smooth(start, stop)
         latents, clean = self.latents(cache, range(start, stop)), self.denoiser.encode(images, predicted=True)
         self.go_on(cache, start, latents, clean)
+        self.note_batches(cache)
 
 
 @dataclass
@@ -199,6 +209,7 @@ class DecodeTask(RenderTask):
 
         latents = torch.from_numpy(cache["latents"].read(range(start, stop)))
         cache[self.array].write(start, self.denoiser.decode(latents))
+        self.note_batches(cache)
 
 
 @dataclass
@@ -282,7 +293,7 @@ def load_denoiser(job: Job, options: Options) -> Denoiser:
             options.compiled,
         )
     )  # fmt: skip
-    ready.use_batches(options.batch_size or 1)
+    ready.use_batches(options.batch_size or 1, options.passes_apart)
     return ready
 
 
@@ -330,12 +341,7 @@ def check(run: Run[Job], footage: Footage) -> list[ArraySpec]:
 def plan(run: Run[Job], resume: bool) -> Plan:
     job, cache, options = run.job, run.cache, run.options
     begun: dict[str, Any] = cache["rendered"].attrs.asdict() if resume else {}
-    # A render that goes on does so in the batches it was begun with, and compiled if it was: else it rounds otherwise.
-    options = replace(
-        options,
-        batch_size=options.batch_size or begun.get("batch_size"),
-        compiled=options.compiled or begun.get("compiled", False),
-    )
+    options = _resumed(options, begun)
     run.reporter.begin("render", None)
     run.reporter.phase("load models")
     denoiser = load_denoiser(job, options)
@@ -370,6 +376,17 @@ def _arrays(job: Job, shape: tuple[int, int, int], keys: int, steps: int, multis
         arrays.append(ArraySpec("keyframes", (keys, height, width, 3), "uint8"))
         arrays.append(ArraySpec("unseen", (count,), "float32"))
     return arrays
+
+
+def _resumed(options: Options, begun: dict[str, Any]) -> Options:
+    """The options that a render goes on with. In other batches, or not compiled if it was, it would round otherwise."""
+    sizes = [options.batch_size or begun.get("batch_size"), begun.get("reduced", {}).get("batch_size")]
+    return replace(
+        options,
+        batch_size=min((size for size in sizes if size), default=None),
+        compiled=options.compiled or begun.get("compiled", False),
+        passes_apart=begun.get("reduced", {}).get("passes_apart", False),
+    )
 
 
 def shared_chunk(height: int, width: int) -> int:

@@ -17,14 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from stages.base.cache import ArraySpec, FrameCache
 from stages.base.engine import Phase, Plan, Reporter, Run, Stage, fill, told
 from stages.base.errors import DiffSynthError, UsageError
 from stages.base.fingerprint import fingerprint, identify
 from stages.base.outputs import SIGNATURE, check_inputs_kept, check_output
+from stages.base.words import counted
 from stages.pairing import GuideShots, align, pairs, unused_frames
 from stages.smoothing import CHUNKS, Smoother, bring, build
 from stages.smoothing.changes import Changes
@@ -44,6 +43,7 @@ from stages.video import (
     open_source,
     padded_size,
     read_comment,
+    save_png,
 )
 from stages.weights import pick_gpu
 
@@ -194,7 +194,7 @@ def _check_output(smoothing: Smoothing, force: bool) -> None:
     files = sorted(output.iterdir()) if output.is_dir() else []
     if files and not force:
         raise UsageError(f"{output} is not empty", "--force replaces the images in it; or choose another folder")
-    if others := [file.name for file in files if not re.fullmatch(r"\d{5}\.png", file.name)]:
+    if others := [file.name for file in files if not re.fullmatch(r"\d{5,}\.png", file.name)]:
         raise UsageError(
             f"{output} contains {others[0]}, which is not an image of this program's", "choose another folder"
         )
@@ -275,7 +275,7 @@ def _plan_painting(run: Run[Smoothing], resume: bool) -> Plan:
         _tell_size(smoothing, style, run.reporter)
         count, notes = len(times), {**describe(guide, times), "guided": True, "offset": 0.0}
     if keys[-1] >= count:
-        raise UsageError(f"{style.path} has a keyframe {keys[-1]}, but {guide.path} only {count} frames, from 0 on")
+        raise UsageError(f"{style.path} has a keyframe {keys[-1]}, but the last frame of {guide.path} is {count - 1}")
     size = (style.height, style.width, 3)
     return Plan(
         frames=count,
@@ -324,7 +324,7 @@ def _tell_offset(guidance: Guidance, run: Run[Smoothing], found_how: str = "") -
         )
     elif offset:
         how = "is ahead of" if offset > 0 else "is behind"
-        frames = f"{abs(offset):g} frame{'s' * (abs(offset) != 1)}"
+        frames = "1 frame" if abs(offset) == 1 else f"{abs(offset):g} frames"
         run.reporter.end("offset", f"{style.name} {how} {guide.name} by {frames}{found_how}")
     else:
         run.reporter.end("offset", f"{style.name} is in step with {guide.name}")
@@ -479,7 +479,7 @@ def deliver(run: Run[Smoothing], made_from: str, changes: Changes | None = None)
         encode(smoothing.output, told(results, reporter), _encoding(smoothing, frames.attrs.asdict(), comment))
     else:
         _write_images(smoothing.output, told(results, reporter), comment)
-    reporter.end(smoothing.output.name, f"{smoothing.output}: {len(frames)} frames")
+    reporter.end("written", f"{smoothing.output}: {counted(len(frames), 'frame')}")
 
 
 def _encoding(smoothing: Smoothing, played: dict[str, Any], comment: str) -> Encoding:
@@ -512,10 +512,8 @@ def _write_images(folder: Path, frames: Iterator[np.ndarray], comment: str) -> N
     part, old = (folder.with_name(f".{folder.name}.{name}") for name in ("part", "old"))
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
-    text = PngInfo()
-    text.add_text("Comment", comment)
     for index, frame in enumerate(frames):
-        Image.fromarray(frame).save(part / f"{index:05d}.png", pnginfo=text)
+        save_png(part / f"{index:05d}.png", frame, comment)
     shutil.rmtree(old, ignore_errors=True)
     if folder.is_dir():  # full folders cannot be replaced in one step
         folder.replace(old)

@@ -25,6 +25,13 @@ def test_readme_lists_every_command_and_no_other():
     assert listed == {command.name or command.callback.__name__ for command in app.registered_commands}
 
 
+def test_the_speed_that_the_readme_claims_was_measured():
+    claimed = re.search(r"gave (\d\.\d) times as many frames a second", (ROOT / "README.md").read_text())
+    table = (ROOT / "docs/rendering.md").read_text().partition("half of SD 1.5's width")[2]
+    speeds = [float(re.search(rf"\| {name} \| ([\d.]+) \|", table)[1]) for name in ("joint", "shared")]
+    assert float(claimed[1]) == round(speeds[1] / speeds[0], 1)
+
+
 @pytest.mark.parametrize(
     "path", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda path: path.name
 )

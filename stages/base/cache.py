@@ -49,6 +49,9 @@ from stages.base.record import StageRecord, write_json
 HOLDER = "holder.json"
 ZSTD_LEVEL = 1  # on real footage level 3 makes files 9 % smaller and takes twice the time, level 6 16 % and five times
 
+# What Zarr raises for metadata that is no JSON, lacks a part, or is not of the kind that it expects.
+DAMAGED_METADATA = (ValueError, KeyError, TypeError, AttributeError)
+
 # Which stage makes an array, so that a damaged frame can be mended. By the first part of the name.
 MAKER = {
     "frames": "extract",
@@ -60,6 +63,7 @@ MAKER = {
     "deflickered": "deflicker",
     "guides": "smooth", "styles": "smooth", "smoothed": "smooth", "guessed": "smooth",
 }  # fmt: skip
+STEPPED = ("latents_steps",)  # arrays [steps, N, ...]
 GROUPS = ("control", "control_reference", "notes", "measures")  # of arrays
 
 
@@ -104,6 +108,15 @@ class FrameArray(Sequence[np.ndarray]):
             return np.empty((0, *self.shape[1:]), self.array.dtype)
         return np.stack([unique[index] for index in indices])
 
+    def damage(self, whole: bool) -> Iterator[str]:
+        """Read every frame, and say which are damaged and, if the array should be `whole`, which are missing."""
+        for index in range(len(self)):
+            if whole or self._chunk_path(index).exists():
+                try:
+                    self._frame(index)
+                except DiffSynthError as error:
+                    yield error.message
+
     def write(self, start: int, frames: np.ndarray) -> None:
         """Writes frames [K, ...] at `start` and waits until they are on the disk."""
         for offset, frame in enumerate(frames):
@@ -140,7 +153,7 @@ class FrameCache:
         """The Zarr group; made if it is not there."""
         try:
             return zarr.open_group(str(self.path), mode="a", zarr_format=3)
-        except (ValueError, KeyError, TypeError) as error:
+        except DAMAGED_METADATA as error:
             raise DiffSynthError(
                 f"{self.path} cannot be opened: {error}", "is it a frame cache? move it away"
             ) from error
@@ -162,7 +175,7 @@ class FrameCache:
             raise DiffSynthError(f"{self.path}: the array '{name}' is missing", mend)
         try:
             array = self.group[name]
-        except (ValueError, KeyError, TypeError) as error:
+        except DAMAGED_METADATA as error:
             raise DiffSynthError(f"{self.path}: the array '{name}' has damaged metadata", mend) from error
         if not isinstance(array, zarr.Array):
             raise DiffSynthError(f"{self.path}: '{name}' is not an array", mend)
@@ -201,6 +214,21 @@ class FrameCache:
             return sorted(f"{part}/{file.parent.name}" for file in (self.path / part).glob("*/zarr.json"))
         return [part] * (part in self)
 
+    def damage(self, stage: str) -> Iterator[str]:
+        """Read all that `stage` has made so far, and say what is damaged or missing."""
+        record = self.record(stage)
+        if record.inputs is None:
+            return
+        made = {name for part, maker in MAKER.items() if maker == stage for name in self.arrays(part)}
+        for name in sorted(made.union((record.receipt or {}).get("arrays", ()))):
+            try:
+                array = self[name]
+            except DiffSynthError as error:
+                yield error.message
+                continue
+            for frames in [array.step(step) for step in range(len(array))] if name in STEPPED else [array]:
+                yield from frames.damage(record.complete)
+
     def sweep(self, names: Iterable[str]) -> None:
         """Removes the half-written files that a killed process left in these arrays."""
         for name in names:
@@ -220,7 +248,7 @@ class FrameCache:
     def holder(self) -> str | None:
         """Who drives the cache now, None if nobody does."""
         try:
-            who = json.loads((self.path / HOLDER).read_text())
+            who = json.loads((self.path / HOLDER).read_text(encoding="utf-8"))
             if who["host"] == socket.gethostname() and not psutil.pid_exists(who["pid"]):
                 return None  # it was killed
             return f"process {who['pid']} on {who['host']} since {who['since']} ({who['command']})"

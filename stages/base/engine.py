@@ -16,6 +16,7 @@ from stages.base.cache import ArraySpec, FrameCache
 from stages.base.errors import DiffSynthError
 from stages.base.fingerprint import AFTER, changes, fingerprint, stage_inputs
 from stages.base.job import Job
+from stages.base.words import counted
 
 
 class Task(Protocol):
@@ -79,11 +80,13 @@ class Options:
     """What the user may choose for a run that is no part of the job: results differ by rounding at most.
 
     `batch_size`: of groups of frames; None: as many as fit. `low_vram`: what is not needed leaves the GPU.
-    `compiled`: networks are compiled first."""
+    `compiled`: networks are compiled first. `passes_apart`: the passes of guidance go through the networks one after
+    the other, as they had to before the run was interrupted."""
 
     batch_size: int | None = None
     low_vram: bool = False
     compiled: bool = False
+    passes_apart: bool = False
 
 
 class Engine(Protocol):
@@ -207,8 +210,9 @@ def fill(stage: Stage, run: Run[Any], inputs: dict[str, Any], resume: bool) -> N
         cache.remove(name)
     if stage.deliver is not None:  # before the receipt, which make takes for the whole
         stage.deliver(run, fingerprint(inputs))
-    record.finish(fingerprint(inputs), plan.frames)
-    reporter.end(stage.name, f"{plan.frames} frames in {record.seconds:.1f} s")
+    made = {*(spec.name for spec in plan.arrays), *plan.kept}
+    record.finish(fingerprint(inputs), plan.frames, [name for name in made if name.split("/")[0] not in plan.scratch])
+    reporter.end(stage.name, f"{counted(plan.frames, 'frame')} in {record.seconds:.1f} s")
 
 
 def check_before(stage: str, job: Job, cache: FrameCache) -> None:

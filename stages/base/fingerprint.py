@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from stages.base.annotators import MapFiles, Shuffle, Weighted
-from stages.base.errors import DiffSynthError
+from stages.base.errors import DiffSynthError, UsageError
 from stages.base.job import READS, Job
 from stages.models import TOKENIZER, embedded
 
@@ -108,7 +109,7 @@ def identify(
         if known is None:
             if path.is_dir() and "*" not in patterns:
                 raise DiffSynthError(f"{path} lacks {', '.join(patterns)}")
-            raise DiffSynthError(f"{path}: no such file, or an empty folder")
+            raise UsageError(f"{path}: {'an empty folder' if path.is_dir() else 'no such file'}")
         return known
     names = ["" if file == path else file.relative_to(path).as_posix() for file in files]
     stats = [file.stat() for file in files]
@@ -118,7 +119,7 @@ def identify(
         return known
     digest = hashlib.sha256()
     for file, (name, size, _) in zip(files, listing, strict=True):
-        digest.update(f"{name}\0{size}\0".encode())
+        digest.update(os.fsencode(f"{name}\0{size}\0"))
         with file.open("rb") as content:
             while block := content.read(1 << 20):
                 digest.update(block)

@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from stages.base.annotators import ANNOTATORS, DIFFSYNTH_ANNOTATORS, AnnotatorSettings
 from stages.base.mistakes import Strict, checked, shown, unknown
@@ -85,12 +85,18 @@ def _expand_lora(value: Any) -> Any:
     return checked(Lora, {"path": value} if isinstance(value, str) else value)
 
 
+def _one_word(value: str) -> str:
+    if value.split() != [value]:
+        raise ValueError("must be one word, without spaces")
+    return value
+
+
 class Embedding(Strict):
     """One textual inversion."""
 
     path: str
     """A `.safetensors` file."""
-    token: str | None = Field(None, min_length=1, pattern=r"^\S+$")
+    token: Annotated[str, AfterValidator(_one_word)] | None = Field(None, min_length=1)
     """The word in prompts that stands for it; left out, the file's name without its ending."""
 
     @property
@@ -117,6 +123,12 @@ def _keyframes(value: Any) -> Any:
     if every or listed or value == "auto":
         return value
     raise ValueError(f'give a number from 1, "auto", or a list of frame numbers from 0, not {shown(value)}')
+
+
+def _device(value: str) -> str:
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]{1,3})?", value):
+        raise ValueError(f"unknown device {value!r}; choose auto, cpu, cuda, cuda:N or mps")
+    return value
 
 
 LCM_STEPS = 50  # that latent consistency models are distilled at
@@ -160,7 +172,7 @@ class Job(Strict):
     files from sources that you trust."""
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     """Number type of the networks; auto: float16 on a GPU, float32 elsewhere."""
-    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:[0-9]{1,3})?)$")
+    device: Annotated[str, AfterValidator(_device)] = "auto"
     """Where networks run and frames are smoothed: auto, cpu, cuda, cuda:1, mps (for networks)."""
 
     smoother: SmootherName | None = None
@@ -195,6 +207,8 @@ class Job(Strict):
     """Frame rate of video.mp4. Left out, frames keep the source's time stamps."""
     keep_audio: bool = True
     """Carry the used part of the source's audio over (not when `fps` changes the speed)."""
+    keep_frames: bool = False
+    """Also write every frame as an image, `frames/00000.png` and so on in `output_path`, as DiffSynth does."""
     start_time: Seconds | None = None
     """Seconds; the first frame at or after it is the first used."""
     end_time: Annotated[Seconds, Field(gt=0)] | None = None
@@ -230,7 +244,7 @@ class Job(Strict):
     attention: Literal["joint", "shared"] = "joint"
     """joint: exact, all tokens of the pattern's frames attend to each other, and a frame goes through the networks once
     for each frame that sees it. shared: it goes through them once, and sees what the others are then: nearly the same,
-    as many times faster as the pattern is long."""
+    with less work the longer the pattern is."""
     attention_backend: Literal["sdpa", "xformers"] = "sdpa"
     """What computes attention: PyTorch, or (CUDA only) xformers, which is an extra: `diffsynth-cli[xformers]`."""
     keep_steps: bool = False
@@ -256,8 +270,8 @@ READS: dict[str, tuple[str, ...]] = {
     ),
     "deflicker": ("extra_deflickering_range", "post_smoother", "post_smoother_config"),
 }  # fmt: skip
-# These change no frame: where the networks run, what may be read, where results lie, how video.mp4 is written.
-READS_NOTHING = ("device", "attention_backend", "allow_pickle", "output_path", "fps", "keep_audio")
+# These change no frame: where the networks run, what may be read, where results lie, how they are written.
+READS_NOTHING = ("device", "attention_backend", "allow_pickle", "output_path", "fps", "keep_audio", "keep_frames")
 
 
 def json_schema() -> dict[str, Any]:

@@ -15,6 +15,7 @@ from stages.base.job import LCM_STEPS, SMOOTHERS, Job
 from stages.base.mistakes import explain
 from stages.base.record import CACHE_NAME, receipt_path
 from stages.base.smoothers import drop_obsolete
+from stages.base.words import counted
 from stages.models import EMBEDDED, PICKLES, SINGLE_FILES
 
 LONGEST_INT = 400  # digits; no key takes so many, and Python stops at 4300
@@ -38,8 +39,10 @@ def read_job(path: str | Path, overrides: Iterable[str] = (), stages: Sequence[s
     stages = _unfinished(data, stages)
     problems += _missing_files(data, stages) + _missing_packages(job, stages)
     if problems or job is None:
-        listed = "\n".join(f"  {problem}" for problem in problems)
-        raise UsageError(f"{path}: {len(problems)} mistake{'s' * (len(problems) != 1)}\n{listed}")
+        listed = "".join(f"\n  {problem}" for problem in problems)
+        raise UsageError(
+            f"{path}: {problems[0]}" if len(problems) == 1 else f"{path}: {len(problems)} mistakes{listed}"
+        )
     return job, warnings
 
 
@@ -194,12 +197,12 @@ def _drop_obsolete(data: dict[str, Any]) -> list[str]:
 
 def _lengths(job: Job) -> list[str]:
     nets, maps = len(job.controlnet_model_id), len(job.controlnet_processor)
-    return [f"controlnet_processor: {nets} ControlNets need {nets} annotators, not {maps}"] * (nets != maps)
+    return [f"controlnet_processor: give one annotator for each ControlNet: {nets}, not {maps}"] * (nets != maps)
 
 
 def _scales(job: Job) -> list[str]:
     nets, scales = len(job.controlnet_model_id), len(job.controlnet_scale)
-    return [f"controlnet_scale: {nets} ControlNets need {nets} scales (or none at all), not {scales}"] * (
+    return [f"controlnet_scale: give one for each ControlNet, or none at all: {nets}, not {scales}"] * (
         scales not in (0, nets)
     )
 
@@ -210,7 +213,9 @@ def _pattern(job: Job) -> list[str]:
         problems.append(f"combine_pattern: must hold 0, the frame itself, once: {job.combine_pattern}")
     for item in job.combine_pattern:
         if isinstance(item, str) and int(item.removeprefix("reference_")) >= len(job.frames_reference):
-            problems.append(f"combine_pattern: {item!r}, but frames_reference holds {len(job.frames_reference)} images")
+            problems.append(
+                f"combine_pattern: {item!r}, but frames_reference holds {counted(len(job.frames_reference), 'image')}"
+            )
     return problems
 
 

@@ -10,6 +10,15 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+WORDS = {  # by pydantic's names for kinds of mistakes, where its own words speak of Python
+    "dict_type": "must be an object, not {given}",
+    "model_type": "must be an object, not {given}",
+    "string_too_short": "must not be empty",
+    "string_unicode": "{given} is not Unicode text; if it is a file name that is not UTF-8, rename the file",
+    "too_long": "must hold at most {max_length}, not {actual_length}",
+    "too_short": "must not be empty",
+}
+
 
 def unknown(kind: str, given: str, known: Iterable[str]) -> str:
     """A line about a name that is not known, with the nearest one that is."""
@@ -31,6 +40,8 @@ def _explain_one(details: Any, model: type[BaseModel]) -> str:
     ]
     given = shown(details["input"])
     kind, context = details["type"], details.get("ctx", {})
+    if kind in WORDS:
+        return f"{where}: ".removeprefix(": ") + WORDS[kind].format(given=given, **context)
     if kind == "extra_forbidden":
         return unknown("key", where, model.model_fields)
     if kind == "missing":

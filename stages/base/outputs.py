@@ -11,6 +11,9 @@ from stages.base.errors import UsageError
 SIGNATURE = "diffsynth-cli"
 """How the comment begins that the program writes into its own videos and images, to know them again."""
 
+VIDEO, FRAMES = "video.mp4", "frames"
+"""The results in a job's output folder: the video, and the folder of its frames as images."""
+
 
 def check_inputs_kept(output: Path, inputs: Iterable[Path]) -> None:
     """Refuse an output that would overwrite an input or change the contents of an input folder.

@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import time
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ class StageRecord:
         self.chunks = 0
         """How many chunks there are in all."""
         self.seconds = 0.0
-        self.receipt: dict[str, Any] | None = _read_json(self.receipt_path)
+        self.receipt = _receipt(self.receipt_path)
         if self.receipt is not None:
             self.inputs = self.receipt["inputs"]
         else:
@@ -61,17 +62,18 @@ class StageRecord:
     def mark(self, phase: str, start: int, seconds: float) -> None:
         """Notes that a chunk's data is on the disk. Costs one small write, whatever came before."""
         line = json.dumps({"phase": phase, "start": start, "seconds": round(seconds, 3)})
-        with self.marks_path.open("a") as file:
+        with self.marks_path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
             file.flush()
             os.fsync(file.fileno())
         self.done.add((phase, start))
         self.seconds += seconds
 
-    def finish(self, fingerprint: str, frames: int) -> None:
-        """Writes the receipt and drops the marks."""
+    def finish(self, fingerprint: str, frames: int, arrays: Iterable[str] = ()) -> None:
+        """Writes the receipt and drops the marks. `arrays` are those that stay in the cache."""
         self.receipt = {
             "stage": self.stage, "fingerprint": fingerprint, "frames": frames, "seconds": round(self.seconds, 3),
+            "arrays": sorted(arrays),
             "finished": time.strftime("%Y-%m-%d %H:%M:%S"), "versions": _versions(), "inputs": self.inputs,
         }  # fmt: skip
         write_json(self.receipt_path, self.receipt)
@@ -88,21 +90,47 @@ class StageRecord:
 
     def _read_marks(self) -> None:
         try:
-            text = self.marks_path.read_text()
-        except OSError:
+            text = self.marks_path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError):
             return
         whole = text[: text.rfind("\n") + 1]
         if whole != text:  # the line that a kill cut short; new lines must not be glued to it
             write_text(self.marks_path, whole)
-        header, *marks = [json.loads(line) for line in whole.splitlines()] or [None]
-        if header is not None:
-            self.inputs, self.chunks = header["inputs"], header["chunks"]
-            self.done = {(mark["phase"], mark["start"]) for mark in marks}
-            self.seconds = sum(mark["seconds"] for mark in marks)
+        try:
+            header, *marks = [json.loads(line) for line in whole.splitlines()] or [{}]
+            if not header:
+                return
+            chunks, done = header["chunks"], {(mark["phase"], mark["start"]) for mark in marks}
+            seconds = sum(mark["seconds"] for mark in marks)
+        except (ValueError, KeyError, TypeError):
+            return  # damaged: what was done cannot be known, so nothing was
+        if _are_inputs(header["inputs"]):
+            self.inputs, self.chunks, self.done, self.seconds = header["inputs"], chunks, done, seconds
+
+
+def _receipt(path: Path) -> dict[str, Any] | None:
+    """A receipt; None if there is none or it is damaged."""
+    receipt = read_json(path)
+    expected = {"fingerprint": str, "frames": int, "seconds": int | float, "finished": str}
+    whole = isinstance(receipt, dict) and all(isinstance(receipt.get(key), kind) for key, kind in expected.items())
+    return receipt if whole and _are_inputs(receipt.get("inputs")) else None
+
+
+def _are_inputs(value: Any) -> bool:
+    """Whether this is what a stage depends on (see fingerprint.py)."""
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("keys"), dict)
+        and isinstance(value.get("after"), dict)
+        and all(_are_inputs(inputs) for inputs in value["after"].values())
+    )
 
 
 def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    text = json.dumps(value, indent=1, ensure_ascii=False)
+    if any("\ud800" <= character <= "\udfff" for character in text):  # of a file name that is not UTF-8
+        text = json.dumps(value, indent=1)
+    write_text(path, text + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -116,7 +144,8 @@ def write_text(path: Path, text: str) -> None:
     part.replace(path)
 
 
-def _read_json(path: Path) -> Any:
+def read_json(path: Path) -> Any:
+    """The value in a JSON file; None if there is no such file or it is damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

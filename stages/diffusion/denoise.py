@@ -92,10 +92,21 @@ class Denoiser:
             compile_blocks(networks.unet, *networks.controlnets)
         self.anchors: tuple[Any, ...] | None = None  # whose keys and values the networks keep, and of when
 
-    def use_batches(self, size: int) -> None:
-        """So many groups or images go through the networks at once, or as many of these as there is memory for."""
+    def use_batches(self, size: int, passes_apart: bool = False) -> None:
+        """So many groups or images go through the networks at once, or as many of these as there is memory for.
+        `passes_apart`: those with and without the prompt go through one after the other."""
         if size != self.asked_batch_size:
             self.batch_size = self.asked_batch_size = size
+        if passes_apart and len(self.texts) < self.passes:
+            self.texts = self.text.split(1)
+
+    @property
+    def reduced(self) -> dict[str, Any] | None:
+        """What is used in place of the batches asked for since memory ran out; None if it has not."""
+        passes_apart = len(self.texts) > 1
+        if self.batch_size == self.asked_batch_size and not passes_apart:
+            return None
+        return {"batch_size": self.batch_size, "passes_apart": passes_apart}
 
     def fitting_batch(self, height: int, width: int) -> int:
         """How many groups, or images, of this size to take at once: on a GPU as many as it has room for, by what one

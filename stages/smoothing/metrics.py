@@ -60,6 +60,7 @@ class Curves:
         Returns:
             warp1, warp5: mean warp errors along the guide's motion, ×1000.
             flicker: standard deviation of the changes of luminance, in levels.
+            sharpness: mean variance of the Laplacian.
             sharp, sharp_reference: sharpness as a share of the style's and of the reference's.
             invented: mean over frames, in levels.
             structure, structure_min, worst_frame, lost_frames: mean over frames, the worst frame's, its number, and how
@@ -71,6 +72,8 @@ class Curves:
         found = {f"warp{gap}": _mean(errors) for gap, errors in self.warp.items()}
         if len(self.luminance) > 1:
             found["flicker"] = flicker(self.luminance)
+        if self.sharpness:
+            found["sharpness"] = float(np.mean(self.sharpness))
         for name, other in (("sharp", style), ("sharp_reference", reference)):
             if other is not None and np.mean(other.sharpness) > 0:
                 found[name] = float(np.mean(self.sharpness) / np.mean(other.sharpness))

@@ -12,6 +12,7 @@ from PIL import Image, UnidentifiedImageError
 
 from native import binding
 from stages.base.errors import DiffSynthError, UsageError
+from stages.video.images import image_size
 
 CHANNELS = {"1": 1, "L": 1, "LA": 2, "RGB": 3, "RGBA": 4}
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
@@ -67,6 +68,7 @@ def paint(painting: Painting, output: Path, nnf: Path | None, progress: Callable
 
 def load(path: Path) -> np.ndarray:
     """An image as uint8 [H, W, C] with the channels of the file: grey, grey and alpha, RGB or RGBA."""
+    image_size(path)
     try:
         with Image.open(path) as opened:
             image: Image.Image = opened
@@ -75,8 +77,6 @@ def load(path: Path) -> np.ndarray:
             elif image.mode == "1":
                 image = image.convert("L")
             pixels = np.array(image)
-    except FileNotFoundError as error:
-        raise UsageError(f"{path} does not exist") from error
     except (UnidentifiedImageError, OSError, ValueError) as error:
         raise UsageError(f"{path} is not an image that can be read: {error}") from error
     return np.ascontiguousarray(pixels.reshape(*pixels.shape[:2], -1))

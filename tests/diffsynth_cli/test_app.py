@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from fractions import Fraction
@@ -68,6 +69,23 @@ def test_hints_name_the_overrides_too(tmp_path, make_job, cli):
     job = make_job()
     code, said = cli("control", job, "--set", f"output_path={tmp_path / 'else where'}")
     assert code == 1 and f"diffsynth extract {job} '--set=output_path={tmp_path}/else where' comes first" in said
+
+
+def test_hints_can_be_pasted_whatever_the_job_is_called(make_job, cli, monkeypatch):
+    job = make_job()
+    monkeypatch.chdir(job.parent)
+    for name in ("-j.json", "my job.json", "it's.json"):
+        job = job.rename(job.with_name(name))
+        hint = cli("status", f"./{name}")[1].splitlines()[-1].removeprefix("→ diffsynth ")
+        assert cli(*shlex.split(hint), "-q", "--set", f"output_path=of {name}") == (0, "")
+
+
+def test_what_was_written_is_named_once_and_one_frame_is_no_frames(make_job, cli):
+    job = make_job(1)
+    code, said = cli("run", job)
+    assert code == 0 and "1 frame in" in said and "1 frames" not in said
+    assert f"written: {job.parent}/out/video.mp4: 1 frame, 25 frames/s\n" in said
+    assert "1 frame in" in cli("status", job)[1]
 
 
 def test_a_half_done_stage_can_be_stale_too(make_job, cli):
@@ -191,30 +209,49 @@ def test_sizes_follow_the_videos_shape():
     assert fitting_size(512 * 512, 512, 512) == (512, 512)
 
 
-def test_make_works_through_a_folder_and_goes_on_where_it_stopped(tmp_path, make_job, cli):
-    job = make_job(3, input_video="from the command line", num_inference_steps=1)
+@pytest.fixture
+def make(tmp_path):
+    """Runs make, with the template's Makefile, on the folder clips; gives what was said."""
     template = Path(__file__).parents[2] / "templates/Makefile"
-    (tmp_path / "Makefile").write_text(template.read_text())
-    for name in ("one", "two"):
-        encode(tmp_path / f"clips/{name}.mp4", (scene(i) for i in range(3)), Encoding(fps=Fraction(25)))
+    (tmp_path / "Makefile").write_text(template.read_text(encoding="utf-8"), encoding="utf-8")
     environment = {
         **os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1",
     }  # fmt: skip
 
-    def make(*arguments: str) -> str:
+    def run(*arguments: str) -> str:
         done = subprocess.run(
             ["make", "VIDEOS=clips", *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True
         )
         assert done.returncode == 0, done.stderr
         return done.stdout + done.stderr
 
+    return run
+
+
+def test_make_takes_names_with_spaces_and_large_letters(tmp_path, make_job, make):
+    names = ("my clip.mp4", "two  spaces.mov", "D.MP4", "it's.mkv", "a:b.mp4", "no #1.mp4", "$HOME.mp4", "ü.webm")
+    (tmp_path / "clips").mkdir()
+    for name in (*names, ".hidden.mp4", "notes.txt", "a=b.mp4"):
+        (tmp_path / "clips" / name).write_bytes(b"never read")
+    planned = make("-n", "JOB=job.json", f"--assume-old={make_job()}").splitlines()
+    commands = [shlex.split(line) for line in planned if line.startswith("diffsynth ")]
+    assert len(commands) == len(STAGES) * len(names)
+    expected = {(f"input_video=clips/{name}", f"output_path=output/{name.rpartition('.')[0]}") for name in names}
+    assert {(command[4], command[6]) for command in commands} == expected
+    assert "skipped: make cannot handle the name clips/a=b.mp4" in "\n".join(planned)
+
+
+def test_make_works_through_a_folder_and_goes_on_where_it_stopped(tmp_path, make_job, make):
+    job = make_job(3, input_video="from the command line", num_inference_steps=1)
+    for name in ("one", "two words"):
+        encode(tmp_path / f"clips/{name}.mp4", (scene(i) for i in range(3)), Encoding(fps=Fraction(25)))
     make("output/one/cache.zarr/receipts/control.json")
-    assert not (tmp_path / "output/two").exists()
+    assert not (tmp_path / "output/two words").exists()
     said = make("-j2")
-    assert "diffsynth control job.json --set input_video=clips/one.mp4" not in said  # was done
-    for name in ("one", "two"):
+    assert "diffsynth control job.json --set input_video='clips/one.mp4'" not in said  # was done
+    for name in ("one", "two words"):
         assert (tmp_path / f"output/{name}/video.mp4").exists()
     assert "Nothing to be done" in make("-j2")
     job.write_text(job.read_text())  # newer, but with the same keys
     assert make("-j2").count("nothing to do") == 8
-    assert "Nothing to be done" in make("-j2")
+    assert "Nothing to be done" in make("-j2", "output/two words.done")

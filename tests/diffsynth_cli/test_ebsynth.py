@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from diffsynth_cli.__main__ import main
-from diffsynth_cli.app import _weights_in_order
+from diffsynth_cli.ebsynth import _weights_in_order
 from native import binding
 from tests.conftest import scene
 
@@ -72,7 +72,7 @@ def test_a_weight_belongs_to_what_is_before_it(arguments, style, guides):
     ("options", "message"),
     [
         (["--guide", "from.png"], "two images"),
-        (["--guide", "from.png", "none.png"], "does not exist"),
+        (["--guide", "from.png", "none.png"], "no such file"),
         (["--guide", "small.png", "to.png"], "20×20"),
         (["--guide", "style.png", "to.png"], "channels"),
         (["--guide", "from.png", "to.png", "--patchsize", "6"], "odd"),

@@ -35,6 +35,18 @@ def test_table_and_json_and_plot(tmp_path, videos, cli):
     assert code == 0 and "warp1" in said and "psnr" not in said
 
 
+def test_sharpness_is_measured_without_a_style_too(tmp_path, videos, cli):
+    guide, _ = videos
+    soft = write_images(tmp_path / "soft", [cv2.GaussianBlur(scene(i, 64, 96), (0, 0), 2) for i in range(8)])
+    found = json.loads(cli("metrics", guide, guide, soft, "--json")[1])["videos"]
+    variances = [cv2.Laplacian(cv2.cvtColor(scene(i, 64, 96), cv2.COLOR_RGB2GRAY), cv2.CV_64F).var() for i in range(8)]
+    assert found[str(guide)]["sharpness"] == pytest.approx(np.mean(variances), rel=0.02)
+    assert found[str(soft)]["sharpness"] < 0.5 * found[str(guide)]["sharpness"]
+    assert "sharpness" in cli("metrics", guide, soft)[1]
+    said = cli("metrics", guide, soft, "--style", guide)[1]
+    assert "sharp " in said and "sharpness" not in said
+
+
 def test_lost_structure_is_said_in_words(tmp_path, videos, cli):
     guide, style = videos
     frames = [cv2.imread(str(style / f"{index}.png"))[..., ::-1] for index in range(8)]

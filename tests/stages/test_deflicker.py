@@ -12,9 +12,11 @@ from stages.base.cache import ArraySpec, FrameCache
 from stages.base.fingerprint import stage_inputs
 from stages.base.job_file import read_job
 from stages.smoothing import SMOOTHERS, build
-from stages.video import Encoding, encode, open_source
-from tests.conftest import scene
-from tests.stages.test_video import onsets, tone
+from stages.video import Encoding, encode, open_source, write_frames
+from tests.conftest import scene, write_images
+from tests.stages.video.clips import onsets, tone
+
+NO_MAPS: dict[str, list[str]] = {"controlnet_model_id": [], "controlnet_processor": []}
 
 
 @pytest.fixture
@@ -25,6 +27,9 @@ def deflicker(tmp_path, make_job, cli):
         job_file = make_job(10, controlnet_model_id=[], controlnet_processor=[], **keys)
         assert cli("extract", job_file, "-q")[0] == 0
         assert cli("control", job_file, "-q")[0] == 0
+        job_file = make_job(10, **NO_MAPS, **keys)
+        assert cli("extract", job_file, "-q") == (0, "")
+        assert cli("control", job_file, "-q") == (0, "")
         job, _ = read_job(job_file)
         cache = FrameCache(tmp_path / "out/cache.zarr")
         noise = np.random.default_rng(0).integers(-20, 20, cache["frames"].shape)
@@ -109,7 +114,7 @@ def test_a_device_that_is_not_there_is_refused_before_anything_goes(deflicker, m
     keys = {"post_smoother": "PatchBlendSmoother", "post_smoother_config": {"window": 2}}
     cache, _ = deflicker(**keys)
     before = cache["deflickered"][:]
-    job = make_job(10, controlnet_model_id=[], controlnet_processor=[], **keys)
+    job = make_job(10, **NO_MAPS, **keys)
     code, said = cli("deflicker", job, "--restart", "--device", "cuda:99")
     assert code == 2 and "cuda:99 is not there" in said
     np.testing.assert_array_equal(FrameCache(cache.path)["deflickered"][:], before)
@@ -159,10 +164,22 @@ def test_the_video_is_written_again_only_when_it_must_be(tmp_path, deflicker, ma
     assert cli("deflicker", job)[0] == 0 and open_source(video).fps == 25
 
 
+EXPORTS = {
+    "a.mp4": "h265", "b.mp4": "av1", "b.webm": "av1", "a.webm": "vp9", "a.mov": "prores", "a.mkv": "ffv1",
+}  # fmt: skip
+
+
 def test_export(tmp_path, deflicker, cli):
     deflicker()
     job = tmp_path / "job.json"
-    for codec, name in (("hevc", "a.mp4"), ("vp9", "a.webm"), ("prores", "a.mov"), ("ffv1", "a.mkv")):
+    for codec, name in (
+        ("h265", "a.mp4"),
+        ("av1", "b.mp4"),
+        ("av1", "b.webm"),
+        ("vp9", "a.webm"),
+        ("prores", "a.mov"),
+        ("ffv1", "a.mkv"),
+    ):
         code, said = cli("export", job, "--codec", codec, "-o", tmp_path / name, "--fps", 10)
         assert code == 0, said
         source = open_source(tmp_path / name)
@@ -176,3 +193,114 @@ def test_export(tmp_path, deflicker, cli):
     assert code == 2 and "cannot hold h264" in said
     with av.open(str(tmp_path / "a.mp4")) as container:
         assert container.streams.video[0].codec_context.name == "hevc"
+
+
+def frames_in(folder):
+    return np.stack([shot.image() for shot in open_source(folder).shots()])
+
+
+def test_exported_images_are_the_frames_and_export_resumes(tmp_path, deflicker, cli):
+    cache, _ = deflicker()
+    job, folder = tmp_path / "job.json", tmp_path / "images of it"
+    assert cli("export", job, "-o", folder)[0] == 0
+    names = [f"{index:05d}.png" for index in range(10)]
+    assert sorted(path.name for path in folder.iterdir()) == names
+    np.testing.assert_array_equal(frames_in(folder), cache["deflickered"][:])
+    written = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    (folder / "00003.png").unlink()
+    (folder / "00007.png").write_bytes((folder / "00007.png").read_bytes()[:500])  # as a copy that was cut short
+    code, said = cli("export", job, "--codec", "png", "-o", folder)
+    assert code == 0, said
+    np.testing.assert_array_equal(frames_in(folder), cache["deflickered"][:])
+    again = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert {path.name for path in folder.iterdir() if again[path] != written[path]} == {"00003.png", "00007.png"}
+
+
+def test_images_are_exported_to_the_folder_frames_unless_told_otherwise(tmp_path, deflicker, cli):
+    deflicker()
+    job = tmp_path / "job.json"
+    code, said = cli("export", job, "--codec", "png")
+    assert code == 0 and str(tmp_path / "out/frames") in said
+    assert len(list((tmp_path / "out/frames").iterdir())) == 10
+    for arguments, message in (
+        (("--codec", "png", "-o", tmp_path / "a.mp4"), "png makes a folder of images"),
+        (("--codec", "png", "--crf", 3), "--crf and --fps are for videos"),
+        (("-o", tmp_path / "images"), "is the input"),
+        (("-o", job), "is the input"),
+    ):
+        code, said = cli("export", job, *arguments)
+        assert code == 2 and message in said, said
+
+
+def test_images_that_are_not_the_programs_own_need_force(tmp_path, deflicker, cli):
+    cache, _ = deflicker()
+    job, mine = tmp_path / "job.json", write_images(tmp_path / "mine", [scene(0)]) / "00004.png"
+    (tmp_path / "mine/0.png").rename(mine)
+    before = mine.read_bytes()
+    code, said = cli("export", job, "-o", mine.parent)
+    assert code == 2 and "00004.png exists" in said
+    assert mine.read_bytes() == before and len(list(mine.parent.iterdir())) == 1
+    assert cli("export", job, "-o", mine.parent, "--force")[0] == 0
+    np.testing.assert_array_equal(frames_in(mine.parent), cache["deflickered"][:])
+
+
+def test_kept_frames_are_written_once_and_follow_the_job(tmp_path, deflicker, make_job, cli):
+    cache, _ = deflicker(keep_frames=True)
+    folder, job = tmp_path / "out/frames", tmp_path / "job.json"
+    np.testing.assert_array_equal(frames_in(folder), cache["deflickered"][:])
+    written = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert cli("deflicker", job)[0] == 0
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == written
+    (folder / "00002.png").unlink()
+    assert cli("deflicker", job)[0] == 0  # nothing else to do
+    changed = {path.name for path in folder.iterdir() if path.stat().st_mtime_ns != written[path]}
+    assert changed == {"00002.png"}
+    smoothed = make_job(10, **NO_MAPS, keep_frames=True, post_smoother="TemporalMeanSmoother")
+    assert cli("deflicker", smoothed, "--restart")[0] == 0
+    np.testing.assert_array_equal(frames_in(folder), FrameCache(cache.path)["deflickered"][:])
+
+
+def test_frames_of_an_earlier_longer_video_go_and_other_files_stay(tmp_path):
+    frames = np.stack([scene(index) for index in range(5)])
+    write_frames(tmp_path, frames, "mine")
+    for name in ("notes.txt", "00009.png"):
+        (tmp_path / name).write_text("not the program's")
+    write_frames(tmp_path, frames[:3], "mine")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "00000.png", "00001.png", "00002.png", "00009.png", "notes.txt",
+    ]  # fmt: skip
+
+
+def test_a_jobs_folder_of_frames_is_checked_before_anything_runs(tmp_path, make_job, cli):
+    mine = tmp_path / "out/frames/00000.png"
+    mine.parent.mkdir(parents=True)
+    mine.write_bytes(b"mine")
+    code, said = cli("run", make_job(keep_frames=True))
+    assert code == 2 and "00000.png exists" in said and not (tmp_path / "out/cache.zarr").exists()
+    assert cli("run", make_job(), "-q")[0] == 0 and mine.read_bytes() == b"mine"
+
+
+# --- what lies there is looked at -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("damage", ["", "{", "3", "[]", "\udcff"])
+def test_a_damaged_note_about_the_video_only_has_it_written_again(damage, tmp_path, deflicker, cli):
+    deflicker()
+    video, note = tmp_path / "out/video.mp4", tmp_path / "out/cache.zarr/receipts/video.json"
+    right, written = note.read_text(), video.stat().st_mtime_ns
+    note.write_bytes(damage.encode(errors="surrogateescape"))
+    code, said = cli("deflicker", tmp_path / "job.json")
+    assert code == 0, said
+    assert note.read_text() == right and video.stat().st_mtime_ns > written
+
+
+def test_a_video_that_was_cut_short_is_written_again(tmp_path, deflicker, cli):
+    deflicker()
+    video, job = tmp_path / "out/video.mp4", tmp_path / "job.json"
+    whole = video.read_bytes()
+    video.write_bytes(whole[: len(whole) // 2])
+    assert cli("deflicker", job)[0] == 0 and video.read_bytes() == whole
+    video.write_bytes(b"x")  # nothing says any more that it is the program's own
+    code, said = cli("deflicker", job)
+    assert code == 2 and "video.mp4 exists" in said and video.read_bytes() == b"x"
+    assert cli("deflicker", job, "--force")[0] == 0 and video.read_bytes() == whole

@@ -272,6 +272,32 @@ def test_batches_are_halved_and_passes_taken_apart_when_memory_runs_out(render, 
     assert code == 1 and "out of memory" in said
 
 
+@pytest.mark.parametrize("most", [8, 2])  # latents: half the batch; one frame's group, and one pass at a time
+def test_a_render_that_ran_out_of_memory_goes_on_in_its_smaller_batches(
+    most, render, short_of_memory, make_job, cli, monkeypatch
+):
+    keys = {"combine_pattern": [-1, 0], "keep_steps": True}
+    short_of_memory(most)
+    straight = render("straight", batch_size=4, **keys)
+    real, runs = stage.StepTask.run, []
+
+    def run(task, cache, start, stop):
+        runs.append(start)
+        if len(runs) == 2:
+            raise Interrupted
+        real(task, cache, start, stop)
+
+    tried = short_of_memory(most)
+    monkeypatch.setattr(stage.StepTask, "run", run)
+    job = make_job(**keys, output_path="interrupted")
+    assert cli("run", job, "-q", "--batch-size", 4)[0] == 130 and tried[0] == (16, 2)
+    tried = short_of_memory(1000)  # there is memory again
+    interrupted = render("interrupted", batch_size=4, **keys)
+    assert tried and all(size <= most for size, _ in tried)
+    for name in ("latents_steps", "rendered"):
+        np.testing.assert_array_equal(straight.group[name][:], interrupted.group[name][:])
+
+
 def test_windows_of_shared_attention_take_passes_apart_when_memory_runs_out(render, short_of_memory):
     keys = {"attention": "shared", "combine_pattern": [-10000, -1, 0]}
     whole = render("whole", **keys)["latents"][:]

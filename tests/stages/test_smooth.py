@@ -24,7 +24,7 @@ from tests.conftest import write_images
 from tests.diffsynth_cli.test_interruption import start, wait_for
 from tests.stages.smoothing.scenes import HEIGHT, WIDTH, scene, squared_error
 from tests.stages.smoothing.test_offset import UNEVEN, pan, stylised
-from tests.stages.test_video import onsets, tone
+from tests.stages.video.clips import onsets, tone
 
 OPTIONS = ("--window", "4")
 

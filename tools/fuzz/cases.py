@@ -27,7 +27,7 @@ OTHER_VALUES: tuple[Any, ...] = (
 )  # fmt: skip
 NAMES: tuple[bytes, ...] = (
     b"a b", b" a", b"a ", b"-q", b"--help", b"-", b"a:b", b"c:", b"http:", b"file:a", b"a%d", b"%05d", b"a\nb", b"a\tb",
-    b"'a'", b'"a"', b"a\\b", b"[red]a[/red]", b"{a}", b"$HOME", b"~", b"*", b"a;b", b"\xff\xfe", b"caf\xe9",
+    b"'a'", b'"a"', b"a\\b", b"[red]a[bold]", b"{a}", b"$HOME", b"~", b"*", b"a;b", b"\xff\xfe", b"caf\xe9",
     "é".encode(), "e\u0301".encode(), "日本語".encode(), "🎬".encode(), b"a" * 230,
 )  # fmt: skip
 

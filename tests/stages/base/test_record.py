@@ -56,3 +56,20 @@ def test_the_receipt_says_what_when_and_with_what(tmp_path, record):
     assert again.complete and again.inputs == INPUTS
     again.clear()
     assert not StageRecord(tmp_path, "render").complete
+
+
+@pytest.mark.parametrize("damage", ["", "{", "null", "3", "[]", "{}", '{"inputs": {}}', '{"inputs": {"keys": 3}}'])
+def test_damaged_records_are_as_good_as_none(tmp_path, record, damage):
+    record.begin(INPUTS, chunks=1)
+    record.mark("step 1", 0, 0.5)
+    marks = record.marks_path.read_text()
+    record.marks_path.write_text(f"{damage}\n{marks}")
+    assert StageRecord(tmp_path, "render").inputs is None
+    record.marks_path.write_text(f"{marks}{damage or '?'}\n{marks}")
+    assert StageRecord(tmp_path, "render").inputs is None
+    record.marks_path.write_bytes(b"\xff\n")
+    assert StageRecord(tmp_path, "render").inputs is None
+    record.finish("abc", frames=8)
+    record.receipt_path.write_text(damage)
+    again = StageRecord(tmp_path, "render")
+    assert again.inputs is None and not again.complete

@@ -1,0 +1,55 @@
+"""The one door to PyAV: sources of frames (video files, image folders), fitting, and encoding with audio."""
+
+from stages.video.encoding import (
+    CODEC_ALIASES,
+    ENCODERS,
+    Encoding,
+    check_encoder,
+    check_encoding,
+    default_codec,
+    encode,
+    is_video_name,
+    padded_size,
+    read_comment,
+)
+from stages.video.images import fit, frame_files, read_image, save_png, write_frames
+from stages.video.sound import Audio
+from stages.video.sources import (
+    TIME_TOLERANCE,
+    ImageFolder,
+    Shot,
+    Source,
+    VideoFile,
+    check_shape,
+    describe,
+    open_source,
+    stated_length,
+)
+
+__all__ = [
+    "CODEC_ALIASES",
+    "ENCODERS",
+    "TIME_TOLERANCE",
+    "Audio",
+    "Encoding",
+    "ImageFolder",
+    "Shot",
+    "Source",
+    "VideoFile",
+    "check_encoder",
+    "check_encoding",
+    "check_shape",
+    "default_codec",
+    "describe",
+    "encode",
+    "fit",
+    "frame_files",
+    "is_video_name",
+    "open_source",
+    "padded_size",
+    "read_comment",
+    "read_image",
+    "save_png",
+    "stated_length",
+    "write_frames",
+]

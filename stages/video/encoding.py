@@ -1,0 +1,237 @@
+"""Writing videos: which codecs and containers there are, and encoding, the same bytes for the same frames."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from fractions import Fraction
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import av
+import av.codec
+import numpy as np
+from av.video.reformatter import Colorspace
+
+from stages.base.errors import DiffSynthError, UsageError
+from stages.video.images import IMAGE_SUFFIXES, read_png_comment
+from stages.video.sound import Audio, SoundTrack
+from stages.video.sources import url
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """How frames become one kind of video: FFmpeg's encoder, its settings, and where such videos usually lie."""
+
+    ffmpeg: str
+    pixel_format: str
+    crf: int | None
+    suffix: str
+    options: dict[str, str] = field(default_factory=dict)
+
+
+# x264's macroblock tree reads memory that it never wrote, at many sizes: the same frames gave different bytes.
+ENCODERS = {
+    "h264": Encoder("libx264", "yuv420p", 19, ".mp4", {"preset": "medium", "x264-params": "mbtree=0"}),
+    "hevc": Encoder(
+        "libx265",
+        "yuv420p",
+        20,
+        ".mp4",
+        {"preset": "medium", "x265-params": "log-level=none:pools=4:frame-threads=2"},
+    ),
+    "vp9": Encoder("libvpx-vp9", "yuv420p", 24, ".webm", {"b": "0", "row-mt": "1"}),
+    "av1": Encoder("libsvtav1", "yuv420p", 22, ".mp4", {"preset": "8"}),
+    "prores": Encoder("prores_ks", "yuv422p10le", None, ".mov", {"profile": "hq"}),
+    "ffv1": Encoder("ffv1", "bgr0", None, ".mkv"),
+}
+CODEC_ALIASES = {"h265": "hevc"}
+# Fixed, since it changes the bytes that x264 writes.
+ENCODER_THREADS = 4
+CONTAINERS = {  # suffix: (FFmpeg's muxer, audio encoder, options)
+    ".mp4": ("mp4", "aac", {"movflags": "+faststart"}),
+    ".mov": ("mov", "aac", {"movflags": "+faststart"}),
+    ".mkv": ("matroska", "aac", {"fflags": "+bitexact"}),  # otherwise each file has a random number in it
+    ".webm": ("webm", "libopus", {"fflags": "+bitexact"}),
+}
+CONTAINER_CODECS = {
+    ".mp4": ("h264", "hevc", "vp9", "av1"), ".mov": ("h264", "hevc", "prores"),
+    ".mkv": tuple(ENCODERS), ".webm": ("vp9", "av1"),
+}  # fmt: skip
+OTHER_SUFFIXES = (  # of videos that are not written
+    ".3gp", ".asf", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mpeg", ".mpg", ".mts", ".mxf", ".ogv", ".ts", ".vob",
+    ".wmv", ".y4m",
+)  # fmt: skip
+SLOWEST, FASTEST = Fraction(1, 10_000), 1000  # frames/s; MP4 files have a clock of their own in milliseconds
+TIMESTAMP_RATE = 90_000  # ticks a second for frames without a constant rate
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How a video is to be written. `fps` for a constant rate, or else `times` in seconds, one a frame.
+
+    `comment` is written into the file's metadata, from where `read_comment` reads it.
+    """
+
+    fps: Fraction | None = None
+    times: np.ndarray = field(default_factory=lambda: np.empty(0))
+    codec: str = "h264"
+    crf: int | None = None
+    audio: Audio | None = None
+    comment: str = ""
+
+    def ticks(self, index: int) -> int:
+        return index if self.fps is not None else round(float(self.times[index]) * TIMESTAMP_RATE)
+
+    @property
+    def time_base(self) -> Fraction:
+        return 1 / self.fps if self.fps is not None else Fraction(1, TIMESTAMP_RATE)
+
+
+def encode(path: Path, frames: Iterable[np.ndarray], how: Encoding) -> None:
+    """Writes uint8 frames [H, W, 3] as a video, its kind chosen by the suffix of `path`.
+
+    Odd sizes are padded by repeating the last row or column if the codec needs even ones (`padded_size`). The file
+    appears when it is complete.
+    """
+    muxer, audio_codec, options = check_encoding(path, how.codec)
+    part = path.with_name(f".{path.name}.part")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with av.open(url(part), "w", format=muxer, container_options=options) as container:
+            if how.comment:
+                container.metadata["comment"] = how.comment
+            sound = SoundTrack(container, how.audio, audio_codec) if how.audio else None
+            picture = None
+            for index, frame in enumerate(frames):
+                picture = picture or _picture_stream(container, frame.shape, how)
+                if sound:
+                    sound.write_until(float(how.ticks(index) * how.time_base))
+                container.mux(_timed(picture.encode(_picture_frame(frame, picture, how, index)), how))
+            if picture is None:
+                raise DiffSynthError(f"{path}: there are no frames to write")
+            container.mux(_timed(picture.encode(None), how))
+            if sound:
+                sound.write_until(float("inf"))
+        part.replace(path)
+    except (av.error.FFmpegError, OSError) as error:
+        raise DiffSynthError(f"{path} could not be written: {error.strerror or error}") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def check_encoding(path: Path, codec: str) -> tuple[str, str, dict[str, str]]:
+    """Muxer, audio encoder and options for a file of this name; UsageError if it cannot hold the codec."""
+    suffix = path.suffix.lower()
+    if suffix not in CONTAINERS:
+        raise UsageError(f"{path}: cannot write {suffix or 'a video without a suffix'}", f"use {_listed(CONTAINERS)}")
+    if codec not in CONTAINER_CODECS[suffix]:
+        raise UsageError(
+            f"{path}: a {suffix} file cannot hold {codec}", f"it can hold {_listed(CONTAINER_CODECS[suffix])}"
+        )
+    if ENCODERS[codec].ffmpeg not in av.codec.codecs_available:
+        raise UsageError(f"{codec}: FFmpeg was built without {ENCODERS[codec].ffmpeg}", "choose another codec")
+    return CONTAINERS[suffix]
+
+
+def check_encoder(path: Path, codec: str, height: int, width: int, fps: Fraction) -> None:
+    """Check that frames of this size and rate can be encoded, by opening the encoder and writing no frame.
+
+    Raises:
+        UsageError: The file's suffix does not go with the codec, or the encoder takes no such frames.
+    """
+    muxer, *_ = check_encoding(path, codec)
+    try:
+        if not SLOWEST <= fps <= FASTEST:
+            raise ValueError("FFmpeg writes files of such rates, but cannot read them")
+        with av.open(BytesIO(), "w", format=muxer) as container:
+            _picture_stream(container, (height, width, 3), Encoding(fps, codec=codec))
+            container.start_encoding()
+    except (av.error.FFmpegError, OSError, ValueError, OverflowError) as error:
+        raise UsageError(
+            f"{path}: {codec} cannot hold frames of {width}×{height} at {float(fps):.6g} frames/s",
+            "choose another frame_height, frame_width or fps",
+        ) from error
+
+
+def is_video_name(path: Path) -> bool:
+    """Whether an output of this name is a video; otherwise it is a folder of images.
+
+    Raises UsageError for the suffixes of videos that cannot be written and of single images.
+    """
+    suffix = path.suffix.lower()
+    if suffix in CONTAINERS:
+        return True
+    if suffix in OTHER_SUFFIXES:
+        raise UsageError(f"{path}: cannot write {suffix} videos", f"use {_listed(CONTAINERS)}, or the name of a folder")
+    if suffix in IMAGE_SUFFIXES:
+        raise UsageError(f"{path} is the name of a single image", "give the name of a folder for images")
+    return False
+
+
+def default_codec(path: Path) -> str:
+    """The codec of a video of this name if none is asked for."""
+    return CONTAINER_CODECS[path.suffix.lower()][0]
+
+
+def padded_size(codec: str, height: int, width: int) -> tuple[int, int]:
+    """The (height, width) at which frames of this size are encoded: even where the codec halves colour resolution."""
+    if ENCODERS[codec].pixel_format.startswith("bgr"):
+        return height, width
+    return height + height % 2, width + width % 2
+
+
+def read_comment(path: Path) -> str:
+    """The comment in the metadata of a video or PNG file; empty if there is none or the file cannot be read."""
+    if path.suffix.lower() == ".png":
+        return read_png_comment(path)
+    try:
+        with av.open(url(path), metadata_errors="ignore") as container:
+            tags = {name.lower(): value for name, value in container.metadata.items()}
+            return str(tags.get("comment", ""))
+    except (av.error.FFmpegError, OSError, ValueError):
+        return ""
+
+
+def _listed(names: Iterable[str]) -> str:
+    *others, last = names
+    return f"{', '.join(others)} or {last}" if others else last
+
+
+def _picture_stream(container: Any, shape: tuple[int, ...], how: Encoding) -> Any:
+    encoder = ENCODERS[how.codec]
+    crf = encoder.crf if how.crf is None else how.crf
+    options = encoder.options if crf is None else {**encoder.options, "crf": str(crf)}
+    os.environ.setdefault("SVT_LOG", "1")  # errors only; read when the encoder of AV1 is opened
+    stream = container.add_stream(encoder.ffmpeg, rate=how.fps or TIMESTAMP_RATE, options=options)
+    stream.height, stream.width = padded_size(how.codec, shape[0], shape[1])
+    stream.pix_fmt = encoder.pixel_format
+    stream.time_base = stream.codec_context.time_base = how.time_base
+    stream.codec_context.thread_count = ENCODER_THREADS
+    if how.fps is None:  # with B-frames, MP4 and uneven times give a wrong length of the whole
+        stream.codec_context.max_b_frames = 0
+    if not encoder.pixel_format.startswith("bgr"):  # BT.709, limited range: what players assume of untagged HD video
+        context = stream.codec_context
+        context.color_range, context.colorspace, context.color_primaries, context.color_trc = 1, 1, 1, 1
+    return stream
+
+
+def _picture_frame(image: np.ndarray, stream: Any, how: Encoding, index: int) -> Any:
+    pad = ((0, stream.height - image.shape[0]), (0, stream.width - image.shape[1]), (0, 0))
+    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(np.pad(image, pad, mode="edge")), format="rgb24")
+    if not stream.pix_fmt.startswith("bgr"):
+        frame = frame.reformat(format=stream.pix_fmt, dst_colorspace=Colorspace.ITU709)
+    frame.pts, frame.time_base = how.ticks(index), how.time_base
+    return frame
+
+
+def _timed(packets: list[Any], how: Encoding) -> list[Any]:
+    """The same packets with their durations, which encoders do not know where the rate is not constant."""
+    if how.fps is None:
+        stamps = [how.ticks(index) for index in range(len(how.times))]
+        lengths = dict(zip(stamps, np.diff(stamps), strict=False))
+        for packet in packets:
+            packet.duration = int(lengths.get(packet.pts, np.median(np.diff(stamps)) if len(stamps) > 1 else 3600))
+    return packets

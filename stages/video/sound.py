@@ -1,0 +1,96 @@
+"""The sound of a video: cut to a span, with silence where there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import av
+from av.filter import Graph
+
+from stages.video.sources import seek, url
+
+AUDIO_BIT_RATE = 192_000
+AUDIO_RATE = 48_000
+
+
+@dataclass(frozen=True)
+class Audio:
+    """The part of a file's sound from `start` to `stop`, in seconds."""
+
+    path: Path
+    start: float
+    stop: float
+
+
+class SoundTrack:
+    """Sound cut to a span, silence where the file has none, written a little ahead of the picture."""
+
+    def __init__(self, container: Any, audio: Audio, codec: str):
+        self.container = container
+        self.stream = container.add_stream(codec, rate=AUDIO_RATE, layout=_layout(audio.path))
+        self.stream.bit_rate = AUDIO_BIT_RATE
+        self.frames = _cut_sound(audio, self.stream)
+        self.written = 0.0  # s
+
+    def write_until(self, time: float) -> None:
+        while self.written <= time:
+            frame = next(self.frames, None)
+            if frame is None:
+                self.container.mux(self.stream.encode(None))
+                self.written = float("inf")
+                return
+            self.container.mux(self.stream.encode(frame))
+            self.written = float(frame.time + frame.samples / frame.sample_rate)
+
+
+def _layout(path: Path) -> str:
+    with av.open(url(path)) as source:
+        return "mono" if source.streams.audio[0].channels == 1 else "stereo"
+
+
+def _cut_sound(audio: Audio, stream: Any) -> Iterator[Any]:
+    """Audio frames of the span, in the encoder's format, with times from 0 and gaps filled with silence."""
+    with av.open(url(audio.path), metadata_errors="ignore") as source:
+        track = source.streams.audio[0]
+        zero = (source.start_time or 0) / av.time_base + audio.start
+        seek(source, track, zero)
+        graph = Graph()
+        filters = [graph.add_abuffer(template=track)]
+        for name, options in (
+            ("asetpts", f"PTS-{zero!r}/TB"),
+            ("aresample", f"{AUDIO_RATE}:async=1:first_pts=0"),
+            ("atrim", f"start=0:end={audio.stop - audio.start!r}"),
+            ("aformat", f"sample_fmts={stream.format.name}:channel_layouts={stream.layout.name}"),
+            ("asetnsamples", f"n={stream.codec_context.frame_size or 1024}:p=0"),
+            ("abuffersink", None),
+        ):
+            filters.append(graph.add(name, options))
+            filters[-2].link_to(filters[-1])
+        graph.configure()
+        for frame in chain(_sound_frames(source, track), [None]):
+            try:
+                graph.push(frame)
+            except av.error.EOFError:  # atrim has had all it wants
+                break
+            yield from _pull(graph)
+        yield from _pull(graph)
+
+
+def _sound_frames(source: Any, track: Any) -> Iterator[Any]:
+    for packet in source.demux(track):
+        try:
+            yield from packet.decode()
+        except av.error.InvalidDataError:
+            continue  # a damaged packet is heard as silence: aresample fills the gap
+
+
+def _pull(graph: Any) -> Iterator[Any]:
+    while True:
+        try:
+            yield graph.pull()
+        except (av.error.BlockingIOError, av.error.EOFError):
+            return

@@ -1,0 +1,68 @@
+"""File names, prompts and terminals of any encoding, through the console script."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import scene, write_images
+
+ENCODINGS = [
+    {"LANG": "C"},
+    {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+    {"PYTHONIOENCODING": "ascii"},
+    {"PYTHONIOENCODING": "latin-1"},
+]
+
+
+def diffsynth(*arguments: str | Path, **environment: str) -> tuple[int, str]:
+    """The exit code and all that was printed."""
+    done = subprocess.run(
+        [sys.executable, "-m", "diffsynth_cli", *map(os.fsencode, arguments)],
+        env={**os.environ, **environment}, capture_output=True, cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    return done.returncode, (done.stdout + done.stderr).decode(errors="surrogateescape")
+
+
+@pytest.mark.parametrize("environment", ENCODINGS, ids=str)
+def test_what_a_terminal_cannot_show_is_no_failure(environment, make_job):
+    job = make_job(prompt="Größe ✓ 雪")
+    for arguments in (("extract", job), ("status", job), ("control", job, "--set", "frame_interval=2")):
+        code, said = diffsynth(*arguments, **environment)
+        assert code == (1 if "--set" in arguments else 0), said
+        assert "UnicodeEncodeError" not in said
+
+
+@pytest.mark.parametrize("environment", ENCODINGS, ids=str)
+def test_a_prompt_of_the_command_line_is_read_or_refused(environment, make_job):
+    code, said = diffsynth("extract", make_job(), "--set", "prompt=Größe ✓", **environment)
+    assert code == 0 or (code == 2 and "is not Unicode text" in said), said
+
+
+def test_names_that_are_not_utf_8(tmp_path, make_job):
+    images = write_images(tmp_path / "plain", [scene(index) for index in range(3)])
+    name = images.rename(tmp_path / os.fsdecode(b"g\xfc"))  # OpenCV, which writes them, crashes on such names
+    code, said = diffsynth("extract", make_job(), "--set", f"input_video={name}")
+    assert code == 2 and "input_video: " in said and "rename the file" in said
+    code, said = diffsynth("init", "text_guided", name, "-o", tmp_path / "project")
+    assert code == 2 and "a job file cannot hold" in said and not (tmp_path / "project").exists()
+    output = tmp_path / os.fsdecode(b"\xfc.mp4")
+    for _ in range(2):  # the second has nothing to do
+        code, said = diffsynth("smooth", name, "-o", output, "--window", "1")
+        assert code == 0 and output.exists(), said
+    assert diffsynth("metrics", name, name)[0] == 0
+    painted = tmp_path / os.fsdecode(b"\xfc.png")
+    images = [name / f"{index}.png" for index in range(3)]
+    assert diffsynth("ebsynth", "--style", images[0], "--guide", *images[1:], "-o", painted)[0] == 0
+
+
+def test_a_colon_in_a_name_is_no_protocol(tmp_path, monkeypatch, cli):
+    monkeypatch.chdir(tmp_path)
+    write_images(Path("images"), [scene(index) for index in range(3)])
+    assert cli("smooth", "images", "-o", "a:b.mp4", "--window", 1, "-q")[0] == 0
+    code, said = cli("smooth", "./a:b.mp4", "-o", "c:d.mp4", "--window", 1, "-q")
+    assert code == 0 and Path("c:d.mp4").exists(), said

@@ -1,0 +1,92 @@
+"""`diffsynth verify` finds damage anywhere in a cache, and `run --restart` repairs it."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from diffsynth_cli.app import STAGES
+
+
+@pytest.fixture
+def finished(make_job, cli):
+    """A job that is done."""
+    job = make_job(3, keep_frames=True, keep_steps=True, num_inference_steps=1)
+    assert cli("run", job, "-q") == (0, "")
+    return job
+
+
+def flip_bit(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def chunk(job, pattern):
+    return sorted((job.parent / "out/cache.zarr").glob(pattern))[1]
+
+
+def files(job):
+    return {
+        path: path.read_bytes() for path in (job.parent / "out").rglob("*")
+        if path.is_file() and (path.name.startswith("c.") or path.suffix in (".png", ".mp4"))
+    }  # fmt: skip
+
+
+def test_nothing_is_said_to_be_damaged_where_nothing_is(finished, cli):
+    code, said = cli("verify", finished)
+    assert code == 0 and said.count("intact") == len(STAGES)
+
+
+def test_a_job_that_was_not_begun_has_nothing_to_verify(make_job, cli):
+    job = make_job()
+    assert cli("verify", job) == (0, "") and not (job.parent / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("pattern", "stage"),
+    [
+        ("frames/c.*", "extract"),
+        ("control/*/c.*", "control"),
+        ("latents_steps/c.*", "render"),
+        ("rendered/c.*", "render"),
+        ("deflickered/c.*", "deflicker"),
+    ],
+)
+@pytest.mark.parametrize("damage", ["flipped", "gone"])
+def test_damage_is_named_and_repaired(pattern, stage, damage, finished, cli):
+    before, path = files(finished), chunk(finished, pattern)
+    flip_bit(path) if damage == "flipped" else path.unlink()
+    code, said = cli("verify", finished)
+    assert code == 1 and said.count("error:") == 1
+    assert f"frame 1 of the array '{path.parent.relative_to(finished.parent / 'out/cache.zarr')}'" in said or (
+        "frame 1 of step 1" in said
+    )
+    assert f"diffsynth run {finished} --restart redoes {stage}\n" in said
+    assert cli("run", finished, "--restart")[0] == 0
+    assert cli("verify", finished)[0] == 0
+    assert files(finished) == before
+
+
+def test_an_array_that_is_gone_is_named(finished, cli):
+    before = files(finished)
+    for name in ("frames", "rendered"):
+        shutil.rmtree(finished.parent / "out/cache.zarr" / name)
+    code, said = cli("verify", finished)
+    assert code == 1 and "the array 'frames' is missing" in said and "redoes extract and render" in said
+    assert cli("run", finished, "--restart")[0] == 0
+    assert files(finished) == before
+
+
+@pytest.mark.parametrize("output", ["video.mp4", "frames/00001.png"])
+def test_a_changed_output_is_named(output, finished, cli):
+    before = files(finished)
+    path = finished.parent / "out" / output
+    flip_bit(path)
+    code, said = cli("verify", finished)
+    assert code == 1 and f"{finished.parent / 'out' / output.split('/')[0]} is not what was written there" in said
+    path.unlink()
+    code, said = cli("run", finished, "--restart")
+    assert code == 0, said
+    assert cli("verify", finished)[0] == 0 and files(finished) == before

@@ -1,0 +1,68 @@
+"""Small videos and what is heard and seen in them."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+
+from stages.video import Encoding, encode
+from tests.conftest import scene
+
+COUNT, FPS = 12, Fraction(25)
+COUNT, FPS = 12, Fraction(25)
+
+
+def clip(path: Path, count: int = COUNT, **how: object) -> Path:
+    encode(path, (scene(i, 64, 96) for i in range(count)), Encoding(fps=FPS, crf=5, **how))
+    return path
+
+
+def flat(level: int, height: int = 64, width: int = 96) -> np.ndarray:
+    return np.full((height, width, 3), level, np.uint8)
+
+
+def mpeg_ts(folder: Path, count: int = COUNT) -> Path:
+    """A transport stream whose clock does not begin at 0."""
+    with av.open(str(folder / "a.ts"), "w") as container:
+        stream = container.add_stream("libx264", rate=FPS)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        for i in range(count):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(scene(i, 64, 96), format="rgb24")))
+        container.mux(stream.encode(None))
+    return folder / "a.ts"
+
+
+def tone(path: Path, begins: float = 0.0, seconds: float = 3.0, picture: bool = True) -> Path:
+    """White picture and a 440 Hz tone from 1 s on; the sound track begins late."""
+    rate = 44_100
+    with av.open(str(path), "w") as container:
+        film = container.add_stream("libx264", rate=25) if picture else None
+        audio = container.add_stream("aac", rate=rate, layout="mono")
+        if film:
+            film.width, film.height, film.pix_fmt = 96, 64, "yuv420p"
+            for i in range(round(seconds * 25)):
+                level = 255 if i >= 25 else 0
+                container.mux(film.encode(av.VideoFrame.from_ndarray(flat(level), format="rgb24")))
+            container.mux(film.encode(None))
+        for start in range(round(begins * rate), round(seconds * rate), 1024):
+            time = np.arange(start, start + 1024) / rate
+            samples = (np.sin(2 * np.pi * 440 * time) * (time >= 1)).astype(np.float32) / 2
+            frame = av.AudioFrame.from_ndarray(samples[None], format="fltp", layout="mono")
+            frame.sample_rate, frame.pts, frame.time_base = rate, start, Fraction(1, rate)
+            container.mux(audio.encode(frame))
+        container.mux(audio.encode(None))
+    return path
+
+
+def onsets(path: Path) -> tuple[float, float, float]:
+    """When the picture turns white, when the tone sets in, and how long the sound lasts, in seconds."""
+    with av.open(str(path)) as container:
+        white = next(f.time for f in container.decode(video=0) if f.to_ndarray(format="gray").mean() > 128)
+    with av.open(str(path)) as container:
+        frames = list(container.decode(audio=0))
+    samples = np.concatenate([frame.to_ndarray()[0] for frame in frames])
+    rate = frames[0].sample_rate
+    return white, float(frames[0].time + np.argmax(np.abs(samples) > 0.1) / rate), len(samples) / rate
