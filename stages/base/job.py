@@ -122,7 +122,7 @@ def _keyframes(value: Any) -> Any:
     listed = isinstance(value, list) and value and all(type(item) is int and 0 <= item <= MOST for item in value)
     if every or listed or value == "auto":
         return value
-    raise ValueError(f'give a number from 1, "auto", or a list of frame numbers from 0, not {shown(value)}')
+    raise ValueError(f'give a number from 1, a list of frame numbers from 0, or "auto", not {shown(value)}')
 
 
 def _device(value: str) -> str:

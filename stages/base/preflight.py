@@ -46,7 +46,7 @@ def check_ahead(stages: Sequence[Stage], run: Run[Job], restart: Collection[str]
     todo = [stage for stage in stages if stage.name in restart or states[stage.name].state != "done"]
     if not todo:
         return
-    folder = _writable_folder(job)
+    folder = _writable_folder(cache.path)
     footage = _footage(todo, run)
     needed = [
         _room(spec, _left(states[stage.name], stage.name in restart))
@@ -81,12 +81,11 @@ def _room(spec: ArraySpec, left: float) -> tuple[float, float]:
     return least * size, likely * size
 
 
-def _writable_folder(job: Job) -> Path:
-    """The job's output folder, or where it is going to be made. Raises UsageError if nothing can be written there."""
-    output = Path(job.output_path)
-    folder = next(path for path in (output, *output.parents) if path.exists())
+def _writable_folder(cache: Path) -> Path:
+    """The folder of a cache, or where it is going to be made. Raises UsageError if nothing can be written there."""
+    folder = next(path for path in (cache, *cache.parents) if path.exists())
     if not folder.is_dir():
-        raise UsageError(f"output_path: {folder} is a file", "give the name of a folder")
+        raise UsageError(f"output_path: {folder} is a file", "move it away, or choose another folder")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise UsageError(f"output_path: you may not write in {folder}", "choose another folder")
     return folder

@@ -66,7 +66,7 @@ WRONG_KEYS = [
     ({"fps": 1e-6}, "fps: must be greater than or equal to 0.01, not 1e-06"),
     ({"frame_interval": 10**20}, "frame_interval: must be less than or equal to 1000000000"),
     ({"combine_pattern": [0, 10**30]}, "combine_pattern[1]: give offsets"),
-    ({"keyframes": [0, -1]}, 'keyframes: give a number from 1, "auto", or a list of frame numbers from 0, not [0, -1]'),
+    ({"keyframes": [0, -1]}, 'keyframes: give a number from 1, a list of frame numbers from 0, or "auto", not [0, -1]'),
     ({"keyframes": []}, "keyframes: give a number"),
     ({"smoother": "EbsynthSmoother", "smoother_config": {"postprocessing": {"contrast": math.nan}}},
      "smoother_config: postprocessing.contrast: must be a finite number, not NaN"),
