@@ -296,17 +296,21 @@ def _run_stages(
     """Run stages one after the other. `restart` redoes them; with `stale_only`, only stale and damaged ones."""
     from diffsynth_cli.outputs import CONFIG, is_same_file
     from stages.base.engine import Run, progress, run_stage
+    from stages.base.preflight import check_ahead
     from stages.base.record import write_json
 
     run = Run(job, cache, reporter, options)
+    stages = [import_module(f"stages.{name}").STAGE for name in names]
+    redone = [name for name in names if restart and (not stale_only or progress(name, job, cache).state == "stale")]
+    check_ahead(stages, run, redone)
     with cache.lock(), closing(reporter):
-        for name in names:
+        for stage in stages:
             anew = restart
-            if restart and stale_only and progress(name, job, cache).state != "stale":
-                reporter.begin(name, None)
+            if restart and stale_only and stage.name not in redone:
+                reporter.begin(stage.name, None)
                 reporter.phase("look for damage")
-                anew = any(cache.damage(name))
-            run_stage(import_module(f"stages.{name}").STAGE, run, anew)
+                anew = any(cache.damage(stage.name))
+            run_stage(stage, run, anew)
             config = Path(job.output_path) / CONFIG
             if not is_same_file(config, job_file):
                 write_json(config, job.model_dump())

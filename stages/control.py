@@ -12,7 +12,7 @@ import numpy as np
 from stages.annotators import Annotator, OverTime, build
 from stages.base.annotators import MapFiles, Weighted, missing_package
 from stages.base.cache import ArraySpec, FrameCache
-from stages.base.engine import Phase, Plan, Reporter, Run, Stage
+from stages.base.engine import Footage, Phase, Plan, Reporter, Run, Stage
 from stages.base.errors import DiffSynthError, UsageError
 from stages.base.fingerprint import fingerprint, map_names, stage_inputs
 from stages.base.job import Job
@@ -143,6 +143,32 @@ def as_map(values: np.ndarray, settings: MapFiles) -> np.ndarray:
 # --- the stage ------------------------------------------------------------------------------------------
 
 
+def check(run: Run[Job], footage: Footage) -> list[ArraySpec]:
+    job, size = run.job, (footage.height, footage.width)
+    for path in (*job.frames_reference, *([job.style_image] if job.style_image else [])):
+        read_image(path)
+    arrays = []
+    for index in (index for index, runs in enumerate(job.networks_run) if runs):
+        _check_annotator(job, index, size)
+        arrays.append(ArraySpec(f"control/{index}", (footage.count or 0, *size, 3), "uint8"))
+    return arrays
+
+
+def _check_annotator(job: Job, index: int, size: tuple[int, int]) -> None:
+    """Raises DiffSynthError if files, weights or packages of an annotator are missing, or its options do not do."""
+    settings, where = job.controlnet_processor[index], f"controlnet_processor[{index}]"
+    if isinstance(settings, MapFiles):
+        _check_references(where, settings, len(job.frames_reference))
+        for path in (settings.path, settings.references):
+            if path is not None:
+                open_source(path, values=True)
+        return
+    maker = _maker(job, index, size)
+    if maker.weights is not None:
+        maker.weights.check()
+    _ = maker.annotator
+
+
 def plan(run: Run[Job], resume: bool) -> Plan:
     job, cache = run.job, run.cache
     count, height, width, _ = cache["frames"].shape
@@ -219,14 +245,9 @@ def _phases(
                   MapFilesTask(paths[map_.source], settings, map_.target), completes=map_.target)
             for map_ in wanted
         ]  # fmt: skip
-    if missing := missing_package(settings.name):
-        raise UsageError(f"{where}: {missing}")
-    weights = Weights(where, settings.model, settings.files) if isinstance(settings, Weighted) else None
-    if weights and not resume:
-        weights.folder()
-    options = settings.model_dump(exclude={"name", "model"})
-    style = job.style_image if settings.name == "shuffle" else None
-    maker = Maker(settings.name, options, weights, style, job.device, size)
+    maker = _maker(job, index, size)
+    if maker.weights and not resume:
+        maker.weights.folder()
     if isinstance(maker.annotator, OverTime):
         return _in_two_passes(maker, maker.annotator, label, wanted, video)
     return [], [
@@ -234,6 +255,17 @@ def _phases(
               AnnotateTask(maker, map_.source, map_.target, last=map_ is wanted[-1]), completes=map_.target)
         for map_ in wanted
     ]  # fmt: skip
+
+
+def _maker(job: Job, index: int, size: tuple[int, int]) -> Maker:
+    settings = job.controlnet_processor[index]
+    where = f"controlnet_processor[{index}]"
+    if missing := missing_package(settings.name):
+        raise UsageError(f"{where}: {missing}")
+    weights = Weights(where, settings.model, settings.files) if isinstance(settings, Weighted) else None
+    options = settings.model_dump(exclude={"name", "model"})
+    style = job.style_image if settings.name == "shuffle" else None
+    return Maker(settings.name, options, weights, style, job.device, size)
 
 
 def _in_two_passes(
@@ -254,16 +286,20 @@ def _in_two_passes(
 def _check_files(
     where: str, settings: MapFiles, wanted: list[Wanted], size: tuple[int, int], references: int, reporter: Reporter
 ) -> None:
-    if references and settings.references is None:
-        raise DiffSynthError(
-            f"{where} has no maps for frames_reference",
-            'give them as {"name": "file", "path": ..., "references": ...}',
-        )
+    _check_references(where, settings, references)
     for map_ in wanted:
         if map_.source == "frames":
             _check_maps(where, settings.path, map_.count, size, reporter)
         elif settings.references is not None:
             _check_maps(f"{where}.references", settings.references, map_.count, size, reporter)
+
+
+def _check_references(where: str, settings: MapFiles, references: int) -> None:
+    if references and settings.references is None:
+        raise UsageError(
+            f"{where} has no maps for frames_reference",
+            'give them as {"name": "file", "path": ..., "references": ...}',
+        )
 
 
 def _check_maps(where: str, path: str, frames: int, size: tuple[int, int], reporter: Reporter) -> None:
@@ -279,4 +315,4 @@ def _check_maps(where: str, path: str, frames: int, size: tuple[int, int], repor
         reporter.warn(f"{where}: maps are cropped and resized from {change}")
 
 
-STAGE = Stage("control", plan)
+STAGE = Stage("control", plan, check=check)

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 
 from stages.base.cache import ArraySpec, FrameCache
-from stages.base.engine import Phase, Plan, Reporter, Run, Stage, told
+from stages.base.engine import Footage, Phase, Plan, Reporter, Run, Stage, told
 from stages.base.job import Job
 from stages.base.outputs import FRAMES, SIGNATURE, VIDEO
 from stages.base.record import read_json, write_json
 from stages.base.words import counted, per_second
 from stages.smoothing import CHUNKS, ON_GPU, Smoother, build
-from stages.video import Audio, Encoding, encode, frame_files, write_frames
-from stages.weights import pick_gpu
+from stages.video import Audio, Encoding, check_encoder, encode, frame_files, write_frames
+from stages.weights import check_device, pick_gpu
 
 CHUNK = 8  # frames that are handed through at once
 SAME_SPEED = 1e-3  # audio is kept when the speed changes by less than this part
@@ -52,6 +52,16 @@ class PassTask:
 
     def run(self, cache: FrameCache, start: int, stop: int) -> None:
         cache["deflickered"].write(start, cache["rendered"].read(range(start, stop)))
+
+
+def check(run: Run[Job], footage: Footage) -> list[ArraySpec]:
+    job, task = run.job, _task(run.job, footage.count or 1)
+    check_device(job.device)
+    if isinstance(task, SmoothTask):
+        build(task.smoother, task.config, [], [])
+    rate = footage.fps if job.fps is None else _rate(job.fps)
+    check_encoder(Path(job.output_path) / VIDEO, "h264", footage.height, footage.width, rate)
+    return [ArraySpec("deflickered", (footage.count or 0, footage.height, footage.width, 3), "uint8")]
 
 
 def plan(run: Run[Job], resume: bool) -> Plan:
@@ -162,13 +172,18 @@ def write_video(
     reporter.phase(f"write {codec}")
     rate, times = Fraction(str(source["fps"])), source["times"]
     if job.fps is not None:
-        rate, times = Fraction(job.fps).limit_denominator(1001), None
+        rate, times = _rate(job.fps), None
     audio = _audio(job, source, len(frames), rate, reporter)
     fps = rate if times is None else None
     comment = f"{SIGNATURE} deflicker"
     encode(path, told(frames, reporter), Encoding(fps, np.array(times or []), codec, crf, audio, comment))
     sound = ", with sound" if audio else ""
     reporter.end("written", f"{path}: {counted(len(frames), 'frame')}, {per_second(float(rate))}{sound}")
+
+
+def _rate(fps: float) -> Fraction:
+    """The frame rate that this number stands for: 29.97 is 30000/1001."""
+    return Fraction(fps).limit_denominator(1001)
 
 
 def _audio(job: Job, source: dict[str, Any], frames: int, rate: Fraction, reporter: Reporter) -> Audio | None:
@@ -184,4 +199,4 @@ def _audio(job: Job, source: dict[str, Any], frames: int, rate: Fraction, report
     return Audio(Path(job.input_video), source["start"], source["stop"])
 
 
-STAGE = Stage("deflicker", plan, deliver)
+STAGE = Stage("deflicker", plan, deliver, check)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -9,11 +10,11 @@ from itertools import islice
 import numpy as np
 
 from stages.base.cache import ArraySpec, FrameCache
-from stages.base.engine import Phase, Plan, Reporter, Run, Stage
+from stages.base.engine import Footage, Phase, Plan, Reporter, Run, Stage
 from stages.base.errors import DiffSynthError
 from stages.base.job import Job
 from stages.base.words import counted
-from stages.video import TIME_TOLERANCE, Shot, Source, describe, fit, open_source
+from stages.video import TIME_TOLERANCE, Shot, Source, describe, fit, open_source, stated_length
 
 CHUNK = 8  # frames; at 4K that is 200 MB
 SIZE_GRID = 8  # px to a latent
@@ -74,6 +75,33 @@ def frame_size(job: Job, source: Source) -> tuple[int, int]:
     return height, width
 
 
+def footage(job: Job) -> Footage:
+    """The frames that `job` will have, by what the header of its source says."""
+    source = open_source(job.input_video)
+    height, width = frame_size(job, source)
+    count = _expected_count(job, source)
+    return Footage(count, height, width, source.fps if count in (None, 1) else source.fps / job.frame_interval)
+
+
+def _expected_count(job: Job, source: Source) -> int | None:
+    """How many frames `job` uses, if its source says how many it has."""
+    length = stated_length(source)
+    if length is None:
+        return job.frame_maximum_count
+    stop = length if job.end_time is None else min(length, math.ceil(job.end_time * source.fps))
+    used = max(0, stop - math.ceil((job.start_time or 0) * source.fps))
+    count = math.ceil(used / job.frame_interval)
+    return count if job.frame_maximum_count is None else min(count, job.frame_maximum_count)
+
+
+def check(run: Run[Job], footage: Footage) -> list[ArraySpec]:
+    return [_frames_array(footage.count or 0, footage.height, footage.width)]
+
+
+def _frames_array(count: int, height: int, width: int) -> ArraySpec:
+    return ArraySpec("frames", (count, height, width, 3), "uint8")
+
+
 def plan(run: Run[Job], resume: bool) -> Plan:
     job, cache, reporter = run.job, run.cache, run.reporter
     source = open_source(job.input_video)
@@ -89,7 +117,7 @@ def plan(run: Run[Job], resume: bool) -> Plan:
 
     return Plan(
         frames=count,
-        arrays=[ArraySpec("frames", (count, height, width, 3), "uint8")],
+        arrays=[_frames_array(count, height, width)],
         phases=[Phase("decode and fit", count, CHUNK, ExtractTask(job, height, width))],
         begin=begin,
     )
@@ -115,4 +143,4 @@ def _read_times(source: Source, job: Job, reporter: Reporter) -> np.ndarray:
     return np.array(times)
 
 
-STAGE = Stage("extract", plan)
+STAGE = Stage("extract", plan, check=check, footage=footage)

@@ -8,17 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from stages.base.cache import ArraySpec, FrameArray, FrameCache
-from stages.base.engine import Options, Phase, Plan, Reporter, Run, Stage
-from stages.base.errors import DiffSynthError
+from stages.base.engine import Footage, Options, Phase, Plan, Reporter, Run, Stage
+from stages.base.errors import DiffSynthError, UsageError
 from stages.base.fingerprint import map_names
 from stages.base.job import Job
 from stages.diffusion import LATENT_CHANNELS, LATENT_FACTOR
+from stages.diffusion.layout import NETWORKS, check_model, vae_part
 from stages.smoothing import CHUNKS, Smoother, bring, build
+from stages.weights import check_device, check_tensor_file
 
 if TYPE_CHECKING:  # importing torch takes seconds; the tasks do it when they run
     import torch
@@ -310,6 +314,30 @@ def rendered_frames(job: Job, guides: FrameArray, reporter: Reporter) -> tuple[i
     return (*range(0, count - 1, job.keyframes), count - 1)
 
 
+def check(run: Run[Job], footage: Footage) -> list[ArraySpec]:
+    job = run.job
+    check_device(job.device)
+    if job.attention_backend == "xformers" and find_spec("xformers") is None:
+        raise UsageError(
+            "attention_backend: xformers is not installed", "pip install 'diffsynth-cli[xformers]', or take sdpa"
+        )
+    check_model("model_id", job.model_id, NETWORKS, job.allow_pickle)
+    for index in running_nets(job):
+        check_model(f"controlnet_model_id[{index}]", job.controlnet_model_id[index], ("",), job.allow_pickle)
+    if job.vae is not None:
+        check_model("vae", job.vae, (vae_part(job.vae),), job.allow_pickle)
+    files = [(f"loras[{index}]", lora.path) for index, lora in enumerate(job.loras)]
+    files += [(f"embeddings[{index}]", embedding.path) for index, embedding in enumerate(job.embeddings)]
+    for key, path in files:
+        check_tensor_file(key, Path(path))
+    if job.smoother is not None:
+        build(job.smoother, job.smoother_config, [], [])
+    count, steps = footage.count or 0, int(job.num_inference_steps * job.img2img_strength)
+    keys = -(-count // job.keyframes) if isinstance(job.keyframes, int) else count
+    # Clean latents, which some schedulers look back at, are small beside the frames.
+    return _arrays(job, (count, footage.height, footage.width), keys, steps, multistep=False)
+
+
 def plan(run: Run[Job], resume: bool) -> Plan:
     job, cache, options = run.job, run.cache, run.options
     begun: dict[str, Any] = cache["rendered"].attrs.asdict() if resume else {}
@@ -323,25 +351,31 @@ def plan(run: Run[Job], resume: bool) -> Plan:
     count, height, width, _ = cache["frames"].shape
     options = replace(options, batch_size=options.batch_size or denoiser.fitting_batch(height, width))
     keys = tuple(begun["keys"]) if resume else rendered_frames(job, cache["frames"], run.reporter)
-    size = (LATENT_CHANNELS, height // LATENT_FACTOR, width // LATENT_FACTOR)
-    alternating = ("latents", "latents_other", *(("clean", "clean_other") if sampler.multistep else ()))
-    arrays = [ArraySpec(name, (len(keys), *size), "float32") for name in alternating]
-    if job.smoother is not None:
-        arrays.append(ArraySpec("predicted", (len(keys), height, width, 3), "uint8"))
-    if job.keep_steps:
-        arrays.append(ArraySpec("latents_steps", (len(keys), *size), "float32", steps=steps))
-    references = len(job.frames_reference)
-    if references:
-        arrays.append(ArraySpec("reference_latents", (references, *size), "float32"))
-    arrays.append(ArraySpec("rendered", (count, height, width, 3), "uint8"))
-    if len(keys) < count:
-        arrays.append(ArraySpec("keyframes", (len(keys), height, width, 3), "uint8"))
-        arrays.append(ArraySpec("unseen", (count,), "float32"))
+    arrays = _arrays(job, (count, height, width), len(keys), steps, sampler.multistep)
     chunk = CHUNK if job.attention == "joint" else shared_chunk(height, width)
     phases = _phases(job, options, keys, steps, count, chunk)
     scratch = ("latents_other", "clean", "clean_other", "predicted", "reference_latents", "keyframes")
     begin = {"keys": list(keys), "batch_size": options.batch_size, "compiled": options.compiled}
     return Plan(count, arrays, phases, scratch, lambda cache: cache["rendered"].attrs.update(begin))
+
+
+def _arrays(job: Job, shape: tuple[int, int, int], keys: int, steps: int, multistep: bool) -> list[ArraySpec]:
+    """What is made for frames of this shape (count, height, width), of which `keys` are rendered in `steps` steps."""
+    count, height, width = shape
+    size = (LATENT_CHANNELS, height // LATENT_FACTOR, width // LATENT_FACTOR)
+    alternating = ("latents", "latents_other", *(("clean", "clean_other") if multistep else ()))
+    arrays = [ArraySpec(name, (keys, *size), "float32") for name in alternating]
+    if job.smoother is not None:
+        arrays.append(ArraySpec("predicted", (keys, height, width, 3), "uint8"))
+    if job.keep_steps:
+        arrays.append(ArraySpec("latents_steps", (keys, *size), "float32", steps=steps))
+    if job.frames_reference:
+        arrays.append(ArraySpec("reference_latents", (len(job.frames_reference), *size), "float32"))
+    arrays.append(ArraySpec("rendered", (count, height, width, 3), "uint8"))
+    if keys < count:
+        arrays.append(ArraySpec("keyframes", (keys, height, width, 3), "uint8"))
+        arrays.append(ArraySpec("unseen", (count,), "float32"))
+    return arrays
 
 
 def _resumed(options: Options, begun: dict[str, Any]) -> Options:
@@ -390,4 +424,4 @@ def deliver(run: Run[Job], fingerprint: str) -> None:
         run.reporter.warn(f'{worst}; "keyframes": "auto", or a list with these, renders them')
 
 
-STAGE = Stage("render", plan, deliver)
+STAGE = Stage("render", plan, deliver, check)

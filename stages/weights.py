@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from stages.base.errors import DiffSynthError, UsageError
 
@@ -31,11 +31,43 @@ def find_files(key: str, name: str, files: Sequence[Names], also: tuple[str, ...
     A hub model is downloaded if it is not in the hub's cache, with what matches the patterns `also`. `key` is the
     job's. Raises DiffSynthError, naming what is missing, where it was looked for and how to place it.
     """
-    folder = Path(name) if Path(name).is_absolute() else _snapshot(key, name, files, also)
-    missing = _missing(folder, files)
+    if Path(name).is_absolute():
+        return _complete(key, name, Path(name), files, hint)
+    folder = _cached(key, name)
+    if folder is None or _missing(folder, files):
+        folder = _download(key, name, files, also)
+    return _complete(key, name, folder, files, hint)
+
+
+def check_files(key: str, name: str, files: Sequence[Names], hint: str = "") -> Path | None:
+    """As `find_files`, but downloads nothing: the hub is only asked whether it has what is missing here.
+
+    Gives the folder, or None if the files are still to be downloaded.
+    """
+    if Path(name).is_absolute():
+        return _complete(key, name, Path(name), files, hint)
+    folder = _cached(key, name)
+    if folder is not None and not _missing(folder, files):
+        return folder
+    offered = _offered(key, name, files)
+    missing = [names[0] for names in map(_each, files) if not offered.intersection(names)]
     if missing:
-        raise DiffSynthError(f"{key}: {name} lacks {', '.join(missing)}", hint)
-    return folder
+        raise UsageError(f"{key}: {name} lacks {', '.join(missing)}", hint)
+    return None
+
+
+def check_tensor_file(key: str, path: Path) -> None:
+    """Raises DiffSynthError if a `.safetensors` file is damaged or cut off. Reads its header alone."""
+    from safetensors import safe_open
+
+    if path.suffix != ".safetensors":
+        return
+    try:
+        with safe_open(path, framework="np"):
+            pass
+    except Exception as error:  # safetensors has an exception of its own for every kind of damage
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DiffSynthError(f"{key}: {path} cannot be read: {reason}", "is the download complete?") from error
 
 
 def first_there(folder: Path, names: Names) -> str | None:
@@ -50,10 +82,18 @@ class Weights:
     key: str
     name: str
     files: tuple[str, ...]
+    _HINT: ClassVar[str] = "are these the weights of this annotator?"
 
     def folder(self) -> Path:
         """Where they lie. Raises DiffSynthError if they do not."""
-        return find_files(self.key, self.name, self.files, hint="are these the weights of this annotator?")
+        return find_files(self.key, self.name, self.files, hint=self._HINT)
+
+    def check(self) -> None:
+        """Raises DiffSynthError unless they are there, or the hub offers them. Downloads nothing."""
+        folder = check_files(self.key, self.name, self.files, self._HINT)
+        if folder is not None:
+            for file in self.files:
+                check_tensor_file(self.key, folder / file)
 
 
 def pick_device(name: str) -> torch.device:
@@ -73,6 +113,13 @@ def pick_device(name: str) -> torch.device:
     if not there.get(device.type, True):
         raise UsageError(f"device: {name} is not there", "torch sees no such device; try cpu, or leave it out")
     return device
+
+
+def check_device(name: str) -> None:
+    """Raises UsageError for a device that this machine cannot have. Does not import torch, unlike `pick_device`."""
+    impossible = {"cuda": not _has_driver(), "mps": sys.platform != "darwin"}
+    if impossible.get(name.partition(":")[0], False):
+        raise UsageError(f"device: {name} is not there", "this machine has no such device; try cpu, or leave it out")
 
 
 def pick_gpu(name: str) -> torch.device | None:
@@ -129,31 +176,61 @@ def _missing(folder: Path, files: Sequence[Names]) -> list[str]:
     return [_each(names)[0] for names in files if first_there(folder, names) is None]
 
 
-def _snapshot(key: str, name: str, files: Sequence[Names], also: tuple[str, ...]) -> Path:
-    from huggingface_hub import HfApi, constants, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+def _complete(key: str, name: str, folder: Path, files: Sequence[Names], hint: str) -> Path:
+    if not folder.is_dir():
+        raise UsageError(f"{key}: no such folder: {name}")
+    if missing := _missing(folder, files):
+        raise UsageError(f"{key}: {name} lacks {', '.join(missing)}", hint)
+    return folder
 
-    missing = [_each(names)[0] for names in files]
-    with no_logs():
-        try:
-            folder = Path(snapshot_download(name, local_files_only=True))
-            missing = _missing(folder, files)
-            if not missing:
-                return folder
-        except LocalEntryNotFoundError:
-            pass  # not downloaded yet
-        except HFValidationError:
-            raise UsageError(f"{key}: {name} is neither a folder nor a hub id (owner/model)") from None
-        try:
-            there = HfApi().list_repo_files(name)
-            wanted = [next((file for file in _each(names) if file in there), _each(names)[0]) for names in files]
-            return Path(snapshot_download(name, allow_patterns=[*wanted, *also]))
-        except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
-            where = f"https://huggingface.co/{name}/resolve/main/"
-            raise DiffSynthError(
-                f"{key}: {name} is no local folder, and {', '.join(missing)} of the hub model of this name can "
-                f"neither be found in {constants.HF_HUB_CACHE} nor be fetched: {reason}",
-                f"check the name and the network; or download what is missing ({where}...) into a folder, by the same "
-                "names, and give that folder instead",
-            ) from None
+
+def _cached(key: str, name: str) -> Path | None:
+    """The folder of a hub model in the hub's cache, which may hold a part of it."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        with no_logs():
+            return Path(snapshot_download(name, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None  # not downloaded yet
+    except HFValidationError:
+        raise UsageError(f"{key}: {name} is neither a folder nor a hub id (owner/model)") from None
+
+
+def _offered(key: str, name: str, files: Sequence[Names]) -> set[str]:
+    """The files of a hub model on the hub."""
+    from huggingface_hub import HfApi
+
+    with no_logs(), _fetching(key, name, files):
+        return set(HfApi().list_repo_files(name))
+
+
+def _download(key: str, name: str, files: Sequence[Names], also: tuple[str, ...]) -> Path:
+    from huggingface_hub import snapshot_download
+
+    offered = _offered(key, name, files)
+    wanted = [next((file for file in _each(names) if file in offered), _each(names)[0]) for names in files]
+    with no_logs(), _fetching(key, name, files):
+        return Path(snapshot_download(name, allow_patterns=[*wanted, *also]))
+
+
+@contextmanager
+def _fetching(key: str, name: str, files: Sequence[Names]) -> Iterator[None]:
+    """What goes wrong between here and the hub, as one DiffSynthError that says how to do without it."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        yield
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        folder = _cached(key, name)
+        missing = [_each(names)[0] for names in files] if folder is None else _missing(folder, files)
+        reason = str(error).strip().splitlines()[0]
+        where = f"https://huggingface.co/{name}/resolve/main/"
+        raise DiffSynthError(
+            f"{key}: {name} is no local folder, and {', '.join(missing)} of the hub model of this name can "
+            f"neither be found in {constants.HF_HUB_CACHE} nor be fetched: {reason}",
+            f"check the name and the network; or download what is missing ({where}...) into a folder, by the same "
+            "names, and give that folder instead",
+        ) from None

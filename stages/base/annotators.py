@@ -6,7 +6,8 @@ How they are run is the business of `stages.annotators`.
 from __future__ import annotations
 
 import importlib.util
-from typing import ClassVar, Literal, get_args
+import math
+from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import BaseModel, Field, model_validator
 
@@ -70,6 +71,9 @@ class Tile(Strict):
     name: Literal["tile"]
 
 
+MapValue = Annotated[float, Field(ge=-1e30, le=1e30)]  # float32, with room for differences
+
+
 class MapFiles(Strict):
     """Maps made elsewhere, a renderer's depth pass for example."""
 
@@ -78,9 +82,9 @@ class MapFiles(Strict):
     """A video or a folder of images, one a frame."""
     references: str | None = None
     """The same for `frames_reference`, one image each."""
-    near: float | None = None
+    near: MapValue | None = None
     """The value in the file that becomes white; with `far`."""
-    far: float | None = None
+    far: MapValue | None = None
     """The value that becomes black. Left out, 8- and 16-bit images fill their range, and of EXR files 0..1 counts."""
     invert: bool = False
     """White becomes black."""
@@ -89,7 +93,7 @@ class MapFiles(Strict):
     def _both_or_neither(self) -> MapFiles:
         if (self.near is None) != (self.far is None):
             raise ValueError("near and far go together")
-        if self.near is not None and self.near == self.far:
+        if self.near is not None and self.far is not None and math.isclose(self.near, self.far, rel_tol=1e-6):
             raise ValueError("near and far are the same")
         return self
 

@@ -49,6 +49,9 @@ from stages.base.record import StageRecord, write_json
 HOLDER = "holder.json"
 ZSTD_LEVEL = 1  # on real footage level 3 makes files 9 % smaller and takes twice the time, level 6 16 % and five times
 
+# What Zarr raises for metadata that is no JSON, lacks a part, or is not of the kind that it expects.
+DAMAGED_METADATA = (ValueError, KeyError, TypeError, AttributeError)
+
 # Which stage makes an array, so that a damaged frame can be mended. By the first part of the name.
 MAKER = {
     "frames": "extract",
@@ -150,7 +153,7 @@ class FrameCache:
         """The Zarr group; made if it is not there."""
         try:
             return zarr.open_group(str(self.path), mode="a", zarr_format=3)
-        except (ValueError, KeyError, TypeError) as error:
+        except DAMAGED_METADATA as error:
             raise DiffSynthError(
                 f"{self.path} cannot be opened: {error}", "is it a frame cache? move it away"
             ) from error
@@ -172,7 +175,7 @@ class FrameCache:
             raise DiffSynthError(f"{self.path}: the array '{name}' is missing", mend)
         try:
             array = self.group[name]
-        except (ValueError, KeyError, TypeError) as error:
+        except DAMAGED_METADATA as error:
             raise DiffSynthError(f"{self.path}: the array '{name}' has damaged metadata", mend) from error
         if not isinstance(array, zarr.Array):
             raise DiffSynthError(f"{self.path}: '{name}' is not an array", mend)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from typing import Any, Generic, Protocol, TypeVar
 
 from stages.base.cache import ArraySpec, FrameCache
@@ -120,17 +121,34 @@ class Run(Generic[Work]):
 
 
 @dataclass(frozen=True)
+class Footage:
+    """The frames that a job has or will have. `count`: by the word of the source, None if it does not say; `fps`: of
+    the frames that are used."""
+
+    count: int | None
+    height: int
+    width: int
+    fps: Fraction
+
+
+@dataclass(frozen=True)
 class Stage:
     """One of the four stages.
 
     `plan(run, resume)` checks everything that can be checked before the first frame is touched; `resume` says that an
     earlier run is gone on with. `deliver(run, fingerprint)` makes what the stage hands out besides arrays, if what is
     there was not made of frames with this fingerprint.
+
+    Before the first of several stages runs, `check(run, footage)` of each looks for what would stop it: files,
+    options, devices. It raises DiffSynthError, reads no more than headers, and gives the arrays that the stage is going
+    to make. `footage(job)`: what the first stage expects of its source.
     """
 
     name: str
     plan: Callable[[Run[Any], bool], Plan]
     deliver: Callable[[Run[Any], str], None] | None = None
+    check: Callable[[Run[Any], Footage], list[ArraySpec]] = lambda run, footage: []
+    footage: Callable[[Job], Footage] | None = None
 
 
 def run_stage(stage: Stage, run: Run[Job], restart: bool = False) -> None:
@@ -145,7 +163,7 @@ def run_stage(stage: Stage, run: Run[Job], restart: bool = False) -> None:
     check_before(stage.name, run.job, run.cache)
     inputs = stage_inputs(run.job, stage.name, run.cache.recorded)
     if not restart:
-        _refuse_stale(stage.name, inputs, run.cache)
+        refuse_stale(stage.name, inputs, run.cache)
     elif record.inputs is not None and not changes(stage.name, record.inputs, inputs):
         run = replace(run, anew=True)  # not for other keys' sake: what there is may be damaged
     if restart or not record.complete:
@@ -202,10 +220,11 @@ def check_before(stage: str, job: Job, cache: FrameCache) -> None:
     for name in AFTER[stage]:
         if not cache.record(name).complete:
             raise DiffSynthError(f"{stage} needs {name}, which is not finished", f"{cache.command(name)} comes first")
-        _refuse_stale(name, stage_inputs(job, name, cache.recorded), cache)
+        refuse_stale(name, stage_inputs(job, name, cache.recorded), cache)
 
 
-def _refuse_stale(stage: str, new: dict[str, Any], cache: FrameCache) -> None:
+def refuse_stale(stage: str, new: dict[str, Any], cache: FrameCache) -> None:
+    """Raises DiffSynthError if `stage` was begun with other inputs than `new`."""
     old = cache.recorded(stage)
     found = changes(stage, old, new) if old is not None else []
     if found:

@@ -6,7 +6,6 @@ The keys are those of DiffSynth's config files, so that such a file runs unmodif
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,7 +13,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from stages.base.annotators import ANNOTATORS, DIFFSYNTH_ANNOTATORS, AnnotatorSettings
-from stages.base.mistakes import Strict, checked, unknown
+from stages.base.mistakes import Strict, checked, shown, unknown
+from stages.base.numbers import MOST, Count, Positive, Seconds
 from stages.base.smoothers import PUBLISHED, PatchSize, SmootherConfig
 
 STAGES = ("extract", "control", "render", "deflicker")
@@ -41,7 +41,7 @@ def _expand_annotator(value: Any) -> Any:
 class TemporalMeanConfig(SmootherConfig):
     """Mean over the frames around each frame. No patch matching: the baseline."""
 
-    radius: int = Field(1, ge=0, le=1_000_000_000)  # of a video of any length; sums of more would not be exact
+    radius: Count = 1
     """Frames to each side."""
 
 
@@ -110,21 +110,24 @@ def _expand_embedding(value: Any) -> Any:
 
 
 def _pattern_item(value: Any) -> Any:
-    if type(value) is int or (isinstance(value, str) and re.fullmatch(r"reference_\d+", value)):
+    if type(value) is int and abs(value) <= MOST:
         return value
-    raise ValueError(f'give offsets (-1, 0, 1) and "reference_0", "reference_1", ..., not {json.dumps(value)}')
-
-
-def _device(value: str) -> str:
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value):
-        raise ValueError(f"unknown device {value!r}; choose auto, cpu, cuda, cuda:N or mps")
-    return value
+    if isinstance(value, str) and re.fullmatch(r"reference_[0-9]{1,9}", value):
+        return value
+    raise ValueError(f'give offsets (-1, 0, 1) and "reference_0", "reference_1", ..., not {shown(value)}')
 
 
 def _keyframes(value: Any) -> Any:
-    is_list = isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
-    if not (is_list or value == "auto" or (type(value) is int and value >= 1)):
-        raise ValueError(f'give a number from 1, a list of frame numbers from 0, or "auto", not {json.dumps(value)}')
+    every = type(value) is int and 1 <= value <= MOST
+    listed = isinstance(value, list) and value and all(type(item) is int and 0 <= item <= MOST for item in value)
+    if every or listed or value == "auto":
+        return value
+    raise ValueError(f'give a number from 1, a list of frame numbers from 0, or "auto", not {shown(value)}')
+
+
+def _device(value: str) -> str:
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]{1,3})?", value):
+        raise ValueError(f"unknown device {value!r}; choose auto, cpu, cuda, cuda:N or mps")
     return value
 
 
@@ -147,7 +150,7 @@ class Job(Strict):
     ] = []
     """How each control map is made, one annotator for each ControlNet: a name, `file:PATH`, or an object
     `{"name": ..., options}`. See docs/annotators.md."""
-    controlnet_scale: list[Annotated[float, Field(allow_inf_nan=False)]] = []
+    controlnet_scale: list[Annotated[float, Field(ge=-1e6, le=1e6)]] = []
     """Conditioning scale of each ControlNet, all 1.0 if left out. A net of scale 0 is not run, its map not made."""
     style_image: str | None = None
     """The image that the `shuffle` annotator works on, the same for every frame."""
@@ -176,11 +179,11 @@ class Job(Strict):
     """What takes the flicker out of the predicted frames while they are denoised."""
     smoother_config: dict[str, Any] = {}
     """Its options. See docs/smoothers.md."""
-    ignore_smoother_steps: int = Field(0, ge=0)
+    ignore_smoother_steps: Count = 0
     """No smoothing in the last this many denoising steps."""
-    smoother_interval: int = Field(1, ge=1)
+    smoother_interval: Positive = 1
     """Smooth on every k-th step, counted from the first: interval 5 of 20 steps smooths the 1st, 6th, 11th and 16th."""
-    extra_deflickering_range: int = Field(0, ge=0)
+    extra_deflickering_range: Count = 0
     """After denoising: `EbsynthSmoother` over this many frames to each side, whatever `smoother` is. 0 = off."""
     post_smoother: SmootherName | None = None
     """After denoising: a smoother of choice, in place of `extra_deflickering_range`."""
@@ -194,21 +197,21 @@ class Job(Strict):
     only one of height and width is given, the other follows from the source's aspect ratio. A multiple of 8."""
     frame_width: Size | None = None
     """See `frame_height`."""
-    frame_interval: int = Field(1, ge=1)
+    frame_interval: Positive = 1
     """Use every k-th frame."""
-    frame_maximum_count: int | None = Field(None, ge=1)
+    frame_maximum_count: Positive | None = None
     """Use at most this many frames."""
     output_path: str = Field(min_length=1)
     """Folder for all results."""
-    fps: float | None = Field(None, gt=0, le=1000)
+    fps: float | None = Field(None, ge=0.01, le=1000)
     """Frame rate of video.mp4. Left out, frames keep the source's time stamps."""
     keep_audio: bool = True
     """Carry the used part of the source's audio over (not when `fps` changes the speed)."""
     keep_frames: bool = False
     """Also write every frame as an image, `frames/00000.png` and so on in `output_path`, as DiffSynth does."""
-    start_time: float | None = Field(None, ge=0)
+    start_time: Seconds | None = None
     """Seconds; the first frame at or after it is the first used."""
-    end_time: float | None = Field(None, gt=0)
+    end_time: Annotated[Seconds, Field(gt=0)] | None = None
     """Seconds; only frames before it are used."""
 
     prompt: str
@@ -235,9 +238,7 @@ class Job(Strict):
     )
     """The frames that each frame attends to: offsets, clamped to the first and last frame (-10000: the first frame);
     "reference_k" is frames_reference[k]. Must hold 0 once."""
-    keyframes: Annotated[
-        Annotated[int, Field(ge=1)] | Literal["auto"] | list[Annotated[int, Field(ge=0)]], BeforeValidator(_keyframes)
-    ] = 1
+    keyframes: Annotated[Positive | Literal["auto"] | list[Count], BeforeValidator(_keyframes)] = 1
     """Render every k-th frame only, or those that are listed, or (auto) those that show what the last one did not; the
     others are painted from the two around them. 1 = render all."""
     attention: Literal["joint", "shared"] = "joint"

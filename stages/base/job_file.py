@@ -18,6 +18,8 @@ from stages.base.smoothers import drop_obsolete
 from stages.base.words import counted
 from stages.models import EMBEDDED, PICKLES, SINGLE_FILES
 
+LONGEST_INT = 400  # digits; no key takes so many, and Python stops at 4300
+
 
 def read_job(path: str | Path, overrides: Iterable[str] = (), stages: Sequence[str] = ()) -> tuple[Job, list[str]]:
     """The job in the JSON file `path`, and warnings about it.
@@ -79,7 +81,7 @@ def _load_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}") from None
     try:
-        data = json.loads(text, object_pairs_hook=_no_double_keys)
+        data = _parse(text)
     except json.JSONDecodeError as error:
         raise UsageError(f"{path}, line {error.lineno}, column {error.colno}: not JSON: {error.msg}") from None
     except ValueError as error:
@@ -87,6 +89,20 @@ def _load_json(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise UsageError(f'{path}: a job file is one JSON object, {{"key": value, ...}}')
     return data
+
+
+def _parse(text: str) -> Any:
+    """JSON without the same key twice. Raises ValueError."""
+    try:
+        return json.loads(text, object_pairs_hook=_no_double_keys, parse_int=_parse_int)
+    except RecursionError:
+        raise ValueError("its lists and objects are nested too deeply") from None
+
+
+def _parse_int(digits: str) -> int:
+    if len(digits) > LONGEST_INT:
+        raise ValueError(f"the number {digits[:20]}... has {len(digits)} digits")
+    return int(digits)
 
 
 def _no_double_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -108,9 +124,11 @@ def _override(data: dict[str, Any], text: str) -> None:
         if not isinstance(target, dict):
             raise UsageError(f"--set {text}: {name} is not an object")
     try:
-        target[last] = json.loads(value)
+        target[last] = _parse(value)
     except json.JSONDecodeError:
         target[last] = value
+    except ValueError as error:
+        raise UsageError(f"--set {key}: {error}") from None
     if not parents:
         data[key] = _resolve_paths({key: data[key]}, Path.cwd())[key]
 
@@ -119,7 +137,7 @@ def _resolve_paths(data: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The same data with every relative path made absolute. Names of hub models stay as they are."""
 
     def absolute(value: Any) -> Any:
-        return str(folder / Path(value).expanduser()) if isinstance(value, str) and value else value
+        return str(folder / _expanded(value)) if isinstance(value, str) and value else value
 
     def model(value: Any) -> Any:
         # "name/model" is a hub id unless such a folder lies there; "./x", "../x", "~/x", "/x" and single files'
@@ -157,6 +175,14 @@ def _resolve_paths(data: dict[str, Any], folder: Path) -> dict[str, Any]:
         elif value is not None:
             resolved[key] = change(value)
     return resolved
+
+
+def _expanded(path: str) -> Path:
+    """`~/x` in the user's home; `./~x`, or `~x` where there is no such user, is a name like any other."""
+    try:
+        return Path(path).expanduser() if path.startswith("~") else Path(path)
+    except RuntimeError:
+        return Path(path)
 
 
 def _drop_obsolete(data: dict[str, Any]) -> list[str]:

@@ -38,8 +38,7 @@ def _explain_one(details: Any, model: type[BaseModel]) -> str:
     where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in details["loc"] if part != "[key]")[
         1:
     ]
-    given = json.dumps(details["input"], ensure_ascii=False, default=str)
-    given = given if len(given) <= 60 else given[:57] + "..."
+    given = shown(details["input"])
     kind, context = details["type"], details.get("ctx", {})
     if kind in WORDS:
         return f"{where}: ".removeprefix(": ") + WORDS[kind].format(given=given, **context)
@@ -54,8 +53,16 @@ def _explain_one(details: Any, model: type[BaseModel]) -> str:
     return f"{where}: {re.sub(r'^Input should be (a valid )?', 'must be ', details['msg'])}, not {given}"
 
 
+def shown(value: Any) -> str:
+    """A value as it stands in a job file, cut short if it is long."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
 class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 def checked(model: type[BaseModel], value: Any) -> BaseModel:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from stages.base.mistakes import Strict
+from stages.base.numbers import Count, Offset
 
 # Keys of DiffSynth's smoothers that mean nothing here: programs, folders, cards, processes, a choice of engines.
 OBSOLETE_KEYS = ("bin_path", "cache_path", "engine_name", "gpu_id", "n_jobs", "num_iter", "threads_per_block")
@@ -18,11 +19,14 @@ def _odd(value: int) -> int:
     return value
 
 
-PatchSize = Annotated[int, AfterValidator(_odd), Field(ge=3, le=31)]
+PatchSize = Annotated[int, Field(ge=3, le=31), AfterValidator(_odd)]
+EnhanceFactor = Annotated[float, Field(ge=-1000, le=1000)]
 
 
 class SmootherConfig(Strict):
-    postprocessing: dict[Literal["contrast", "sharpness", "color", "brightness"], float] = Field(default_factory=dict)
+    postprocessing: dict[Literal["contrast", "sharpness", "color", "brightness"], EnhanceFactor] = Field(
+        default_factory=dict
+    )
     """Pillow's ImageEnhance factors (1 = unchanged), applied in the order given after smoothing."""
 
 
@@ -38,7 +42,7 @@ class PatchOptions(Strict):
 class EbsynthConfig(PatchOptions, SmootherConfig):
     """Every frame is the mean of itself and of its neighbours, carried onto it by guided synthesis."""
 
-    smooth_index: list[int] = Field(default_factory=lambda: [-3, -2, -1, 1, 2, 3])
+    smooth_index: list[Offset] = Field(default_factory=lambda: [-3, -2, -1, 1, 2, 3])
     """Which neighbours, as offsets."""
 
 
@@ -60,7 +64,7 @@ class PySynthConfig(SmootherConfig):
     """Remap and blend: every pair in the window (slowest) or blending tables (fastest)."""
 
     speed: Literal["fastest", "slowest"] = "fastest"
-    window_size: int | None = Field(None, ge=0)
+    window_size: Count | None = None
     """Frames to each side, any number; null: the whole video."""
     ebsynth_config: MatchingOptions = MatchingOptions()
     """How frames are carried onto each other."""

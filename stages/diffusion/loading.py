@@ -19,20 +19,13 @@ from stages.base.errors import DiffSynthError
 from stages.diffusion import LATENT_CHANNELS, LATENT_FACTOR
 from stages.diffusion.attention import CrossFrameAttention, Joint, Product, Shared, pick_product
 from stages.diffusion.embeddings import add_embedding
+from stages.diffusion.layout import NETWORKS, find_model, is_single_file, vae_part, weight_names
 from stages.diffusion.lora import add_lora
 from stages.diffusion.single_file import load_checkpoint, load_controlnet, load_vae
-from stages.diffusion.tensor_files import ALLOW, PICKLED
 from stages.diffusion.vocabulary import clip_tokenizer
-from stages.models import SINGLE_FILES, TOKENIZER, embedded
-from stages.weights import Names, explained, find_files, first_there, no_logs, pick_device
+from stages.models import TOKENIZER
+from stages.weights import explained, first_there, no_logs, pick_device
 
-# What is read of a model, as diffusers lays it out.
-CONFIGS = ("scheduler/scheduler_config.json", "tokenizer/tokenizer_config.json")
-NETWORKS = ("text_encoder", "unet", "vae")
-ALSO_DOWNLOADED = ("tokenizer/*",)
-# What weights are called: as they are, in float16 alone, and as pickles, which are read if they are allowed.
-WEIGHTS = ("{}.safetensors", "{}.fp16.safetensors")
-PICKLED_WEIGHTS = ("{}.bin", "{}.fp16.bin")
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}  # of Stable Diffusion 1.x
 SPECIAL = {9: "an inpainting model", 8: "an InstructPix2Pix model"}  # by the channels that the U-Net takes
 PREDICTIONS = ("epsilon", "v_prediction")  # the noise; or v, a mixture of noise and clean latents
@@ -143,43 +136,11 @@ def _let_see(networks: Networks, product: Product) -> None:
         network.set_attn_processor(layers)
 
 
-def is_single_file(name: str) -> bool:
-    """Is this the path of a file, not a folder or a hub id?"""
-    return name.endswith(SINGLE_FILES) and not Path(name).is_dir()
-
-
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     """The number type of this name; auto: float16 on a GPU, float32 elsewhere."""
     if name == "auto":
         name = "float16" if device.type == "cuda" else "float32"
     return {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[name]
-
-
-def find_model(key: str, name: str, parts: tuple[str, ...], allow_pickle: bool = False) -> Path:
-    """The folder of a model with the networks in its subfolders `parts` ("" for the folder itself): an embedded or
-    local one, or a hub model's, downloaded if need be. A whole model's has tokenizer and scheduler, too."""
-    whole = parts == NETWORKS
-    files = [*(CONFIGS if whole else ()), *(file for part in parts for file in _files(part, allow_pickle))]
-    pickled = not allow_pickle and any(first_there(Path(name), _weights(part, PICKLED_WEIGHTS)) for part in parts)
-    hint = (
-        f"its weights are pickles (.bin), which are not read unasked: {PICKLED}. {ALLOW}"
-        if pickled
-        else "is it a Stable Diffusion 1.x model (or ControlNet) in diffusers layout?"
-    )
-    with _quiet():
-        return find_files(key, str(embedded(name) or name), files, ALSO_DOWNLOADED if whole else (), hint)
-
-
-def _files(part: str, allow_pickle: bool) -> tuple[Names, ...]:
-    return str(Path(part, "config.json")), _weights(part, WEIGHTS + PICKLED_WEIGHTS * allow_pickle)
-
-
-def _weights(part: str, forms: tuple[str, ...]) -> tuple[str, ...]:
-    """What the weights of a network may be called; transformers has its own name for pickles."""
-    if part != "text_encoder":
-        return tuple(str(Path(part, form.format("diffusion_pytorch_model"))) for form in forms)
-    stems = ["pytorch_model" if form in PICKLED_WEIGHTS else "model" for form in forms]
-    return tuple(str(Path(part, form.format(stem))) for form, stem in zip(forms, stems, strict=True))
 
 
 def _from_folder(
@@ -215,14 +176,14 @@ def _load_vae(name: str, dtype: torch.dtype, allow_pickle: bool) -> AutoencoderK
     with explained("vae", name):
         if is_single_file(name):
             return load_vae(name, dtype, allow_pickle)
-        part = "vae" if (Path(name) / "vae/config.json").exists() else ""
+        part = vae_part(name)
         folder = find_model("vae", name, (part,), allow_pickle)
         tiny = AutoencoderTiny.load_config(folder / part).get("_class_name") == "AutoencoderTiny"
         return _load(AutoencoderTiny if tiny else AutoencoderKL, folder, part, dtype, allow_pickle)
 
 
 def _load(kind: Any, folder: Path, part: str, dtype: torch.dtype, allow_pickle: bool) -> Any:
-    weights = first_there(folder, _weights(part, WEIGHTS + PICKLED_WEIGHTS * allow_pickle)) or ""
+    weights = first_there(folder, weight_names(part, allow_pickle)) or ""
     where = {"subfolder": part} if part else {}
     typed = {"dtype": dtype} if kind is CLIPTextModel else {"torch_dtype": dtype}
     network, info = kind.from_pretrained(

@@ -11,11 +11,8 @@ import torch
 from safetensors import safe_open
 
 from stages.base.errors import DiffSynthError, UsageError
+from stages.diffusion.layout import ALLOW, PICKLED
 from stages.models import PICKLES
-
-# Why pickles are not read unasked, and how to ask.
-PICKLED = "a pickle can run code on this machine"
-ALLOW = 'convert it to .safetensors; or, if you trust its source, "allow_pickle": true in the job, or --allow-pickle'
 
 
 def read_tensors(key: str, path: str, allow_pickle: bool = False) -> dict[str, torch.Tensor]:

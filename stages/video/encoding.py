@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from fractions import Fraction
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,7 @@ OTHER_SUFFIXES = (  # of videos that are not written
     ".3gp", ".asf", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mpeg", ".mpg", ".mts", ".mxf", ".ogv", ".ts", ".vob",
     ".wmv", ".y4m",
 )  # fmt: skip
+SLOWEST, FASTEST = Fraction(1, 10_000), 1000  # frames/s; MP4 files have a clock of their own in milliseconds
 TIMESTAMP_RATE = 90_000  # ticks a second for frames without a constant rate
 
 
@@ -132,6 +134,26 @@ def check_encoding(path: Path, codec: str) -> tuple[str, str, dict[str, str]]:
     if ENCODERS[codec].ffmpeg not in av.codec.codecs_available:
         raise UsageError(f"{codec}: FFmpeg was built without {ENCODERS[codec].ffmpeg}", "choose another codec")
     return CONTAINERS[suffix]
+
+
+def check_encoder(path: Path, codec: str, height: int, width: int, fps: Fraction) -> None:
+    """Check that frames of this size and rate can be encoded, by opening the encoder and writing no frame.
+
+    Raises:
+        UsageError: The file's suffix does not go with the codec, or the encoder takes no such frames.
+    """
+    muxer, *_ = check_encoding(path, codec)
+    try:
+        if not SLOWEST <= fps <= FASTEST:
+            raise ValueError("FFmpeg writes files of such rates, but cannot read them")
+        with av.open(BytesIO(), "w", format=muxer) as container:
+            _picture_stream(container, (height, width, 3), Encoding(fps, codec=codec))
+            container.start_encoding()
+    except (av.error.FFmpegError, OSError, ValueError, OverflowError) as error:
+        raise UsageError(
+            f"{path}: {codec} cannot hold frames of {width}×{height} at {float(fps):.6g} frames/s",
+            "choose another frame_height, frame_width or fps",
+        ) from error
 
 
 def is_video_name(path: Path) -> bool:

@@ -209,8 +209,10 @@ def describe(source: Source, times: np.ndarray, interval: int = 1) -> dict[str, 
     constant, else None; start, stop: the used part in seconds of the source; audio: does the source have any.
     """
     since = times - times[0]
-    mean = Fraction((len(times) - 1) / since[-1]).limit_denominator(1001) if len(times) > 1 else source.fps
-    stated = source.fps / interval
+    mean, stated = source.fps, source.fps
+    if len(times) > 1:
+        exact = Fraction((len(times) - 1) / since[-1])
+        mean, stated = exact.limit_denominator(1001) or exact, source.fps / interval
     fps = next((rate for rate in (stated, mean) if _runs_at(rate, since)), mean)
     constant = _runs_at(fps, since)
     return {

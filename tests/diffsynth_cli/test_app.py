@@ -146,7 +146,7 @@ def test_a_file_where_results_should_go_is_named(in_the_way, tmp_path, make_job,
     (tmp_path / in_the_way).parent.mkdir(exist_ok=True)
     (tmp_path / in_the_way).write_text("mine")
     code, said = cli("extract", make_job())
-    assert code == 1 and str(tmp_path / in_the_way) in said and "Traceback" not in said
+    assert code == 2 and str(tmp_path / in_the_way) in said and "Traceback" not in said
     assert (tmp_path / in_the_way).read_text() == "mine"
 
 

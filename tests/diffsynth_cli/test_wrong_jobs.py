@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import struct
 import zlib
@@ -59,6 +60,18 @@ WRONG_KEYS = [
     ({"embeddings": ["cat.safetensors"]}, "embeddings[0]: no such file"),
     ({"loras": ["detail.safetensors"]}, "loras[0]: no such file"),
     ({"smoother": "EbsynthSmoother", "smoother_config": {"patch_size": 20}}, "smoother_config: patch_size: "),
+    ({"start_time": 1e18}, "start_time: must be less than or equal to 1000000000, not 1e+18"),
+    ({"end_time": math.inf}, "end_time: must be a finite number, not Infinity"),
+    ({"fps": 1e-300}, "fps: must be greater than or equal to 0.01, not 1e-300"),
+    ({"fps": 1e-6}, "fps: must be greater than or equal to 0.01, not 1e-06"),
+    ({"frame_interval": 10**20}, "frame_interval: must be less than or equal to 1000000000"),
+    ({"combine_pattern": [0, 10**30]}, "combine_pattern[1]: give offsets"),
+    ({"keyframes": [0, -1]}, 'keyframes: give a number from 1, a list of frame numbers from 0, or "auto", not [0, -1]'),
+    ({"keyframes": []}, "keyframes: give a number"),
+    ({"smoother": "EbsynthSmoother", "smoother_config": {"postprocessing": {"contrast": math.nan}}},
+     "smoother_config: postprocessing.contrast: must be a finite number, not NaN"),
+    ({"controlnet_processor": [{"name": "file", "path": "job.json", "near": 1e308, "far": 0}]},
+     "controlnet_processor[0]: near: must be less than"),
 ]  # fmt: skip
 
 PYTHON = r"Traceback|instance of|dictionary|match pattern|String|literal|constrained|\.\*|\\S"  # not for users
@@ -68,6 +81,8 @@ WRONG_TEXTS = [
     ('{"prompt": "x",}', "line 1, column"),
     ("[1, 2]", "one JSON object"),
     ('{"prompt": "x", "prompt": "y"}', "the key 'prompt' is given twice"),
+    (f'{{"fps": {"1" * 5000}}}', "the number 11111111111111111111... has 5000 digits"),
+    ("[" * 100_000, "nested too deeply"),
 ]
 
 
@@ -134,7 +149,8 @@ def test_missing_model_parts_are_named(tmp_path, make_job, cli):
     (tmp_path / "half/model_index.json").write_text(json.dumps({}))
     job = make_job(model_id=str(tmp_path / "half"))
     code, said = cli("run", job)
-    assert code == 1 and "unet/diffusion_pytorch_model.safetensors" in said and "Traceback" not in said
+    assert code == 2 and "unet/diffusion_pytorch_model.safetensors" in said and "Traceback" not in said
+    assert not (tmp_path / "out").exists()
 
 
 def test_controlnet_of_another_size_is_refused(tmp_path, make_job, cli):

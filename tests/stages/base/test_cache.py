@@ -108,8 +108,9 @@ def test_only_one_holds_the_lock(cache):
         pass
 
 
-def test_a_folder_that_is_no_cache_is_named(tmp_path):
+@pytest.mark.parametrize("metadata", ['{"zarr_format": 3, "node_type": "array"}', "null", "[]", ""])
+def test_a_folder_that_is_no_cache_is_named(tmp_path, metadata):
     (tmp_path / "cache.zarr").mkdir()
-    (tmp_path / "cache.zarr/zarr.json").write_text('{"zarr_format": 3, "node_type": "array"}')
+    (tmp_path / "cache.zarr/zarr.json").write_text(metadata)
     with pytest.raises(DiffSynthError, match="cannot be opened"):
         FrameCache(tmp_path / "cache.zarr").create(SPEC)

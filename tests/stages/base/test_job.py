@@ -125,6 +125,12 @@ def test_mistakes_in_matching_options_are_named(options):
     assert len(problems) == 1 and f"ebsynth_config.{next(iter(options))}" in problems[0]
 
 
+@pytest.mark.parametrize("name", ["./~.mp4", "./~nobody/a.mp4", "~nobody-of-this-name/a.mp4"])
+def test_a_tilde_that_is_no_home_is_a_name(tmp_path, name):
+    job, _ = read_job(write(tmp_path, MINIMAL | {"input_video": name}))
+    assert job.input_video == str(tmp_path / name)
+
+
 def test_relative_paths_are_relative_to_the_job_file(tmp_path):
     folder = tmp_path / "a"
     folder.mkdir()

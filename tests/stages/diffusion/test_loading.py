@@ -11,7 +11,8 @@ import torch
 
 from stages.base.errors import DiffSynthError
 from stages.diffusion.denoise import encode_prompts
-from stages.diffusion.loading import NETWORKS, ModelNames, find_model, load_networks
+from stages.diffusion.layout import NETWORKS, find_model
+from stages.diffusion.loading import ModelNames, load_networks
 from tests.conftest import CONTROLNET, MODEL
 
 

@@ -1,0 +1,92 @@
+"""What the files of models are called, in diffusers' layout, and whether they are there. Needs neither torch nor
+diffusers, so that a job can be checked in no time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from stages.models import SINGLE_FILES, embedded
+from stages.weights import Names, check_files, check_tensor_file, find_files, first_there
+
+# What is read of a model, as diffusers lays it out.
+CONFIGS = ("scheduler/scheduler_config.json", "tokenizer/tokenizer_config.json")
+NETWORKS = ("text_encoder", "unet", "vae")
+ALSO_DOWNLOADED = ("tokenizer/*",)
+# What weights are called: as they are, in float16 alone, and as pickles, which are read if they are allowed.
+WEIGHTS = ("{}.safetensors", "{}.fp16.safetensors")
+PICKLED_WEIGHTS = ("{}.bin", "{}.fp16.bin")
+# Why pickles are not read unasked, and how to ask.
+PICKLED = "a pickle can run code on this machine"
+ALLOW = 'convert it to .safetensors; or, if you trust its source, "allow_pickle": true in the job, or --allow-pickle'
+
+
+def is_single_file(name: str) -> bool:
+    """Is this the path of a file, not a folder or a hub id?"""
+    return name.endswith(SINGLE_FILES) and not Path(name).is_dir()
+
+
+def find_model(key: str, name: str, parts: tuple[str, ...], allow_pickle: bool = False) -> Path:
+    """The folder of a model with the networks in its subfolders `parts` ("" for the folder itself): an embedded or
+    local one, or a hub model's, downloaded if need be. A whole model's has tokenizer and scheduler, too."""
+    also = ALSO_DOWNLOADED if parts == NETWORKS else ()
+    hint = _hint(name, parts, allow_pickle)
+    return find_files(key, str(embedded(name) or name), _files(parts, allow_pickle), also, hint)
+
+
+def check_model(key: str, name: str, parts: tuple[str, ...], allow_pickle: bool = False) -> None:
+    """Check that a model can be loaded, as far as its files tell, without downloading or reading it.
+
+    Args:
+        key: The job's key that names the model.
+        name: An embedded model, a single file, a folder or a hub id.
+        parts: The subfolders of its networks, as for `find_model`.
+        allow_pickle: Whether weights may be pickles.
+
+    Raises:
+        DiffSynthError: Files are missing or cut off, or the hub cannot be asked for them.
+    """
+    if is_single_file(name):
+        check_tensor_file(key, Path(name))
+        return
+    hint = _hint(name, parts, allow_pickle)
+    folder = check_files(key, str(embedded(name) or name), _files(parts, allow_pickle), hint)
+    if folder is None:  # to be downloaded
+        return
+    for part in parts:
+        weights = first_there(folder, weight_names(part, allow_pickle))
+        if weights is not None:
+            check_tensor_file(key, folder / weights)
+
+
+def weight_names(part: str, allow_pickle: bool) -> tuple[str, ...]:
+    """What the weights of a network may be called, those that are preferred first."""
+    return _weights(part, WEIGHTS + PICKLED_WEIGHTS * allow_pickle)
+
+
+def vae_part(name: str) -> str:
+    """The subfolder of a VAE: a whole model's folder may be given in place of its own."""
+    return "vae" if (Path(name) / "vae/config.json").exists() else ""
+
+
+def _files(parts: tuple[str, ...], allow_pickle: bool) -> list[Names]:
+    configs: tuple[Names, ...] = CONFIGS if parts == NETWORKS else ()
+    return [*configs, *(file for part in parts for file in (_config(part), weight_names(part, allow_pickle)))]
+
+
+def _config(part: str) -> str:
+    return str(Path(part, "config.json"))
+
+
+def _weights(part: str, forms: tuple[str, ...]) -> tuple[str, ...]:
+    """transformers has its own name for pickles."""
+    if part != "text_encoder":
+        return tuple(str(Path(part, form.format("diffusion_pytorch_model"))) for form in forms)
+    stems = ["pytorch_model" if form in PICKLED_WEIGHTS else "model" for form in forms]
+    return tuple(str(Path(part, form.format(stem))) for form, stem in zip(forms, stems, strict=True))
+
+
+def _hint(name: str, parts: tuple[str, ...], allow_pickle: bool) -> str:
+    pickled = not allow_pickle and any(first_there(Path(name), _weights(part, PICKLED_WEIGHTS)) for part in parts)
+    if pickled:
+        return f"its weights are pickles (.bin), which are not read unasked: {PICKLED}. {ALLOW}"
+    return "is it a Stable Diffusion 1.x model (or ControlNet) in diffusers layout?"

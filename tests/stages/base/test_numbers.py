@@ -1,0 +1,103 @@
+"""Numbers of a job, sensible and wild, in every place that takes one: a refusal that names the key, or a plan."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.strategies import SearchStrategy
+from safetensors.numpy import save_file
+
+from diffsynth_cli.console import QuietReporter
+from stages import control, deflicker, extract, render
+from stages.base.annotators import ANNOTATORS, Weighted
+from stages.base.cache import FrameCache
+from stages.base.engine import Run
+from stages.base.errors import DiffSynthError
+from stages.base.job import READS, READS_NOTHING, Job
+from stages.base.job_file import read_job
+from stages.base.preflight import check_ahead
+from tests.conftest import CONTROLNET, MODEL, scene, write_images
+from tools.fuzz.slots import Slot, put, slots
+
+STAGES = [module.STAGE for module in (extract, control, render, deflicker)]
+BASE = {
+    "model_id": str(MODEL), "controlnet_model_id": [str(CONTROLNET)], "input_video": "images", "output_path": "out",
+    "prompt": "winter", "style_image": "images/0.png", "combine_pattern": [0],
+}  # fmt: skip
+WILD = (
+    st.sampled_from([-1, 0, 1e18, 10**20, 1e300, 1e-300, 5e-324, 2**63, float("inf"), float("-inf"), float("nan")])
+    | st.integers()
+    | st.floats()
+)
+SLOTS = slots()
+
+
+def valid(slot: Slot) -> SearchStrategy[Any]:
+    """Numbers within the bounds of a slot, and on them."""
+    bounds = [bound for bound in (slot.low, slot.high) if bound is not None]
+    if slot.whole:
+        inside: SearchStrategy[Any] = st.integers(slot.low, slot.high)
+        return inside | st.sampled_from([int(bound) for bound in bounds]) if bounds else inside
+    return st.floats(slot.low, slot.high) | st.sampled_from(bounds)
+
+
+changes = st.lists(
+    st.sampled_from(SLOTS).flatmap(lambda slot: st.tuples(st.just(slot), valid(slot) | WILD)), min_size=1, max_size=3
+)
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clip of 6 frames and all files that annotators and LoRA files name."""
+    folder = tmp_path_factory.mktemp("numbers")
+    write_images(folder / "images", (scene(index) for index in range(6)))
+    save_file({}, folder / "file.safetensors")
+    for model in ANNOTATORS.values():
+        for name in model.files if issubclass(model, Weighted) else ():
+            path = folder / "weights" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_file({}, path)
+    return folder
+
+
+def finished(job: dict[str, Any]) -> dict[str, Any]:
+    """`job` with the files that its parts name, and an annotator for its ControlNet."""
+    maps = job.get("controlnet_processor") or ["canny"]
+    named = [{**item, "path": "images"} if isinstance(item, dict) and "path" in item else item for item in maps]
+    loras = [{**item, "path": "file.safetensors"} for item in job.get("loras", ())]
+    return {**job, "controlnet_processor": named, "loras": loras}
+
+
+def test_every_key_that_takes_numbers_is_tried():
+    numeric = {slot.key for slot in SLOTS}
+    assert {"fps", "start_time", "loras", "smoother_config", "post_smoother_config", "controlnet_processor"} <= numeric
+    assert numeric <= Job.model_fields.keys() == {key for keys in READS.values() for key in keys} | set(READS_NOTHING)
+
+
+@settings(
+    max_examples=400,
+    derandomize=True,
+    database=None,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(changed=changes)
+def test_a_job_is_refused_by_key_or_planned(changed, workshop):
+    data: dict[str, Any] = BASE
+    for slot, number in changed:
+        data = put(data, slot, number)
+    path = workshop / "job.json"
+    path.write_text(json.dumps(finished(data)))
+    try:
+        job, _ = read_job(path, (), [stage.name for stage in STAGES])
+        run = Run(job, FrameCache(workshop / "out/cache.zarr"), QuietReporter())
+        check_ahead(STAGES, run)
+        assert extract.plan(run, resume=False).frames > 0
+    except DiffSynthError as refusal:
+        told = f"{refusal.message} {refusal.hint}"
+        assert any(slot.name in told or slot.key in told for slot, _ in changed), told

@@ -1,0 +1,109 @@
+"""What is checked before the first stage: a job that cannot be finished is refused before any frame is extracted."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections import namedtuple
+from fractions import Fraction
+
+import pytest
+
+from stages.video import Encoding, encode
+from tests.conftest import CONTROLNET, MODEL, scene
+
+# What is wrong with the job, the exit code, and what the message must say.
+DOOMED = [
+    ({"model_id": "owner/model"}, 1, "model_id: owner/model is no local folder"),
+    ({"model_id": "no hub id"}, 2, "model_id: no hub id is neither a folder nor a hub id"),
+    ({"controlnet_model_id": ["owner/net"]}, 1, "controlnet_model_id[0]: owner/net is no local folder"),
+    ({"vae": "owner/vae"}, 1, "vae: owner/vae is no local folder"),
+    ({"controlnet_processor": ["hed"]}, 1, "controlnet_processor[0]: lllyasviel/Annotators is no local folder"),
+    ({"device": "mps"}, 2, "device: mps is not there"),
+    ({"attention_backend": "xformers"}, 2, "attention_backend: xformers is not installed"),
+    ({"loras": ["broken.safetensors"]}, 1, "loras[0]: "),
+    ({"embeddings": ["broken.safetensors"]}, 1, "embeddings[0]: "),
+    ({"style_image": "broken.safetensors"}, 2, "broken.safetensors is not an image"),
+    ({"frames_reference": ["broken.safetensors"]}, 2, "broken.safetensors is not an image"),
+    ({"controlnet_processor": ["file:broken.safetensors"]}, 2, "broken.safetensors is not a video"),
+    ({"controlnet_processor": ["file:images"], "frames_reference": ["images/0.png"]}, 2, "has no maps for frames_ref"),
+    ({"output_path": "broken.safetensors/out"}, 2, "broken.safetensors is a file"),
+    ({"input_video": "fast.mp4"}, 2, "h264 cannot hold frames of 64×64 at 20000 frames/s"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("keys", "code", "expected"), DOOMED, ids=lambda value: str(value)[:50])
+def test_nothing_is_begun_of_a_job_that_cannot_be_finished(keys, code, expected, tmp_path, make_job, cli):
+    (tmp_path / "broken.safetensors").write_bytes(b"cut off")
+    encode(tmp_path / "fast.mp4", (scene(index) for index in range(20)), Encoding(Fraction(20_000)))
+    given = cli("run", make_job(**keys), "-q")
+    assert given[0] == code and expected in given[1], given
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_download_that_was_cut_off_is_found(tmp_path, make_job, cli):
+    shutil.copytree(MODEL, tmp_path / "model")
+    weights = tmp_path / "model/unet/diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    code, said = cli("run", make_job(model_id="model"), "-q")
+    assert code == 1 and f"model_id: {weights} cannot be read" in said and "is the download complete?" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_networks_that_are_not_run_are_not_asked_for(make_job, cli):
+    off = {"controlnet_model_id": [str(CONTROLNET), "owner/net"], "controlnet_processor": ["canny", "hed"]}
+    assert cli("run", make_job(**off, controlnet_scale=[1.0, 0.0]), "-q") == (0, "")
+
+
+def test_a_finished_stage_is_not_checked_again(tmp_path, make_job, cli):
+    model = shutil.copytree(MODEL, tmp_path / "model")
+    job = make_job(model_id=str(model))
+    assert cli("run", job, "-q") == (0, "")
+    shutil.rmtree(model)
+    assert cli("run", job, "-q") == (0, "")
+    assert cli("deflicker", job, "-q", "--restart") == (0, "")
+    code, said = cli("render", job, "-q", "--restart")
+    assert code == 2 and f"model_id: no such folder: {model}" in said
+
+
+def test_stale_stages_are_refused_before_others_run(tmp_path, make_job, cli):
+    assert cli("run", make_job(), "-q") == (0, "")
+    shutil.rmtree(tmp_path / "out/cache.zarr/control")
+    (tmp_path / "out/cache.zarr/receipts/control.json").unlink()
+    code, said = cli("run", make_job(prompt="summer"), "-q")
+    assert code == 1 and "render is stale" in said
+    assert not (tmp_path / "out/cache.zarr/control").exists()
+
+
+Disk = namedtuple("Disk", "total used free")
+
+
+@pytest.mark.parametrize(
+    ("free", "code", "expected"), [(1e9, 0, ""), (6e5, 0, "has 0.0006 GB free"), (1e4, 1, "has 1e-05 GB free")]
+)
+def test_room_on_the_disk_is_checked(free, code, expected, make_job, cli, monkeypatch):
+    """6 frames of 128 x 128 are 295 kB, and the results 4 times as much: frames, maps, rendered, deflickered."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Disk(free, 0, free))
+    given, said = cli("run", make_job(frame_height=128, frame_width=128), "-q")
+    assert given == code and expected in said and bool(said) == bool(expected), said
+
+
+def test_what_is_done_needs_no_room(make_job, cli, monkeypatch):
+    job = make_job()
+    assert cli("run", job, "-q") == (0, "")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Disk(0, 0, 0))
+    assert cli("run", job, "-q") == (0, "")
+    assert cli("deflicker", job, "-q", "--restart") == (0, "")
+
+
+def test_checking_imports_no_torch(tmp_path, make_job):
+    job = make_job(model_id="owner/model", smoother="PatchBlendSmoother", post_smoother="PySynthSmoother")
+    program = (
+        "import sys; from diffsynth_cli.__main__ import main; "
+        f"code = main(['run', {str(job)!r}, '-q']); print(code, 'torch' in sys.modules)"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert ran.stdout == "1 False\n", ran
+    assert json.loads(job.read_text())["model_id"] in ran.stderr

@@ -1,0 +1,1 @@
+"""Wrong jobs, damaged videos and caches, odd names, all through the real command line: python -m tools.fuzz."""

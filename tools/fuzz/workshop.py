@@ -1,0 +1,101 @@
+"""The good files that cases are made from: clips, a job, the caches of a finished and of an interrupted run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from safetensors.numpy import save_file
+
+from diffsynth_cli.console import QuietReporter
+from stages.base.annotators import ANNOTATORS, Weighted
+from stages.base.cache import FrameCache
+from stages.base.engine import LocalEngine, Run, Task, run_stage
+from stages.base.job import STAGES
+from stages.base.job_file import read_job
+from stages.video import Encoding, encode
+
+SIZE = 64  # px
+FRAMES = 2
+JOB: dict[str, Any] = {
+    "model_id": "mini", "controlnet_model_id": ["mini/canny"], "controlnet_processor": ["canny"],
+    "input_video": "images", "output_path": "out", "prompt": "winter", "num_inference_steps": 1, "device": "cpu",
+    "combine_pattern": [-1, 0],
+}  # fmt: skip
+CLIPS = {"a.mp4": "h264", "b.webm": "vp9", "c.mkv": "ffv1", "d.mov": "prores", "e.mkv": "h264"}
+
+
+class _Stopped(Exception):
+    """A run ends here, as if it had been killed."""
+
+
+class _StoppingEngine(LocalEngine):
+    """Runs some chunks."""
+
+    def __init__(self, chunks: int):
+        self.left = chunks
+
+    def map(self, task: Task, cache: FrameCache, chunks: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+        for done in super().map(task, cache, chunks):
+            if not self.left:
+                raise _Stopped
+            self.left -= 1
+            yield done
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """A folder with `images`, the CLIPS, `job.json`, and job and cache of two runs in `finished` and `begun`."""
+
+    folder: Path
+
+    @classmethod
+    def build(cls, folder: Path) -> Workshop:
+        for index in range(FRAMES):
+            path = folder / "images" / f"{index}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(_picture(index)).save(path)
+        for name, codec in CLIPS.items():
+            encode(folder / name, map(_picture, range(8)), Encoding(Fraction(25), codec=codec))
+        files = {name for model in ANNOTATORS.values() if issubclass(model, Weighted) for name in model.files}
+        for path in (folder / "file.safetensors", *(folder / "weights" / name for name in files)):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_file({}, path)
+        shop = cls(folder)
+        shop.write_job(JOB, folder / "job.json")
+        shop.run(folder / "finished")
+        shop.run(folder / "begun", chunks=3)
+        return shop
+
+    def write_job(self, job: dict[str, Any], path: Path) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(job))
+        return path
+
+    def run(self, folder: Path, chunks: int = 1000) -> None:
+        """All stages of a job in `folder`, stopped after some chunks."""
+        shutil.copytree(self.folder / "images", folder / "images")
+        job, _ = read_job(self.write_job(JOB, folder / "job.json"), (), STAGES)
+        run = Run(job, FrameCache(folder / "out" / "cache.zarr"), QuietReporter(), engine=_StoppingEngine(chunks))
+        try:
+            with run.cache.lock():
+                for name in STAGES:
+                    run_stage(import_module(f"stages.{name}").STAGE, run)
+        except _Stopped:
+            pass
+
+
+def _picture(index: int) -> np.ndarray:
+    """A frame of a small scene: a bright square crosses a gradient."""
+    y, x = np.mgrid[:SIZE, :SIZE]
+    image = np.stack([x * 255 // SIZE, y * 255 // SIZE, np.full_like(x, 128)], axis=2).astype(np.uint8)
+    image[24:40, 4 * index : 4 * index + 16] = (250, 220, 40)
+    return image
