@@ -92,10 +92,9 @@ def smooth(
         raise UsageError(f"--mode: unknown mode {mode!r}", "known: blend, interpolate")
     if mode == "interpolate" and len(videos) == 1:
         raise UsageError("--mode interpolate needs two paths: GUIDE, and STYLE as a folder of keyframes")
-    if mode == "interpolate" and offset != "auto":
-        raise UsageError(
-            "--offset cannot be used with --mode interpolate", "the names of keyframes say where they belong"
-        )
+    frames = _frames(offset)
+    if mode == "interpolate" and frames is not None and frames % 1:
+        raise UsageError(f"--offset {offset}: keyframes can only be moved by whole frames")
     config = {
         "window": window,
         "strength": strength,
@@ -114,7 +113,7 @@ def smooth(
         config=config,
         interpolate=mode == "interpolate",
         device=device,
-        offset=_frames(offset),
+        offset=frames,
     )
     if report is not None:
         check_report(report, mode, [*smoothing.inputs, output], force)

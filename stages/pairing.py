@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,19 +70,22 @@ def _placed(source: Source, rate: float | None) -> Iterator[tuple[float, Shot]]:
         yield float(number) if rate is None else (shot.time - start) * rate, shot
 
 
-def align(guide: Source, style: Source, advance: Callable[[int], None]) -> Alignment:
+def align(
+    guide: Source, style: Source, advance: Callable[[int], None], numbers: Sequence[int] | None = None
+) -> Alignment:
     """Find the offset between two videos from a few short parts of them.
 
     Args:
         guide: The original video.
         style: The stylised video.
         advance: Called with the number of frames that were read.
+        numbers: Frame numbers of the style's images, if these are keyframes.
     """
     by_number, rate = are_paired_by_number(guide, style), float(style.fps)
     guide_rate = float(guide.fps) if by_number else rate
     starts = [next(source.shots()).time for source in (guide, style)]
     size = map_size(style.height, style.width)
-    farthest = SEARCH * rate
+    farthest = SEARCH * (rate if numbers is None else guide_rate)
 
     def maps(source: Source, rate: float, start: float, first: float, last: float) -> tuple[np.ndarray, np.ndarray]:
         """Edge maps of the frames from position `first` to `last`, and their positions."""
@@ -99,6 +102,9 @@ def align(guide: Source, style: Source, advance: Callable[[int], None]) -> Align
     stretches = []
     for first, last in _parts(stated_length(style)):
         style_maps, style_at = maps(style, rate, starts[1], first, last)
+        if numbers is not None and len(style_at):
+            style_at = np.asarray(numbers, np.float64)[np.rint(style_at).astype(int)]
+            first, last = int(style_at[0]), int(style_at[-1])
         guide_maps, guide_at = maps(guide, guide_rate, starts[0], first - farthest, last + farthest)
         if len(style_maps) and len(guide_maps):
             stretches.append(Stretch(style_maps, style_at, guide_maps, guide_at))

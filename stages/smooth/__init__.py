@@ -5,11 +5,11 @@ Unfinished work is kept in a cache beside the output, which is removed when the 
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,14 @@ from stages.base.engine import Phase, Plan, Reporter, Run, Stage, fill
 from stages.base.errors import DiffSynthError, UsageError
 from stages.base.fingerprint import fingerprint, identify
 from stages.pairing import GuideShots
-from stages.smooth.guidance import Guidance, find_guidance, frame_times, read_through, tell_offset
+from stages.smooth.guidance import Guidance, find_guidance, find_key_offset, frame_times, read_through, tell_offset
+from stages.smooth.keys import key_numbers, keys_inside
 from stages.smooth.output import check_smoothing_output, deliver, finished_from
 from stages.smooth.request import NAME, Smoothing
 from stages.smooth.tasks import SMOOTHER, DecodeTask, PaintTask, SmoothTask
 from stages.smoothing import CHUNKS
 from stages.smoothing.changes import Changes
-from stages.video import ImageFolder, Shot, Source, check_shape, default_codec, describe, open_source, padded_size
+from stages.video import Shot, Source, check_shape, default_codec, describe, open_source, padded_size
 from stages.weights import pick_gpu
 
 CHUNK = 8  # frames that are decoded at once
@@ -164,15 +165,16 @@ def _plan_painting(run: Run[Smoothing], resume: bool) -> Plan:
         raise UsageError("--mode interpolate needs the video and the keyframes", "diffsynth smooth GUIDE STYLE -o OUT")
     guide, style = open_source(smoothing.guide), open_source(smoothing.style)
     check_shape(guide, style.height, style.width)
-    keys = key_numbers(style)
+    numbers = key_numbers(style)
     if resume:
-        count, notes = len(cache["smoothed"]), {}
+        noted: dict[str, Any] = cache["smoothed"].attrs.asdict()
+        count, notes, offset = len(cache["smoothed"]), {}, noted["key_offset"]
     else:
+        offset = find_key_offset(run, numbers)
         times = read_through(guide.shots(), guide, run.reporter)
         _tell_size(smoothing, style, run.reporter)
-        count, notes = len(times), {**describe(guide, times), "guided": True, "offset": 0.0}
-    if keys[-1] >= count:
-        raise UsageError(f"{style.path} has a keyframe {keys[-1]}, but the last frame of {guide.path} is {count - 1}")
+        count, notes = len(times), {**describe(guide, times), "guided": True, "offset": 0.0, "key_offset": offset}
+    first, keys = keys_inside(numbers, offset, count, style, guide, run.reporter)
     size = (style.height, style.width, 3)
     return Plan(
         frames=count,
@@ -184,7 +186,7 @@ def _plan_painting(run: Run[Smoothing], resume: bool) -> Plan:
         ],
         phases=[
             Phase("decode the guide", count, CHUNK, DecodeTask("guides", partial(_alone, guide.path))),
-            Phase("decode the style", len(keys), CHUNK, DecodeTask("styles", partial(_alone, style.path))),
+            Phase("decode the style", len(keys), CHUNK, DecodeTask("styles", partial(_from, style.path, first))),
             Phase("paint", count, CHUNKS[SMOOTHER], PaintTask(keys, smoothing.config["patch_size"], smoothing.device)),
         ],
         begin=lambda cache: cache["smoothed"].attrs.update(notes),
@@ -202,21 +204,12 @@ def _tell_size(smoothing: Smoothing, style: Source, reporter: Reporter) -> None:
         )
 
 
-def key_numbers(style: Source) -> tuple[int, ...]:
-    """The numbers of keyframes, by the names of the images: the last number in each (00012.png, frame-12.png)."""
-    if not isinstance(style, ImageFolder):
-        raise UsageError(f"{style.path} is not a folder of images", "--mode interpolate needs one")
-    numbers = [re.findall(r"\d+", file.stem) for file in style.files]
-    if unnamed := [file.name for file, found in zip(style.files, numbers, strict=True) if not found]:
-        raise UsageError(f"{style.path}: {unnamed[0]} has no frame number in its name", "such as 00012.png")
-    keys = tuple(int(found[-1]) for found in numbers)
-    if list(keys) != sorted(set(keys)):
-        raise UsageError(f"{style.path}: frame numbers do not ascend: {', '.join(map(str, keys[:12]))}")
-    return keys
-
-
 def _alone(path: Path) -> Iterator[Shot]:
     return open_source(path).shots()
+
+
+def _from(path: Path, first: int) -> Iterator[Shot]:
+    return islice(open_source(path).shots(), first, None)
 
 
 STAGE = Stage(NAME, plan, deliver)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,7 @@ from stages.pairing import align, pairs, unused_frames
 from stages.smooth.request import NAME, Smoothing
 from stages.video import ImageFolder, Shot, Source, open_source
 
+SURE = 0.8  # correlation of motion from which keyframes, which are few, are not where their names say
 LONGER_FRAMES, LONGER_SHARE = 2, 0.02  # of the style; a guide that is longer by no more is not worth a word
 
 
@@ -58,6 +59,21 @@ def tell_offset(guidance: Guidance, run: Run[Smoothing], found_how: str = "") ->
         run.reporter.end("offset", f"{style.name} {how} {guide.name} by {frames}{found_how}")
     else:
         run.reporter.end("offset", f"{style.name} is in step with {guide.name}")
+
+
+def find_key_offset(run: Run[Smoothing], keys: Sequence[int]) -> int:
+    """By how many frames keyframes `keys` run ahead of the guide. Names are trusted unless much speaks against them."""
+    smoothing, reporter = run.job, run.reporter
+    assert smoothing.guide is not None
+    if smoothing.offset is not None:
+        tell_offset(Guidance(True, smoothing.offset), run)
+        return int(smoothing.offset)
+    reporter.begin("offset", None)
+    reporter.phase("compare outlines")
+    found = align(open_source(smoothing.guide), open_source(smoothing.style), reporter.advance, keys)
+    offset = round(found.offset) if found.motion >= SURE else 0
+    tell_offset(Guidance(True, offset), run, f" (correlation of motion {found.motion:.2f})" if offset else "")
+    return offset
 
 
 def frame_times(guidance: Guidance, run: Run[Smoothing]) -> tuple[np.ndarray, Source]:

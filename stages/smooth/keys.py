@@ -1,0 +1,40 @@
+"""Which frames keyframes are: by the names of their images, and where these lie in the guide."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from stages.base.engine import Reporter
+from stages.base.errors import UsageError
+from stages.video import ImageFolder, Source
+
+
+def key_numbers(style: Source) -> tuple[int, ...]:
+    """The numbers of keyframes, by the names of the images: the last number in each (00012.png, frame-12.png)."""
+    if not isinstance(style, ImageFolder):
+        raise UsageError(f"{style.path} is not a folder of images", "--mode interpolate needs one")
+    numbers = [re.findall(r"\d+", file.stem) for file in style.files]
+    if unnamed := [file.name for file, found in zip(style.files, numbers, strict=True) if not found]:
+        raise UsageError(f"{style.path}: {unnamed[0]} has no frame number in its name", "such as 00012.png")
+    keys = tuple(int(found[-1]) for found in numbers)
+    if list(keys) != sorted(set(keys)):
+        raise UsageError(f"{style.path}: frame numbers do not ascend: {', '.join(map(str, keys[:12]))}")
+    return keys
+
+
+def keys_inside(
+    numbers: Sequence[int], offset: int, count: int, style: Source, guide: Source, reporter: Reporter
+) -> tuple[int, tuple[int, ...]]:
+    """The first image that lies within the guide's `count` frames at an offset, and the frames of it and all that
+    follow it there. Warns of keyframes that lie outside."""
+    if offset == 0 and numbers[-1] >= count:
+        raise UsageError(
+            f"{style.path} has a keyframe {numbers[-1]}, but the last frame of {guide.path} is {count - 1}"
+        )
+    inside = tuple(number + offset for number in numbers if 0 <= number + offset < count)
+    if not inside:
+        raise UsageError(f"{style.path}: no keyframe lies within {guide.path}, which has {count} frames")
+    if outside := [str(number) for number in numbers if not 0 <= number + offset < count]:
+        reporter.warn(f"{style.path}: not used, since they lie outside of {guide.path}: keyframes {', '.join(outside)}")
+    return numbers.index(inside[0] - offset), inside
