@@ -11,7 +11,7 @@ import numpy as np
 
 from stages.base.cache import ArraySpec, FrameCache
 from stages.base.engine import Footage, Phase, Plan, Reporter, Run, Stage
-from stages.base.errors import DiffSynthError
+from stages.base.errors import DiffSynthError, UsageError
 from stages.base.job import Job
 from stages.base.words import counted
 from stages.video import TIME_TOLERANCE, Shot, Source, describe, fit, open_source, stated_length
@@ -68,7 +68,7 @@ def frame_size(job: Job, source: Source) -> tuple[int, int]:
     height, width = height or source.height, width or source.width
     if height % SIZE_GRID or width % SIZE_GRID:
         even = [max(1, size // SIZE_GRID) * SIZE_GRID for size in (height, width)]
-        raise DiffSynthError(
+        raise UsageError(
             f"frames of {source.path} are {width}×{height}; both must be multiples of {SIZE_GRID}",
             f'"frame_height": {even[0]}, "frame_width": {even[1]} crops them a little',
         )
@@ -134,7 +134,7 @@ def _read_times(source: Source, job: Job, reporter: Reporter) -> np.ndarray:
         reporter.advance(job.frame_interval)
     if not times:
         span = f"between {job.start_time or 0:g} s and {'its end' if job.end_time is None else f'{job.end_time:g} s'}"
-        raise DiffSynthError(f"{source.path} has no frames {span}", "check start_time and end_time")
+        raise UsageError(f"{source.path} has no frames {span}", "check start_time and end_time")
     if source.damage:
         more = f" and {counted(len(source.damage) - 1, 'more place')}" if len(source.damage) > 1 else ""
         reporter.warn(

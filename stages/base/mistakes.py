@@ -14,7 +14,8 @@ WORDS = {  # by pydantic's names for kinds of mistakes, where its own words spea
     "dict_type": "must be an object, not {given}",
     "model_type": "must be an object, not {given}",
     "string_too_short": "must not be empty",
-    "string_unicode": "{given} is not Unicode text; if it is a file name that is not UTF-8, rename the file",
+    "string_unicode": "{given} is not Unicode text; rename the file if its name is not UTF-8, or set a UTF-8 locale "
+    "(LC_ALL=C.UTF-8)",
     "too_long": "must hold at most {max_length}, not {actual_length}",
     "too_short": "must not be empty",
 }

@@ -30,6 +30,8 @@ DOOMED = [
     ({"controlnet_processor": ["file:broken.safetensors"]}, 2, "broken.safetensors is not a video"),
     ({"controlnet_processor": ["file:images"], "frames_reference": ["images/0.png"]}, 2, "has no maps for frames_ref"),
     ({"output_path": "broken.safetensors/out"}, 2, "broken.safetensors is a file"),
+    ({"start_time": 9.0}, 2, "images has no frames between 9 s and its end"),
+    ({"input_video": "odd.mp4"}, 2, "both must be multiples of 8"),
     ({"input_video": "fast.mp4"}, 2, "h264 cannot hold frames of 64×64 at 20000 frames/s"),
 ]  # fmt: skip
 
@@ -37,6 +39,7 @@ DOOMED = [
 @pytest.mark.parametrize(("keys", "code", "expected"), DOOMED, ids=lambda value: str(value)[:50])
 def test_nothing_is_begun_of_a_job_that_cannot_be_finished(keys, code, expected, tmp_path, make_job, cli):
     (tmp_path / "broken.safetensors").write_bytes(b"cut off")
+    encode(tmp_path / "odd.mp4", (scene(index, 70, 90) for index in range(2)), Encoding(Fraction(25)))
     encode(tmp_path / "fast.mp4", (scene(index) for index in range(20)), Encoding(Fraction(20_000)))
     given = cli("run", make_job(**keys), "-q")
     assert given[0] == code and expected in given[1], given
