@@ -61,7 +61,9 @@ def check(run: Run[Job], footage: Footage) -> list[ArraySpec]:
         build(task.smoother, task.config, [], [])
     rate = footage.fps if job.fps is None else _rate(job.fps)
     check_encoder(Path(job.output_path) / VIDEO, "h264", footage.height, footage.width, rate)
-    return [ArraySpec("deflickered", (footage.count or 0, footage.height, footage.width, 3), "uint8")]
+    shape = (footage.count or 0, footage.height, footage.width, 3)
+    names = ("deflickered", *([FRAMES] if job.keep_frames else []))  # images need about what an array does
+    return [ArraySpec(name, shape, "uint8") for name in names]
 
 
 def plan(run: Run[Job], resume: bool) -> Plan:
