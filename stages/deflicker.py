@@ -113,14 +113,12 @@ def _note(output: Path, cache: FrameCache, made_of: dict[str, Any]) -> None:
     write_json(_note_path(output.name, cache), note)
 
 
-def changed_outputs(job: Job, cache: FrameCache) -> Iterator[str]:
-    """Read video.mp4 and the folder of frames, and say which is not what was written there."""
+def changed_outputs(job: Job, cache: FrameCache) -> Iterator[Path]:
+    """Read video.mp4 and the folder of frames, and find which is not, or no longer, what was written there."""
     for name in (VIDEO, *([FRAMES] if job.keep_frames else [])):
         output = Path(job.output_path) / name
-        if not output.exists():
-            yield f"{output} is missing"
-        elif _read_note(output, cache).get("sha256") != _sha256(output):
-            yield f"{output} is not what was written there"
+        if not output.exists() or _read_note(output, cache).get("sha256") != _sha256(output):
+            yield output
 
 
 def _read_note(output: Path, cache: FrameCache) -> dict[str, Any]:

@@ -86,7 +86,12 @@ def test_a_changed_output_is_named(output, finished, cli):
     flip_bit(path)
     code, said = cli("verify", finished)
     assert code == 1 and f"{finished.parent / 'out' / output.split('/')[0]} is not what was written there" in said
-    path.unlink()
-    code, said = cli("run", finished, "--restart")
+    hint = said.split("→ ")[1].strip()
+    changed = finished.parent / "out" / output.split("/")[0]
+    assert hint == f"delete {changed}; then diffsynth run {finished} writes it again"
+    shutil.rmtree(changed) if changed.is_dir() else changed.unlink()
+    code, said = cli("verify", finished)
+    assert code == 1 and f"{changed} is missing" in said and f"→ diffsynth run {finished} writes it again" in said
+    code, said = cli("run", finished)
     assert code == 0, said
     assert cli("verify", finished)[0] == 0 and files(finished) == before
