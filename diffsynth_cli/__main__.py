@@ -66,6 +66,9 @@ def explain(error: Exception) -> tuple[str, str, int]:
         return f"the disk is full: {error}", "make room; the same command then goes on", FAILED
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename or 'a file'}: {error.strerror}", "", FAILED
+    if isinstance(error, UnicodeEncodeError):
+        unknown = error.object[error.start : error.end]
+        return f"the locale's encoding has no {unknown}", "set a UTF-8 locale, for example LC_ALL=C.UTF-8", FAILED
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return (
             "out of memory",

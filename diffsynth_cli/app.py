@@ -143,7 +143,7 @@ def export(
         ),
     ] = None,
     crf: Annotated[int | None, typer.Option(min=0, max=63, help="Quality: lower is better and larger.")] = None,
-    fps: Annotated[float | None, typer.Option(min=0.1, max=1000, help="Frame rate.")] = None,
+    fps: Annotated[float | None, typer.Option(min=0.01, max=1000, help="Frame rate.")] = None,
     overrides: Set = None,
     force: Force = False,
     quiet: Quiet = False,

@@ -17,7 +17,7 @@ from stages.base.errors import DiffSynthError, UsageError
 from stages.base.fingerprint import fingerprint, map_names, stage_inputs
 from stages.base.job import Job
 from stages.base.words import counted
-from stages.video import Shot, fit, open_source, read_image
+from stages.video import Shot, certain_length, fit, open_source, read_image
 from stages.weights import Weights
 
 CHUNK = 8  # frames
@@ -149,24 +149,38 @@ def check(run: Run[Job], footage: Footage) -> list[ArraySpec]:
         read_image(path)
     arrays = []
     for index in (index for index, runs in enumerate(job.networks_run) if runs):
-        _check_annotator(job, index, size)
+        _check_annotator(job, index, size, footage)
         arrays.append(ArraySpec(f"control/{index}", (footage.count or 0, *size, 3), "uint8"))
     return arrays
 
 
-def _check_annotator(job: Job, index: int, size: tuple[int, int]) -> None:
+def _check_annotator(job: Job, index: int, size: tuple[int, int], footage: Footage) -> None:
     """Raises DiffSynthError if files, weights or packages of an annotator are missing, or its options do not do."""
     settings, where = job.controlnet_processor[index], f"controlnet_processor[{index}]"
     if isinstance(settings, MapFiles):
         _check_references(where, settings, len(job.frames_reference))
-        for path in (settings.path, settings.references):
-            if path is not None:
-                open_source(path, values=True)
+        _check_length(where, settings.path, footage.least, footage.most)
+        if settings.references is not None:
+            _check_length(f"{where}.references", settings.references, *[len(job.frames_reference)] * 2)
         return
     maker = _maker(job, index, size)
     if maker.weights is not None:
         maker.weights.check()
     _ = maker.annotator
+
+
+def _check_length(where: str, path: str, least: float, most: float) -> None:
+    """Raises UsageError if the number of maps is certain not to be between `least` and `most`, those of the frames."""
+    fewest, largest = certain_length(open_source(path, values=True))
+    if fewest > most:
+        raise _wrong_length(where, path, fewest, most)
+    if largest < least:
+        raise _wrong_length(where, path, largest, least)
+
+
+def _wrong_length(where: str, path: str, maps: float, frames: float) -> UsageError:
+    given = f"{counted(int(maps), 'map')} for {counted(int(frames), 'frame')}"
+    return UsageError(f"{where}: {path} holds {given}", "give one for each used frame")
 
 
 def plan(run: Run[Job], resume: bool) -> Plan:
@@ -306,10 +320,7 @@ def _check_maps(where: str, path: str, frames: int, size: tuple[int, int], repor
     source = open_source(path, values=True)
     maps = sum(1 for _ in source.shots())
     if maps != frames:
-        raise DiffSynthError(
-            f"{where}: {path} holds {counted(maps, 'map')} for {counted(frames, 'frame')}",
-            "give one for each used frame",
-        )
+        raise _wrong_length(where, path, maps, frames)
     if (source.height, source.width) != size:
         change = f"{source.width}×{source.height} to the frames' {size[1]}×{size[0]}"
         reporter.warn(f"{where}: maps are cropped and resized from {change}")

@@ -61,7 +61,9 @@ def check(run: Run[Job], footage: Footage) -> list[ArraySpec]:
         build(task.smoother, task.config, [], [])
     rate = footage.fps if job.fps is None else _rate(job.fps)
     check_encoder(Path(job.output_path) / VIDEO, "h264", footage.height, footage.width, rate)
-    return [ArraySpec("deflickered", (footage.count or 0, footage.height, footage.width, 3), "uint8")]
+    shape = (footage.count or 0, footage.height, footage.width, 3)
+    names = ("deflickered", *([FRAMES] if job.keep_frames else []))  # images need about what an array does
+    return [ArraySpec(name, shape, "uint8") for name in names]
 
 
 def plan(run: Run[Job], resume: bool) -> Plan:
@@ -111,14 +113,12 @@ def _note(output: Path, cache: FrameCache, made_of: dict[str, Any]) -> None:
     write_json(_note_path(output.name, cache), note)
 
 
-def changed_outputs(job: Job, cache: FrameCache) -> Iterator[str]:
-    """Read video.mp4 and the folder of frames, and say which is not what was written there."""
+def changed_outputs(job: Job, cache: FrameCache) -> Iterator[Path]:
+    """Read video.mp4 and the folder of frames, and find which is not, or no longer, what was written there."""
     for name in (VIDEO, *([FRAMES] if job.keep_frames else [])):
         output = Path(job.output_path) / name
-        if not output.exists():
-            yield f"{output} is missing"
-        elif _read_note(output, cache).get("sha256") != _sha256(output):
-            yield f"{output} is not what was written there"
+        if not output.exists() or _read_note(output, cache).get("sha256") != _sha256(output):
+            yield output
 
 
 def _read_note(output: Path, cache: FrameCache) -> dict[str, Any]:

@@ -11,10 +11,10 @@ import numpy as np
 
 from stages.base.cache import ArraySpec, FrameCache
 from stages.base.engine import Footage, Phase, Plan, Reporter, Run, Stage
-from stages.base.errors import DiffSynthError
+from stages.base.errors import DiffSynthError, UsageError
 from stages.base.job import Job
 from stages.base.words import counted
-from stages.video import TIME_TOLERANCE, Shot, Source, describe, fit, open_source, stated_length
+from stages.video import TIME_TOLERANCE, Shot, Source, certain_length, describe, fit, open_source, stated_length
 
 CHUNK = 8  # frames; at 4K that is 200 MB
 SIZE_GRID = 8  # px to a latent
@@ -68,7 +68,7 @@ def frame_size(job: Job, source: Source) -> tuple[int, int]:
     height, width = height or source.height, width or source.width
     if height % SIZE_GRID or width % SIZE_GRID:
         even = [max(1, size // SIZE_GRID) * SIZE_GRID for size in (height, width)]
-        raise DiffSynthError(
+        raise UsageError(
             f"frames of {source.path} are {width}×{height}; both must be multiples of {SIZE_GRID}",
             f'"frame_height": {even[0]}, "frame_width": {even[1]} crops them a little',
         )
@@ -80,7 +80,8 @@ def footage(job: Job) -> Footage:
     source = open_source(job.input_video)
     height, width = frame_size(job, source)
     count = _expected_count(job, source)
-    return Footage(count, height, width, source.fps if count in (None, 1) else source.fps / job.frame_interval)
+    fps = source.fps if count in (None, 1) else source.fps / job.frame_interval
+    return Footage(count, height, width, fps, *_certain_count(job, source))
 
 
 def _expected_count(job: Job, source: Source) -> int | None:
@@ -94,7 +95,19 @@ def _expected_count(job: Job, source: Source) -> int | None:
     return count if job.frame_maximum_count is None else min(count, job.frame_maximum_count)
 
 
+def _certain_count(job: Job, source: Source) -> tuple[float, float]:
+    """How many frames `job` uses at least and at most."""
+    least, most = certain_length(source)
+    if least == most:  # images, all shown for the same time
+        count = _expected_count(job, source) or 0
+        return count, count
+    limit = math.inf if job.frame_maximum_count is None else job.frame_maximum_count
+    return 1, limit if most == math.inf else min(limit, math.ceil(most / job.frame_interval))
+
+
 def check(run: Run[Job], footage: Footage) -> list[ArraySpec]:
+    if footage.most == 0:
+        raise _no_frames(run.job)
     return [_frames_array(footage.count or 0, footage.height, footage.width)]
 
 
@@ -133,14 +146,18 @@ def _read_times(source: Source, job: Job, reporter: Reporter) -> np.ndarray:
         last = shot.time
         reporter.advance(job.frame_interval)
     if not times:
-        span = f"between {job.start_time or 0:g} s and {'its end' if job.end_time is None else f'{job.end_time:g} s'}"
-        raise DiffSynthError(f"{source.path} has no frames {span}", "check start_time and end_time")
+        raise _no_frames(job)
     if source.damage:
         more = f" and {counted(len(source.damage) - 1, 'more place')}" if len(source.damage) > 1 else ""
         reporter.warn(
             f"{source.path}: {source.damage[0]}{more} skipped; {counted(len(times), 'frame')} up to {last:.2f} s used"
         )
     return np.array(times)
+
+
+def _no_frames(job: Job) -> UsageError:
+    span = f"between {job.start_time or 0:g} s and {'its end' if job.end_time is None else f'{job.end_time:g} s'}"
+    return UsageError(f"{job.input_video} has no frames {span}", "check start_time and end_time")
 
 
 STAGE = Stage("extract", plan, check=check, footage=footage)

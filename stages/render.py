@@ -16,7 +16,7 @@ import numpy as np
 
 from stages.base.cache import ArraySpec, FrameArray, FrameCache
 from stages.base.engine import Footage, Options, Phase, Plan, Reporter, Run, Stage
-from stages.base.errors import DiffSynthError, UsageError
+from stages.base.errors import UsageError
 from stages.base.fingerprint import map_names
 from stages.base.job import Job
 from stages.diffusion import LATENT_CHANNELS, LATENT_FACTOR
@@ -307,15 +307,21 @@ def rendered_frames(job: Job, guides: FrameArray, reporter: Reporter) -> tuple[i
         reporter.phase("choose keyframes")
         return tuple(choose(bring(guides, job.device), reporter.advance))
     if isinstance(job.keyframes, list):
-        keys = sorted(set(job.keyframes))
-        if not keys or keys[-1] >= count:
-            raise DiffSynthError(f"keyframes: there are {count} frames, 0 to {count - 1}", "list some of them")
-        return tuple(keys)
+        check_keyframes(job.keyframes, count)
+        return tuple(sorted(set(job.keyframes)))
     return (*range(0, count - 1, job.keyframes), count - 1)
+
+
+def check_keyframes(listed: Sequence[int], count: float) -> None:
+    """Raises UsageError if these are no numbers of `count` frames."""
+    if not listed or max(listed) >= count:
+        raise UsageError(f"keyframes: there are {int(count)} frames, 0 to {int(count) - 1}", "list some of them")
 
 
 def check(run: Run[Job], footage: Footage) -> list[ArraySpec]:
     job = run.job
+    if isinstance(job.keyframes, list):
+        check_keyframes(job.keyframes, footage.most)
     check_device(job.device)
     if job.attention_backend == "xformers" and find_spec("xformers") is None:
         raise UsageError(

@@ -219,14 +219,13 @@ def _download(key: str, name: str, files: Sequence[Names], also: tuple[str, ...]
 def _fetching(key: str, name: str, files: Sequence[Names]) -> Iterator[None]:
     """What goes wrong between here and the hub, as one DiffSynthError that says how to do without it."""
     from huggingface_hub import constants
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
         yield
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+    except Exception as error:  # without a network, whatever the HTTP library under the hub's client raises
         folder = _cached(key, name)
         missing = [_each(names)[0] for names in files] if folder is None else _missing(folder, files)
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         where = f"https://huggingface.co/{name}/resolve/main/"
         raise DiffSynthError(
             f"{key}: {name} is no local folder, and {', '.join(missing)} of the hub model of this name can "

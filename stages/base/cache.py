@@ -151,12 +151,19 @@ class FrameCache:
     @cached_property
     def group(self) -> zarr.Group:
         """The Zarr group; made if it is not there."""
+        return self._open(self.path)
+
+    def _open(self, folder: Path) -> zarr.Group:
+        """A group of the cache. A damaged note that it is one is written again: it says nothing else."""
         try:
-            return zarr.open_group(str(self.path), mode="a", zarr_format=3)
+            return zarr.open_group(str(folder), mode="a", zarr_format=3)
         except DAMAGED_METADATA as error:
-            raise DiffSynthError(
-                f"{self.path} cannot be opened: {error}", "is it a frame cache? move it away"
-            ) from error
+            if not (self.path / "receipts").is_dir():
+                raise DiffSynthError(
+                    f"{folder} cannot be opened: {error}", "is it a frame cache? move it away"
+                ) from error
+        (folder / "zarr.json").unlink()
+        return zarr.open_group(str(folder), mode="a", zarr_format=3)
 
     def is_cache(self) -> bool:
         """Whether a frame cache, or an empty folder, lies at `path`."""
@@ -186,8 +193,10 @@ class FrameCache:
         """Makes an empty array, in place of one of the same name."""
         lead = () if spec.steps is None else (spec.steps,)
         chunks = (*(1 for _ in lead), 1, *spec.shape[1:])
-        self.group.create_array(
-            spec.name,
+        place = self.path / spec.name
+        group = self.group if place.parent == self.path else self._open(place.parent)
+        group.create_array(
+            place.name,
             shape=(*lead, *spec.shape),
             chunks=tuple(max(1, size) for size in chunks),
             dtype=spec.dtype,

@@ -6,6 +6,7 @@ number of frames alone, never on where a run was interrupted.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -123,12 +124,14 @@ class Run(Generic[Work]):
 @dataclass(frozen=True)
 class Footage:
     """The frames that a job has or will have. `count`: by the word of the source, None if it does not say; `fps`: of
-    the frames that are used."""
+    the frames that are used; `least` and `most`: how many there are for certain, which a header does not know."""
 
     count: int | None
     height: int
     width: int
     fps: Fraction
+    least: float = 1
+    most: float = math.inf
 
 
 @dataclass(frozen=True)

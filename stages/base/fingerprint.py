@@ -101,12 +101,13 @@ def identify(
     """Who a file or folder is by its content: {"path", "listing", "sha256"}.
 
     Of a folder, the files that match `patterns` in its subfolders `parts` count. `listing` is a hash of names, sizes
-    and dates: if it is that of `known`, nothing is read. If nothing lies there, `known` is believed.
+    and dates: if it is that of `known`, nothing is read. If nothing lies there, `known` is believed, unless it has
+    another name.
     """
     path = Path(path)
     files = [path] if path.is_file() else sorted(_files(path, patterns, parts))
     if not files:
-        if known is None:
+        if not _is_identity(known) or Path(str(known.get("path"))).name != path.name:
             if path.is_dir() and "*" not in patterns:
                 raise DiffSynthError(f"{path} lacks {', '.join(patterns)}")
             raise UsageError(f"{path}: {'an empty folder' if path.is_dir() else 'no such file'}")

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from stages.base.annotators import missing_package
 from stages.base.errors import UsageError
 from stages.base.job import LCM_STEPS, SMOOTHERS, Job
-from stages.base.mistakes import explain
+from stages.base.mistakes import WORDS, explain, shown
 from stages.base.record import CACHE_NAME, receipt_path
 from stages.base.smoothers import drop_obsolete
 from stages.base.words import counted
@@ -56,6 +56,11 @@ def check(data: dict[str, Any]) -> tuple[Job | None, list[str]]:
     except ValidationError as error:
         problems = explain(error, Job)
         bad = {str(details["loc"][0]) for details in error.errors()}
+    problems += [
+        f"{key}: {WORDS['string_unicode'].format(given=shown(value))}"
+        for key, value in data.items()
+        if key not in bad and not _is_unicode(value)
+    ]
     sound = {key: value for key, value in data.items() if key in Job.model_fields and key not in bad}
     looked_at = job or Job.model_construct(**sound)
     for keys, rule in _RULES:
@@ -64,6 +69,15 @@ def check(data: dict[str, Any]) -> tuple[Job | None, list[str]]:
     if job is not None and not problems and not job.controlnet_scale:
         job = job.model_copy(update={"controlnet_scale": [1.0] * len(job.controlnet_model_id)})
     return (None if problems else job), problems
+
+
+def _is_unicode(value: Any) -> bool:
+    """Whether it can be written in UTF-8: bytes that the locale does not know are read as lone surrogates."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 # --- what can be wrong with it --------------------------------------------------------------------------

@@ -11,10 +11,13 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 WORDS = {  # by pydantic's names for kinds of mistakes, where its own words speak of Python
+    "bool_type": "must be true or false, not {given}",
     "dict_type": "must be an object, not {given}",
+    "int_type": "must be a whole number, not {given}",
     "model_type": "must be an object, not {given}",
     "string_too_short": "must not be empty",
-    "string_unicode": "{given} is not Unicode text; if it is a file name that is not UTF-8, rename the file",
+    "string_unicode": "{given} is not Unicode text; rename the file if its name is not UTF-8, or set a UTF-8 locale "
+    "(LC_ALL=C.UTF-8)",
     "too_long": "must hold at most {max_length}, not {actual_length}",
     "too_short": "must not be empty",
 }
@@ -50,7 +53,8 @@ def _explain_one(details: Any, model: type[BaseModel]) -> str:
         return f"{where}: {context['error']}"
     if kind == "literal_error" and isinstance(details["input"], str):
         return f"{where}: " + unknown("value", details["input"], re.findall(r"'([^']+)'", context["expected"]))
-    return f"{where}: {re.sub(r'^Input should be (a valid )?', 'must be ', details['msg'])}, not {given}"
+    must = details["msg"].replace("Input should be", "must be").replace("a valid", "a")
+    return f"{where}: {must}, not {given}"
 
 
 def shown(value: Any) -> str:

@@ -62,7 +62,7 @@ def _footage(todo: Sequence[Stage], run: Run[Job]) -> Footage:
         return todo[0].footage(run.job)
     frames = run.cache["frames"]
     count, height, width, _ = frames.shape
-    return Footage(count, height, width, Fraction(str(frames.attrs["fps"])))
+    return Footage(count, height, width, Fraction(str(frames.attrs["fps"])), least=count, most=count)
 
 
 def _left(state: Progress, redone: bool) -> float:

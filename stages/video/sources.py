@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -191,6 +192,14 @@ def stated_length(source: Source) -> int | None:
     if source.estimate:
         return source.estimate
     return round(source.ends * float(source.fps)) if source.ends is not None else None
+
+
+def certain_length(source: Source) -> tuple[float, float]:
+    """How many frames a source has at least and at most. Of those that a video's header counts, some may be damaged or
+    cut off by an edit list."""
+    if isinstance(source, ImageFolder):
+        return len(source.files), len(source.files)
+    return 1, source.estimate or math.inf
 
 
 def check_shape(source: Source, height: int, width: int) -> None:

@@ -241,6 +241,19 @@ def test_make_takes_names_with_spaces_and_large_letters(tmp_path, make_job, make
     assert "skipped: make cannot handle the name clips/a=b.mp4" in "\n".join(planned)
 
 
+def test_make_skips_videos_that_differ_only_in_their_suffixes(tmp_path, make_job, make):
+    (tmp_path / "clips").mkdir()
+    for name in ("a b.mp4", "a b.mov", "a.mp4", "b.mp4"):
+        (tmp_path / "clips" / name).write_bytes(b"never read")
+    planned = make("-n", "JOB=job.json", f"--assume-old={make_job()}")
+    assert {shlex.split(line)[4] for line in planned.splitlines() if line.startswith("diffsynth ")} == {
+        "input_video=clips/a.mp4", "input_video=clips/b.mp4",
+    }  # fmt: skip
+    for name in ("a b.mp4", "a b.mov"):
+        assert f"skipped: clips/{name} and another video differ only in their suffixes" in planned
+    assert "overriding recipe" not in planned
+
+
 def test_make_works_through_a_folder_and_goes_on_where_it_stopped(tmp_path, make_job, make):
     job = make_job(3, input_video="from the command line", num_inference_steps=1)
     for name in ("one", "two words"):

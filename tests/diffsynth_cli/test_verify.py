@@ -79,6 +79,18 @@ def test_an_array_that_is_gone_is_named(finished, cli):
     assert files(finished) == before
 
 
+@pytest.mark.parametrize("group", ["zarr.json", "control/zarr.json"])
+@pytest.mark.parametrize("damage", [b"", b"[]", b"{}", b"\xff"])
+def test_damaged_metadata_of_groups_lose_nothing(group, damage, finished, cli):
+    before = files(finished)
+    (finished.parent / "out/cache.zarr" / group).write_bytes(damage)
+    assert cli("verify", finished)[0] == 0
+    assert cli("run", finished, "--restart")[0] == 0
+    assert cli("run", finished, "--restart", "--set", "frame_maximum_count=2")[0] == 0
+    assert cli("run", finished, "--restart")[0] == 0
+    assert files(finished) == before
+
+
 @pytest.mark.parametrize("output", ["video.mp4", "frames/00001.png"])
 def test_a_changed_output_is_named(output, finished, cli):
     before = files(finished)
@@ -86,7 +98,12 @@ def test_a_changed_output_is_named(output, finished, cli):
     flip_bit(path)
     code, said = cli("verify", finished)
     assert code == 1 and f"{finished.parent / 'out' / output.split('/')[0]} is not what was written there" in said
-    path.unlink()
-    code, said = cli("run", finished, "--restart")
+    hint = said.split("→ ")[1].strip()
+    changed = finished.parent / "out" / output.split("/")[0]
+    assert hint == f"delete {changed}; then diffsynth run {finished} writes it again"
+    shutil.rmtree(changed) if changed.is_dir() else changed.unlink()
+    code, said = cli("verify", finished)
+    assert code == 1 and f"{changed} is missing" in said and f"→ diffsynth run {finished} writes it again" in said
+    code, said = cli("run", finished)
     assert code == 0, said
     assert cli("verify", finished)[0] == 0 and files(finished) == before

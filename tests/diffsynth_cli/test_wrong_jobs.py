@@ -16,18 +16,21 @@ from tests.conftest import GOLDEN, scene, write_images
 WRONG_KEYS = [
     ({"promt": "x"}, "unknown key 'promt'; did you mean 'prompt'?"),
     ({"prompt": ...}, "prompt: missing"),
-    ({"prompt": 3}, "prompt: must be string, not 3"),
+    ({"prompt": 3}, "prompt: must be a string, not 3"),
     ({"model_id": "/no/such/model"}, "model_id: no such file or folder: /no/such/model"),
     ({"input_video": "nowhere.mp4"}, "input_video: no such file or folder"),
+    ({"controlnet_scale": 1}, "controlnet_scale: must be a list, not 1"),
+    ({"guidance_scale": "7"}, 'guidance_scale: must be a number, not "7"'),
+    ({"keep_audio": 1}, "keep_audio: must be true or false, not 1"),
     ({"frame_height": 513}, "frame_height: must be a multiple of 8, not 513"),
-    ({"frame_width": "512"}, 'frame_width: must be integer, not "512"'),
+    ({"frame_width": "512"}, 'frame_width: must be a whole number, not "512"'),
     ({"frame_interval": 0}, "frame_interval: must be greater than or equal to 1, not 0"),
-    ({"num_inference_steps": 20.5}, "num_inference_steps: must be integer"),
+    ({"num_inference_steps": 20.5}, "num_inference_steps: must be a whole number"),
     ({"num_inference_steps": 2, "img2img_strength": 0.3}, "img2img_strength: 0.3 of 2 steps is less than one step"),
     ({"num_inference_steps": 51, "scheduler": "lcm"}, "num_inference_steps: lcm takes 50 at most, not 51"),
     ({"scheduler": "dpm2"}, "scheduler: "),
     ({"guidance_scale": 0.5}, "guidance_scale: must be greater than or equal to 1"),
-    ({"seed_of_noise": True}, "seed_of_noise: must be integer, not true"),
+    ({"seed_of_noise": True}, "seed_of_noise: must be a whole number, not true"),
     ({"combine_pattern": [-1, 1]}, "combine_pattern: must hold 0"),
     ({"combine_pattern": [0, "refrence_0"]}, "combine_pattern[1]: give offsets"),
     ({"combine_pattern": [0, "reference_0"]}, "frames_reference holds 0 images"),
@@ -136,7 +139,7 @@ def test_set_is_checked_like_the_file(make_job, cli):
     job = make_job()
     assert "--set steps: give key=value" in cli("extract", job, "--set", "steps")[1]
     code, said = cli("extract", job, "--set", "num_inference_steps=many")
-    assert code == 2 and 'num_inference_steps: must be integer, not "many"' in said
+    assert code == 2 and 'num_inference_steps: must be a whole number, not "many"' in said
 
 
 def test_nothing_is_begun_or_deleted_when_the_job_is_wrong(tmp_path, make_job, cli):

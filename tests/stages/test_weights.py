@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from stages import weights
 from stages.base.errors import DiffSynthError
-from stages.weights import explained, find_files, first_there, pick_device, pick_gpu
+from stages.weights import check_files, explained, find_files, first_there, pick_device, pick_gpu
 
 
 def test_files_of_a_folder_are_found_or_named(tmp_path):
@@ -44,6 +46,21 @@ def test_of_a_hub_model_only_what_is_wanted_is_downloaded(tmp_path, monkeypatch)
     monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", lambda self, name: ["a.fp16", "b", "b.fp16", "c"])
     assert find_files("key", "owner/model", [("a", "a.fp16"), ("b", "b.fp16"), "c"]) == tmp_path
     assert asked == ["a.fp16", "b", "c"]
+
+
+@pytest.mark.parametrize("reason", ["[Errno -2] Name or service not known", ""])
+def test_without_a_network_the_message_says_what_is_missing(tmp_path, monkeypatch, reason):
+    class ConnectError(Exception):
+        """The HTTP library's, which is no OSError."""
+
+    def fail(self, name):
+        raise ConnectError(reason)
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", fail)
+    for ask in (check_files, find_files):
+        with pytest.raises(DiffSynthError, match=f"key: owner/model .* a.bin .* {re.escape(reason or 'ConnectError')}"):
+            ask("key", "owner/model", ["a.bin"])
 
 
 def test_devices():

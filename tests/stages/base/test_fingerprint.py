@@ -108,6 +108,15 @@ def test_what_is_gone_is_believed_to_be_what_it_was(inputs, video):
         inputs()
 
 
+def test_another_name_where_nothing_lies_is_not_believed(inputs, video, tmp_path):
+    first = inputs()
+    video.unlink()
+    moved = str(tmp_path / "elsewhere/v.mp4")
+    assert not changes("extract", first["extract"], inputs(first.get, input_video=moved)["extract"])
+    with pytest.raises(DiffSynthError, match="no such file"):
+        inputs(first.get, input_video=str(tmp_path / "typo.mp4"))
+
+
 def test_images_that_changed_places_are_found_without_a_new_date(tmp_path):
     for index in range(2):
         (tmp_path / f"{index}.png").write_bytes(b"%d" % index)

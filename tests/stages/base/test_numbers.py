@@ -40,10 +40,8 @@ SLOTS = slots()
 def valid(slot: Slot) -> SearchStrategy[Any]:
     """Numbers within the bounds of a slot, and on them."""
     bounds = [bound for bound in (slot.low, slot.high) if bound is not None]
-    if slot.whole:
-        inside: SearchStrategy[Any] = st.integers(slot.low, slot.high)
-        return inside | st.sampled_from([int(bound) for bound in bounds]) if bounds else inside
-    return st.floats(slot.low, slot.high) | st.sampled_from(bounds)
+    inside: SearchStrategy[Any] = (st.integers if slot.whole else st.floats)(slot.low, slot.high)
+    return inside | st.sampled_from([int(bound) if slot.whole else bound for bound in bounds]) if bounds else inside
 
 
 changes = st.lists(
@@ -77,6 +75,11 @@ def test_every_key_that_takes_numbers_is_tried():
     numeric = {slot.key for slot in SLOTS}
     assert {"fps", "start_time", "loras", "smoother_config", "post_smoother_config", "controlnet_processor"} <= numeric
     assert numeric <= Job.model_fields.keys() == {key for keys in READS.values() for key in keys} | set(READS_NOTHING)
+
+
+def test_every_place_has_numbers_to_try():
+    for slot in SLOTS:
+        valid(slot).validate()
 
 
 @settings(

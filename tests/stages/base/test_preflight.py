@@ -12,7 +12,7 @@ from fractions import Fraction
 import pytest
 
 from stages.video import Encoding, encode
-from tests.conftest import CONTROLNET, MODEL, scene
+from tests.conftest import CONTROLNET, MODEL, scene, write_images
 
 # What is wrong with the job, the exit code, and what the message must say.
 DOOMED = [
@@ -29,7 +29,15 @@ DOOMED = [
     ({"frames_reference": ["broken.safetensors"]}, 2, "broken.safetensors is not an image"),
     ({"controlnet_processor": ["file:broken.safetensors"]}, 2, "broken.safetensors is not a video"),
     ({"controlnet_processor": ["file:images"], "frames_reference": ["images/0.png"]}, 2, "has no maps for frames_ref"),
+    ({"controlnet_processor": ["file:odd"]}, 2, "odd holds 2 maps for 6 frames"),
+    ({"controlnet_processor": ["file:odd"], "input_video": "fast.mp4", "frame_maximum_count": 1}, 2, "2 maps for"),
+    ({"controlnet_processor": [{"name": "file", "path": "images", "references": "odd"}],
+      "frames_reference": ["images/0.png"]}, 2, "references: "),
+    ({"keyframes": [0, 6]}, 2, "keyframes: there are 6 frames, 0 to 5"),
+    ({"keyframes": [0, 20], "input_video": "fast.mp4"}, 2, "keyframes: there are 20 frames, 0 to 19"),
     ({"output_path": "broken.safetensors/out"}, 2, "broken.safetensors is a file"),
+    ({"start_time": 9.0}, 2, "images has no frames between 9 s and its end"),
+    ({"input_video": "odd.mp4"}, 2, "both must be multiples of 8"),
     ({"input_video": "fast.mp4"}, 2, "h264 cannot hold frames of 64×64 at 20000 frames/s"),
 ]  # fmt: skip
 
@@ -37,6 +45,8 @@ DOOMED = [
 @pytest.mark.parametrize(("keys", "code", "expected"), DOOMED, ids=lambda value: str(value)[:50])
 def test_nothing_is_begun_of_a_job_that_cannot_be_finished(keys, code, expected, tmp_path, make_job, cli):
     (tmp_path / "broken.safetensors").write_bytes(b"cut off")
+    write_images(tmp_path / "odd", [scene(0), scene(1)])
+    encode(tmp_path / "odd.mp4", (scene(index, 70, 90) for index in range(2)), Encoding(Fraction(25)))
     encode(tmp_path / "fast.mp4", (scene(index) for index in range(20)), Encoding(Fraction(20_000)))
     given = cli("run", make_job(**keys), "-q")
     assert given[0] == code and expected in given[1], given
@@ -88,6 +98,14 @@ def test_room_on_the_disk_is_checked(free, code, expected, make_job, cli, monkey
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Disk(free, 0, free))
     given, said = cli("run", make_job(frame_height=128, frame_width=128), "-q")
     assert given == code and expected in said and bool(said) == bool(expected), said
+
+
+def test_frames_that_are_kept_as_images_need_room_too(make_job, cli, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Disk(9.5e5, 0, 9.5e5))
+    code, said = cli("run", make_job(frame_height=128, frame_width=128), "-q")
+    assert (code, said) == (0, "")
+    code, said = cli("run", make_job(frame_height=128, frame_width=128, output_path="kept", keep_frames=True), "-q")
+    assert code == 0 and "has 0.00095 GB free" in said
 
 
 def test_what_is_done_needs_no_room(make_job, cli, monkeypatch):
