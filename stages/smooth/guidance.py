@@ -72,7 +72,8 @@ def find_key_offset(run: Run[Smoothing], keys: Sequence[int]) -> int:
     reporter.phase("compare outlines")
     found = align(open_source(smoothing.guide), open_source(smoothing.style), reporter.advance, keys)
     offset = round(found.offset) if found.motion >= SURE else 0
-    tell_offset(Guidance(True, offset), run, f" (correlation of motion {found.motion:.2f})" if offset else "")
+    if offset:
+        tell_offset(Guidance(True, offset), run, f" (correlation of motion {found.motion:.2f})")
     return offset
 
 

@@ -10,7 +10,7 @@ from array_api_compat import array_namespace
 
 from stages.smoothing import Frames
 from stages.smoothing.light import fit_light
-from stages.smoothing.matching import PATCH, agreement, carry, positions
+from stages.smoothing.matching import PATCH, agreement, carry, library_errors, positions
 from stages.smoothing.patch_blend import registration
 from stages.smoothing.pixels import Array, fetch, floats, flow, gauss, synthesize
 
@@ -97,7 +97,8 @@ def _painted(style: Array, guide: Array, target: Array, patch_size: int) -> tupl
     float32 [H, W, 2], x then y."""
     weights = [GUIDE_WEIGHT / 3] * 3 + [EDGE_WEIGHT]
     guides = _outlined(guide), _outlined(target)
-    image, field = synthesize(style, *guides, guide_weights=weights, patch_size=patch_size, **EFFORT)
+    with library_errors():
+        image, field = synthesize(style, *guides, guide_weights=weights, patch_size=patch_size, **EFFORT)
     return floats(image), floats(array_namespace(field).flip(field, axis=-1)) - positions(field)
 
 

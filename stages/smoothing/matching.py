@@ -9,6 +9,8 @@ Arrays as in stages.smoothing.pixels: on a GPU the second of two frames, and wha
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from array_api_compat import array_namespace, device
@@ -44,11 +46,18 @@ def field(guide: Array, other: Array, start: Array, patch_size: int = PATCH, **w
     `start` on. `where`: back end and threads, as of `native.binding.match`."""
     xp = array_namespace(guide)
     places = xp.flip(xp.round(start + positions(guide)), axis=-1)  # the library clamps them to the picture
-    try:
+    with library_errors():
         return match(
             other, guide, places, patch_sizes=(patch_size,) * SWEEPS, patch_match_iterations=1, pyramid_levels=1,
             search_radius=SEARCH_RADIUS, **where,
         )  # fmt: skip
+
+
+@contextmanager
+def library_errors() -> Iterator[None]:
+    """What the patch-matching library refuses, or runs out of, as DiffSynthError."""
+    try:
+        yield
     except binding.EbsynthError as error:
         raise DiffSynthError(str(error)) from error
 

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import IO
 
 from diffsynth_cli.__main__ import main
 
@@ -79,18 +80,18 @@ def _in_this_process(arguments: Sequence[str], folder: Path) -> tuple[int | None
 
 
 @contextlib.contextmanager
-def _captured(file: object) -> Iterator[None]:
+def _captured(file: IO[str]) -> Iterator[None]:
     """All that Python and the libraries under it print goes to `file`."""
     sys.stdout.flush()
     sys.stderr.flush()
     kept = [os.dup(descriptor) for descriptor in (1, 2)]
     try:
         for descriptor in (1, 2):
-            os.dup2(file.fileno(), descriptor)  # type: ignore[attr-defined]
-        with contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):  # type: ignore[type-var]
+            os.dup2(file.fileno(), descriptor)
+        with contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
             yield
     finally:
-        file.flush()  # type: ignore[attr-defined]
+        file.flush()
         for descriptor, old in zip((1, 2), kept, strict=True):
             os.dup2(old, descriptor)
             os.close(old)

@@ -6,6 +6,9 @@ import cv2
 import numpy as np
 import pytest
 
+from native import binding
+from stages.base.errors import DiffSynthError
+from stages.smoothing import keyframes
 from stages.smoothing.keyframes import LONGEST, Interpolator, choose
 from tests.stages.smoothing.scenes import scene, squared_error
 
@@ -82,3 +85,12 @@ def test_what_moves_too_fast_for_flow_keeps_its_shape():
         invented = np.clip(abs(edges) - cv2.dilate(abs(there), np.ones((9, 9))), 0, None).mean()
         assert invented < 0.02
         assert squared_error(painted, style[index]) < 0.01 * squared_error(style[0], style[index])
+
+
+def test_what_the_library_runs_out_of_is_one_message(made, monkeypatch):
+    def fail(*images, **options):
+        raise binding.EbsynthError("no memory left")
+
+    monkeypatch.setattr(keyframes, "synthesize", fail)
+    with pytest.raises(DiffSynthError, match="no memory left"):
+        Interpolator(made.guides[::6], made.truth[[0, 12]], [0, 2]).paint(1)
