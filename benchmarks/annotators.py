@@ -23,7 +23,7 @@ from rich.table import Table
 from benchmarks.stages import make_clip, run
 from stages.annotators import OverTime, build
 from stages.base.annotators import ANNOTATORS, Weighted, missing_package
-from stages.weights import Weights
+from stages.models.weights import Weights
 from tests.conftest import scene, write_images
 from tests.stages.annotators.random_weights import MAKERS, write_dpt, write_weights
 

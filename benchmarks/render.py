@@ -119,7 +119,7 @@ def measure(method: str, path: Path, batch_size: int) -> dict[str, Any]:
 
     import torch
 
-    from stages.base.job_file import read_job
+    from stages.jobs.job_file import read_job
 
     job, _ = read_job(path)
     clock = Clock()

@@ -26,8 +26,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.stages import run
-from stages.smoothing import build
-from stages.smoothing.metrics import Curves, measure
+from stages.smoothers import build
+from stages.smoothers.metrics import Curves, measure
 from stages.video import Encoding, encode, fit, open_source
 
 SMOOTHERS = {

@@ -22,7 +22,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from stages.base.job import STAGES
+from stages.jobs.job import STAGES
 from stages.video import Encoding, encode
 
 MODELS = Path(__file__).resolve().parent.parent / "tests" / "golden" / "models"

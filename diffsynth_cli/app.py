@@ -40,7 +40,7 @@ from templates import TASKS
 if TYPE_CHECKING:
     from stages.base.cache import FrameCache
     from stages.base.engine import Options, Reporter
-    from stages.base.job import Job
+    from stages.jobs.job import Job
 
 STAGES = ("extract", "control", "render", "deflicker")
 
@@ -255,7 +255,7 @@ def metrics(
 @app.command()
 def schema() -> None:
     """The JSON Schema of job files, for editors."""
-    from stages.base.job import json_schema
+    from stages.jobs.job import json_schema
 
     typer.echo(json.dumps(json_schema(), indent=2))
 
@@ -273,8 +273,8 @@ def _main(version: Annotated[bool, typer.Option("--version", help="Show the vers
 def _open(path: Path, overrides: Sequence[str] | None, stages: Sequence[str] = ()) -> tuple[Job, FrameCache]:
     """The job and its cache. The files that `stages` read must exist, unless the stage is done."""
     from stages.base.cache import FrameCache
-    from stages.base.job_file import read_job
     from stages.base.record import CACHE_NAME
+    from stages.jobs.job_file import read_job
 
     job, warnings = read_job(path, overrides or [], stages)
     for warning in warnings:

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from stages.base.errors import UsageError
-from stages.base.job import Job
-from stages.base.job_file import input_paths
 from stages.base.outputs import FRAMES, SIGNATURE, VIDEO, check_inputs_kept, check_output
 from stages.base.record import CACHE_NAME
+from stages.jobs.job import Job
+from stages.jobs.job_file import input_paths
 from stages.video import (
     CODEC_ALIASES,
     ENCODERS,

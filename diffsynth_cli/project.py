@@ -11,11 +11,11 @@ from typing import Any
 
 from stages.base.annotators import Weighted
 from stages.base.errors import UsageError
-from stages.base.job import Job
-from stages.base.job_file import check
 from stages.base.mistakes import unknown
 from stages.base.outputs import check_output
 from stages.base.record import write_text
+from stages.jobs.job import Job
+from stages.jobs.job_file import check
 from stages.video import Source, open_source
 from templates import DOWNLOADS, LORAS, NOTES, PUBLISHED, TASKS
 

@@ -10,8 +10,8 @@ from rich.markup import escape
 
 from stages.base.cache import FrameCache
 from stages.base.engine import Progress, progress
-from stages.base.job import STAGES, Job
 from stages.base.words import counted
+from stages.jobs.job import STAGES, Job
 
 COLOURS = {"done": "green", "partly": "yellow", "stale": "red", "to do": "dim"}
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from stages.base.cache import FrameCache
 from stages.base.engine import Reporter
 from stages.base.errors import DiffSynthError
-from stages.base.job import STAGES, Job
 from stages.deflicker import changed_outputs
+from stages.jobs.job import STAGES, Job
 
 SHOWN = 20  # lines about damage, a stage
 

@@ -15,10 +15,10 @@ from stages.base.cache import ArraySpec, FrameCache
 from stages.base.engine import Footage, Phase, Plan, Reporter, Run, Stage
 from stages.base.errors import DiffSynthError, UsageError
 from stages.base.fingerprint import fingerprint, map_names, stage_inputs
-from stages.base.job import Job
 from stages.base.words import counted
+from stages.jobs.job import Job
+from stages.models.weights import Weights
 from stages.video import Shot, certain_length, fit, open_source, read_image
-from stages.weights import Weights
 
 CHUNK = 8  # frames
 

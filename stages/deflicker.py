@@ -13,13 +13,13 @@ import numpy as np
 
 from stages.base.cache import ArraySpec, FrameCache
 from stages.base.engine import Footage, Phase, Plan, Reporter, Run, Stage, told
-from stages.base.job import Job
 from stages.base.outputs import FRAMES, SIGNATURE, VIDEO
 from stages.base.record import read_json, write_json
 from stages.base.words import counted, per_second
-from stages.smoothing import CHUNKS, ON_GPU, Smoother, build
+from stages.jobs.job import Job
+from stages.models.weights import check_device, pick_gpu
+from stages.smoothers import CHUNKS, ON_GPU, Smoother, build
 from stages.video import Audio, Encoding, check_encoder, encode, frame_files, write_frames
-from stages.weights import check_device, pick_gpu
 
 CHUNK = 8  # frames that are handed through at once
 SAME_SPEED = 1e-3  # audio is kept when the speed changes by less than this part

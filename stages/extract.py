@@ -12,8 +12,8 @@ import numpy as np
 from stages.base.cache import ArraySpec, FrameCache
 from stages.base.engine import Footage, Phase, Plan, Reporter, Run, Stage
 from stages.base.errors import DiffSynthError, UsageError
-from stages.base.job import Job
 from stages.base.words import counted
+from stages.jobs.job import Job
 from stages.video import TIME_TOLERANCE, Shot, Source, certain_length, describe, fit, open_source, stated_length
 
 CHUNK = 8  # frames; at 4K that is 200 MB

@@ -18,11 +18,11 @@ from stages.base.cache import ArraySpec, FrameArray, FrameCache
 from stages.base.engine import Footage, Options, Phase, Plan, Reporter, Run, Stage
 from stages.base.errors import UsageError
 from stages.base.fingerprint import map_names
-from stages.base.job import Job
 from stages.diffusion import LATENT_CHANNELS, LATENT_FACTOR
 from stages.diffusion.layout import NETWORKS, check_model, vae_part
-from stages.smoothing import CHUNKS, Smoother, bring, build
-from stages.weights import check_device, check_tensor_file
+from stages.jobs.job import Job
+from stages.models.weights import check_device, check_tensor_file
+from stages.smoothers import CHUNKS, Smoother, bring, build
 
 if TYPE_CHECKING:  # importing torch takes seconds; the tasks do it when they run
     import torch
@@ -220,7 +220,7 @@ class PaintTask:
     device: str
 
     def run(self, cache: FrameCache, start: int, stop: int) -> None:
-        from stages.smoothing.keyframes import Interpolator
+        from stages.smoothers.keyframes import Interpolator
 
         guides, keyframes = (bring(cache[name], self.device) for name in ("frames", "keyframes"))
         painter = Interpolator(guides, keyframes, self.keys)
@@ -301,7 +301,7 @@ def rendered_frames(job: Job, guides: FrameArray, reporter: Reporter) -> tuple[i
     """The numbers of the frames that are rendered, ascending."""
     count = len(guides)
     if job.keyframes == "auto":
-        from stages.smoothing.keyframes import choose
+        from stages.smoothers.keyframes import choose
 
         reporter.begin("render", count)
         reporter.phase("choose keyframes")
@@ -424,7 +424,7 @@ def deliver(run: Run[Job], fingerprint: str) -> None:
     """Says which frames show what no keyframe shows."""
     if "unseen" not in run.cache:
         return
-    from stages.smoothing.keyframes import guessed
+    from stages.smoothers.keyframes import guessed
 
     if worst := guessed(run.cache["unseen"][:]):
         run.reporter.warn(f'{worst}; "keyframes": "auto", or a list with these, renders them')

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from diffsynth_cli.app import app
-from stages.base.job import Job
+from stages.jobs.job import Job
 from tools.job_keys import PAGE, page
 
 ROOT = Path(__file__).parent.parent

@@ -13,10 +13,10 @@ STAGES = ("stages.extract", "stages.control", "stages.render", "stages.deflicker
 HELPERS = (
     "stages.video",
     "stages.pairing",
-    "stages.weights",
+    "stages.models.weights",
     "stages.annotators",
     "stages.diffusion",
-    "stages.smoothing",
+    "stages.smoothers",
 )
 DOORS = {  # only these modules may import these libraries
     "av": ["stages.video"],
@@ -24,13 +24,13 @@ DOORS = {  # only these modules may import these libraries
     "onnxruntime": ["stages.annotators.dwpose"],
     "diffusers": ["stages.diffusion"],
     "transformers": ["stages.diffusion", "stages.annotators.depth"],
-    "huggingface_hub": ["stages.weights"],
+    "huggingface_hub": ["stages.models.weights"],
     "zarr": ["stages.base"],
     "typer": ["diffsynth_cli"],
     "rich": ["diffsynth_cli"],
 }
 HEAVY = {"torch", "diffusers", "transformers", "controlnet_aux", "onnxruntime"}
-NEEDED = ("stages.diffusion", "stages.smoothing.gpu")  # imported only where these are used
+NEEDED = ("stages.diffusion", "stages.smoothers.gpu")  # imported only where these are used
 
 
 def modules() -> dict[str, ast.Module]:
@@ -77,12 +77,12 @@ def test_import_rules(name):
                 "they meet in the cache"
             )
     if inside(name, "stages.base"):
-        floor = ("stages.base", "stages.models")  # where embedded models lie, which stands on nothing at all
+        floor = ("stages.base", "stages.jobs", "stages.models")  # where embedded models lie, which stands on nothing at all
         assert all(any(inside(other, part) for part in floor) for other in ours), "the floor stands on nothing else"
     for helper in HELPERS:
         if inside(name, helper):
             base = {other for other in ours if inside(other, "stages.base") and other != "stages.base"}
-            known = ["stages.base.errors", *(["stages.base.smoothers"] if helper == "stages.smoothing" else [])]
+            known = ["stages.base.errors", *(["stages.base.smoothers"] if helper == "stages.smoothers" else [])]
             assert all(any(inside(other, part) for part in known) for other in base), (
                 "helpers know only errors of the floor, and smoothers their options"
             )

@@ -12,8 +12,8 @@ import pytest
 from diffsynth_cli.__main__ import main
 from diffsynth_cli.demo import write_demo
 from stages.base.cache import FrameCache
-from stages.smoothing import build
-from stages.smoothing.metrics import measure
+from stages.smoothers import build
+from stages.smoothers.metrics import measure
 from tools.train_mini.evaluate import agreement
 
 FRAMES = 4

@@ -9,13 +9,13 @@ from typing import Any
 from pydantic import BaseModel
 
 from stages.base.annotators import ANNOTATORS, DIFFSYNTH_ANNOTATORS
-from stages.base.job import READS, SMOOTHERS, Job
+from stages.jobs.job import READS, SMOOTHERS, Job
 
 PAGE = Path(__file__).parent.parent / "docs" / "job-keys.md"
 
 HEAD = """# Job keys
 
-Made from `stages/base/job.py` by `python -m tools.job_keys`; `diffsynth schema` prints the same as JSON Schema.
+Made from `stages/jobs/job.py` by `python -m tools.job_keys`; `diffsynth schema` prints the same as JSON Schema.
 A job file is one JSON object. Relative paths in it are relative to the file. Any key can be given on the command line
 as `--set key=value`; relative paths there are relative to the current folder.
 

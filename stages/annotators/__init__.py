@@ -16,7 +16,7 @@ from stages.annotators.depth import Depth, DepthOverTime
 from stages.annotators.dwpose import Dwpose
 from stages.annotators.plain import Canny, Shuffle, Tile
 from stages.annotators.pose import Openpose, OpenposeOverTime
-from stages.weights import Weights
+from stages.models.weights import Weights
 
 
 class Annotator(Protocol):

@@ -15,7 +15,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from stages.weights import Weights, explained, no_logs, pick_device
+from stages.models.weights import Weights, explained, no_logs, pick_device
 
 GRID = 64  # px; images whose sides are not multiples of this are resized by controlnet_aux
 

@@ -15,7 +15,7 @@ from scipy.special import expit
 
 from stages.annotators.controlnet_aux import quiet
 from stages.base.errors import DiffSynthError
-from stages.weights import Weights, explained, pick_device
+from stages.models.weights import Weights, explained, pick_device
 
 NEAREST = 1e-3  # of a metric model's unit (m); what is nearer counts as this near
 CONTRAST = 5.0  # how steep the sigmoid is, as published with DiffSynth

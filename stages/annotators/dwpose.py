@@ -16,7 +16,7 @@ import numpy as np
 
 from stages.annotators.controlnet_aux import quiet
 from stages.annotators.pose import resized
-from stages.weights import Weights, explained, pick_device
+from stages.models.weights import Weights, explained, pick_device
 
 # Points of COCO-WholeBody: 17 of the body, 6 of the feet, 68 of the face, 21 of each hand.
 POINTS = 133

@@ -16,7 +16,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.signal import savgol_coeffs
 
 from stages.annotators.controlnet_aux import load, pad, quiet
-from stages.weights import Weights
+from stages.models.weights import Weights
 
 PEOPLE = 64  # in a frame at most; the surest stay
 POINTS = 18 + 21 + 21 + 70

@@ -16,8 +16,8 @@ from typing import Any, Generic, Protocol, TypeVar
 from stages.base.cache import ArraySpec, FrameCache
 from stages.base.errors import DiffSynthError
 from stages.base.fingerprint import AFTER, changes, fingerprint, stage_inputs
-from stages.base.job import Job
 from stages.base.words import counted
+from stages.jobs.job import Job
 
 
 class Task(Protocol):

@@ -19,7 +19,7 @@ from typing import Any
 
 from stages.base.annotators import MapFiles, Shuffle, Weighted
 from stages.base.errors import DiffSynthError, UsageError
-from stages.base.job import READS, Job
+from stages.jobs.job import READS, Job
 from stages.models import TOKENIZER, embedded
 
 AFTER: dict[str, tuple[str, ...]] = {

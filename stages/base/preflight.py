@@ -15,7 +15,7 @@ from stages.base.cache import ArraySpec
 from stages.base.engine import Footage, Progress, Run, Stage, check_before, progress, refuse_stale
 from stages.base.errors import DiffSynthError, UsageError
 from stages.base.fingerprint import stage_inputs
-from stages.base.job import Job
+from stages.jobs.job import Job
 
 # What an array needs on the disk, as a share of its bytes in memory: at least, and as a rule. Measured with the cache's
 # compression: photographs and video at 512x960 need 0.33 to 0.93, edge maps 0.02 to 0.04, depth in grey 0.3 to 0.5,

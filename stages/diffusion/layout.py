@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from stages.models import SINGLE_FILES, embedded
-from stages.weights import Names, check_files, check_tensor_file, find_files, first_there
+from stages.models.weights import Names, check_files, check_tensor_file, find_files, first_there
 
 # What is read of a model, as diffusers lays it out.
 CONFIGS = ("scheduler/scheduler_config.json", "tokenizer/tokenizer_config.json")

@@ -24,7 +24,7 @@ from stages.diffusion.lora import add_lora
 from stages.diffusion.single_file import load_checkpoint, load_controlnet, load_vae
 from stages.diffusion.vocabulary import clip_tokenizer
 from stages.models import TOKENIZER
-from stages.weights import explained, first_there, no_logs, pick_device
+from stages.models.weights import explained, first_there, no_logs, pick_device
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}  # of Stable Diffusion 1.x
 SPECIAL = {9: "an inpainting model", 8: "an InstructPix2Pix model"}  # by the channels that the U-Net takes

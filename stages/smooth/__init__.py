@@ -17,16 +17,16 @@ from stages.base.cache import ArraySpec, FrameCache
 from stages.base.engine import Phase, Plan, Reporter, Run, Stage, fill
 from stages.base.errors import DiffSynthError, UsageError
 from stages.base.fingerprint import fingerprint, identify
+from stages.models.weights import pick_gpu
 from stages.pairing import GuideShots
 from stages.smooth.guidance import Guidance, find_guidance, find_key_offset, frame_times, read_through, tell_offset
 from stages.smooth.keys import key_numbers, keys_inside
 from stages.smooth.output import check_smoothing_output, deliver, finished_from
 from stages.smooth.request import NAME, Smoothing
 from stages.smooth.tasks import SMOOTHER, DecodeTask, PaintTask, SmoothTask
-from stages.smoothing import CHUNKS
-from stages.smoothing.changes import Changes
+from stages.smoothers import CHUNKS
+from stages.smoothers.changes import Changes
 from stages.video import Shot, Source, check_shape, default_codec, describe, open_source, padded_size
-from stages.weights import pick_gpu
 
 CHUNK = 8  # frames that are decoded at once
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from stages.base.cache import FrameCache
-from stages.smoothing import Smoother, bring, build
-from stages.smoothing.keyframes import Interpolator
+from stages.smoothers import Smoother, bring, build
+from stages.smoothers.keyframes import Interpolator
 from stages.video import Shot, fit
 
 SMOOTHER = "PatchBlendSmoother"

@@ -15,8 +15,8 @@ import pytest
 
 from diffsynth_cli.project import fitting_size
 from stages.base.cache import FrameCache
-from stages.base.job import STAGES
-from stages.base.job_file import read_job
+from stages.jobs.job import STAGES
+from stages.jobs.job_file import read_job
 from stages.video import Encoding, encode, open_source
 from templates import TASKS
 from tests.conftest import scene, write_images

@@ -10,8 +10,8 @@ import pytest
 
 from stages.base.cache import ArraySpec, FrameCache
 from stages.base.fingerprint import stage_inputs
-from stages.base.job_file import read_job
-from stages.smoothing import SMOOTHERS, build
+from stages.jobs.job_file import read_job
+from stages.smoothers import SMOOTHERS, build
 from stages.video import Encoding, encode, open_source, write_frames
 from tests.conftest import scene, write_images
 from tests.stages.video.clips import onsets, tone

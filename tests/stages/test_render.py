@@ -14,10 +14,10 @@ from safetensors.torch import save_file
 from diffsynth_cli.__main__ import Interrupted
 from stages import render as stage
 from stages.base.cache import FrameCache
-from stages.base.job import Job
 from stages.diffusion import denoise
+from stages.jobs.job import Job
 from stages.render import attended_frames, is_smoothed, shared_window
-from stages.smoothing import SMOOTHERS
+from stages.smoothers import SMOOTHERS
 from tests.conftest import CONTROLNET, GOLDEN, MODEL, scene, write_images
 
 POOLING_CONTROLNET = GOLDEN / "models/control2"  # global_pool_conditions, as shuffle has it
@@ -142,7 +142,7 @@ def test_a_smoother_that_keeps_tables_goes_on_in_the_loop(render, make_job, cli,
 
 def test_the_device_of_the_job_is_what_smooths(render, monkeypatch):
     asked = set()
-    monkeypatch.setattr("stages.weights.pick_gpu", asked.add)  # gives None: no GPU
+    monkeypatch.setattr("stages.models.weights.pick_gpu", asked.add)  # gives None: no GPU
     render(smoother="PatchBlendSmoother", keyframes=4, num_inference_steps=1, device="cpu")
     render("auto", keyframes="auto", num_inference_steps=1)
     assert asked == {"cpu", "auto"}

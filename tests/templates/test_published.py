@@ -12,7 +12,7 @@ import pytest
 
 from stages.base.annotators import DIFFSYNTH_ANNOTATORS
 from stages.base.cache import FrameCache
-from stages.base.job_file import read_job
+from stages.jobs.job_file import read_job
 from stages.video import Encoding, encode, open_source
 from templates import PUBLISHED
 from tests.conftest import scene

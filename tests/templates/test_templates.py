@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from stages.base.cache import FrameCache
-from stages.base.job_file import read_job
+from stages.jobs.job_file import read_job
 from stages.video import open_source
 from templates import PUBLISHED, TASKS
 from tests.conftest import scene, write_images

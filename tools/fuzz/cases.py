@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stages.base.job import STAGES, Job
+from stages.jobs.job import STAGES, Job
 from tools.fuzz.slots import Slot, put, slots
 from tools.fuzz.workshop import CLIPS, FRAMES, JOB, SIZE, Workshop
 

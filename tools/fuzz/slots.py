@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from stages.base.annotators import ANNOTATORS
-from stages.base.job import SMOOTHERS, Job
+from stages.jobs.job import SMOOTHERS, Job
 
 NUMBERS = ("integer", "number")
 # What annotators and LoRA files need besides: names that whoever runs the job makes files of.

@@ -19,8 +19,8 @@ from diffsynth_cli.console import QuietReporter
 from stages.base.annotators import ANNOTATORS, Weighted
 from stages.base.cache import FrameCache
 from stages.base.engine import LocalEngine, Run, Task, run_stage
-from stages.base.job import STAGES
-from stages.base.job_file import read_job
+from stages.jobs.job import STAGES
+from stages.jobs.job_file import read_job
 from stages.video import Encoding, encode
 
 SIZE = 64  # px

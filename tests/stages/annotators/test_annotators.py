@@ -15,7 +15,7 @@ from stages.annotators import ANNOTATORS, OverTime, build
 from stages.base.annotators import ANNOTATORS as SETTINGS
 from stages.base.annotators import Detector, FromExtra, MapFiles, Weighted, missing_package
 from stages.base.errors import DiffSynthError
-from stages.weights import Weights
+from stages.models.weights import Weights
 from tests.conftest import scene
 from tests.stages.annotators.random_weights import MAKERS, write_dpt, write_weights
 

@@ -9,7 +9,7 @@ import pytest
 
 from stages.annotators.depth import Depth, DepthModel, DepthOverTime
 from stages.base.annotators import Depth as Settings
-from stages.weights import Weights
+from stages.models.weights import Weights
 from tests.conftest import scene
 from tests.stages.annotators.random_weights import write_depth_model, write_zoe_depth
 

@@ -15,7 +15,7 @@ from stages.annotators import build
 from stages.annotators.dwpose import MARGIN, find_people, find_points
 from stages.base.annotators import ANNOTATORS
 from stages.base.errors import DiffSynthError
-from stages.weights import Weights
+from stages.models.weights import Weights
 from tests.conftest import write_images
 from tests.stages.annotators.onnx_networks import BOX, ESTIMATOR_SIZE, OFFSETS, SURE, UNSURE_OF_Y
 from tests.stages.annotators.random_weights import write_weights

@@ -9,7 +9,7 @@ import pytest
 from scipy.signal import savgol_filter
 
 from stages.annotators.pose import BODY, FACE, LEFT, PEOPLE, POINTS, Openpose, OpenposeOverTime, draw, smooth_face
-from stages.weights import Weights
+from stages.models.weights import Weights
 
 RNG = np.random.default_rng(0)
 

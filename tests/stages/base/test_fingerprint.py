@@ -8,8 +8,8 @@ import pytest
 
 from stages.base.errors import DiffSynthError
 from stages.base.fingerprint import changes, fingerprint, identify, stage_inputs
-from stages.base.job import STAGES
-from stages.base.job_file import check
+from stages.jobs.job import STAGES
+from stages.jobs.job_file import check
 
 
 @pytest.fixture

@@ -18,9 +18,9 @@ from stages.base.annotators import ANNOTATORS, Weighted
 from stages.base.cache import FrameCache
 from stages.base.engine import Run
 from stages.base.errors import DiffSynthError
-from stages.base.job import READS, READS_NOTHING, Job
-from stages.base.job_file import read_job
 from stages.base.preflight import check_ahead
+from stages.jobs.job import READS, READS_NOTHING, Job
+from stages.jobs.job_file import read_job
 from tests.conftest import CONTROLNET, MODEL, scene, write_images
 from tools.fuzz.slots import Slot, put, slots
 

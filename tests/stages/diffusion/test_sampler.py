@@ -8,8 +8,8 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, LCMScheduler
 
-from stages.base.job import LCM_STEPS
 from stages.diffusion.sampler import DDIM, DPM2M, LCM, SAMPLERS, Euler, Sampler
+from stages.jobs.job import LCM_STEPS
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 SCHEDULER = DDIMScheduler(**BETAS, clip_sample=False, set_alpha_to_one=True, timestep_spacing="leading", steps_offset=0)

@@ -8,9 +8,9 @@ import pytest
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 
-from stages import weights
+from stages.models import weights
 from stages.base.errors import DiffSynthError
-from stages.weights import check_files, explained, find_files, first_there, pick_device, pick_gpu
+from stages.models.weights import check_files, explained, find_files, first_there, pick_device, pick_gpu
 
 
 def test_files_of_a_folder_are_found_or_named(tmp_path):

@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
-from stages.smoothing.changes import CROP, PLACES, POOL, Changes, Place, Places, percent
-from tests.stages.smoothing.scenes import scene
+from stages.smoothers.changes import CROP, PLACES, POOL, Changes, Place, Places, percent
+from tests.stages.smoothers.scenes import scene
 
 HEIGHT, WIDTH = 160, 320
 BLOCK = slice(100, 130), slice(200, 230)

@@ -10,9 +10,9 @@ import pytest
 from safetensors.numpy import load_file
 
 from native import binding
-from stages.smoothing import build, pysynth
-from stages.smoothing.pysynth import BlendingTables, PySynthSmoother, Run, library_options, runs
-from tests.stages.smoothing.scenes import scene, squared_error
+from stages.smoothers import build, pysynth
+from stages.smoothers.pysynth import BlendingTables, PySynthSmoother, Run, library_options, runs
+from tests.stages.smoothers.scenes import scene, squared_error
 
 CASE = Path(__file__).parents[2] / "golden" / "pysynth" / "case.safetensors"
 VIDEO = 250  # frames

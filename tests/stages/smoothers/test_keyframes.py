@@ -8,9 +8,9 @@ import pytest
 
 from native import binding
 from stages.base.errors import DiffSynthError
-from stages.smoothing import keyframes
-from stages.smoothing.keyframes import LONGEST, Interpolator, choose
-from tests.stages.smoothing.scenes import scene, squared_error
+from stages.smoothers import keyframes
+from stages.smoothers.keyframes import LONGEST, Interpolator, choose
+from tests.stages.smoothers.scenes import scene, squared_error
 
 
 @pytest.fixture(scope="module")

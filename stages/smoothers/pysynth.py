@@ -14,7 +14,7 @@ import numpy as np
 
 from native import binding
 from stages.base.errors import DiffSynthError
-from stages.smoothing import KEPT, Frames
+from stages.smoothers import KEPT, Frames
 
 KEPT_BYTES = 128 * 2**20  # blended frames that each side keeps for later frames ...
 KEPT_LEAST = 32  # ... or this many frames, if these are more: each level of the tables needs one

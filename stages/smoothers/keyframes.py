@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from array_api_compat import array_namespace
 
-from stages.smoothing import Frames
-from stages.smoothing.light import fit_light
-from stages.smoothing.matching import PATCH, agreement, carry, library_errors, positions
-from stages.smoothing.patch_blend import registration
-from stages.smoothing.pixels import Array, fetch, floats, flow, gauss, synthesize
+from stages.smoothers import Frames
+from stages.smoothers.light import fit_light
+from stages.smoothers.matching import PATCH, agreement, carry, library_errors, positions
+from stages.smoothers.patch_blend import registration
+from stages.smoothers.pixels import Array, fetch, floats, flow, gauss, synthesize
 
 SEAM = 2.0  # px over which one keyframe gives way to the other
 SHOWN = 0.3  # agreement below which a place is not in a keyframe

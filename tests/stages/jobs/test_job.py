@@ -10,10 +10,10 @@ import pytest
 from stages.base.annotators import Depth, Tile
 from stages.base.errors import UsageError
 from stages.base.fingerprint import AFTER
-from stages.base.job import READS, READS_NOTHING, STAGES, Job, json_schema
-from stages.base.job_file import check, read_job
 from stages.base.smoothers import PySynthConfig
-from stages.smoothing import build
+from stages.jobs.job import READS, READS_NOTHING, STAGES, Job, json_schema
+from stages.jobs.job_file import check, read_job
+from stages.smoothers import build
 
 MINIMAL = {"model_id": "owner/model", "input_video": "v.mp4", "output_path": "out", "prompt": "winter"}
 

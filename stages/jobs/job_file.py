@@ -11,11 +11,11 @@ from pydantic import ValidationError
 
 from stages.base.annotators import missing_package
 from stages.base.errors import UsageError
-from stages.base.job import LCM_STEPS, SMOOTHERS, Job
 from stages.base.mistakes import WORDS, explain, shown
 from stages.base.record import CACHE_NAME, receipt_path
 from stages.base.smoothers import drop_obsolete
 from stages.base.words import counted
+from stages.jobs.job import LCM_STEPS, SMOOTHERS, Job
 from stages.models import EMBEDDED, PICKLES, SINGLE_FILES
 
 LONGEST_INT = 400  # digits; no key takes so many, and Python stops at 4300

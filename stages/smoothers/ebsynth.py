@@ -8,8 +8,8 @@ import numpy as np
 
 from native import binding
 from stages.base.errors import DiffSynthError
-from stages.smoothing import Frames
-from stages.smoothing.pysynth import library_options
+from stages.smoothers import Frames
+from stages.smoothers.pysynth import library_options
 
 CHANNELS = 3
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from stages.smoothing.comparison import (
+from stages.smoothers.comparison import (
     brightness,
     detail,
     invented,

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 
 from array_api_compat import array_namespace
 
-from stages.smoothing import Frames
-from stages.smoothing.evidence import flicker_level, flicker_line, misfit, support
-from stages.smoothing.matching import agreement, carry
-from stages.smoothing.pixels import Array, box, each, enlarge, floats, flow, gauss, percentile, shrink
-from stages.smoothing.tables import Memo, WindowSums, window
+from stages.smoothers import Frames
+from stages.smoothers.evidence import flicker_level, flicker_line, misfit, support
+from stages.smoothers.matching import agreement, carry
+from stages.smoothers.pixels import Array, box, each, enlarge, floats, flow, gauss, percentile, shrink
+from stages.smoothers.tables import Memo, WindowSums, window
 
 SHRINK = 4  # times smaller is what light is compared on
 FLOW_SHRINK = 2  # times smaller is what its motion is found on

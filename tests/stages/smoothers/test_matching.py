@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
-from stages.smoothing.matching import NEVER, agreement, carry, flow, grain, motion
-from tests.stages.smoothing.scenes import SPEED, scene
+from stages.smoothers.matching import NEVER, agreement, carry, flow, grain, motion
+from tests.stages.smoothers.scenes import SPEED, scene
 
 
 @pytest.fixture(scope="module")

@@ -98,12 +98,12 @@ class Brought(Sequence[Any]):
 
 def bring(frames: Frames, device: str) -> Frames:
     """`frames` as torch tensors on the NVIDIA GPU that `device` means; where it means none, as NumPy arrays."""
-    from stages.weights import pick_gpu
+    from stages.models.weights import pick_gpu
 
     gpu = pick_gpu(device)
     if gpu is None:
         return Brought(frames, np.asarray)
-    from stages.smoothing.gpu import load
+    from stages.smoothers.gpu import load
 
     return Brought(frames, partial(load, device=gpu))
 
@@ -135,20 +135,20 @@ def _temporal_mean(config: dict[str, Any], device: str) -> Maker:
 
 
 def _ebsynth(config: dict[str, Any], device: str) -> Maker:
-    from stages.smoothing.ebsynth import EbsynthSmoother  # loads the library's binding, as all below do
+    from stages.smoothers.ebsynth import EbsynthSmoother  # loads the library's binding, as all below do
 
     options = EbsynthConfig.model_validate(config)
     return partial(EbsynthSmoother, device=device, **options.model_dump(exclude={"postprocessing"}))
 
 
 def _patch_blend(config: dict[str, Any], device: str) -> Maker:
-    from stages.smoothing.patch_blend import PatchBlendSmoother
+    from stages.smoothers.patch_blend import PatchBlendSmoother
 
     return partial(PatchBlendSmoother, **config)
 
 
 def _py_synth(config: dict[str, Any], device: str) -> Maker:
-    from stages.smoothing.pysynth import PySynthSmoother
+    from stages.smoothers.pysynth import PySynthSmoother
 
     options = PySynthConfig.model_validate(config)
     matching = options.ebsynth_config.model_dump()

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from stages.smoothing import build
-from stages.smoothing.metrics import measure
-from tests.stages.smoothing.scenes import scene, squared_error
+from stages.smoothers import build
+from stages.smoothers.metrics import measure
+from tests.stages.smoothers.scenes import scene, squared_error
 
 
 def sharpness(video: np.ndarray) -> float:

@@ -11,9 +11,9 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from native import binding
 from stages import smoothing
-from stages.smoothing import build, gpu, pixels
-from stages.smoothing.keyframes import Interpolator
-from tests.stages.smoothing.scenes import HEIGHT, SPEED, WIDTH, scene, squared_error
+from stages.smoothers import build, gpu, pixels
+from stages.smoothers.keyframes import Interpolator
+from tests.stages.smoothers.scenes import HEIGHT, SPEED, WIDTH, scene, squared_error
 
 CPU = torch.device("cpu")
 OPERATIONS = {
@@ -35,7 +35,7 @@ NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA devic
 def on_torch(request, monkeypatch):
     """The GPU is a GPU, or torch on the processor, so that what a GPU would do can be seen without one."""
     device = torch.device(request.param)
-    monkeypatch.setattr("stages.weights.pick_gpu", lambda name: device if name == "cuda" else None)
+    monkeypatch.setattr("stages.models.weights.pick_gpu", lambda name: device if name == "cuda" else None)
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +176,7 @@ def test_nothing_leaves_the_gpu_but_finished_frames(name, no_gpu_needed, monkeyp
     monkeypatch.setattr(binding, "match", match)
     monkeypatch.setattr(gpu, "_library_has_cuda", lambda: True)
     pixels.fetch.register(FakeTensor, fetch)
-    monkeypatch.setattr("stages.weights.pick_gpu", lambda name: cuda)
+    monkeypatch.setattr("stages.models.weights.pick_gpu", lambda name: cuda)
     frames = np.zeros((9, HEIGHT, WIDTH, 3), np.uint8)
     smoothed = build(name, {}, frames, frames, device="cuda").smooth(0, 9)
     assert smoothed.shape == frames.shape

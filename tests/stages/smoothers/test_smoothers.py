@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 
-from stages.base import job
-from stages.smoothing import CHUNKS, SMOOTHERS, build, enhance
+from stages.jobs import job
+from stages.smoothers import CHUNKS, SMOOTHERS, build, enhance
 
 CONFIGS: dict[str, list[dict]] = {  # besides the defaults
     "TemporalMeanSmoother": [{"radius": 2}],
