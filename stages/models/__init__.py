@@ -9,6 +9,7 @@ FOLDER = Path(__file__).parent
 EMBEDDED = ("mini", "mini/canny")
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")  # reading them can run code that they hold
 SINGLE_FILES = (".safetensors", *PICKLES)
+CLIP_MERGES = FOLDER / "clip/merges.txt.gz"  # byte pairs of CLIP's vocabulary, the most frequent first
 TOKENIZER = "tokenizer"  # the folder of another one beside a single file
 
 

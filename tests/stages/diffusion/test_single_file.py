@@ -172,12 +172,6 @@ def test_a_tokenizer_that_does_not_fit_the_text_encoder_is_refused(folder, tmp_p
         load_networks(names(tmp_path, "alone.safetensors"))
 
 
-def test_the_vocabulary_is_missed_by_name(monkeypatch):
-    monkeypatch.setattr("stages.diffusion.vocabulary.find_spec", lambda name: None)
-    with pytest.raises(DiffSynthError, match="CLIP's vocabulary"):
-        clip_tokenizer()
-
-
 # --- what is refused ------------------------------------------------------------------------------------
 
 INPUT = "model.diffusion_model.input_blocks.0.0.weight"
