@@ -1,6 +1,9 @@
 # make demo      set up, then restyle a small clip through all four stages, offline
 # make test      set up, then run the tests
-# make lint      style and types
+# make quick     the same without the tests that take 10 seconds or more
+# make coverage  run the tests and write build/coverage/index.html
+# make lint      style, spelling and types
+# make hooks     run `make lint`'s checks before every commit
 # make bench     side-by-side measurements
 # make native    build libebsynth anew, in sight; set-up builds it too, but silently goes on where it cannot
 # make sanitize  the library's tests on a build that stops at memory errors and undefined behaviour (with GCC)
@@ -15,7 +18,7 @@ BIN    := $(VENV)/bin
 CMAKE  := PATH="$(abspath $(BIN)):$$PATH" cmake
 CUDA_ARCHITECTURES ?=
 
-.PHONY: setup demo test lint bench native sanitize clean
+.PHONY: setup demo test quick coverage lint hooks bench native sanitize clean
 
 setup: $(VENV)/installed
 
@@ -33,10 +36,20 @@ demo: setup
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
+quick: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not slow"
+
+coverage: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --cov --cov-report=term --cov-report=html:build/coverage
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
 	$(BIN)/mypy
+
+hooks: setup
+	$(BIN)/pre-commit install
 
 bench: setup
 	$(BIN)/python -m benchmarks.stages
@@ -57,4 +70,4 @@ sanitize: setup
 	$(BIN)/python -m pytest tests/native
 
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache diffsynth-demo native/libebsynth.*
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .coverage* diffsynth-demo native/libebsynth.*

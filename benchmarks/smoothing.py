@@ -144,7 +144,7 @@ def lengths(counts: list[int], height: int, width: int, options: list[str]) -> T
 
 
 def made(index: int, height: int, width: int) -> np.ndarray:
-    """A texture that is panned over, to and fro."""
+    """A texture that is panned over, back and forth."""
     world = np.random.default_rng(0).integers(0, 256, (height // 4, width // 2, 3), np.uint8)
     world = np.kron(world, np.ones((4, 4, 1), np.uint8))
     shift = abs(2 * index % (2 * width) - width)

@@ -13,6 +13,7 @@ from tests.stages.annotators.random_weights import write_dpt
 ALLOWED = 50  # MB
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["extract", "render"])
 def test_peak_memory_is_the_same_for_ten_times_the_frames(stage, tmp_path):
     clip = make_clip(tmp_path / "clip.mp4", 240, 64, 64)
@@ -26,6 +27,7 @@ def test_peak_memory_is_the_same_for_ten_times_the_frames(stage, tmp_path):
     assert abs(peaks[1] - peaks[0]) < ALLOWED
 
 
+@pytest.mark.slow
 def test_looking_at_the_whole_video_keeps_nothing_of_it(tmp_path):
     clip = make_clip(tmp_path / "clip.mp4", 240, 64, 64)
     settings = {"name": "depth_video", "model": str(write_dpt(tmp_path / "dpt"))}

@@ -254,6 +254,7 @@ def test_make_skips_videos_that_differ_only_in_their_suffixes(tmp_path, make_job
     assert "overriding recipe" not in planned
 
 
+@pytest.mark.slow
 def test_make_works_through_a_folder_and_goes_on_where_it_stopped(tmp_path, make_job, make):
     job = make_job(3, input_video="from the command line", num_inference_steps=1)
     for name in ("one", "two words"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pytest
 
 from diffsynth_cli.demo import write_demo
 from stages.base.cache import FrameCache
@@ -31,6 +32,7 @@ def test_a_video_of_ones_own_keeps_its_shape(tmp_path):
     assert job["prompt"] == "sunset, oil" and job["input_video"] == str(video) and job["frame_maximum_count"] == 24
 
 
+@pytest.mark.slow
 def test_from_prompt_to_contact_sheet(tmp_path, cli, monkeypatch):
     monkeypatch.setattr("diffsynth_cli.demo.FRAMES", 4)
     from fractions import Fraction

@@ -25,6 +25,7 @@ KEYS = {
     "smoother": "TemporalMeanSmoother", "post_smoother": "PatchBlendSmoother",
 }  # fmt: skip
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+pytestmark = pytest.mark.chaos
 
 
 def start(*arguments: object) -> subprocess.Popen[str]:
@@ -78,6 +79,7 @@ def kill_somewhere(stage: str, job: Path, chunks: int, chance: random.Random) ->
     return "had ended" if process.returncode == 0 else f"killed after {(last or '').strip()}"
 
 
+@pytest.mark.slow
 def test_killed_twenty_times_gives_the_same_bytes(tmp_path, make_job):
     straight = make_job(FRAMES, output_path="straight", **KEYS)
     for stage in KILLS:
@@ -96,6 +98,7 @@ def test_killed_twenty_times_gives_the_same_bytes(tmp_path, make_job):
     assert (tmp_path / "killed/video.mp4").read_bytes() == (tmp_path / "straight/video.mp4").read_bytes()
 
 
+@pytest.mark.slow
 def test_killed_while_the_video_is_written(tmp_path, make_job, cli):
     job = make_job(FRAMES, frame_height=256, img2img_strength=0.5)
     assert cli("run", job, "-q") == (0, "")

@@ -49,6 +49,7 @@ def test_a_folder_that_the_locale_cannot_name_is_explained(make_job):
     assert code == 1 and "the locale's encoding has no" in said and "LC_ALL=C.UTF-8" in said, said
 
 
+@pytest.mark.slow
 def test_names_that_are_not_utf_8(tmp_path, make_job):
     images = write_images(tmp_path / "plain", [scene(index) for index in range(3)])
     name = images.rename(tmp_path / os.fsdecode(b"g\xfc"))  # OpenCV, which writes them, crashes on such names

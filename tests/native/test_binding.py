@@ -18,7 +18,7 @@ HAS_CUDA = HAS_LIBRARY and binding.info()["cuda_devices"] > 0
 BACKENDS = [
     pytest.param("cpu", marks=pytest.mark.skipif(not HAS_LIBRARY, reason="no library was built")),
     "numba",
-    pytest.param("cuda", marks=pytest.mark.skipif(not HAS_CUDA, reason="no CUDA device")),
+    pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not HAS_CUDA, reason="no CUDA device")]),
 ]
 needs_library = pytest.mark.skipif(not HAS_LIBRARY, reason="no library was built")
 

@@ -164,6 +164,7 @@ def test_black_frames_go_all_the_way(render, tmp_path):
     assert cache["rendered"].shape == (3, 64, 64, 3)
 
 
+@pytest.mark.slow
 def test_float16_and_bfloat16_run(render):
     for dtype in ("bfloat16", "float16"):
         cache = render(dtype, dtype=dtype, num_inference_steps=1)

@@ -270,6 +270,7 @@ def stopped(run, calls: int):
     return until
 
 
+@pytest.mark.chaos
 def test_a_killed_run_with_an_offset_gives_the_same_bytes(tmp_path, ahead, cli):
     assert cli("smooth", *ahead, "-o", tmp_path / "straight.mp4", *OPTIONS)[0] == 0
     arguments = ("smooth", *ahead, "-o", tmp_path / "killed.mp4", *OPTIONS)

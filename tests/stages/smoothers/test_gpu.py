@@ -10,7 +10,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from native import binding
-from stages import smoothing
+from stages import smoothers
 from stages.smoothers import build, gpu, pixels
 from stages.smoothers.keyframes import Interpolator
 from tests.stages.smoothers.scenes import HEIGHT, SPEED, WIDTH, scene, squared_error
@@ -28,10 +28,10 @@ OPERATIONS = {
 }
 
 
-NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+ON_A_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=NO_GPU)])
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=ON_A_GPU)])
 def on_torch(request, monkeypatch):
     """The GPU is a GPU, or torch on the processor, so that what a GPU would do can be seen without one."""
     device = torch.device(request.param)
@@ -122,7 +122,7 @@ def test_stiff_flow_is_not_led_by_noise(swimming):
     assert stiff < 0.5 * loose
 
 
-@pytest.mark.parametrize("name", smoothing.ON_GPU)
+@pytest.mark.parametrize("name", smoothers.ON_GPU)
 def test_smoothers_do_what_they_do_on_the_processor(name, swimming, on_torch):
     errors = []
     for device in ("cpu", "cuda"):
@@ -141,7 +141,7 @@ def test_chunks_do_not_show_in_the_result(swimming, on_torch):
 def test_frames_between_keyframes_are_painted_as_on_the_processor(swimming, on_torch):
     keys, errors = [0, 6, 11], []
     for device in ("cpu", "cuda"):
-        guides, keyframes = (smoothing.bring(frames, device) for frames in (swimming.guides, swimming.truth[keys]))
+        guides, keyframes = (smoothers.bring(frames, device) for frames in (swimming.guides, swimming.truth[keys]))
         frames, _ = zip(*(Interpolator(guides, keyframes, keys).paint(index) for index in range(12)), strict=True)
         errors.append(squared_error(np.stack(frames), swimming.truth))
     assert max(errors) < 4  # frames that stood still would have hundreds
@@ -159,7 +159,7 @@ def no_gpu_needed():
         cached.cache_clear()
 
 
-@pytest.mark.parametrize("name", smoothing.ON_GPU)
+@pytest.mark.parametrize("name", smoothers.ON_GPU)
 def test_nothing_leaves_the_gpu_but_finished_frames(name, no_gpu_needed, monkeypatch):
     cuda, fetched, matched = torch.device("cuda:0"), [], []
 

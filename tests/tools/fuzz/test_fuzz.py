@@ -10,6 +10,8 @@ from tools.fuzz.tally import try_all
 COUNTS = {"jobs": 90, "videos": 70, "caches": 30, "names": 10}
 
 
+@pytest.mark.chaos
+@pytest.mark.slow
 @pytest.mark.parametrize("cases", COUNTS)
 def test_every_case_ends_in_success_or_an_explained_refusal(cases, tmp_path):
     tally = try_all(tmp_path, {cases: COUNTS[cases]})
