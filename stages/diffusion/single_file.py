@@ -14,6 +14,9 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
+
+# The functions behind `from_single_file(config=...)`, which works offline and gives the same networks (a test compares
+# them). But it needs to know the sizes first, in either layout, and cannot say which tensor a damaged file lacks.
 from diffusers.loaders.single_file_utils import (
     convert_controlnet_checkpoint,
     convert_ldm_unet_checkpoint,

@@ -115,6 +115,29 @@ def test_a_vae_is_the_one_it_was_made_of(folder, file):
     same(coded(load_networks(names(folder, "sd", vae=str(folder / file)))), expected)
 
 
+@pytest.mark.parametrize(
+    ("kind", "part", "file", "prefix"),
+    [
+        (UNet2DConditionModel, "unet", "model.safetensors", "model.diffusion_model."),
+        (AutoencoderKL, "vae", "model.safetensors", "first_stage_model."),
+        (ControlNetModel, "", "control.safetensors", "control_model."),
+    ],
+)
+def test_networks_are_those_that_diffusers_own_loader_reads(kind, part, file, prefix, folder):
+    tensors = {name: tensor for name, tensor in load_file(folder / file).items() if name.startswith(prefix)}
+    own = folder / ("sd" if part else "control")
+    expected = kind.from_single_file(tensors, config=str(own), subfolder=part, local_files_only=True)
+    if part:
+        networks = single_file.load_checkpoint(str(folder / file), torch.float32, False, True)
+        found = getattr(networks, part)
+    else:
+        found = single_file.load_controlnet(str(folder / file), torch.float32, False)
+    weights = found.state_dict()
+    assert weights.keys() == expected.state_dict().keys()
+    for name, tensor in expected.state_dict().items():
+        assert torch.equal(weights[name], tensor), name
+
+
 def test_the_vae_may_come_from_elsewhere_if_the_checkpoint_has_none(folder, tmp_path):
     tensors = load_file(folder / "model.safetensors")
     save_file({name: tensor for name, tensor in tensors.items() if not name.startswith("first_stage")},
