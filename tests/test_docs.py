@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,6 +31,15 @@ def test_the_speed_that_the_readme_claims_was_measured():
     table = (ROOT / "docs/rendering.md").read_text().partition("half of SD 1.5's width")[2]
     speeds = [float(re.search(rf"\| {name} \| ([\d.]+) \|", table)[1]) for name in ("joint", "shared")]
     assert float(claimed[1]) == round(speeds[1] / speeds[0], 1)
+
+
+def test_patch_matching_example_runs():
+    page = (ROOT / "docs/patch-matching.md").read_text()
+    examples = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(examples) == 1
+    names: dict[str, Any] = {}
+    exec(examples[0], names)
+    assert names["painted"].shape == names["rebuilt"].shape == names["target"].shape
 
 
 @pytest.mark.parametrize(

@@ -223,9 +223,6 @@ EBSYNTH_API ebsynth_status ebsynth_get_info(ebsynth_info *info);
 EBSYNTH_API ebsynth_status ebsynth_create(const ebsynth_settings *settings, ebsynth_context **context);
 EBSYNTH_API void ebsynth_destroy(ebsynth_context *context); /* NULL is allowed */
 
-/* The back end that this context runs on: EBSYNTH_CPU or EBSYNTH_CUDA; EBSYNTH_AUTO for NULL. */
-EBSYNTH_API ebsynth_backend ebsynth_context_backend(const ebsynth_context *context);
-
 /* What went wrong in the last call through this context, in English; "" after a success. Valid until the next call. */
 EBSYNTH_API const char *ebsynth_last_error(const ebsynth_context *context);
 

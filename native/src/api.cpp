@@ -307,7 +307,6 @@ ebsynth_status ebsynth_create(const ebsynth_settings *settings, ebsynth_context 
 
 void ebsynth_destroy(ebsynth_context *context) { delete context; }
 
-ebsynth_backend ebsynth_context_backend(const ebsynth_context *context) { return context ? context->backend : EBSYNTH_AUTO; }
 
 const char *ebsynth_last_error(const ebsynth_context *context) { return context ? context->error.c_str() : ""; }
 

@@ -17,6 +17,14 @@
 #define EB_SHARED_MEMBER inline
 #endif
 
+#if defined(_MSC_VER) && !defined(__clang__)
+#define EB_FORCE_INLINE __forceinline
+#define EB_PREFETCH(address) ((void)0)
+#else
+#define EB_FORCE_INLINE inline __attribute__((always_inline))
+#define EB_PREFETCH(address) __builtin_prefetch(address)
+#endif
+
 namespace ebsynth {
 
 using std::int32_t;

@@ -1,12 +1,15 @@
 // The CPU back end: OpenMP over rows and tiles, vector kernels picked for the processor at hand.
 
-#include <cstdlib>
 #include <cstring>
 #include <map>
 #include <new>
 
 #ifdef _OPENMP
 #include <omp.h>
+#endif
+#ifdef _WIN32
+#define NOMINMAX
+#include <windows.h>
 #endif
 
 #include "context.h"
@@ -18,7 +21,9 @@ namespace ebsynth {
 namespace {
 
 const Kernels &kernels() {
-#if defined(EB_HAVE_AVX2)
+#if defined(EB_HAVE_AVX2) && defined(_WIN32)
+  if (IsProcessorFeaturePresent(PF_AVX2_INSTRUCTIONS_AVAILABLE)) return kAvx2Kernels;
+#elif defined(EB_HAVE_AVX2)
   if (__builtin_cpu_supports("avx2")) return kAvx2Kernels;
 #endif
   return kPortableKernels;
@@ -27,7 +32,7 @@ const Kernels &kernels() {
 // Scratch memory, kept by size for the next call that asks for as much.
 class Pool {
  public:
-  ~Pool() { for (auto &block : free_) std::free(block.second); }
+  ~Pool() { trim(); }
 
   void *take(size_t bytes) {
     auto found = free_.find(bytes);
@@ -36,14 +41,16 @@ class Pool {
       free_.erase(found);
       return data;
     }
-    void *data = std::aligned_alloc(64, bytes);
-    if (!data) throw std::bad_alloc();
-    return data;
+    return ::operator new(bytes, kAlignment);
   }
   void give(void *data, size_t bytes) { free_.emplace(bytes, data); }
-  void trim() { for (auto &block : free_) std::free(block.second); free_.clear(); }
+  void trim() {
+    for (auto &block : free_) ::operator delete(block.second, kAlignment);
+    free_.clear();
+  }
 
  private:
+  static constexpr std::align_val_t kAlignment{64};
   std::multimap<size_t, void *> free_;
 };
 

@@ -29,7 +29,7 @@ struct Sum {
   }
   static __m128i load(const uint8_t *p) { return _mm_loadu_si128((const __m128i *)p); }
 
-  inline __attribute__((always_inline)) void add_row(const uint8_t *a, const uint8_t *b, int pixels) {
+  EB_FORCE_INLINE void add_row(const uint8_t *a, const uint8_t *b, int pixels) {
     if constexpr (Stride >= 16) {
       for (int i = 0; i < pixels; ++i, a += Stride, b += Stride)
         for (int k = 0; k < kParts; ++k) part[k] = _mm256_add_epi32(part[k], squares(load(a + 16 * k), load(b + 16 * k)));
@@ -257,7 +257,7 @@ void sweep(const Level &level, int item, int y0, int x0, int y1, int x1, bool fo
       for (int r = level.radius; r >= 1; r /= level.shrink) {
         bits = mix(bits);
         const uint32_t e = candidates[count++] = random_near(best, r, hs, ws, bits);
-        if (source_sums) __builtin_prefetch(source_sums + ((size_t)row(e) * ws + column(e)) * Stride);
+        if (source_sums) EB_PREFETCH(source_sums + ((size_t)row(e) * ws + column(e)) * Stride);
       }
       for (int k = 0; k < count; ++k) {
         const uint32_t e = candidates[k];
