@@ -43,7 +43,9 @@ def test_patch_matching_example_runs():
 
 
 @pytest.mark.parametrize(
-    "path", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda path: path.name
+    "path",
+    [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))],
+    ids=lambda path: path.name,
 )
 def test_links_lead_somewhere_and_json_is_json(path):
     text = path.read_text()
