@@ -1,0 +1,3 @@
+from torch import nn
+
+class ResnetBlock2D(nn.Module): ...
