@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from stages.base.annotators import ANNOTATORS, DIFFSYNTH_ANNOTATORS
 from stages.jobs.job import READS, SMOOTHERS, Job
+from stages.jobs.machine import MachineSettings
 
 PAGE = Path(__file__).parent.parent / "docs" / "job-keys.md"
 
@@ -27,7 +28,7 @@ def page() -> str:
     stage_of = {key: stage for stage, keys in READS.items() for key in keys}
     rows = [
         f"| `{key}` | {_type(key)} | {_default(_value(field))} | {_flat(field.description)} | {stage_of.get(key, '')} |"
-        for key, field in Job.model_fields.items()
+        for key, field in sorted(Job.model_fields.items(), key=lambda item: item[0] in MachineSettings.model_fields)
     ]
     table = "| key | type | default | meaning | makes stale |\n|---|---|---|---|---|\n" + "\n".join(rows)
     return HEAD + table + "\n\n" + _annotators() + "\n" + _smoothers()

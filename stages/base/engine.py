@@ -18,6 +18,7 @@ from stages.base.errors import DiffSynthError
 from stages.base.fingerprint import AFTER, changes, fingerprint, stage_inputs
 from stages.base.words import counted
 from stages.jobs.job import Job
+from stages.jobs.machine import MachineSettings
 
 
 class Task(Protocol):
@@ -78,16 +79,24 @@ class Plan:
 
 @dataclass(frozen=True)
 class Options:
-    """What the user may choose for a run that is no part of the job: results differ by rounding at most.
+    """How networks run in one process. Results differ by rounding at most.
 
-    `batch_size`: of groups of frames; None: as many as fit. `low_vram`: what is not needed leaves the GPU.
-    `compiled`: networks are compiled first. `passes_apart`: the passes of guidance go through the networks one after
-    the other, as they had to before the run was interrupted."""
+    Attributes:
+        batch_size: Groups of frames per pass; None for as many as fit.
+        low_vram: Offload idle networks to CPU memory.
+        compiled: Compile the networks first.
+        passes_apart: Run the two guidance passes one after the other, as before an interruption.
+    """
 
     batch_size: int | None = None
     low_vram: bool = False
     compiled: bool = False
     passes_apart: bool = False
+
+    @classmethod
+    def of(cls, settings: MachineSettings) -> Options:
+        """Return the options that a job asks for."""
+        return cls(settings.batch_size, settings.low_vram, settings.compile)
 
 
 class Engine(Protocol):

@@ -16,6 +16,7 @@ from stages.base.annotators import ANNOTATORS, DIFFSYNTH_ANNOTATORS, AnnotatorSe
 from stages.base.mistakes import Strict, checked, shown, unknown
 from stages.base.numbers import MOST, Count, Positive, Seconds
 from stages.base.smoothers import PUBLISHED, PatchSize, SmootherConfig
+from stages.jobs.machine import MachineSettings
 
 STAGES = ("extract", "control", "render", "deflicker")
 Stage = Literal["extract", "control", "render", "deflicker"]
@@ -125,17 +126,11 @@ def _keyframes(value: Any) -> Any:
     raise ValueError(f'give a number from 1, a list of frame numbers from 0, or "auto", not {shown(value)}')
 
 
-def _device(value: str) -> str:
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]{1,3})?", value):
-        raise ValueError(f"unknown device {value!r}; choose auto, cpu, cuda, cuda:N or mps")
-    return value
-
-
 LCM_STEPS = 50  # that latent consistency models are distilled at
 Size = Annotated[int, Field(ge=64, le=8192, multiple_of=8)]
 
 
-class Job(Strict):
+class Job(MachineSettings):
     """One video to be restyled: what goes in, what is done to it, where results go."""
 
     model_id: str = Field(min_length=1)
@@ -167,13 +162,6 @@ class Job(Strict):
     ] = []
     """Textual inversions: a path, or an object `{"path": ..., "token": ...}`, each. The token, by default the file's
     name without its ending, is the word in prompts that stands for it."""
-    allow_pickle: bool = False
-    """Also read models in pickles (`.ckpt`, `.pt`, `.pth`, `.bin`). A pickle can run code on this machine: only for
-    files from sources that you trust."""
-    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
-    """Number type of the networks; auto: float16 on a GPU, float32 elsewhere."""
-    device: Annotated[str, AfterValidator(_device)] = "auto"
-    """Where networks run and frames are smoothed: auto, cpu, cuda, cuda:1, mps (for networks)."""
 
     smoother: SmootherName | None = None
     """What takes the flicker out of the predicted frames while they are denoised."""
@@ -245,8 +233,6 @@ class Job(Strict):
     """joint: exact, all tokens of the pattern's frames attend to each other, and a frame goes through the networks once
     for each frame that sees it. shared: it goes through them once, and sees what the others are then: nearly the same,
     with less work the longer the pattern is."""
-    attention_backend: Literal["sdpa", "xformers"] = "sdpa"
-    """What computes attention: PyTorch, or (CUDA only) xformers, which is an extra: `diffsynth-cli[xformers]`."""
     keep_steps: bool = False
     """Keep the latents of every step in the cache (array latents_steps)."""
 
@@ -271,7 +257,9 @@ READS: dict[str, tuple[str, ...]] = {
     "deflicker": ("extra_deflickering_range", "post_smoother", "post_smoother_config"),
 }  # fmt: skip
 # These change no frame: where the networks run, what may be read, where results lie, how they are written.
-READS_NOTHING = ("device", "attention_backend", "allow_pickle", "output_path", "fps", "keep_audio", "keep_frames")
+READS_NOTHING = (
+    *(key for key in MachineSettings.model_fields if key != "dtype"), "output_path", "fps", "keep_audio", "keep_frames",
+)  # fmt: skip
 
 
 def json_schema() -> dict[str, Any]:
