@@ -28,6 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.stages import MODELS, make_clip
+from stages.base.reporting import Reporter
 
 PATTERNS = {1: [0], 2: [-1, 0], 3: [-1, 0, 1], 4: [-10000, -1, 0, 1], 5: [-10000, -2, -1, 0, 1]}
 WIDTHS = {"sd15": 320, "half": 160}  # channels of the first level
@@ -178,7 +179,7 @@ def ours(job: Any, clock: Clock, batch_size: int) -> tuple[np.ndarray, float]:
     return cache["latents"][:], steps.seconds
 
 
-class Steps:
+class Steps(Reporter):
     """A reporter that times the steps after the first."""
 
     def __init__(self, clock: Clock):
@@ -189,12 +190,6 @@ class Steps:
         if self.clock.running:
             self.seconds += now - self.began
         self.began, self.clock.running = now, name.startswith("step") and not name.startswith("step 1/")
-
-    def begin(self, stage: str, total: int | None, done: int = 0) -> None: ...
-    def advance(self, frames: int) -> None: ...
-    def end(self, stage: str, message: str) -> None: ...
-    def warn(self, message: str) -> None: ...
-    def close(self) -> None: ...
 
 
 def plain(job: Any, clock: Clock) -> tuple[np.ndarray, float]:

@@ -16,6 +16,8 @@ from typing import Any, Generic, Protocol, TypeVar
 from stages.base.cache import ArraySpec, FrameCache
 from stages.base.errors import DiffSynthError
 from stages.base.fingerprint import AFTER, changes, fingerprint, stage_inputs
+from stages.base.reporting import Reporter as Reporter
+from stages.base.reporting import told as told
 from stages.base.words import counted
 from stages.jobs.job import Job
 from stages.jobs.machine import MachineSettings
@@ -26,24 +28,6 @@ class Task(Protocol):
 
     def run(self, cache: FrameCache, start: int, stop: int) -> None:
         """Writes the results of frames start..stop-1 to the cache."""
-
-
-class Reporter(Protocol):
-    """Who is told how far things are. Counts are frames, once for each phase that they go through."""
-
-    def begin(self, stage: str, total: int | None, done: int = 0) -> None: ...
-    def phase(self, name: str) -> None: ...
-    def advance(self, frames: int) -> None: ...
-    def end(self, stage: str, message: str) -> None: ...
-    def warn(self, message: str) -> None: ...
-    def close(self) -> None: ...
-
-
-def told(frames: Iterable[Any], reporter: Reporter) -> Iterator[Any]:
-    """The same frames; the reporter hears of each that has been used."""
-    for frame in frames:
-        yield frame
-        reporter.advance(1)
 
 
 @dataclass(frozen=True)

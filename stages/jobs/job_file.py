@@ -29,7 +29,25 @@ def read_job(path: str | Path, overrides: Iterable[str] = (), stages: Sequence[s
     that `stages` read must exist, and what they import. All mistakes are reported in one UsageError.
     """
     path = Path(path)
-    data = _resolve_paths(_load_json(path), path.resolve().parent)
+    return make_job(_load_json(path), path.resolve().parent, str(path), overrides, stages)
+
+
+def make_job(
+    keys: dict[str, Any], folder: Path, name: str, overrides: Iterable[str] = (), stages: Sequence[str] = ()
+) -> tuple[Job, list[str]]:
+    """Return the job with these keys, and warnings about it, as `read_job` does.
+
+    Args:
+        keys: The keys, as in a job file.
+        folder: What relative paths in `keys` are relative to.
+        name: What messages call the job.
+        overrides: `key=value` strings.
+        stages: The stages whose files must exist.
+
+    Raises:
+        UsageError: All mistakes in one message.
+    """
+    data = _resolve_paths(keys, folder)
     for override in overrides:
         _override(data, override)
     warnings = _drop_obsolete(data)
@@ -41,7 +59,7 @@ def read_job(path: str | Path, overrides: Iterable[str] = (), stages: Sequence[s
     if problems or job is None:
         listed = "".join(f"\n  {problem}" for problem in problems)
         raise UsageError(
-            f"{path}: {problems[0]}" if len(problems) == 1 else f"{path}: {len(problems)} mistakes{listed}"
+            f"{name}: {problems[0]}" if len(problems) == 1 else f"{name}: {len(problems)} mistakes{listed}"
         )
     return job, warnings
 

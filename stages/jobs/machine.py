@@ -24,7 +24,7 @@ class MachineSettings(Strict):
     """Where and how networks run. Apart from `dtype`, these change results by rounding at most."""
 
     device: Annotated[str, AfterValidator(check_device_name)] = Field("auto", examples=list(DEVICES))
-    """Device for networks and smoothing: auto, cpu, cuda, cuda:N, or mps (networks only)."""
+    """Device for networks and smoothing: auto, cpu, cuda, cuda:N or mps (networks only)."""
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     """Number type of the networks. auto: float16 on a GPU, float32 elsewhere."""
     batch_size: Positive | None = None

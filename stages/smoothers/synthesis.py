@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from native import binding
+from native import Backend, binding
 from stages.base.errors import DiffSynthError, UsageError
+from stages.models.weights import check_device
 from stages.video.images import image_size
 
 CHANNELS = {"1": 1, "L": 1, "LA": 2, "RGB": 3, "RGBA": 4}
@@ -33,6 +34,29 @@ class Painting:
     guides: Sequence[Guide]
     style_weight: float = 1.0
     options: dict[str, Any] = field(default_factory=dict)
+
+
+def pick_backend(backend: Backend, device: str) -> tuple[Backend, int]:
+    """Return the back end and the number of the GPU that are to be used.
+
+    Args:
+        backend: The back end asked for.
+        device: auto, cpu, cuda or cuda:N.
+
+    Raises:
+        UsageError: There is no such device, or the back end does not run on it.
+    """
+    check_device(device)
+    kind, _, number = device.partition(":")
+    if kind == "auto":
+        return backend, 0
+    on_cpu = (Backend.CPU, Backend.NUMBA) if binding.library_path().exists() else (Backend.NUMBA,)
+    fitting = {"cpu": on_cpu, "cuda": (Backend.CUDA,)}.get(kind, ())
+    if backend is Backend.AUTO and fitting:
+        return fitting[0], int(number or 0)
+    if backend not in fitting:
+        raise UsageError(f"device: {device} does not run the back end {backend}", "leave one of them out")
+    return backend, int(number or 0)
 
 
 def paint(painting: Painting, output: Path, nnf: Path | None, progress: Callable[[float], None]) -> None:

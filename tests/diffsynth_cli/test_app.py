@@ -18,7 +18,7 @@ from stages.base.cache import FrameCache
 from stages.jobs.job import STAGES
 from stages.jobs.job_file import read_job
 from stages.video import Encoding, encode, open_source
-from templates import TASKS
+from templates import Task
 from tests.conftest import scene, write_images
 
 
@@ -169,7 +169,7 @@ def test_a_full_disk_is_explained_and_nothing_is_lost(make_job, cli, monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr("stages.base.cache.FrameArray.write", full)
         code, said = cli("extract", job)
-    assert code == 1 and "the disk is full" in said and "the same command then goes on" in said
+    assert code == 1 and "The disk is full" in said and "run the same command to resume" in said
     assert cli("extract", job)[0] == 0
 
 
@@ -188,7 +188,7 @@ sys.exit(" ".join({"torch", "zarr", "pydantic", "cv2", "av", "numpy"} & set(sys.
 # --- init -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", Task)
 def test_init_writes_a_job_that_is_read_without_complaint(task, tmp_path, cli):
     video = write_images(tmp_path / "clip", [scene(0, 90, 160)])
     code, said = cli("init", task, video, "-o", tmp_path / "project")

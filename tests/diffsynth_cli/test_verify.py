@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from diffsynth_cli.app import STAGES
+from stages.jobs.job import STAGES
 
 
 @pytest.fixture

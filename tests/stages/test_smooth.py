@@ -124,7 +124,7 @@ def test_what_was_done_before_an_interruption_is_not_done_again(tmp_path, folder
 
     monkeypatch.setattr(smooth.SmoothTask, "run", run)
     code, said = cli("smooth", *folders, "-o", output, *OPTIONS)
-    assert code == 130 and "goes on" in said and not output.exists()
+    assert code == 130 and "Resume with: diffsynth smooth" in said and not output.exists()
     code, said = cli("smooth", *folders, "-o", output, *OPTIONS)
     assert code == 0, said
     assert smoothed == [*range(5), -1, *range(5, 12)]

@@ -1,0 +1,143 @@
+"""`diffsynth smooth`: take the flicker out of a video that any tool has stylised."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from diffsynth_cli import videos as videos_api
+from diffsynth_cli.console import reporter
+from diffsynth_cli.options import DEVICE_OPTION, INPUT, OUTPUT, Debug, Force, Json, Quiet, odd, one_of, with_options
+from diffsynth_cli.results import Mode
+from stages.base.errors import UsageError
+
+SMOOTHING = "Smoothing"  # panel of the help
+
+
+def frames(text: str) -> float | None:
+    """Parse --offset: a number of frames, or None for auto."""
+    if text == "auto":
+        return None
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise typer.BadParameter(f"{text} is not a number of frames; give auto, or a number such as 3 or -1.5")
+    return number
+
+
+@with_options(*DEVICE_OPTION)
+def smooth(
+    videos: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="[GUIDE] STYLE",
+            help="STYLE: stylised video from any tool, or a folder of images. GUIDE: the video it was made from. "
+            "Without GUIDE, STYLE is smoothed by its own motion.",
+            show_default=False,
+        ),
+    ],
+    *,
+    mode: Annotated[
+        Mode,
+        typer.Option(
+            parser=one_of(Mode, "mode"),
+            help="blend: smooth all frames. interpolate: STYLE is a folder of keyframes; paint the frames between.",
+            rich_help_panel=INPUT,
+        ),
+    ] = Mode.BLEND,
+    offset: Annotated[
+        float | None,
+        typer.Option(
+            parser=frames,
+            metavar="auto|FRAMES",
+            help="Frames by which STYLE is ahead of GUIDE; negative if it is behind. auto: detect it.",
+            show_default="auto",
+            rich_help_panel=INPUT,
+        ),
+    ] = None,
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="PATH",
+            help="Video to write (.mp4, .mov, .mkv or .webm). Any other name is a folder of images.",
+            show_default=False,
+            rich_help_panel=OUTPUT,
+        ),
+    ],
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.png",
+            help="Also write a sheet of the places that changed most, lost structure or were left alone.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    window: Annotated[
+        int,
+        typer.Option(min=0, max=1000, help="Frames to each side to average light over.", rich_help_panel=SMOOTHING),
+    ] = 15,
+    strength: Annotated[
+        float,
+        typer.Option(
+            min=0, max=1, help="0: leave frames as they are. 1: remove all flicker.", rich_help_panel=SMOOTHING
+        ),
+    ] = 1.0,
+    detail: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            max=1,
+            help="0: only detail that neighbouring frames agree on. 1: all detail of each frame.",
+            rich_help_panel=SMOOTHING,
+        ),
+    ] = 0.5,
+    patch_size: Annotated[
+        int, typer.Option(min=3, max=31, callback=odd, help="Patch side in pixels, odd.", rich_help_panel=SMOOTHING)
+    ] = 5,
+    guide_weight: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            max=100,
+            help="Weight of GUIDE in matching. Lower it if GUIDE is grainy.",
+            rich_help_panel=SMOOTHING,
+        ),
+    ] = 1.0,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Redo everything, even if the output is complete.")
+    ] = False,
+    force: Force = False,
+    quiet: Quiet = False,
+    events: Json = False,
+    debug: Debug = False,
+    **machine: Any,
+) -> None:
+    """Reduce the flicker of any stylised video, or paint the frames between keyframes. Resumes if interrupted."""
+    if len(videos) > 2:
+        raise UsageError(
+            f"{len(videos)} videos given", "Give the original video, if there is one, and the stylised one."
+        )
+    videos_api.smooth(
+        videos[0] if len(videos) == 2 else None,
+        videos[-1],
+        output,
+        mode=mode,
+        offset=offset,
+        window=window,
+        strength=strength,
+        detail=detail,
+        patch_size=patch_size,
+        guide_weight=guide_weight,
+        report=report,
+        restart=restart,
+        force=force,
+        reporter=reporter(quiet, events),
+        **machine,
+    )
