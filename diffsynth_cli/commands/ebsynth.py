@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import typer
 
 from diffsynth_cli import videos
-from diffsynth_cli.command import Command
+from diffsynth_cli.command import ORDER, Pair
 from diffsynth_cli.console import percentage
 from diffsynth_cli.options import (
     ADVANCED,
@@ -36,34 +36,11 @@ class Vote(StrEnum):
     WEIGHTED = "weighted"
 
 
-class Pair(NamedTuple):
-    """The two images of a guide."""
-
-    source: Path
-    target: Path
-
-
 def pair(images: Sequence[str]) -> Pair:
     """Parse the two values of --guide."""
     if any(image.startswith("--") for image in images):
         raise typer.BadParameter("give two images: --guide SOURCE TARGET")
     return Pair(*map(Path, images))
-
-
-class InOrder(Command):
-    """Takes two values for --guide, and keeps the order of the options: a --weight belongs to the one before it."""
-
-    def __init__(self, *arguments: Any, **settings: Any):
-        super().__init__(*arguments, **settings)
-        for option in self.params:
-            if option.name == "guide":
-                option.nargs = 2  # Typer has no type for a list of pairs
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse the command line."""
-        _, _, order = self.make_parser(ctx).parse_args(list(args))
-        ctx.meta["order"] = [parameter.name for parameter in order]
-        return super().parse_args(ctx, args)
 
 
 @with_options(*DEVICE_OPTION)
@@ -160,7 +137,7 @@ def ebsynth(
     **machine: Any,
 ) -> None:
     """Paint an image in the style of another, guided by pairs of images. Takes the options of the ebsynth program."""
-    style_weight, *guide_weights = weights_in_order(context.meta["order"], weight or [])
+    style_weight, *guide_weights = weights_in_order(context.meta[ORDER], weight or [])
     with percentage("ebsynth", quiet) as progress:
         path = videos.ebsynth(
             style,
