@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperOption
 
 from diffsynth_cli.failures import Call
 
@@ -26,7 +26,7 @@ class Command(TyperCommand):
     def __init__(self, *arguments: Any, **settings: Any):
         super().__init__(*arguments, **settings)
         for option in self.params:
-            if option.type_descriptor.annotation == list[Pair]:  # for which Typer has no type
+            if isinstance(option, TyperOption) and option.type_descriptor.annotation == list[Pair]:  # unknown to Typer
                 option.nargs = 2
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:

@@ -127,7 +127,7 @@ def member(kind: type[Member], name: str, noun: str) -> Member:
     try:
         return kind(name)
     except ValueError:
-        raise UsageError(unknown(noun, name, kind)) from None
+        raise UsageError(unknown(noun, name, map(str, kind))) from None
 
 
 def as_path(path: FilePath | None) -> Path | None:

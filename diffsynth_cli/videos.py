@@ -24,7 +24,7 @@ from stages.base.errors import UsageError
 from stages.base.reporting import Reporter
 
 if TYPE_CHECKING:
-    from stages.smooth import Smoothing
+    from stages.smooth.request import Smoothing
 
 
 def smooth(
@@ -67,8 +67,8 @@ def smooth(
     Raises:
         UsageError: The videos do not belong together, an option is wrong, or files are in the way.
     """
-    from stages.smooth import Smoothing
     from stages.smooth import smooth as run_smooth
+    from stages.smooth.request import Smoothing
 
     config = {
         "window": window, "strength": strength, "detail": detail, "patch_size": patch_size,
