@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import json
 import re
 from pathlib import Path
 
 import pytest
 
-from diffsynth_cli.app import app
+import diffsynth_cli as ds
+from diffsynth_cli.app import COMMANDS
 from stages.jobs.job import Job
 from tools.job_keys import PAGE, page
 
@@ -22,7 +25,7 @@ def test_job_keys_page_is_current():
 def test_readme_lists_every_command_and_no_other():
     text = (ROOT / "README.md").read_text()
     listed = set(re.findall(r"^\| `diffsynth (\w+)", text, re.MULTILINE))
-    assert listed == {command.name or command.callback.__name__ for command in app.registered_commands}
+    assert listed == set(COMMANDS)
 
 
 def test_the_speed_that_the_readme_claims_was_measured():
@@ -42,3 +45,19 @@ def test_links_lead_somewhere_and_json_is_json(path):
     for block in re.findall(r"```json\n(.*?)```", text, re.DOTALL):
         keys = json.loads(block)
         assert set(keys) <= set(Job.model_fields)
+
+
+def test_python_examples_call_what_there_is():
+    page = (ROOT / "docs/python.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    nodes = [node for block in blocks for node in ast.walk(ast.parse(block))]
+    assert {node.attr for node in nodes if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "ds"} <= set(
+        ds.__all__
+    )
+    for node in nodes:
+        if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("ds."):
+            signature = inspect.signature(getattr(ds, ast.unparse(node.func)[3:]))
+            signature.bind(*node.args, **{keyword.arg: keyword.value for keyword in node.keywords if keyword.arg})
+    for name, listed in re.findall(r"^\| `(\w+)\((.*?)\)` \|", page, re.MULTILINE):
+        names = re.findall(r"\b[a-z]\w*\b", re.sub("=None", "", listed))
+        assert names == [name for name in inspect.signature(getattr(ds, name)).parameters if name in names]
