@@ -225,7 +225,7 @@ def _run_stages(names: Sequence[str], opened: Opened, reporter: Reporter, restar
     from stages.base.record import write_json
 
     job, cache = opened.job, opened.cache
-    run = Run(job, cache, reporter, Options.of(job))
+    run = Run(job, cache, reporter, Options(job.batch_size, job.low_vram, job.compile))
     stages = [import_module(f"stages.{name}").STAGE for name in names]
     redone = [name for name in names if restart and (not stale_only or progress(name, job, cache).state == "stale")]
     check_ahead(stages, run, redone)

@@ -20,7 +20,6 @@ from stages.base.reporting import Reporter as Reporter
 from stages.base.reporting import told as told
 from stages.base.words import counted
 from stages.jobs.job import Job
-from stages.jobs.machine import MachineSettings
 
 
 class Task(Protocol):
@@ -76,11 +75,6 @@ class Options:
     low_vram: bool = False
     compiled: bool = False
     passes_apart: bool = False
-
-    @classmethod
-    def of(cls, settings: MachineSettings) -> Options:
-        """Return the options that a job asks for."""
-        return cls(settings.batch_size, settings.low_vram, settings.compile)
 
 
 class Engine(Protocol):
