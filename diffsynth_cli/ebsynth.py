@@ -70,7 +70,7 @@ def ebsynth(
     """Paint an image in the style of another, led by pairs of guides (the options of the ebsynth program)."""
     from native.binding import BACKENDS
     from stages.base.outputs import check_output
-    from stages.smoothers.synthesis import Guide, Painting, paint
+    from stages.smoothers.images.synthesis import Guide, Painting, paint
 
     if vote not in ("plain", "weighted"):
         raise UsageError(f"--vote: unknown vote {vote!r}", "known: plain, weighted")

@@ -15,9 +15,9 @@ from rich.table import Column, Table
 from diffsynth_cli.console import show_warning
 from stages.base.engine import Reporter
 from stages.base.errors import UsageError
-from stages.smoothers.comparison import STRUCTURE_LOST, lost_structure
-from stages.smoothers.metrics import Curves, measure
-from stages.smoothers.synthesis import check_writable
+from stages.smoothers.images.comparison import STRUCTURE_LOST, lost_structure
+from stages.smoothers.images.metrics import Curves, measure
+from stages.smoothers.images.synthesis import check_writable
 from stages.video import Source, check_shape, fit, open_source
 
 MEANINGS = {

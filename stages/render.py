@@ -220,7 +220,7 @@ class PaintTask:
     device: str
 
     def run(self, cache: FrameCache, start: int, stop: int) -> None:
-        from stages.smoothers.keyframes import Interpolator
+        from stages.smoothers.images.keyframes import Interpolator
 
         guides, keyframes = (bring(cache[name], self.device) for name in ("frames", "keyframes"))
         painter = Interpolator(guides, keyframes, self.keys)
@@ -301,7 +301,7 @@ def rendered_frames(job: Job, guides: FrameArray, reporter: Reporter) -> tuple[i
     """The numbers of the frames that are rendered, ascending."""
     count = len(guides)
     if job.keyframes == "auto":
-        from stages.smoothers.keyframes import choose
+        from stages.smoothers.images.keyframes import choose
 
         reporter.begin("render", count)
         reporter.phase("choose keyframes")
@@ -424,7 +424,7 @@ def deliver(run: Run[Job], fingerprint: str) -> None:
     """Says which frames show what no keyframe shows."""
     if "unseen" not in run.cache:
         return
-    from stages.smoothers.keyframes import guessed
+    from stages.smoothers.images.keyframes import guessed
 
     if worst := guessed(run.cache["unseen"][:]):
         run.reporter.warn(f'{worst}; "keyframes": "auto", or a list with these, renders them')

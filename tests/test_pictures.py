@@ -13,7 +13,7 @@ from diffsynth_cli.__main__ import main
 from diffsynth_cli.demo import write_demo
 from stages.base.cache import FrameCache
 from stages.smoothers import build
-from stages.smoothers.metrics import measure
+from stages.smoothers.images.metrics import measure
 from tools.train_mini.evaluate import agreement
 
 FRAMES = 4

@@ -25,7 +25,7 @@ from stages.smooth.output import check_smoothing_output, deliver, finished_from
 from stages.smooth.request import NAME, Smoothing
 from stages.smooth.tasks import SMOOTHER, DecodeTask, PaintTask, SmoothTask
 from stages.smoothers import CHUNKS
-from stages.smoothers.changes import Changes
+from stages.smoothers.images.changes import Changes
 from stages.video import Shot, Source, check_shape, default_codec, describe, open_source, padded_size
 
 CHUNK = 8  # frames that are decoded at once

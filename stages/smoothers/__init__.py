@@ -103,7 +103,7 @@ def bring(frames: Frames, device: str) -> Frames:
     gpu = pick_gpu(device)
     if gpu is None:
         return Brought(frames, np.asarray)
-    from stages.smoothers.gpu import load
+    from stages.smoothers.images.gpu import load
 
     return Brought(frames, partial(load, device=gpu))
 

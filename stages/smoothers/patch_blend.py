@@ -1,8 +1,8 @@
 """Deflickering that keeps detail and does no harm: light from the whole window, detail from what neighbours agree on.
 
-Flicker is of two kinds. Light and colour change over wide areas (stages.smoothers.light). Detail is noisy, or swims:
+Flicker is of two kinds. Light and colour change over wide areas (stages.smoothers.images.light). Detail is noisy, or swims:
 frames nearby are carried onto this one, along the guide's motion or where that fails along the style's own, and
-registered to their consensus. A copy counts as far as it fits the frame's own pixels (stages.smoothers.evidence), so
+registered to their consensus. A copy counts as far as it fits the frame's own pixels (stages.smoothers.images.evidence), so
 that where no copy fits the frame stays as it is. Where its detail stands above the noise it is kept, and where detail
 swims the consensus takes over, sharpened for what averaging costs. docs/smoothers.md has the reasons and measurements.
 """
@@ -13,11 +13,23 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from stages.smoothers import Frames
-from stages.smoothers.evidence import FINE, flicker_level, flicker_line, keep_structure, misfit, support
-from stages.smoothers.light import WindowLight
-from stages.smoothers.matching import PATCH, agreement, carry, grain, mean_square, motion
-from stages.smoothers.pixels import Array, box, each, enlarge, fetch, floats, flow, gauss, median, percentile, shrink
-from stages.smoothers.tables import WHOLE, Memo, window
+from stages.smoothers.images.evidence import FINE, flicker_level, flicker_line, keep_structure, misfit, support
+from stages.smoothers.images.light import WindowLight
+from stages.smoothers.images.matching import PATCH, agreement, carry, grain, mean_square, motion
+from stages.smoothers.images.pixels import (
+    Array,
+    box,
+    each,
+    enlarge,
+    fetch,
+    floats,
+    flow,
+    gauss,
+    median,
+    percentile,
+    shrink,
+)
+from stages.smoothers.images.tables import WHOLE, Memo, window
 
 NEIGHBOURS = 3  # frames to each side that detail is compared with
 NEAR = 4.0  # frames away at which trust is halved

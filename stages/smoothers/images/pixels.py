@@ -1,5 +1,5 @@
 """Operations on images, wherever these are: on the processor, as NumPy arrays, by OpenCV; on a GPU, as torch tensors,
-by what stages.smoothers.gpu registers here. What is written with these and with the array API runs on both.
+by what stages.smoothers.images.gpu registers here. What is written with these and with the array API runs on both.
 
 Images are [H, W, C], maps of one number [H, W, 1]. On a GPU other dimensions may stand before these: there a stack of
 images takes as many steps as one, and steps are what takes time.

@@ -11,8 +11,9 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from native import binding
 from stages import smoothing
-from stages.smoothers import build, gpu, pixels
-from stages.smoothers.keyframes import Interpolator
+from stages.smoothers import build
+from stages.smoothers.images import gpu, pixels
+from stages.smoothers.images.keyframes import Interpolator
 from tests.stages.smoothers.scenes import HEIGHT, SPEED, WIDTH, scene, squared_error
 
 CPU = torch.device("cpu")
