@@ -9,8 +9,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from stages.annotators import Annotator, OverTime, build
-from stages.base.annotators import MapFiles, Weighted, missing_package
+from stages.annotators import Annotator, FromFiles, OverTime, build
 from stages.base.cache import ArraySpec, FrameCache
 from stages.base.engine import Footage, Phase, Plan, Reporter, Run, Stage
 from stages.base.errors import DiffSynthError, UsageError
@@ -114,7 +113,7 @@ class MapFilesTask:
     """Maps from a video or a folder of images."""
 
     path: str
-    settings: MapFiles
+    settings: FromFiles
     target: str
     _shots: Iterator[Shot] = field(default=iter(()), init=False, repr=False)
     _next: int = field(default=-1, init=False, repr=False)
@@ -124,20 +123,9 @@ class MapFilesTask:
             self._shots = islice(open_source(self.path, values=True).shots(), start, None)
         target = cache[self.target]
         height, width = target.shape[1:3]
-        maps = (as_map(shot.image(), self.settings) for shot in islice(self._shots, stop - start))
+        maps = (self.settings.as_map(shot.image()) for shot in islice(self._shots, stop - start))
         target.write(start, np.stack([fit(image, height, width) for image in maps]))
         self._next = stop
-
-
-def as_map(values: np.ndarray, settings: MapFiles) -> np.ndarray:
-    """An image's values [H, W, 3] as a map uint8 [H, W, 3]: from `far` (black) to `near` (white)."""
-    if values.dtype == np.uint8 and settings.near is None:
-        return 255 - values if settings.invert else values
-    whole = float(np.iinfo(values.dtype).max) if values.dtype.kind == "u" else 1.0
-    near, far = (whole, 0.0) if settings.near is None or settings.far is None else (settings.near, settings.far)
-    # Renderers write infinity, or nothing that is a number, where there is no object.
-    share = np.nan_to_num((values.astype(np.float32) - far) / (near - far), nan=0.0, posinf=1.0, neginf=0.0).clip(0, 1)
-    return ((1 - share if settings.invert else share) * 255).round().astype(np.uint8)
 
 
 # --- the stage ------------------------------------------------------------------------------------------
@@ -157,7 +145,7 @@ def check(run: Run[Job], footage: Footage) -> list[ArraySpec]:
 def _check_annotator(job: Job, index: int, size: tuple[int, int], footage: Footage) -> None:
     """Raises DiffSynthError if files, weights or packages of an annotator are missing, or its options do not do."""
     settings, where = job.controlnet_processor[index], f"controlnet_processor[{index}]"
-    if isinstance(settings, MapFiles):
+    if isinstance(settings, FromFiles):
         _check_references(where, settings, len(job.frames_reference))
         _check_length(where, settings.path, footage.least, footage.most)
         if settings.references is not None:
@@ -250,7 +238,7 @@ def _phases(
     job, where = run.job, f"controlnet_processor[{index}]"
     settings = job.controlnet_processor[index]
     label = f"{settings.name} map {index}"
-    if isinstance(settings, MapFiles):
+    if isinstance(settings, FromFiles):
         if not resume:
             _check_files(where, settings, wanted, size, len(job.frames_reference), run.reporter)
         paths = {"frames": settings.path, "references": settings.references or ""}
@@ -274,12 +262,10 @@ def _phases(
 def _maker(job: Job, index: int, size: tuple[int, int]) -> Maker:
     settings = job.controlnet_processor[index]
     where = f"controlnet_processor[{index}]"
-    if missing := missing_package(settings.name):
+    if missing := settings.missing_package():
         raise UsageError(f"{where}: {missing}")
-    weights = Weights(where, settings.model, settings.files) if isinstance(settings, Weighted) else None
-    options = settings.model_dump(exclude={"name", "model"})
-    style = job.style_image if settings.name == "shuffle" else None
-    return Maker(settings.name, options, weights, style, job.device, size)
+    style = job.style_image if settings.uses_style_image else None
+    return Maker(settings.name, settings.model_dump(exclude={"name"}), settings.weights(where), style, job.device, size)
 
 
 def _in_two_passes(
@@ -298,7 +284,7 @@ def _in_two_passes(
 
 
 def _check_files(
-    where: str, settings: MapFiles, wanted: list[Wanted], size: tuple[int, int], references: int, reporter: Reporter
+    where: str, settings: FromFiles, wanted: list[Wanted], size: tuple[int, int], references: int, reporter: Reporter
 ) -> None:
     _check_references(where, settings, references)
     for map_ in wanted:
@@ -308,7 +294,7 @@ def _check_files(
             _check_maps(f"{where}.references", settings.references, map_.count, size, reporter)
 
 
-def _check_references(where: str, settings: MapFiles, references: int) -> None:
+def _check_references(where: str, settings: FromFiles, references: int) -> None:
     if references and settings.references is None:
         raise UsageError(
             f"{where} has no maps for frames_reference",

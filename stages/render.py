@@ -20,9 +20,10 @@ from stages.base.errors import UsageError
 from stages.base.fingerprint import map_names
 from stages.diffusion import LATENT_CHANNELS, LATENT_FACTOR
 from stages.diffusion.layout import NETWORKS, check_model, vae_part
+from stages.diffusion.sampler import SAMPLERS
 from stages.jobs.job import Job
 from stages.models.weights import check_device, check_tensor_file
-from stages.smoothers import CHUNKS, Smoother, bring, build
+from stages.smoothers import SMOOTHERS, Smoother, bring, build
 
 if TYPE_CHECKING:  # importing torch takes seconds; the tasks do it when they run
     import torch
@@ -32,7 +33,6 @@ if TYPE_CHECKING:  # importing torch takes seconds; the tasks do it when they ru
 CHUNK = 8  # frames; what is done again after a kill
 SHARED_PIXELS = 16 * 512 * 960  # of the frames that go through the networks together where attention is shared
 SHARED_CHUNK = 4, 16  # frames, at least and at most
-LCM_GUIDANCE = 2  # at most, where it is no input of the model
 PAINT_CHUNK = 2  # frames that are painted from keyframes
 
 Item = int | str  # a frame by its number or an offset to it, or reference_k
@@ -351,8 +351,12 @@ def plan(run: Run[Job], resume: bool) -> Plan:
     run.reporter.begin("render", None)
     run.reporter.phase("load models")
     denoiser = load_denoiser(job, options)
-    if job.scheduler == "lcm" and denoiser.settings.guidance > LCM_GUIDANCE:
-        run.reporter.warn(f"guidance_scale: {job.guidance_scale} is much for lcm; 1 to {LCM_GUIDANCE} burns no colours")
+    most = SAMPLERS[job.scheduler].most_guidance
+    if most is not None and denoiser.settings.guidance > most:
+        run.reporter.warn(
+            f"guidance_scale {job.guidance_scale:g} is too high for {job.scheduler}; "
+            f"use 1 to {most:g} to avoid oversaturated colours"
+        )
     sampler, steps = denoiser.sampler, len(denoiser.sampler.timesteps)
     count, height, width, _ = cache["frames"].shape
     options = replace(options, batch_size=options.batch_size or denoiser.fitting_batch(height, width))
@@ -413,7 +417,7 @@ def _phases(job: Job, options: Options, keys: tuple[int, ...], steps: int, count
         phases.append(Phase(name, len(keys), chunk, StepTask(*shared, step, smoothed)))
         if smoothed and job.smoother is not None:
             task = SmoothTask(*shared, step, smoothed)
-            phases.append(Phase(f"{name} smooth", len(keys), CHUNKS[job.smoother], task))
+            phases.append(Phase(f"{name} smooth", len(keys), SMOOTHERS[job.smoother].chunk, task))
     if len(keys) == count:
         return [*phases, Phase("decode", count, CHUNK, DecodeTask(*shared, "rendered"))]
     decode = Phase("decode", len(keys), CHUNK, DecodeTask(*shared, "keyframes"))

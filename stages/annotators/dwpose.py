@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
 
+from stages.annotators import ANNOTATORS
 from stages.annotators.controlnet_aux import quiet
-from stages.annotators.pose import resized
+from stages.annotators.pose import PoseOptions, resized
 from stages.models.weights import Weights, explained, pick_device
 
 # Points of COCO-WholeBody: 17 of the body, 6 of the feet, 68 of the face, 21 of each hand.
@@ -38,15 +39,26 @@ MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of RTMPose's i
 MARGIN = 1.25  # RTMPose looks at this many times a person's box
 
 
+@ANNOTATORS.register
+class DwposeOptions(PoseOptions):
+    """Skeletons of people by DWPose: body, hands and face; needs `pip install 'diffsynth-cli[dwpose]'`."""
+
+    files = ("yolox_l.onnx", "dw-ll_ucoco_384.onnx")
+    requires, extra = "onnxruntime", "dwpose"
+    name: Literal["dwpose"]
+    model: str = "yzd-v/DWPose"
+
+    def build(self, style_image: np.ndarray | None, weights: Weights | None, device: str) -> Dwpose:
+        assert weights is not None, "see `weights`"
+        return Dwpose(self, weights, device)
+
+
 class Dwpose:
     """Skeletons, frame by frame."""
 
-    def __init__(
-        self, weights: Weights, device: str = "auto", resolution: int | None = None, hands: bool = True,
-        face: bool = True,
-    ):  # fmt: skip
-        self.weights, self.device, self.resolution = weights, device, resolution
-        self.parts = {"hands": hands, "face": face}
+    def __init__(self, options: DwposeOptions, weights: Weights, device: str):
+        self.weights, self.device, self.resolution = weights, device, options.resolution
+        self.parts = {"hands": options.hands, "face": options.face}
 
     @cached_property
     def networks(self) -> tuple[Network, Network]:

@@ -17,10 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stages.base.annotators import MapFiles, Shuffle, Weighted
+from stages.annotators import ANNOTATORS, AnnotatorOptions, FromFiles, Weighted
 from stages.base.errors import DiffSynthError, UsageError
 from stages.jobs.job import READS, Job
 from stages.models import TOKENIZER, embedded
+from stages.smoothers import SMOOTHERS
 
 AFTER: dict[str, tuple[str, ...]] = {
     "extract": (),
@@ -71,7 +72,7 @@ def map_names(inputs: dict[str, Any]) -> list[tuple[str, str] | None]:
     keys = inputs["keys"]
 
     def named(part: str, item: Any, *more: Any) -> str:
-        made_of = [item, keys["style_image"] if item["name"] == "shuffle" else None, inputs["after"], *more]
+        made_of = [item, keys["style_image"] if item.get("uses_style_image") else None, inputs["after"], *more]
         digest = hashlib.sha256(json.dumps(_essence(made_of), sort_keys=True).encode()).hexdigest()
         return f"{part}/{item['name']}-{digest[:8]}"
 
@@ -146,10 +147,12 @@ def _value(job: Job, key: str, known: Any) -> Any:
         case "input_video":
             return identify(value, known)
         case "style_image":
-            used = any(run and isinstance(item, Shuffle) for item, run in _networks(job))
+            used = any(run and item.uses_style_image for item, run in _networks(job))
             return identify(value, known) if used else None
         case "frames_reference":
             return [identify(item, _at(known, i)) for i, item in enumerate(value)]
+        case "smoother" | "post_smoother":
+            return _smoother(value)
         case "controlnet_processor":
             return [_annotator(item, _at(known, i)) if run else NOT_RUN for i, (item, run) in enumerate(_networks(job))]
         case "model_id" | "vae":
@@ -173,15 +176,24 @@ def _networks(job: Job) -> list[tuple[Any, bool]]:
     return list(zip(job.controlnet_processor, job.networks_run, strict=True))
 
 
-def _annotator(item: Any, known: Any) -> Any:
+def _annotator(item: AnnotatorOptions, known: Any) -> Any:
     settings = item.model_dump()
     if isinstance(item, Weighted) and Path(item.model).is_absolute():
         settings["model"] = identify(item.model, _at(known, "model"), item.files)
-    if isinstance(item, MapFiles):
+    if isinstance(item, FromFiles):
         settings["path"] = identify(item.path, _at(known, "path"))
         if item.references is not None:
             settings["references"] = identify(item.references, _at(known, "references"))
+    if item.uses_style_image:
+        settings["uses_style_image"] = True
+    if package := ANNOTATORS.version(item.name):
+        settings["package"] = package
     return settings
+
+
+def _smoother(name: str | None) -> Any:
+    package = SMOOTHERS.version(name) if name else None
+    return {"name": name, "package": package} if package else name
 
 
 def _model(name: str, known: Any) -> Any:

@@ -10,64 +10,39 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny
 
-from stages.base.annotators import ANNOTATORS, DIFFSYNTH_ANNOTATORS, AnnotatorSettings
+from stages.annotators import ANNOTATORS, AnnotatorOptions, published_names
+from stages.base.errors import UsageError
 from stages.base.mistakes import Strict, checked, shown, unknown
 from stages.base.numbers import MOST, Count, Positive, Seconds
-from stages.base.smoothers import PUBLISHED, PatchSize, SmootherConfig
+from stages.base.registry import NameIn, OptionsIn
+from stages.diffusion.sampler import SAMPLERS
+from stages.smoothers import SMOOTHERS
 
 STAGES = ("extract", "control", "render", "deflicker")
 Stage = Literal["extract", "control", "render", "deflicker"]
 
 
-def _expand_annotator(value: Any) -> Any:
-    """`"canny"`, `"file:maps/"` and DiffSynth's names, in the long form {"name": ..., options}."""
+def expand_annotator(value: Any) -> Any:
+    """The options meant by `"canny"`, `"file:maps/"`, DiffSynth's names, or the long form {"name": ..., options}."""
+    if isinstance(value, AnnotatorOptions):
+        return value
     if isinstance(value, str):
         value = {"name": "file", "path": value[5:]} if value.startswith("file:") else {"name": value}
     if not isinstance(value, dict) or not isinstance(value.get("name"), str):
         raise ValueError('give a name, "file:PATH" or an object {"name": ..., options}')
+    theirs = published_names()
     name = value["name"]
-    if name in DIFFSYNTH_ANNOTATORS:
-        value = {**DIFFSYNTH_ANNOTATORS[name], **{key: option for key, option in value.items() if key != "name"}}
+    if name in theirs:
+        value = {**theirs[name], **{key: option for key, option in value.items() if key != "name"}}
     elif name not in ANNOTATORS:
-        raise ValueError(unknown("annotator", name, [*ANNOTATORS, *DIFFSYNTH_ANNOTATORS]))
-    return checked(ANNOTATORS[value["name"]], value)
-
-
-# --- smoothers ------------------------------------------------------------------------------------------
-
-
-class TemporalMeanConfig(SmootherConfig):
-    """Mean over the frames around each frame. No patch matching: the baseline."""
-
-    radius: Count = 1
-    """Frames to each side."""
-
-
-class PatchBlendConfig(SmootherConfig):
-    """Takes out flicker and keeps detail: light from the whole window, detail from what neighbours agree on."""
-
-    window: int | None = Field(15, ge=0, le=1000)
-    """Frames to each side that light and colour are averaged over; null: the whole video (up to 63 to each side)."""
-    strength: float = Field(1.0, ge=0, le=1)
-    """0 = the frames as they were, 1 = all flicker out."""
-    detail: float = Field(0.5, ge=0, le=1)
-    """0 = only what neighbours agree on, 0.5 = own detail where it stays in its place, 1 = all of each frame's own."""
-    patch_size: PatchSize = 5
-    """Pixels a side of the patches that are matched, odd."""
-    guide_weight: float = Field(1.0, ge=0, le=100)
-    """How much it counts against a match that the video differs there; less for grainy or noisy videos, 0 = nothing."""
-
-
-SMOOTHERS: dict[str, type[SmootherConfig]] = {
-    "PatchBlendSmoother": PatchBlendConfig,
-    "TemporalMeanSmoother": TemporalMeanConfig,
-    **PUBLISHED,
-}
-SmootherName = Literal[
-    "PatchBlendSmoother", "TemporalMeanSmoother", "EbsynthSmoother", "VideoPatchMatchSmoother", "PySynthSmoother"
-]
+        raise ValueError(unknown("annotator", name, [*ANNOTATORS, *theirs]))
+    try:
+        options = ANNOTATORS[value["name"]]
+    except UsageError as error:  # of another package, which is broken
+        raise ValueError(f"{error.message}; {error.hint}") from None
+    return checked(options, value)
 
 
 # --- the job --------------------------------------------------------------------------------------------
@@ -131,7 +106,8 @@ def _device(value: str) -> str:
     return value
 
 
-LCM_STEPS = 50  # that latent consistency models are distilled at
+SmootherName = Annotated[str, NameIn(SMOOTHERS)]
+SmootherConfig = Annotated[dict[str, Any], OptionsIn(SMOOTHERS)]
 Size = Annotated[int, Field(ge=64, le=8192, multiple_of=8)]
 
 
@@ -146,14 +122,16 @@ class Job(Strict):
     controlnet_model_id: list[str] = []
     """One ControlNet a control map: hub ids, local folders, single files, or `mini/canny`, the embedded one."""
     controlnet_processor: list[
-        Annotated[AnnotatorSettings, BeforeValidator(_expand_annotator, json_schema_input_type=str | AnnotatorSettings)]
+        Annotated[
+            SerializeAsAny[AnnotatorOptions], BeforeValidator(expand_annotator), OptionsIn(ANNOTATORS, shorthand=True)
+        ]
     ] = []
     """How each control map is made, one annotator for each ControlNet: a name, `file:PATH`, or an object
     `{"name": ..., options}`. See docs/annotators.md."""
     controlnet_scale: list[Annotated[float, Field(ge=-1e6, le=1e6)]] = []
     """Conditioning scale of each ControlNet, all 1.0 if left out. A net of scale 0 is not run, its map not made."""
     style_image: str | None = None
-    """The image that the `shuffle` annotator works on, the same for every frame."""
+    """The image that an annotator such as `shuffle` works on, the same for every frame."""
     loras: list[Annotated[Lora, BeforeValidator(_expand_lora, json_schema_input_type=str | Lora)]] = []
     """LoRA files for U-Net and text encoder: a path, or an object `{"path": ..., "scale": ...}`, each."""
     vae: str | None = None
@@ -177,7 +155,7 @@ class Job(Strict):
 
     smoother: SmootherName | None = None
     """What takes the flicker out of the predicted frames while they are denoised."""
-    smoother_config: dict[str, Any] = {}
+    smoother_config: SmootherConfig = {}
     """Its options. See docs/smoothers.md."""
     ignore_smoother_steps: Count = 0
     """No smoothing in the last this many denoising steps."""
@@ -187,7 +165,7 @@ class Job(Strict):
     """After denoising: `EbsynthSmoother` over this many frames to each side, whatever `smoother` is. 0 = off."""
     post_smoother: SmootherName | None = None
     """After denoising: a smoother of choice, in place of `extra_deflickering_range`."""
-    post_smoother_config: dict[str, Any] = {}
+    post_smoother_config: SmootherConfig = {}
     """Its options."""
 
     input_video: str = Field(min_length=1)
@@ -219,11 +197,9 @@ class Job(Strict):
     negative_prompt: str = ""
     """What they should not show."""
     num_inference_steps: int = Field(20, ge=1, le=1000)
-    """Denoising steps; 50 at most with `lcm`."""
-    scheduler: Literal["ddim", "dpm++2m", "euler", "lcm"] = "ddim"
-    """How latents go from step to step. ddim: as published, in even steps. dpm++2m: DPM-Solver++ 2M with Karras'
-    spacing, for fewer steps. euler: DDIM's step with Karras' spacing. lcm: in 4 to 8 steps, for LCM models or, with
-    `guidance_scale` 1 to 2, an LCM LoRA in `loras`."""
+    """Denoising steps. Some schedulers take fewer at most."""
+    scheduler: Annotated[str, NameIn(SAMPLERS)] = "ddim"
+    """How latents go from step to step."""
     guidance_scale: float = Field(7.5, ge=1, le=100)
     """Classifier-free guidance; 1 = off, and then one pass through the networks instead of two."""
     seed_of_noise: int = Field(0, ge=0, lt=2**63)

@@ -9,14 +9,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from stages.base.annotators import missing_package
 from stages.base.errors import UsageError
 from stages.base.mistakes import WORDS, explain, shown
 from stages.base.record import CACHE_NAME, receipt_path
-from stages.base.smoothers import drop_obsolete
 from stages.base.words import counted
-from stages.jobs.job import LCM_STEPS, SMOOTHERS, Job
+from stages.diffusion.sampler import SAMPLERS
+from stages.jobs.job import Job, expand_annotator
 from stages.models import EMBEDDED, PICKLES, SINGLE_FILES
+from stages.smoothers import SMOOTHERS, drop_obsolete
 
 LONGEST_INT = 400  # digits; no key takes so many, and Python stops at 4300
 
@@ -239,9 +239,10 @@ def _steps(job: Job) -> list[str]:
     return [f"img2img_strength: {job.img2img_strength} of {job.num_inference_steps} steps is less than one step"]
 
 
-def _lcm(job: Job) -> list[str]:
-    too_many = job.scheduler == "lcm" and job.num_inference_steps > LCM_STEPS
-    return [f"num_inference_steps: lcm takes {LCM_STEPS} at most, not {job.num_inference_steps}"] * too_many
+def _most_steps(job: Job) -> list[str]:
+    most = SAMPLERS[job.scheduler].most_steps
+    too_many = job.num_inference_steps > most
+    return [f"num_inference_steps: {job.scheduler} takes {most} at most, not {job.num_inference_steps}"] * too_many
 
 
 def _span(job: Job) -> list[str]:
@@ -251,12 +252,11 @@ def _span(job: Job) -> list[str]:
 
 
 def _style(job: Job) -> list[str]:
-    shuffles = any(_annotator_name(item) == "shuffle" for item in job.controlnet_processor)
-    return ["style_image: missing; the annotator 'shuffle' works on it"] * (shuffles and not job.style_image)
-
-
-def _annotator_name(item: Any) -> str:
-    return getattr(item, "name", "") or (item.get("name", "") if isinstance(item, dict) else str(item))
+    if job.style_image:
+        return []
+    annotators = map(expand_annotator, job.controlnet_processor)  # where other keys are wrong, they are as written
+    users = [item.name for item in annotators if item.uses_style_image]
+    return [f"style_image: missing; the annotator {users[0]!r} works on it"] if users else []
 
 
 def _smoother(key: str) -> Callable[[Job], list[str]]:
@@ -290,7 +290,7 @@ _RULES: tuple[tuple[tuple[str, ...], Callable[[Job], list[str]]], ...] = (
     (("controlnet_model_id", "controlnet_scale"), _scales),
     (("combine_pattern", "frames_reference"), _pattern),
     (("num_inference_steps", "img2img_strength"), _steps),
-    (("num_inference_steps", "scheduler"), _lcm),
+    (("num_inference_steps", "scheduler"), _most_steps),
     (("start_time", "end_time"), _span),
     (("controlnet_processor", "style_image"), _style),
     (("smoother", "smoother_config"), _smoother("smoother")),
@@ -312,7 +312,7 @@ def _missing_packages(job: Job | None, stages: Sequence[str]) -> list[str]:
     if job is None or "control" not in stages:
         return []
     networks = zip(job.controlnet_processor, job.networks_run, strict=True)
-    missing = [missing_package(item.name) if runs else "" for item, runs in networks]
+    missing = [item.missing_package() if runs else "" for item, runs in networks]
     return [f"controlnet_processor[{index}]: {line}" for index, line in enumerate(missing) if line]
 
 

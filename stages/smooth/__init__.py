@@ -24,11 +24,12 @@ from stages.smooth.keys import key_numbers, keys_inside
 from stages.smooth.output import check_smoothing_output, deliver, finished_from
 from stages.smooth.request import NAME, Smoothing
 from stages.smooth.tasks import SMOOTHER, DecodeTask, PaintTask, SmoothTask
-from stages.smoothers import CHUNKS
+from stages.smoothers import SMOOTHERS
 from stages.smoothers.images.changes import Changes
 from stages.video import Shot, Source, check_shape, default_codec, describe, open_source, padded_size
 
 CHUNK = 8  # frames that are decoded at once
+PAINT_CHUNK = 1  # frames that are painted at once
 
 
 def smooth(
@@ -153,7 +154,7 @@ def plan(run: Run[Smoothing], resume: bool) -> Plan:
     return Plan(
         frames=count,
         arrays=arrays,
-        phases=[*phases, Phase("smooth", count, CHUNKS[SMOOTHER], task)],
+        phases=[*phases, Phase("smooth", count, SMOOTHERS[SMOOTHER].chunk, task)],
         begin=lambda cache: cache["smoothed"].attrs.update(notes),
     )
 
@@ -187,7 +188,12 @@ def _plan_painting(run: Run[Smoothing], resume: bool) -> Plan:
         phases=[
             Phase("decode the guide", count, CHUNK, DecodeTask("guides", partial(_alone, guide.path))),
             Phase("decode the style", len(keys), CHUNK, DecodeTask("styles", partial(_from, style.path, first))),
-            Phase("paint", count, CHUNKS[SMOOTHER], PaintTask(keys, smoothing.config["patch_size"], smoothing.device)),
+            Phase(
+                "paint",
+                count,
+                SMOOTHERS[SMOOTHER].chunk,
+                PaintTask(keys, smoothing.config["patch_size"], smoothing.device),
+            ),
         ],
         begin=lambda cache: cache["smoothed"].attrs.update(notes),
     )

@@ -7,10 +7,10 @@ from fractions import Fraction
 import cv2
 import numpy as np
 import pytest
+from stages.base.annotators import MapFiles
 
 from stages.annotators import controlnet_aux
 from stages.annotators.pose import FACE, PEOPLE, POINTS, Openpose
-from stages.base.annotators import MapFiles
 from stages.base.cache import FrameCache
 from stages.base.fingerprint import map_names
 from stages.control import AnnotateTask, DrawTask, LookTask, as_map

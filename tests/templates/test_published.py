@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 from stages.base.annotators import DIFFSYNTH_ANNOTATORS
+
 from stages.base.cache import FrameCache
 from stages.jobs.job_file import read_job
 from stages.video import Encoding, encode, open_source

@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from diffsynth_cli.console import QuietReporter
-from stages.base.annotators import ANNOTATORS, Weighted
+from stages.annotators import ANNOTATORS, Weighted
 from stages.base.cache import FrameCache
 from stages.base.engine import LocalEngine, Run, Task, run_stage
 from stages.jobs.job import STAGES

@@ -1,1 +1,1 @@
-"""Operations on images: flow, matching, light, comparison, painting; on NumPy arrays and, in `gpu`, on torch tensors."""
+"""Operations on images: flow, matching, light, comparison, painting. On NumPy arrays and, by `gpu`, on tensors."""

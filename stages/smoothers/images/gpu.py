@@ -1,4 +1,4 @@
-"""What stages.smoothers.images.pixels does, on a GPU, with torch. Importing this module is what makes tensors work there.
+"""What `pixels` does, on a GPU, with torch. Importing this module is what makes tensors work there.
 
 Nothing leaves the device but by `fetch`. Tensors on the processor work, too, slowly: all of this can be tested where
 there is no GPU.

@@ -10,10 +10,10 @@ import cv2
 import numpy as np
 import pytest
 import torch
-
-from stages.annotators import ANNOTATORS, OverTime, build
 from stages.base.annotators import ANNOTATORS as SETTINGS
 from stages.base.annotators import Detector, FromExtra, MapFiles, Weighted, missing_package
+
+from stages.annotators import ANNOTATORS, OverTime, build
 from stages.base.errors import DiffSynthError
 from stages.models.weights import Weights
 from tests.conftest import scene

@@ -6,9 +6,9 @@ from functools import partial
 
 import numpy as np
 import pytest
+from stages.base.annotators import Depth as Settings
 
 from stages.annotators.depth import Depth, DepthModel, DepthOverTime
-from stages.base.annotators import Depth as Settings
 from stages.models.weights import Weights
 from tests.conftest import scene
 from tests.stages.annotators.random_weights import write_depth_model, write_zoe_depth

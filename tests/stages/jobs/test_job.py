@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
-
 from stages.base.annotators import Depth, Tile
+from stages.base.smoothers import PySynthConfig
+
 from stages.base.errors import UsageError
 from stages.base.fingerprint import AFTER
-from stages.base.smoothers import PySynthConfig
 from stages.jobs.job import READS, READS_NOTHING, STAGES, Job, json_schema
 from stages.jobs.job_file import check, read_job
 from stages.smoothers import build
