@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
-from stages.annotators import ANNOTATORS, published_names
 
+from stages.annotators import ANNOTATORS, published_names
 from stages.diffusion.sampler import SAMPLERS
 from stages.jobs.job import READS, Job
 from stages.smoothers import SMOOTHERS

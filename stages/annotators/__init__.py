@@ -142,7 +142,7 @@ def _is_installed(module: str) -> bool:
 
 # --- the annotators there are ---------------------------------------------------------------------------
 
-ANNOTATORS = Registry(
+ANNOTATORS: Registry[AnnotatorOptions] = Registry(
     "annotator", AnnotatorOptions, name_of, package="stages.annotators", group="diffsynth_cli.annotators"
 )
 

@@ -11,7 +11,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import cv2
 import numpy as np
 
 from stages.annotators import ANNOTATORS
@@ -133,6 +132,8 @@ def _providers(device: str) -> list[Any]:
 
 def find_people(detector: Network, frame: np.ndarray) -> np.ndarray:
     """The boxes of people in a frame [H, W, 3], surest first: left, top, right and bottom in its pixels [PEOPLE, 4]."""
+    import cv2
+
     image, scale = _fit(frame, detector.size)
     found = detector(image)[0][0]
     cells, strides = _grid(detector.size)
@@ -156,6 +157,8 @@ def check_detector(detector: Network) -> None:
 
 def _fit(frame: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, float]:
     """The frame in BGR, as large as it fits into the upper left of an image of this size; and by how much it shrank."""
+    import cv2
+
     height, width = frame.shape[:2]
     scale = min(size[0] / height, size[1] / width)
     height, width = int(height * scale), int(width * scale)
@@ -180,6 +183,8 @@ def _grid(size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
 def find_points(estimator: Network, frame: np.ndarray, box: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The points of the person in this box of a frame [H, W, 3]: x and y in its pixels [POINTS, 2], confidences
     [POINTS]."""
+    import cv2
+
     size = np.array(estimator.size[::-1])  # width, height
     scale = MARGIN * ((box[2:] - box[:2]) / size).max()  # pixels of the frame per pixel of the input
     origin = (box[:2] + box[2:]) / 2 - scale * size / 2

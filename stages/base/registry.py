@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import CoreSchema, core_schema
@@ -37,7 +37,7 @@ class Registry(Mapping[str, type[T]], Generic[T]):
     def __init__(
         self,
         kind: str,
-        base: type[T],
+        base: type,
         name_of: Callable[[type[T]], str],
         *,
         package: str | None = None,
@@ -113,9 +113,10 @@ class Registry(Mapping[str, type[T]], Generic[T]):
             raise self._broken(entry, f"cannot be loaded: {type(error).__name__}: {reason}") from error
         if not (isinstance(found, type) and issubclass(found, self.base)):
             raise self._broken(entry, f"is broken: {entry.value} does not extend {self.base.__name__}")
-        if (name := self.name_of(found)) != entry.name:
+        item = cast("type[T]", found)
+        if (name := self.name_of(item)) != entry.name:
             raise self._broken(entry, f"is broken: its class is named {name!r}")
-        return found
+        return item
 
     def _broken(self, entry: EntryPoint, what: str) -> UsageError:
         package = entry.dist.name if entry.dist else entry.module

@@ -191,7 +191,7 @@ def _plan_painting(run: Run[Smoothing], resume: bool) -> Plan:
             Phase(
                 "paint",
                 count,
-                SMOOTHERS[SMOOTHER].chunk,
+                PAINT_CHUNK,
                 PaintTask(keys, smoothing.config["patch_size"], smoothing.device),
             ),
         ],

@@ -8,7 +8,7 @@ one, here or in another package.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from typing import Annotated, Any, ClassVar, Literal, Protocol
 
@@ -28,6 +28,7 @@ KEPT = 8  # frames of a video: the neighbours that detail is compared with, and 
 OBSOLETE_KEYS = ("bin_path", "cache_path", "engine_name", "gpu_id", "n_jobs", "num_iter", "threads_per_block")
 
 EnhanceFactor = Annotated[float, Field(ge=-1000, le=1000)]
+Enhancement = dict[Literal["contrast", "sharpness", "color", "brightness"], EnhanceFactor]
 
 
 class Smoother(Protocol):
@@ -59,9 +60,7 @@ class SmootherOptions(Strict):
     obsolete: ClassVar[tuple[str, ...]] = OBSOLETE_KEYS
     """Keys of older job files that are ignored."""
 
-    postprocessing: dict[Literal["contrast", "sharpness", "color", "brightness"], EnhanceFactor] = Field(
-        default_factory=dict
-    )
+    postprocessing: Enhancement = Field(default_factory=dict)
     """Pillow's ImageEnhance factors (1 = unchanged), applied in the order given after smoothing."""
 
     def build(self, guides: Frames, styles: Frames, device: str) -> Smoother:
@@ -69,7 +68,7 @@ class SmootherOptions(Strict):
         raise NotImplementedError
 
 
-SMOOTHERS = Registry(
+SMOOTHERS: Registry[SmootherOptions] = Registry(
     "smoother",
     SmootherOptions,
     lambda options: options.name,
@@ -93,14 +92,14 @@ def build(name: str, config: dict[str, Any], guides: Frames, styles: Frames, dev
 class Enhanced:
     """A smoother followed by Pillow's ImageEnhance filters, in the order given."""
 
-    def __init__(self, smoother: Smoother, postprocessing: Mapping[str, float]):
+    def __init__(self, smoother: Smoother, postprocessing: Enhancement):
         self.smoother, self.postprocessing = smoother, postprocessing
 
     def smooth(self, start: int, stop: int) -> np.ndarray:
         return np.stack([enhance(frame, self.postprocessing) for frame in self.smoother.smooth(start, stop)])
 
 
-def enhance(frame: np.ndarray, postprocessing: Mapping[str, float]) -> np.ndarray:
+def enhance(frame: np.ndarray, postprocessing: Enhancement) -> np.ndarray:
     """A frame after Pillow's ImageEnhance filters, in the order given."""
     from PIL import Image, ImageEnhance
 

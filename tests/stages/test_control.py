@@ -7,13 +7,13 @@ from fractions import Fraction
 import cv2
 import numpy as np
 import pytest
-from stages.base.annotators import MapFiles
 
 from stages.annotators import controlnet_aux
+from stages.annotators.files import MapFiles
 from stages.annotators.pose import FACE, PEOPLE, POINTS, Openpose
 from stages.base.cache import FrameCache
 from stages.base.fingerprint import map_names
-from stages.control import AnnotateTask, DrawTask, LookTask, as_map
+from stages.control import AnnotateTask, DrawTask, LookTask
 from stages.video import Encoding, encode
 from tests.conftest import CONTROLNET, scene, write_images
 from tests.stages.annotators.random_weights import write_depth_model, write_weights
@@ -135,7 +135,7 @@ def test_missing_maps_of_references_are_refused(tmp_path, control):
     ],
 )
 def test_values_become_greys_from_far_to_near(values, options, expected):
-    made = as_map(np.repeat(values[None, :, None], 3, axis=2), MapFiles(name="file", path="maps", **options))
+    made = MapFiles(name="file", path="maps", **options).as_map(np.repeat(values[None, :, None], 3, axis=2))
     assert made.dtype == np.uint8 and made[0, :, 0].tolist() == expected
 
 

@@ -100,7 +100,7 @@ def test_a_post_smoother_takes_the_extra_ranges_place_and_says_so(deflicker):
     np.testing.assert_array_equal(cache["deflickered"][:], expected)
 
 
-@pytest.mark.parametrize("name", SMOOTHERS)
+@pytest.mark.parametrize("name", SMOOTHERS.built_in)
 def test_every_smoother_works_at_its_defaults(deflicker, name):
     cache, _ = deflicker(post_smoother=name)
     frames, rendered, smooth = (cache[array][:].astype(int) for array in ("frames", "rendered", "deflickered"))

@@ -10,9 +10,8 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 import pytest
-from stages.base.annotators import ANNOTATORS
 
-from stages.annotators import build
+from stages.annotators import ANNOTATORS, build
 from stages.annotators.dwpose import MARGIN, find_people, find_points
 from stages.base.errors import DiffSynthError
 from stages.models.weights import Weights

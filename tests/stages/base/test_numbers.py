@@ -11,10 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 from safetensors.numpy import save_file
-from stages.base.annotators import ANNOTATORS, Weighted
 
 from diffsynth_cli.console import QuietReporter
 from stages import control, deflicker, extract, render
+from stages.annotators import ANNOTATORS, Weighted
 from stages.base.cache import FrameCache
 from stages.base.engine import Run
 from stages.base.errors import DiffSynthError

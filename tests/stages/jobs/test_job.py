@@ -6,14 +6,15 @@ import json
 from pathlib import Path
 
 import pytest
-from stages.base.annotators import Depth, Tile
-from stages.base.smoothers import PySynthConfig
 
+from stages.annotators.depth import DepthOptions
+from stages.annotators.plain import TileOptions
 from stages.base.errors import UsageError
 from stages.base.fingerprint import AFTER
 from stages.jobs.job import READS, READS_NOTHING, STAGES, Job, json_schema
 from stages.jobs.job_file import check, read_job
 from stages.smoothers import build
+from stages.smoothers.pysynth import PySynth
 
 MINIMAL = {"model_id": "owner/model", "input_video": "v.mp4", "output_path": "out", "prompt": "winter"}
 
@@ -50,8 +51,8 @@ def write(folder: Path, data: dict) -> Path:
 def test_diffsynths_own_file_is_read_unmodified(tmp_path):
     job, warnings = read_job(write(tmp_path, DIFFSYNTH))
     assert [item.name for item in job.controlnet_processor] == ["depth", "openpose_video", "shuffle", "tile"]
-    assert job.controlnet_processor[0] == Depth(name="depth", normalize="max")
-    assert isinstance(job.controlnet_processor[3], Tile)
+    assert job.controlnet_processor[0] == DepthOptions(name="depth", normalize="max")
+    assert isinstance(job.controlnet_processor[3], TileOptions)
     assert job.networks_run == [True, False, True, True]
     assert warnings == [
         "ignored, no longer needed: smoother_config.bin_path, smoother_config.cache_path, smoother_config.engine_name, "
@@ -113,8 +114,8 @@ def test_options_of_diffsynths_smoothers_are_read_or_named_once(tmp_path, name, 
 
 
 def test_older_files_give_matching_options_beside_the_others():
-    older = PySynthConfig.model_validate({"num_iter": 3, "ebsynth_config": {"patch_size": 11}})
-    newer = PySynthConfig.model_validate({"ebsynth_config": {"num_iter": 3, "patch_size": 11}})
+    older = PySynth.model_validate({"num_iter": 3, "ebsynth_config": {"patch_size": 11}})
+    newer = PySynth.model_validate({"ebsynth_config": {"num_iter": 3, "patch_size": 11}})
     assert older == newer
 
 
