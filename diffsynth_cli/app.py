@@ -257,7 +257,10 @@ def schema() -> None:
     """The JSON Schema of job files, for editors."""
     from stages.jobs.job import json_schema
 
-    typer.echo(json.dumps(json_schema(), indent=2))
+    keys, problems = json_schema()
+    for problem in problems:
+        show_warning(problem)
+    typer.echo(json.dumps(keys, indent=2))
 
 
 @app.callback(invoke_without_command=True)

@@ -19,6 +19,10 @@ from stages.base.mistakes import unknown
 T = TypeVar("T")
 
 
+class UnknownName(UsageError, KeyError):
+    """A registry has nothing of this name."""
+
+
 class Registry(Mapping[str, type[T]], Generic[T]):
     """Classes of one kind by name.
 
@@ -73,12 +77,13 @@ class Registry(Mapping[str, type[T]], Generic[T]):
         """The class of this name.
 
         Raises:
-            UsageError: There is none, or the package that has it is broken.
+            UnknownName: There is none.
+            UsageError: The package that has it is broken.
         """
         if name in self.built_in:
             return self.built_in[name]
         if name not in self.plugins:
-            raise UsageError(unknown(self.kind, name, self))
+            raise UnknownName(unknown(self.kind, name, self))
         return self._load(self.plugins[name])
 
     def __contains__(self, name: object) -> bool:

@@ -250,6 +250,7 @@ READS: dict[str, tuple[str, ...]] = {
 READS_NOTHING = ("device", "attention_backend", "allow_pickle", "output_path", "fps", "keep_audio", "keep_frames")
 
 
-def json_schema() -> dict[str, Any]:
-    """JSON Schema of the job file, for editors."""
-    return Job.model_json_schema()
+def json_schema() -> tuple[dict[str, Any], list[str]]:
+    """JSON Schema of the job file, for editors; and what is wrong with packages whose options it lacks."""
+    problems = [problem for registry in (ANNOTATORS, SMOOTHERS) for problem in registry.usable()[1]]
+    return Job.model_json_schema(), problems

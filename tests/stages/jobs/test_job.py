@@ -7,13 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from stages.annotators import ANNOTATORS
 from stages.annotators.depth import DepthOptions
 from stages.annotators.plain import TileOptions
 from stages.base.errors import UsageError
 from stages.base.fingerprint import AFTER
+from stages.diffusion.sampler import SAMPLERS
 from stages.jobs.job import READS, READS_NOTHING, STAGES, Job, json_schema
 from stages.jobs.job_file import check, read_job
-from stages.smoothers import build
+from stages.smoothers import SMOOTHERS, build
 from stages.smoothers.pysynth import PySynth
 
 MINIMAL = {"model_id": "owner/model", "input_video": "v.mp4", "output_path": "out", "prompt": "winter"}
@@ -204,11 +206,17 @@ def test_every_key_is_documented_bounded_and_read_by_one_stage():
 
 
 def test_schema_describes_every_key():
-    schema = json_schema()
+    schema, problems = json_schema()
+    assert problems == []
     assert set(schema["properties"]) == set(Job.model_fields)
     assert set(schema["required"]) == {"model_id", "input_video", "output_path", "prompt"}
     assert schema["properties"]["num_inference_steps"]["maximum"] == 1000
     assert {"type": "string"} in schema["properties"]["controlnet_processor"]["items"]["anyOf"]  # "canny" for short
+    listed = json.dumps(schema)
+    for registry in (ANNOTATORS, SMOOTHERS, SAMPLERS):
+        assert all(json.dumps(name) in listed for name in registry)
+    for options in (*ANNOTATORS.values(), *SMOOTHERS.values()):
+        assert all(json.dumps(option) in listed for option in options.model_fields)
 
 
 def test_a_finished_stage_needs_its_files_no_more(tmp_path):
