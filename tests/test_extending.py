@@ -20,6 +20,7 @@ EXAMPLE = ROOT / "docs/examples/diffsynth-extras"
 USING = {"controlnet_processor": [{"name": "brightness", "gamma": 2.0}], "post_smoother": "MedianSmoother"}
 
 Run = Callable[..., tuple[int, str]]
+MakeJob = Callable[..., Path]
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("extras")
     source = shutil.copytree(EXAMPLE, folder / "source")  # the build leaves files in it
     options = ["--quiet", "--no-index", "--no-build-isolation", "--no-deps", "--disable-pip-version-check"]
-    command = [sys.executable, "-m", "pip", "install", *options, "--target", folder / "site", source]
+    command = [sys.executable, "-m", "pip", "install", *options, "--target", str(folder / "site"), str(source)]
     subprocess.run(command, check=True, timeout=120)
     return folder / "site"
 
@@ -52,7 +53,9 @@ def diffsynth(site: Path) -> Run:
     return run
 
 
-def test_a_job_uses_another_packages_smoother_and_annotator(make_job, tmp_path, site, diffsynth):
+def test_a_job_uses_another_packages_smoother_and_annotator(
+    make_job: MakeJob, tmp_path: Path, site: Path, diffsynth: Run
+) -> None:
     job = make_job(**USING, num_inference_steps=1)
     assert diffsynth("run", job, "--quiet") == (0, "")
     cache = FrameCache(tmp_path / "out/cache.zarr")
@@ -69,7 +72,7 @@ def test_a_job_uses_another_packages_smoother_and_annotator(make_job, tmp_path, 
     assert code != 0 and "diffsynth-extras 1.0" in said and "diffsynth-extras 1.1" in said
 
 
-def test_its_options_are_checked_and_in_the_schema(make_job, diffsynth):
+def test_its_options_are_checked_and_in_the_schema(make_job: MakeJob, diffsynth: Run) -> None:
     job = make_job(**USING, post_smoother_config={"raduis": 3})
     code, said = diffsynth("run", job)
     assert code == 2 and "post_smoother_config: unknown key 'raduis'; did you mean 'radius'?" in said
@@ -83,7 +86,7 @@ def test_its_options_are_checked_and_in_the_schema(make_job, diffsynth):
     assert options["Brightness"]["properties"]["name"]["const"] == "brightness"
 
 
-def test_a_broken_package_is_named_and_stops_no_job_without_it(make_job, site, diffsynth):
+def test_a_broken_package_is_named_and_stops_no_job_without_it(make_job: MakeJob, site: Path, diffsynth: Run) -> None:
     (site / "diffsynth_extras.py").write_text("1 / 0")
     code, said = diffsynth("extract", make_job(**USING))
     assert code == 2 and "Traceback" not in said

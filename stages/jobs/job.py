@@ -29,7 +29,8 @@ def expand_annotator(value: Any) -> Any:
     if isinstance(value, AnnotatorOptions):
         return value
     if isinstance(value, str):
-        value = {"name": "file", "path": value[5:]} if value.startswith("file:") else {"name": value}
+        name, colon, path = value.partition(":")
+        value = {"name": name, "path": path} if colon else {"name": name}
     if not isinstance(value, dict) or not isinstance(value.get("name"), str):
         raise ValueError('give a name, "file:PATH" or an object {"name": ..., options}')
     theirs = published_names()
