@@ -9,9 +9,10 @@ import importlib.util
 import math
 from typing import Annotated, ClassVar, Literal, get_args
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import Field, model_validator
 
 from stages.base.mistakes import Strict
+from stages.base.paths import InputFile, WeightsName
 
 PUBLISHED_SIDE = 512  # px; the shorter side at which some of DiffSynth's annotators look at frames
 
@@ -27,7 +28,14 @@ DIFFSYNTH_ANNOTATORS: dict[str, dict[str, str | int]] = {
 }
 
 
-class Resized(Strict):
+class AnnotatorOptions(Strict):
+    """What all annotators share."""
+
+    uses_style_image: ClassVar[bool] = False
+    """Does it work on the job's `style_image`?"""
+
+
+class Resized(AnnotatorOptions):
     """What controlnet_aux's detectors share."""
 
     resolution: int | None = Field(None, ge=64, le=8192)
@@ -37,7 +45,7 @@ class Resized(Strict):
 # --- without weights ------------------------------------------------------------------------------------
 
 
-class Canny(Strict):
+class Canny(AnnotatorOptions):
     """Hard edges (OpenCV's Canny)."""
 
     name: Literal["canny"]
@@ -47,7 +55,7 @@ class Canny(Strict):
     """Gradients above this always are."""
 
 
-class LineartStandard(Strict):
+class LineartStandard(AnnotatorOptions):
     """Dark lines found by subtracting a blurred copy of the frame."""
 
     name: Literal["lineart_standard"]
@@ -60,12 +68,13 @@ class LineartStandard(Strict):
 class Shuffle(Resized):
     """`style_image` with its contents moved about: its colours and textures without its layout."""
 
+    uses_style_image = True
     name: Literal["shuffle"]
     seed: int = Field(0, ge=0, lt=2**32)
     """Of NumPy's generator."""
 
 
-class Tile(Strict):
+class Tile(AnnotatorOptions):
     """The frame itself."""
 
     name: Literal["tile"]
@@ -74,13 +83,13 @@ class Tile(Strict):
 MapValue = Annotated[float, Field(ge=-1e30, le=1e30)]  # float32, with room for differences
 
 
-class MapFiles(Strict):
+class MapFiles(AnnotatorOptions):
     """Maps made elsewhere, a renderer's depth pass for example."""
 
     name: Literal["file"]
-    path: str = Field(min_length=1)
+    path: InputFile = Field(min_length=1)
     """A video or a folder of images, one a frame."""
-    references: str | None = None
+    references: InputFile | None = None
     """The same for `frames_reference`, one image each."""
     near: MapValue | None = None
     """The value in the file that becomes white; with `far`."""
@@ -101,12 +110,12 @@ class MapFiles(Strict):
 # --- with weights ---------------------------------------------------------------------------------------
 
 
-class Weighted(Strict):
+class Weighted(AnnotatorOptions):
     """What annotators with weights share. `files`: what is read of the model, laid out as it was published."""
 
     files: ClassVar[tuple[str, ...]]
 
-    model: str = "lllyasviel/Annotators"
+    model: WeightsName = "lllyasviel/Annotators"
     """A hub id, or a local folder with the same files."""
 
 
@@ -114,7 +123,7 @@ class Detector(Weighted, Resized):
     """A detector whose weights lie on the hub."""
 
 
-class FromExtra(Strict):
+class FromExtra(AnnotatorOptions):
     """An annotator whose library is optional: `package` is what it imports, `extra` what pip installs it by."""
 
     package: ClassVar[str]
@@ -211,7 +220,7 @@ class Teed(Detector):
 
     files = ("5_model.pth",)
     name: Literal["teed"]
-    model: str = "fal-ai/teed"
+    model: WeightsName = "fal-ai/teed"
     steps: int = Field(2, ge=0, le=10)
     """Grey levels above black; 0: all."""
 
@@ -221,7 +230,7 @@ class Anyline(Detector):
 
     files = ("Anyline/MTEED.pth",)
     name: Literal["anyline"]
-    model: str = "TheMistoAI/MistoLine"
+    model: WeightsName = "TheMistoAI/MistoLine"
     sigma: float = Field(2.0, gt=0, le=100)
     """Blur, in pixels."""
     threshold: int = Field(3, ge=0, le=255)
@@ -252,7 +261,7 @@ class Dwpose(_Pose, FromExtra):
     files = ("yolox_l.onnx", "dw-ll_ucoco_384.onnx")
     package, extra = "onnxruntime", "dwpose"
     name: Literal["dwpose"]
-    model: str = "yzd-v/DWPose"
+    model: WeightsName = "yzd-v/DWPose"
 
 
 class MediapipeFace(Resized, FromExtra):
@@ -267,7 +276,7 @@ class MediapipeFace(Resized, FromExtra):
 
 class _DepthModel(Weighted):
     files = ("config.json", "preprocessor_config.json", "model.safetensors")
-    model: str = "Intel/dpt-large"
+    model: WeightsName = "Intel/dpt-large"
     """A hub id or a local folder of a depth-estimation model."""
     invert: bool | None = None
     """Does the model give distances, so that near and far must change places? null: metric models do."""
@@ -299,7 +308,7 @@ AnnotatorSettings = (
     | Depth | DepthVideo | Hed | SoftedgePidi | Lineart | LineartAnime | Mlsd | NormalBae | Midas | Zoe | Leres | Teed
     | Anyline | Openpose | OpenposeVideo | Dwpose | MediapipeFace
 )  # fmt: skip
-ANNOTATORS: dict[str, type[BaseModel]] = {
+ANNOTATORS: dict[str, type[AnnotatorOptions]] = {
     get_args(model.model_fields["name"].annotation)[0]: model for model in get_args(AnnotatorSettings)
 }
 
