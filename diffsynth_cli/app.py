@@ -6,7 +6,6 @@ import json
 import shlex
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -34,15 +33,14 @@ from diffsynth_cli.options import (
     as_argument,
 )  # fmt: skip
 from diffsynth_cli.smooth import TwoVideos, smooth
+from stages.all_stages import all_stages, arrays, summaries
 from stages.base.errors import DiffSynthError, UsageError
 from templates import TASKS
 
 if TYPE_CHECKING:
     from stages.base.cache import FrameCache
-    from stages.base.engine import Options, Reporter
+    from stages.base.engine import Options, Reporter, Stage
     from stages.jobs.job import Job
-
-STAGES = ("extract", "control", "render", "deflicker")
 
 app = typer.Typer(
     help="Restyle videos with Stable Diffusion and ControlNet, without flicker, stage by stage, in bounded memory.",
@@ -52,13 +50,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-STAGE_COMMANDS = {
-    "extract": "Video → frames.",
-    "control": "Frames → control maps.",
-    "render": "Frames and control maps → rendered frames.",
-    "deflicker": "Rendered frames → smooth frames → video.mp4.",
-    "run": "All stages that are not finished.",
-}
+RUN = "run"
+STAGE_COMMANDS = {**summaries(), RUN: "All stages that are not finished."}
 
 
 def _stage_command(name: str) -> Callable[..., None]:
@@ -85,12 +78,12 @@ def _stage_command(name: str) -> Callable[..., None]:
 
         short = {"device": device, "dtype": dtype, "allow_pickle": "true" if allow_pickle else None}
         overrides = [*(overrides or []), *(f"{key}={value}" for key, value in short.items() if value is not None)]
-        stages = list(STAGES) if name == "run" else [name]
+        stages = [stage for stage in all_stages().values() if name in (RUN, stage.name)]
         loaded, cache = _open(job, overrides, stages)
         check_job_outputs(loaded, job, stages, preview, force)
         options = Options(batch_size, low_vram, compiled)
         reporter = make_reporter(quiet, events)
-        _run_stages(stages, loaded, job, cache, reporter, options, restart, stale_only=name == "run")
+        _run_stages(stages, loaded, job, cache, reporter, options, restart, stale_only=name == RUN)
         if preview:
             from diffsynth_cli.contact_sheet import states, write_contact_sheet
 
@@ -213,9 +206,10 @@ def demo(
     from stages.base.engine import Options
 
     path = write_demo(output, video, prompt, force)
-    job, cache = _open(path, [], STAGES)
-    check_job_outputs(job, path, STAGES, preview=False, force=force)
-    _run_stages(STAGES, job, path, cache, make_reporter(quiet, events), Options(), restart=True, stale_only=True)
+    stages = list(all_stages().values())
+    job, cache = _open(path, [], stages)
+    check_job_outputs(job, path, stages, preview=False, force=force)
+    _run_stages(stages, job, path, cache, make_reporter(quiet, events), Options(), restart=True, stale_only=True)
     sheet = write_sheet(output, cache)
     if not (quiet or events):
         typer.echo(f"video          {Path(job.output_path) / 'video.mp4'}")
@@ -273,7 +267,7 @@ def _main(version: Annotated[bool, typer.Option("--version", help="Show the vers
 # --- what the commands share ----------------------------------------------------------------------------
 
 
-def _open(path: Path, overrides: Sequence[str] | None, stages: Sequence[str] = ()) -> tuple[Job, FrameCache]:
+def _open(path: Path, overrides: Sequence[str] | None, stages: Sequence[Stage] = ()) -> tuple[Job, FrameCache]:
     """The job and its cache. The files that `stages` read must exist, unless the stage is done."""
     from stages.base.cache import FrameCache
     from stages.base.record import CACHE_NAME
@@ -283,11 +277,11 @@ def _open(path: Path, overrides: Sequence[str] | None, stages: Sequence[str] = (
     for warning in warnings:
         show_warning(warning)
     arguments = shlex.join([as_argument(path), *(f"--set={override}" for override in overrides or [])])
-    return job, FrameCache(Path(job.output_path) / CACHE_NAME, arguments)
+    return job, FrameCache(Path(job.output_path) / CACHE_NAME, arguments, arrays())
 
 
 def _run_stages(
-    names: Sequence[str],
+    stages: Sequence[Stage],
     job: Job,
     job_file: Path,
     cache: FrameCache,
@@ -302,9 +296,12 @@ def _run_stages(
     from stages.base.preflight import check_ahead
     from stages.base.record import write_json
 
-    run = Run(job, cache, reporter, options)
-    stages = [import_module(f"stages.{name}").STAGE for name in names]
-    redone = [name for name in names if restart and (not stale_only or progress(name, job, cache).state == "stale")]
+    run = Run(job, cache, reporter, options, stages=all_stages())
+    redone = [
+        stage.name
+        for stage in stages
+        if restart and (not stale_only or progress(stage, run.stages, job, cache).state == "stale")
+    ]
     check_ahead(stages, run, redone)
     with cache.lock(), closing(reporter):
         for stage in stages:

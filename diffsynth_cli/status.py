@@ -8,17 +8,19 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
+from stages.all_stages import all_stages
 from stages.base.cache import FrameCache
 from stages.base.engine import Progress, progress
 from stages.base.words import counted
-from stages.jobs.job import STAGES, Job
+from stages.jobs.job import Job
 
 COLOURS = {"done": "green", "partly": "yellow", "stale": "red", "to do": "dim"}
 
 
 def show_status(job: Job, cache: FrameCache, as_json: bool) -> None:
     """Prints how far every stage of a job is."""
-    stages = [progress(name, job, cache) for name in STAGES]
+    known = all_stages()
+    stages = [progress(stage, known, job, cache) for stage in known.values()]
     video, holder, command = Path(job.output_path) / "video.mp4", cache.holder(), _next_command(stages, cache)
     if as_json:
         lines = [

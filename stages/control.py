@@ -1,4 +1,4 @@
-"""Frames → control maps: what each ControlNet is given to hold on to."""
+"""Frames → control maps, one for each ControlNet."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ from stages.annotators import Annotator, FromFiles, OverTime, build
 from stages.base.cache import ArraySpec, FrameCache
 from stages.base.engine import Footage, Phase, Plan, Reporter, Run, Stage
 from stages.base.errors import DiffSynthError, UsageError
-from stages.base.fingerprint import fingerprint, map_names, stage_inputs
+from stages.base.fingerprint import fingerprint
 from stages.base.words import counted
 from stages.jobs.job import Job
+from stages.jobs.maps import map_names
 from stages.models.weights import Weights
 from stages.video import Shot, certain_length, fit, open_source, read_image
 
 CHUNK = 8  # frames
+COMPRESSED = (0.01, 0.5)  # edge maps need 0.02 to 0.04 of their size in memory on the disk, grey depth 0.3 to 0.5
 
 
 # --- maps that are made ---------------------------------------------------------------------------------
@@ -138,7 +140,7 @@ def check(run: Run[Job], footage: Footage) -> list[ArraySpec]:
     arrays = []
     for index in (index for index, runs in enumerate(job.networks_run) if runs):
         _check_annotator(job, index, size, footage)
-        arrays.append(ArraySpec(f"control/{index}", (footage.count or 0, *size, 3), "uint8"))
+        arrays.append(ArraySpec(f"control/{index}", (footage.count or 0, *size, 3), "uint8", compressed=COMPRESSED))
     return arrays
 
 
@@ -177,10 +179,9 @@ def plan(run: Run[Job], resume: bool) -> Plan:
     references = [fit(read_image(path), height, width) for path in job.frames_reference]
     if job.style_image:
         read_image(job.style_image)
-    inputs = stage_inputs(job, "control", cache.recorded)
-    of_frames = {"frames": fingerprint(inputs["after"]["extract"])}
+    of_frames = {"frames": fingerprint(run.inputs["after"]["extract"])}
     kept = [] if run.anew else _whole_maps(cache, of_frames)
-    names = map_names(inputs)
+    names = map_names(run.inputs)
     arrays: list[ArraySpec] = []
     phases: list[Phase] = []
     for index, pair in enumerate(names):
@@ -312,4 +313,19 @@ def _check_maps(where: str, path: str, frames: int, size: tuple[int, int], repor
         reporter.warn(f"{where}: maps are cropped and resized from {change}")
 
 
-STAGE = Stage("control", plan, check=check)
+def shown(cache: FrameCache) -> dict[str, str]:
+    """The maps of the frames, by the annotators that made them."""
+    recorded = cache.recorded(STAGE.name)
+    pairs = enumerate(map_names(recorded) if recorded else ())
+    return {f"map {index}: {pair[0].partition('/')[2].rpartition('-')[0]}": pair[0] for index, pair in pairs if pair}
+
+
+STAGE = Stage(
+    name="control",
+    reads=("controlnet_processor", "style_image", "frames_reference"),
+    after=("extract",),
+    arrays=("references", "control/*", "control_reference/*", "notes/*", "measures/*"),
+    plan=plan,
+    check=check,
+    shown=shown,
+)

@@ -200,4 +200,15 @@ def _audio(job: Job, source: dict[str, Any], frames: int, rate: Fraction, report
     return Audio(Path(job.input_video), source["start"], source["stop"])
 
 
-STAGE = Stage("deflicker", plan, deliver, check)
+STAGE = Stage(
+    name="deflicker",
+    reads=("extra_deflickering_range", "post_smoother", "post_smoother_config"),
+    after=("extract", "render"),
+    arrays=("deflickered",),
+    plan=plan,
+    deliver=deliver,
+    check=check,
+    outputs=(VIDEO,),
+    changed_outputs=changed_outputs,
+    shown=lambda cache: {"deflickered": "deflickered"},
+)

@@ -1,4 +1,4 @@
-"""Frames + control maps → latents → rendered frames: the denoising loop over a whole video.
+"""Frames and control maps → rendered frames: denoise the whole video.
 
 A step is one phase over all frames, from one array of latents to the other, so that every frame sees its neighbours
 at the same timestep. A smoothing step is two phases: predict clean frames, then deflicker them and go on from there.
@@ -17,11 +17,11 @@ import numpy as np
 from stages.base.cache import ArraySpec, FrameArray, FrameCache
 from stages.base.engine import Footage, Options, Phase, Plan, Reporter, Run, Stage
 from stages.base.errors import UsageError
-from stages.base.fingerprint import map_names
 from stages.diffusion import LATENT_CHANNELS, LATENT_FACTOR
 from stages.diffusion.layout import NETWORKS, check_model, vae_part
 from stages.diffusion.sampler import SAMPLERS
 from stages.jobs.job import Job
+from stages.jobs.maps import recorded_maps
 from stages.models.weights import check_device, check_tensor_file
 from stages.smoothers import SMOOTHERS, Smoother, bring, build
 
@@ -169,7 +169,7 @@ class StepTask(RenderTask):
 
         frames = [item for item in items if isinstance(item, int)]
         references = [int(item.removeprefix("reference_")) for item in items if isinstance(item, str)]
-        names = [pair for pair in map_names(cache.recorded("control") or {}) if pair is not None]
+        names = recorded_maps(cache)
         latents = self.latents(cache, frames)
         maps = [self.picked(cache, name).read(frames) for name, _ in names]
         if references:
@@ -434,4 +434,48 @@ def deliver(run: Run[Job], fingerprint: str) -> None:
         run.reporter.warn(f'{worst}; "keyframes": "auto", or a list with these, renders them')
 
 
-STAGE = Stage("render", plan, deliver, check)
+STAGE = Stage(
+    name="render",
+    reads=(
+        "model_id",
+        "controlnet_model_id",
+        "controlnet_scale",
+        "loras",
+        "embeddings",
+        "vae",
+        "vae_tiling",
+        "dtype",
+        "smoother",
+        "smoother_config",
+        "ignore_smoother_steps",
+        "smoother_interval",
+        "prompt",
+        "negative_prompt",
+        "num_inference_steps",
+        "scheduler",
+        "guidance_scale",
+        "seed_of_noise",
+        "img2img_strength",
+        "combine_pattern",
+        "keyframes",
+        "attention",
+        "keep_steps",
+    ),
+    after=("extract", "control"),
+    arrays=(
+        "latents",
+        "latents_other",
+        "latents_steps",
+        "reference_latents",
+        "clean",
+        "clean_other",
+        "predicted",
+        "keyframes",
+        "rendered",
+        "unseen",
+    ),
+    plan=plan,
+    deliver=deliver,
+    check=check,
+    shown=lambda cache: {"rendered": "rendered"},
+)

@@ -8,9 +8,10 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from stages.all_stages import all_stages
 from stages.annotators import ANNOTATORS, published_names
 from stages.diffusion.sampler import SAMPLERS
-from stages.jobs.job import READS, Job
+from stages.jobs.job import Job
 from stages.smoothers import SMOOTHERS
 
 PAGE = Path(__file__).parent.parent / "docs" / "job-keys.md"
@@ -26,7 +27,7 @@ as `--set key=value`; relative paths there are relative to the current folder.
 
 def page() -> str:
     """The page's text."""
-    stage_of = {key: stage for stage, keys in READS.items() for key in keys}
+    stage_of = {key: name for name, stage in all_stages().items() for key in stage.reads}
     rows = [
         f"| `{key}` | {_type(key)} | {_default(_value(field))} | {_flat(field.description)} | {stage_of.get(key, '')} |"
         for key, field in Job.model_fields.items()

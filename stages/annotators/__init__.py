@@ -14,6 +14,7 @@ import numpy as np
 from pydantic import Field
 
 from stages.base.mistakes import Strict
+from stages.base.paths import InputFile, WeightsName
 from stages.base.registry import Registry
 from stages.models.weights import Weights
 
@@ -107,7 +108,7 @@ class Weighted(AnnotatorOptions):
 
     files: ClassVar[tuple[str, ...]]
 
-    model: str = "lllyasviel/Annotators"
+    model: WeightsName = "lllyasviel/Annotators"
     """A hub id, or a local folder with the same files."""
 
     def weights(self, key: str) -> Weights:
@@ -117,9 +118,9 @@ class Weighted(AnnotatorOptions):
 class FromFiles(AnnotatorOptions):
     """Options of annotators whose maps were made elsewhere and are read from files."""
 
-    path: str = Field(min_length=1)
+    path: InputFile = Field(min_length=1)
     """A video or a folder of images, one per frame."""
-    references: str | None = None
+    references: InputFile | None = None
     """The same for `frames_reference`, one image each."""
 
     def as_map(self, values: np.ndarray) -> np.ndarray:

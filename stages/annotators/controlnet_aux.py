@@ -16,6 +16,7 @@ import numpy as np
 from pydantic import Field
 
 from stages.annotators import ANNOTATORS, AnnotatorOptions, Resized, Weighted
+from stages.base.paths import WeightsName
 from stages.models.weights import Weights, explained, no_logs, pick_device
 
 LINES = {"sigma": "guassian_sigma", "threshold": "intensity_threshold"}  # controlnet_aux's words
@@ -176,7 +177,7 @@ class Teed(Network):
     detector, words = "TEEDdetector", {"steps": "safe_steps"}
     files = ("5_model.pth",)
     name: Literal["teed"]
-    model: str = "fal-ai/teed"
+    model: WeightsName = "fal-ai/teed"
     steps: int = Field(2, ge=0, le=10)
     """Grey levels above black; 0: all."""
 
@@ -188,7 +189,7 @@ class Anyline(Network):
     detector, words = "AnylineDetector", LINES
     files = ("Anyline/MTEED.pth",)
     name: Literal["anyline"]
-    model: str = "TheMistoAI/MistoLine"
+    model: WeightsName = "TheMistoAI/MistoLine"
     sigma: float = Field(2.0, gt=0, le=100)
     """Blur, in pixels."""
     threshold: int = Field(3, ge=0, le=255)

@@ -16,6 +16,7 @@ from pydantic import Field
 from stages.annotators import ANNOTATORS, Weighted
 from stages.annotators.controlnet_aux import quiet
 from stages.base.errors import DiffSynthError
+from stages.base.paths import WeightsName
 from stages.models.weights import Weights, explained, pick_device
 
 NEAREST = 1e-3  # of a metric model's unit (m); what is nearer counts as this near
@@ -27,7 +28,7 @@ class DepthModelOptions(Weighted):
     """Options of all annotators that run a depth model of transformers."""
 
     files = ("config.json", "preprocessor_config.json", "model.safetensors")
-    model: str = "Intel/dpt-large"
+    model: WeightsName = "Intel/dpt-large"
     """A hub id or a local folder of a depth-estimation model."""
     invert: bool | None = None
     """Does the model give distances, so that near and far must change places? null: metric models do."""

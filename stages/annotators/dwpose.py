@@ -16,6 +16,7 @@ import numpy as np
 from stages.annotators import ANNOTATORS
 from stages.annotators.controlnet_aux import quiet
 from stages.annotators.pose import PoseOptions, resized
+from stages.base.paths import WeightsName
 from stages.models.weights import Weights, explained, pick_device
 
 # Points of COCO-WholeBody: 17 of the body, 6 of the feet, 68 of the face, 21 of each hand.
@@ -45,7 +46,7 @@ class DwposeOptions(PoseOptions):
     files = ("yolox_l.onnx", "dw-ll_ucoco_384.onnx")
     requires, extra = "onnxruntime", "dwpose"
     name: Literal["dwpose"]
-    model: str = "yzd-v/DWPose"
+    model: WeightsName = "yzd-v/DWPose"
 
     def build(self, style_image: np.ndarray | None, weights: Weights | None, device: str) -> Dwpose:
         assert weights is not None, "see `weights`"

@@ -16,7 +16,7 @@ from typing import Any
 from stages.base.cache import ArraySpec, FrameCache
 from stages.base.engine import Phase, Plan, Reporter, Run, Stage, fill
 from stages.base.errors import DiffSynthError, UsageError
-from stages.base.fingerprint import fingerprint, identify
+from stages.base.fingerprint import Inputs, fingerprint, identify
 from stages.models.weights import pick_gpu
 from stages.pairing import GuideShots
 from stages.smooth.guidance import Guidance, find_guidance, find_key_offset, frame_times, read_through, tell_offset
@@ -58,7 +58,7 @@ def smooth(
     Raises:
         UsageError: The output must not be written, or the videos do not belong together.
     """
-    cache = FrameCache(smoothing.cache_path, arguments)
+    cache = FrameCache(smoothing.cache_path, arguments, {STAGE.name: STAGE.arrays})
     finished = finished_from(smoothing)
     check_smoothing_output(smoothing, force or bool(finished))
     pick_gpu(smoothing.device)  # raises if there is no such device
@@ -81,7 +81,7 @@ def smooth(
     with cache.lock():
         begun = cache.recorded(STAGE.name)
         try:
-            fill(stage, Run(smoothing, cache, reporter), inputs, resume=not restart and begun == inputs)
+            fill(stage, Run(smoothing, cache, reporter, inputs=inputs), resume=not restart and begun == inputs)
         except DiffSynthError:
             if cache.recorded(STAGE.name) is None:  # refused before anything was begun
                 shutil.rmtree(cache.path)
@@ -101,7 +101,7 @@ def _remove_cache(cache: FrameCache) -> None:
         shutil.rmtree(cache.path)
 
 
-def _identified(smoothing: Smoothing, known: dict[str, Any]) -> tuple[Smoothing, dict[str, Any]]:
+def _identified(smoothing: Smoothing, known: dict[str, object]) -> tuple[Smoothing, Inputs]:
     """The same without a guide that is a copy of the style, and what the result depends on.
 
     `known` is what an earlier call found out about the videos, so that they need not be read again.
@@ -112,7 +112,7 @@ def _identified(smoothing: Smoothing, known: dict[str, Any]) -> tuple[Smoothing,
         guide = identify(smoothing.guide, style if smoothing.guide == smoothing.style else known.get("guide"))
     if guide is not None and guide["sha256"] == style["sha256"] and not smoothing.interpolate:
         smoothing, guide = replace(smoothing, guide=None), None
-    keys = {
+    keys: dict[str, object] = {
         "guide": guide,
         "style": style,
         "smoother_config": smoothing.config,
@@ -218,4 +218,4 @@ def _from(path: Path, first: int) -> Iterator[Shot]:
     return islice(open_source(path).shots(), first, None)
 
 
-STAGE = Stage(NAME, plan, deliver)
+STAGE = Stage(NAME, plan, arrays=("guides", "styles", "smoothed", "guessed"), deliver=deliver)

@@ -12,8 +12,8 @@ from stages.annotators import controlnet_aux
 from stages.annotators.files import MapFiles
 from stages.annotators.pose import FACE, PEOPLE, POINTS, Openpose
 from stages.base.cache import FrameCache
-from stages.base.fingerprint import map_names
 from stages.control import AnnotateTask, DrawTask, LookTask
+from stages.jobs.maps import map_names
 from stages.video import Encoding, encode
 from tests.conftest import CONTROLNET, scene, write_images
 from tests.stages.annotators.random_weights import write_depth_model, write_weights

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from stages import extract
 from stages.annotators import ANNOTATORS
 from stages.annotators.depth import DepthOptions
 from stages.annotators.plain import TileOptions
 from stages.base.errors import UsageError
-from stages.base.fingerprint import AFTER
 from stages.diffusion.sampler import SAMPLERS
-from stages.jobs.job import READS, READS_NOTHING, STAGES, Job, json_schema
+from stages.jobs.job import Job, json_schema
 from stages.jobs.job_file import check, read_job
 from stages.smoothers import SMOOTHERS, build
 from stages.smoothers.pysynth import PySynth
@@ -198,10 +198,7 @@ def test_written_config_is_a_job_file_that_means_the_same(tmp_path):
     assert problems == [] and again == job
 
 
-def test_every_key_is_documented_bounded_and_read_by_one_stage():
-    listed = [key for stage in STAGES for key in READS[stage]] + list(READS_NOTHING)
-    assert sorted(listed) == sorted(Job.model_fields)
-    assert set(AFTER) == set(READS) == set(STAGES)
+def test_every_key_is_documented():
     assert all(field.description for field in Job.model_fields.values())
 
 
@@ -222,8 +219,8 @@ def test_schema_describes_every_key():
 def test_a_finished_stage_needs_its_files_no_more(tmp_path):
     path = write(tmp_path, MINIMAL)
     with pytest.raises(UsageError, match="input_video: no such file"):
-        read_job(path, stages=["extract"])
+        read_job(path, stages=[extract.STAGE])
     receipt = tmp_path / "out/cache.zarr/receipts/extract.json"
     receipt.parent.mkdir(parents=True)
     receipt.write_text("{}")
-    read_job(path, stages=["extract"])
+    read_job(path, stages=[extract.STAGE])
