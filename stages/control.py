@@ -217,7 +217,7 @@ class Wanted:
 
 def _whole_maps(cache: FrameCache, of_frames: dict[str, Any]) -> list[str]:
     """The finished maps of these frames that earlier jobs have made here, and what is kept beside them."""
-    maps = [name for part in ("control", "control_reference") for name in cache.arrays(part)]
+    maps = cache.arrays("control/*", "control_reference/*")
 
     def is_whole(name: str) -> bool:
         try:

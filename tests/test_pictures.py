@@ -66,7 +66,7 @@ def test_words_change_the_light_and_the_colours(restyle):
 
 def test_edges_are_where_the_map_has_them(restyle):
     cache = restyle("summer, day, photo", **ALONE)
-    (name,) = cache.arrays("control")
+    (name,) = cache.arrays("control/*")
     maps, without = cache[name][:], restyle("summer, day, photo", controlnet_scale="[0.0]", **ALONE)
     met = [edges_met(other["rendered"][:], maps[..., 0]) for other in (cache, without)]
     print(f"edges met {met[0]:.2f}, without a map {met[1]:.2f}")

@@ -203,10 +203,10 @@ class FrameCache:
 
     def remove_all(self, patterns: Iterable[str], keep: Iterable[str] = ()) -> None:
         """Removes every array of these names, but those of `keep`."""
-        for name in {*self.arrays(patterns)}.difference(keep):
+        for name in {*self.arrays(*patterns)}.difference(keep):
             self.remove(name)
 
-    def arrays(self, patterns: Iterable[str]) -> list[str]:
+    def arrays(self, *patterns: str) -> list[str]:
         """The arrays of these names; `control/*` is for all in the group `control`."""
         files = {file for pattern in patterns for file in self.path.glob(f"{pattern}/zarr.json")}
         return sorted(file.parent.relative_to(self.path).as_posix() for file in files)
@@ -216,7 +216,7 @@ class FrameCache:
         record = self.record(stage)
         if record.inputs is None:
             return
-        made = self.arrays(self.made_by.get(stage, ()))
+        made = self.arrays(*self.made_by.get(stage, ()))
         for name in sorted({*made, *(record.receipt or {}).get("arrays", ())}):
             try:
                 array = self[name]

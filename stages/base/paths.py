@@ -9,7 +9,7 @@ read it, never overwritten, refused if it is a pickle that may run code, and kno
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, TypeVar, get_args
 
@@ -118,16 +118,18 @@ class Place:
     """A path in a job.
 
     Attributes:
-        where: The keys and list indexes that lead to it.
+        where: The keys and list indexes that lead to it, as fingerprints have them.
         name: The path itself, or the name of a model.
         kind: What it is.
-        owner: The model whose field it is.
+        owner: The model that it is part of.
+        field: The owner's field.
     """
 
     where: Where
     name: str
     kind: FilePath
     owner: BaseModel
+    field: str
 
     @property
     def key(self) -> str:
@@ -136,8 +138,8 @@ class Place:
 
     @property
     def label(self) -> str:
-        """How messages name the place."""
-        return joined(self.where)
+        """How messages name the place. A list's item may be a path or an object with one: both are named alike."""
+        return joined(self.where[:-1] if len(self.where) > 1 and self.field == "path" else self.where)
 
     @property
     def local(self) -> Path | None:
@@ -150,8 +152,9 @@ def replace_paths(model: Model, change: Callable[[Place], object], where: Where 
     changed = {}
     for name, field in type(model).model_fields.items():
         if name in model.__dict__:  # not so for what is missing in a job with mistakes
-            here = (*where, field.serialization_alias or name)
-            changed[name] = _replaced(getattr(model, name), _kind(field), model, change, here)
+            here, kind = (*where, field.serialization_alias or name), _kind(field)
+            place = None if kind is None else Place(here, "", kind, model, name)
+            changed[name] = _replaced(getattr(model, name), here, place, change)
     return model.model_copy(update={name: new for name, new in changed.items() if new != getattr(model, name)})
 
 
@@ -197,15 +200,14 @@ def value_at(value: object, where: Where) -> object:
     return value
 
 
-def _replaced(
-    value: object, kind: FilePath | None, owner: BaseModel, change: Callable[[Place], object], where: Where
-) -> object:
+def _replaced(value: object, where: Where, field: Place | None, change: Callable[[Place], object]) -> object:
+    """`value` with all paths in it changed. `field` is the place of the field that it is part of, if that has paths."""
     if isinstance(value, BaseModel):
         return replace_paths(value, change, where)
     if isinstance(value, list):
-        return [_replaced(item, kind, owner, change, (*where, index)) for index, item in enumerate(value)]
-    if isinstance(value, str) and value and kind is not None:
-        return change(Place(where, value, kind, owner))
+        return [_replaced(item, (*where, index), field, change) for index, item in enumerate(value)]
+    if isinstance(value, str) and value and field is not None:
+        return change(replace(field, where=where, name=value))
     return value
 
 

@@ -160,7 +160,7 @@ def test_scratch_arrays_go_and_the_others_stay(render):
 def test_black_frames_go_all_the_way(render, tmp_path):
     write_images(tmp_path / "black", np.zeros((3, 64, 64, 3), np.uint8))
     cache = render(input_video="black", controlnet_model_id=[str(CONTROLNET)], controlnet_processor=["tile"])
-    (maps,) = cache.arrays("control")
+    (maps,) = cache.arrays("control/*")
     assert cache["frames"][:].max() == cache[maps][:].max() == 0
     assert cache["rendered"].shape == (3, 64, 64, 3)
 

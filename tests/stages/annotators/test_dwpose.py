@@ -188,7 +188,7 @@ def Maps(folder):
     from stages.base.cache import FrameCache
 
     cache = FrameCache(folder / "out/cache.zarr")
-    return [cache[name][:] for name in cache.arrays("control")]
+    return [cache[name][:] for name in cache.arrays("control/*")]
 
 
 def test_without_the_extra_nothing_is_begun(tmp_path, make_job, cli, monkeypatch):

@@ -73,7 +73,7 @@ def test_a_flipped_bit_is_found_and_named(cache, frames, where):
 def test_arrays_of_a_group_have_the_maker_of_the_group(cache, frames):
     for name in ("frames", "control/a", "control/b"):
         cache.create(replace(SPEC, name=name)).write(0, frames)
-    assert cache.arrays(["control/*", "frames", "rendered/*", "latents"]) == ["control/a", "control/b", "frames"]
+    assert cache.arrays("control/*", "frames", "rendered/*", "latents") == ["control/a", "control/b", "frames"]
     chunk(cache, 3, "control/b").unlink()
     cache.record("control").begin({"keys": {}, "after": {}}, chunks=1)
     assert list(cache.damage("control")) == []  # not written yet
@@ -84,7 +84,7 @@ def test_arrays_of_a_group_have_the_maker_of_the_group(cache, frames):
         cache["control/b"][3]
     assert error.value.hint == "diffsynth control job.json --restart makes it anew"
     cache.remove_all(["control/*"], keep=["control/a"])
-    assert cache.arrays(["control/*", "frames"]) == ["control/a", "frames"]
+    assert cache.arrays("control/*", "frames") == ["control/a", "frames"]
 
 
 @pytest.mark.parametrize("content", [b"", b"short"])

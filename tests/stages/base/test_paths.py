@@ -58,9 +58,9 @@ def test_every_path_is_found_where_it_is():
         ("video", "v.mp4"),
         ("images[0]", "a"),
         ("model", "b/c"),
-        ("items[0].file", "d"),
+        ("items[0]", "d"),
         ("weighted[0].model", "owner/weights"),
-        ("weighted[1].file", "e"),
+        ("weighted[1]", "e"),
         ("output", "out"),
     ]
 
