@@ -60,7 +60,7 @@ def test_a_job_uses_another_packages_smoother_and_annotator(
     assert diffsynth("run", job, "--quiet") == (0, "")
     cache = FrameCache(tmp_path / "out/cache.zarr")
     frames, rendered = (cache[name][:].astype(float) for name in ("frames", "rendered"))
-    (maps,) = cache.arrays("control")
+    (maps,) = cache.arrays("control/*")
     luma = frames @ [0.299, 0.587, 0.114]
     assert np.abs(cache[maps][:][..., 0] - luma**2 / 255).max() <= 0.5 + 1e-6
     for index, smoothed in enumerate(cache["deflickered"][:]):
