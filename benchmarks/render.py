@@ -164,6 +164,7 @@ class Clock:
 
 def ours(job: Any, clock: Clock, batch_size: int) -> tuple[np.ndarray, float]:
     """The steps of a job through the cache, as `diffsynth render` takes them."""
+    from stages.all_stages import all_stages, arrays
     from stages.base.cache import FrameCache
     from stages.base.engine import Options, Run, run_stage
     from stages.base.record import CACHE_NAME
@@ -172,10 +173,10 @@ def ours(job: Any, clock: Clock, batch_size: int) -> tuple[np.ndarray, float]:
     options = Options(batch_size)
     networks = load_denoiser(job, options).networks
     clock.watch((networks.unet, *networks.controlnets, *networks.map_embeddings), networks.unet)
-    cache = FrameCache(Path(job.output_path) / CACHE_NAME)
+    cache = FrameCache(Path(job.output_path) / CACHE_NAME, arrays=arrays())
     steps = Steps(clock)
     with cache.lock():
-        run_stage(STAGE, Run(job, cache, steps, options))
+        run_stage(STAGE, Run(job, cache, steps, options, stages=all_stages()))
     return cache["latents"][:], steps.seconds
 
 
@@ -200,8 +201,8 @@ def plain(job: Any, clock: Clock) -> tuple[np.ndarray, float]:
 
     from stages.base.cache import FrameCache
     from stages.base.engine import Options
-    from stages.base.fingerprint import map_names
     from stages.base.record import CACHE_NAME
+    from stages.jobs.maps import recorded_maps
     from stages.render import attended_frames, load_denoiser
 
     ready = load_denoiser(job, Options())
@@ -227,7 +228,7 @@ def plain(job: Any, clock: Clock) -> tuple[np.ndarray, float]:
     clock.watch((unet, controlnet), unet)
     cache = FrameCache(Path(job.output_path) / CACHE_NAME)
     frames = cache["frames"]
-    (pair,) = map_names(cache.recorded("control") or {})
+    (pair,) = recorded_maps(cache)
     maps = torch.from_numpy(cache[pair[0]][:]).permute(0, 3, 1, 2).to(device, ready.networks.dtype) / 255
     latents = ready.initial_noise(*frames.shape[1:3]).repeat(len(frames), 1, 1, 1)
     groups = attended_frames(job.combine_pattern, range(len(frames)), len(frames))

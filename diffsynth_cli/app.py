@@ -13,6 +13,7 @@ from typer.main import get_command
 
 from diffsynth_cli import __version__
 from diffsynth_cli.command import Command
+from stages.all_stages import summaries
 
 SETTINGS = {"help_option_names": ["-h", "--help"]}
 ON_JOBS, ON_VIDEOS = "Commands on jobs", "Commands on any video or image"  # panels of the program's help
@@ -53,13 +54,7 @@ def _stage(name: str, about: str) -> Entry:
     )
 
 
-STAGE_COMMANDS = {
-    "extract": "Extract the frames of the job's video.",
-    "control": "Make control maps from the frames.",
-    "render": "Render the frames with Stable Diffusion and ControlNet.",
-    "deflicker": "Smooth the rendered frames and write video.mp4.",
-    "run": "Run all stages that are not finished, from video to video.mp4.",
-}
+STAGE_COMMANDS = {**summaries(), "run": "Run all stages that are not finished, from video to video.mp4."}
 COMMANDS = {
     **{name: _stage(name, about) for name, about in STAGE_COMMANDS.items()},
     "status": Entry(

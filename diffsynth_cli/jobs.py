@@ -8,7 +8,6 @@ import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +28,7 @@ from stages.codecs import Codec
 
 if TYPE_CHECKING:
     from stages.base.cache import FrameCache
+    from stages.base.engine import Stage
     from stages.jobs.job import Job
 
 
@@ -68,17 +68,11 @@ def run(
         DiffSynthError: A stage failed or is stale.
     """
     from diffsynth_cli.outputs import PREVIEW, check_job_outputs
-    from stages.base.mistakes import unknown
-    from stages.jobs.job import STAGES
 
-    names = list(STAGES if stages is None else stages)
-    for name in names:
-        if name not in STAGES:
-            raise UsageError(unknown("stage", name, STAGES))
-    reporter = reporter or SilentReporter()
-    opened = _open(job, overrides, reporter, names)
-    check_job_outputs(opened.job, opened.file, names, preview, force)
-    _run_stages(names, opened, reporter, restart, stale_only=stages is None)
+    chosen, reporter = _stages(stages), reporter or SilentReporter()
+    opened = _open(job, overrides, reporter, chosen)
+    check_job_outputs(opened.job, opened.file, chosen, preview, force)
+    _run_stages(chosen, opened, reporter, restart, stale_only=stages is None)
     folder = Path(opened.job.output_path)
     if preview:
         from diffsynth_cli.contact_sheet import states, write_contact_sheet
@@ -165,9 +159,22 @@ def export(
 # --- what these share -----------------------------------------------------------------------------------
 
 
-def _open(job: JobSource, overrides: Overrides, reporter: Reporter, stages: Sequence[str] = ()) -> Opened:
+def _stages(names: Sequence[str] | None) -> list[Stage]:
+    """Return the stages with these names, or all."""
+    from stages.all_stages import all_stages
+    from stages.base.mistakes import unknown
+
+    known = all_stages()
+    for name in names or ():
+        if name not in known:
+            raise UsageError(unknown("stage", name, known))
+    return list(known.values()) if names is None else [known[name] for name in names]
+
+
+def _open(job: JobSource, overrides: Overrides, reporter: Reporter, stages: Sequence[Stage] = ()) -> Opened:
     """Read a job. The files that `stages` read must exist, unless the stage is done."""
     from diffsynth_cli.outputs import CONFIG
+    from stages.all_stages import arrays
     from stages.base.cache import FrameCache
     from stages.base.record import CACHE_NAME
     from stages.jobs.job import Job
@@ -184,7 +191,7 @@ def _open(job: JobSource, overrides: Overrides, reporter: Reporter, stages: Sequ
         words = [as_argument(file), *(f"--set={text}" for text in texts)]
     for note in notes:
         reporter.warn(note)
-    return Opened(loaded, file, FrameCache(Path(loaded.output_path) / CACHE_NAME, shlex.join(words)))
+    return Opened(loaded, file, FrameCache(Path(loaded.output_path) / CACHE_NAME, shlex.join(words), arrays()))
 
 
 def _texts(overrides: Overrides) -> list[str]:
@@ -205,29 +212,35 @@ def as_override(key: str, value: object) -> str:
 
 
 def _status(opened: Opened) -> JobStatus:
+    from stages.all_stages import all_stages
     from stages.base.engine import progress
     from stages.base.outputs import VIDEO
-    from stages.jobs.job import STAGES
 
-    job, cache = opened.job, opened.cache
-    stages, video = tuple(progress(name, job, cache) for name in STAGES), Path(job.output_path) / VIDEO
+    job, cache, known = opened.job, opened.cache, all_stages()
+    stages = tuple(progress(stage, known, job, cache) for stage in known.values())
+    video = Path(job.output_path) / VIDEO
     command = None
     if any(stage.state != "done" for stage in stages):
         command = cache.command("run") + (" --restart" if any(stage.state == "stale" for stage in stages) else "")
     return JobStatus(stages, video if video.exists() else None, command, cache.holder())
 
 
-def _run_stages(names: Sequence[str], opened: Opened, reporter: Reporter, restart: bool, stale_only: bool) -> None:
+def _run_stages(stages: Sequence[Stage], opened: Opened, reporter: Reporter, restart: bool, stale_only: bool) -> None:
     """Run stages one after the other. `restart` redoes them; with `stale_only`, only stale and damaged ones."""
     from diffsynth_cli.outputs import CONFIG, is_same_file
+    from stages.all_stages import all_stages
     from stages.base.engine import Options, Run, progress, run_stage
     from stages.base.preflight import check_ahead
     from stages.base.record import write_json
 
     job, cache = opened.job, opened.cache
-    run = Run(job, cache, reporter, Options(job.batch_size, job.low_vram, job.compile))
-    stages = [import_module(f"stages.{name}").STAGE for name in names]
-    redone = [name for name in names if restart and (not stale_only or progress(name, job, cache).state == "stale")]
+    options = Options(job.batch_size, job.low_vram, job.compile)
+    run = Run(job, cache, reporter, options, stages=all_stages())
+    redone = [
+        stage.name
+        for stage in stages
+        if restart and (not stale_only or progress(stage, run.stages, job, cache).state == "stale")
+    ]
     check_ahead(stages, run, redone)
     with cache.lock(), closing(reporter):
         for stage in stages:

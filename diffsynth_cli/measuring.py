@@ -11,9 +11,9 @@ from diffsynth_cli.results import MetricsResult, VideoMetrics
 from stages.base.errors import UsageError
 from stages.base.outputs import check_output
 from stages.base.reporting import Reporter
-from stages.smoothers.comparison import lost_structure
-from stages.smoothers.metrics import Curves, measure
-from stages.smoothers.synthesis import check_writable
+from stages.smoothers.images.comparison import lost_structure
+from stages.smoothers.images.metrics import Curves, measure
+from stages.smoothers.images.synthesis import check_writable
 from stages.video import Source, check_shape, fit, open_source
 
 

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from rich.markup import escape
 
 from stages.base.mistakes import explain, unknown
+from stages.base.numbers import MOST
 from stages.jobs.machine import MachineSettings
 
 T = TypeVar("T")
@@ -95,11 +96,14 @@ def options_of(
 def _option(model: type[BaseModel], name: str, panel: str, overrides: bool) -> inspect.Parameter:
     schema = model.model_json_schema()["properties"][name]
     kind, flag = _kind(schema), f"--{name.replace('_', '-')}"
+    least, most = _bounds(schema)
     examples = [str(example) for example in schema.get("examples", ())]
     option = typer.Option(
         flag,
         help=escape(" ".join(schema["description"].split())),
         parser=None if kind is bool else _parser(model, name, kind),
+        min=least,
+        max=most,
         metavar=name.upper() if examples else None,
         autocompletion=(lambda: examples) if examples else None,
         show_default=not overrides,
@@ -121,6 +125,13 @@ def _kind(schema: dict[str, Any]) -> Any:
     if "enum" in schema:
         return Literal[tuple(schema["enum"])]
     return {"integer": int, "number": float, "boolean": bool, "string": str}[schema["type"]]
+
+
+def _bounds(schema: dict[str, Any]) -> tuple[float | None, float | None]:
+    """Return the least and the greatest value of a key, for its help; None for those that no one meets."""
+    limited: dict[str, Any] = next((part for part in schema.get("anyOf", ()) if "minimum" in part), schema)
+    most = limited.get("maximum", MOST)
+    return limited.get("minimum"), most if most < MOST else None
 
 
 def _parser(model: type[BaseModel], name: str, kind: Any) -> Callable[[str], Any]:

@@ -6,8 +6,10 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from stages.all_stages import all_stages
+from stages.base.engine import Stage
 from stages.base.errors import UsageError
-from stages.base.outputs import FRAMES, SIGNATURE, VIDEO, check_inputs_kept, check_output
+from stages.base.outputs import FRAMES, SIGNATURE, check_inputs_kept, check_output
 from stages.base.record import CACHE_NAME
 from stages.codecs import Codec
 from stages.jobs.job import Job
@@ -24,7 +26,7 @@ from stages.video import (
 PREVIEW, CONFIG = "preview.png", "config.json"
 
 
-def check_job_outputs(job: Job, job_file: Path | None, stages: Sequence[str], preview: bool, force: bool) -> None:
+def check_job_outputs(job: Job, job_file: Path | None, stages: Sequence[Stage], preview: bool, force: bool) -> None:
     """Refuse a job that would overwrite one of its inputs, or files in its output folder that are not its own.
 
     Args:
@@ -39,7 +41,8 @@ def check_job_outputs(job: Job, job_file: Path | None, stages: Sequence[str], pr
     """
     folder, inputs = Path(job.output_path), _inputs(job, job_file)
     check_inputs_kept(folder / CACHE_NAME, inputs)
-    check_inputs_kept(folder / VIDEO, inputs)  # whatever stage runs first: deflicker writes it in the end
+    for name in (name for stage in all_stages().values() for name in stage.outputs):
+        check_inputs_kept(folder / name, inputs)  # whatever stage runs first
     for path in _written(folder, stages, preview):
         if path.name == CONFIG and job_file is not None and is_same_file(path, job_file):
             continue  # it is not written then
@@ -84,9 +87,8 @@ def _check_frames(folder: Path, inputs: Sequence[Path], force: bool) -> None:
         check_output(file, inputs, force=force, own=read_comment(file).startswith(SIGNATURE))
 
 
-def _written(folder: Path, stages: Sequence[str], preview: bool) -> Iterator[Path]:
-    if "deflicker" in stages:
-        yield folder / VIDEO
+def _written(folder: Path, stages: Sequence[Stage], preview: bool) -> Iterator[Path]:
+    yield from (folder / name for stage in stages for name in stage.outputs)
     if preview:
         yield folder / PREVIEW
     yield folder / CONFIG

@@ -9,7 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from stages.base.annotators import Weighted
+from stages.annotators import Weighted
 from stages.base.errors import UsageError
 from stages.base.outputs import check_output
 from stages.base.record import write_text

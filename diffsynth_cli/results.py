@@ -16,7 +16,7 @@ from stages.base.reporting import Reporter
 if TYPE_CHECKING:
     from stages.base.engine import Progress
     from stages.jobs.job import Job
-    from stages.smoothers.changes import Changes
+    from stages.smoothers.images.changes import Changes
 
 Member = TypeVar("Member", bound=StrEnum)
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from contextlib import closing
 from pathlib import Path
 
+from stages.all_stages import all_stages
 from stages.base.cache import FrameCache
 from stages.base.engine import Reporter
 from stages.base.errors import DiffSynthError
-from stages.deflicker import changed_outputs
-from stages.jobs.job import STAGES, Job
+from stages.jobs.job import Job
 
 SHOWN = 20  # lines about damage, a stage
 
@@ -20,24 +20,24 @@ def verify_job(job: Job, cache: FrameCache, reporter: Reporter) -> None:
     Raises:
         DiffSynthError: Something is damaged: what, and the command that redoes it.
     """
-    lines, redo, outputs = [], [], []
+    lines: list[str] = []
+    redo: list[str] = []
+    outputs: list[Path] = []
     with closing(reporter):
-        for stage in STAGES:
-            record = cache.record(stage)
+        for name, stage in all_stages().items():
+            record = cache.record(name)
             if record.inputs is None:
                 continue
-            reporter.begin(stage, None)
+            reporter.begin(name, None)
             reporter.phase("read all frames")
-            found = list(cache.damage(stage))
+            found = list(cache.damage(name))
             if found:
-                redo.append(stage)
-            if stage == "deflicker" and record.complete:
-                outputs = list(changed_outputs(job, cache))
-                found += [
-                    f"{path} is {'not what was written there' if path.exists() else 'missing'}" for path in outputs
-                ]
-            lines += found[:SHOWN] + [f"{stage}: {len(found) - SHOWN} more"] * (len(found) > SHOWN)
-            reporter.end(stage, "damaged" if found else "intact" if record.complete else "intact so far")
+                redo.append(name)
+            changed = list(stage.changed_outputs(job, cache)) if record.complete else []
+            outputs += changed
+            found += [f"{path} is {'not what was written there' if path.exists() else 'missing'}" for path in changed]
+            lines += found[:SHOWN] + [f"{name}: {len(found) - SHOWN} more"] * (len(found) > SHOWN)
+            reporter.end(name, "damaged" if found else "intact" if record.complete else "intact so far")
     if lines:
         raise DiffSynthError("damaged:\n" + "\n".join(f"  {line}" for line in lines), _repair(cache, redo, outputs))
 

@@ -200,7 +200,7 @@ def ebsynth(
         UsageError: The images do not fit each other, an option is wrong, or files are in the way.
     """
     from stages.base.outputs import check_output
-    from stages.smoothers.synthesis import Guide, Painting, paint, pick_backend
+    from stages.smoothers.images.synthesis import Guide, Painting, paint, pick_backend
 
     pairs = [Guide(Path(pair[0]), Path(pair[1]), *pair[2:]) for pair in guides]
     inputs = [Path(style), *(path for pair in pairs for path in (pair.source, pair.target))]

@@ -12,7 +12,10 @@ import pytest
 
 import diffsynth_cli as ds
 from diffsynth_cli.app import COMMANDS
+from stages.annotators import ANNOTATORS
+from stages.diffusion.sampler import SAMPLERS
 from stages.jobs.job import Job
+from stages.smoothers import SMOOTHERS
 from tools.job_keys import PAGE, page
 
 ROOT = Path(__file__).parent.parent
@@ -20,6 +23,23 @@ ROOT = Path(__file__).parent.parent
 
 def test_job_keys_page_is_current():
     assert PAGE.read_text() == page(), "python -m tools.job_keys writes it anew"
+
+
+@pytest.mark.parametrize(
+    ("registry", "name"), [(SMOOTHERS, "smoothers"), (ANNOTATORS, "annotators"), (SAMPLERS, "design")]
+)
+def test_every_name_is_explained(registry, name):
+    text = (ROOT / f"docs/{name}.md").read_text()
+    assert [choice for choice in registry.built_in if f"`{choice}`" not in text] == []
+
+
+def test_what_extending_shows_is_in_the_example():
+    text = (ROOT / "docs/extending.md").read_text()
+    example = "".join(
+        file.read_text() for file in (ROOT / "docs/examples/diffsynth-extras").iterdir() if file.is_file()
+    )
+    blocks = re.findall(r"```(?:toml|python)\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) == 2 and all(block in example for block in blocks)
 
 
 def test_readme_lists_every_command_and_no_other():

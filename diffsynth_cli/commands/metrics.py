@@ -75,7 +75,7 @@ def metrics(
 
 def show_metrics(result: MetricsResult, as_json: bool) -> None:
     """Print the numbers of each video and, in words, which frames lost structure."""
-    from stages.smoothers.comparison import STRUCTURE_LOST
+    from stages.smoothers.images.comparison import STRUCTURE_LOST
 
     if as_json:
         videos = {str(video.path): video.numbers for video in result.videos}

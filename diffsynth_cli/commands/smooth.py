@@ -10,11 +10,27 @@ import typer
 
 from diffsynth_cli import videos as videos_api
 from diffsynth_cli.console import reporter
-from diffsynth_cli.options import DEVICE_OPTION, INPUT, OUTPUT, Debug, Force, Json, Quiet, odd, one_of, with_options
+from diffsynth_cli.options import (
+    DEVICE_OPTION,
+    INPUT,
+    OUTPUT,
+    Debug,
+    Force,
+    Json,
+    Quiet,
+    one_of,
+    options_of,
+    with_options,
+)
 from diffsynth_cli.results import Mode
 from stages.base.errors import UsageError
+from stages.smoothers import SmootherOptions
+from stages.smoothers.patch_blend import PatchBlend
 
-SMOOTHING = "Smoothing"  # panel of the help
+# Those of the smoother, without what only jobs do.
+SMOOTHER_OPTIONS = options_of(
+    PatchBlend, "Smoothing", [name for name in PatchBlend.model_fields if name not in SmootherOptions.model_fields]
+)
 
 
 def frames(text: str) -> float | None:
@@ -30,7 +46,7 @@ def frames(text: str) -> float | None:
     return number
 
 
-@with_options(*DEVICE_OPTION)
+@with_options(*SMOOTHER_OPTIONS, *DEVICE_OPTION)
 def smooth(
     videos: Annotated[
         list[Path],
@@ -79,37 +95,6 @@ def smooth(
             rich_help_panel=OUTPUT,
         ),
     ] = None,
-    window: Annotated[
-        int,
-        typer.Option(min=0, max=1000, help="Frames to each side to average light over.", rich_help_panel=SMOOTHING),
-    ] = 15,
-    strength: Annotated[
-        float,
-        typer.Option(
-            min=0, max=1, help="0: leave frames as they are. 1: remove all flicker.", rich_help_panel=SMOOTHING
-        ),
-    ] = 1.0,
-    detail: Annotated[
-        float,
-        typer.Option(
-            min=0,
-            max=1,
-            help="0: only detail that neighbouring frames agree on. 1: all detail of each frame.",
-            rich_help_panel=SMOOTHING,
-        ),
-    ] = 0.5,
-    patch_size: Annotated[
-        int, typer.Option(min=3, max=31, callback=odd, help="Patch side in pixels, odd.", rich_help_panel=SMOOTHING)
-    ] = 5,
-    guide_weight: Annotated[
-        float,
-        typer.Option(
-            min=0,
-            max=100,
-            help="Weight of GUIDE in matching. Lower it if GUIDE is grainy.",
-            rich_help_panel=SMOOTHING,
-        ),
-    ] = 1.0,
     restart: Annotated[
         bool, typer.Option("--restart", help="Redo everything, even if the output is complete.")
     ] = False,
@@ -117,7 +102,7 @@ def smooth(
     quiet: Quiet = False,
     events: Json = False,
     debug: Debug = False,
-    **machine: Any,
+    **options: Any,
 ) -> None:
     """Reduce the flicker of any stylised video, or paint the frames between keyframes. Resumes if interrupted."""
     if len(videos) > 2:
@@ -130,14 +115,9 @@ def smooth(
         output,
         mode=mode,
         offset=offset,
-        window=window,
-        strength=strength,
-        detail=detail,
-        patch_size=patch_size,
-        guide_weight=guide_weight,
         report=report,
         restart=restart,
         force=force,
         reporter=reporter(quiet, events),
-        **machine,
+        **options,
     )

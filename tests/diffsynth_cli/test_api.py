@@ -12,9 +12,10 @@ import pytest
 from PIL import Image
 
 import diffsynth_cli as ds
+from stages.all_stages import NAMES
 from stages.base.cache import FrameCache
-from stages.jobs.job import STAGES, PatchBlendConfig
 from stages.jobs.job_file import read_job
+from stages.smoothers.patch_blend import PatchBlend
 from stages.video import open_source
 from tests.conftest import scene, write_images
 
@@ -87,7 +88,7 @@ def test_status_verify_and_export(tmp_path, make_job):
     with pytest.raises(ds.DiffSynthError, match="export needs deflicker"):
         ds.export(path)
     status = ds.status(path)
-    assert [stage.stage for stage in status.stages] == list(STAGES) and status.next_command == f"diffsynth run {path}"
+    assert [stage.stage for stage in status.stages] == list(NAMES) and status.next_command == f"diffsynth run {path}"
     ds.run(path)
     ds.verify(path)
     assert ds.export(path, codec=ds.Codec.VP9) == tmp_path / "out/video-vp9.webm"
@@ -153,7 +154,7 @@ def test_wrong_options_of_smooth_write_nothing(options, message, tmp_path):
 
 def test_defaults_of_smooth_are_the_smoothers():
     defaults = {name: parameter.default for name, parameter in inspect.signature(ds.smooth).parameters.items()}
-    settings = PatchBlendConfig().model_dump(exclude={"postprocessing"})
+    settings = PatchBlend().model_dump(exclude={"postprocessing"})
     assert {name: defaults[name] for name in settings} == settings
 
 

@@ -23,8 +23,8 @@ from stages.smoothers import build
 from stages.video import Encoding, encode, open_source
 from tests.conftest import write_images
 from tests.diffsynth_cli.test_interruption import start, wait_for
+from tests.stages.smoothers.images.test_offset import UNEVEN, pan, stylised
 from tests.stages.smoothers.scenes import HEIGHT, WIDTH, scene, squared_error
-from tests.stages.smoothers.test_offset import UNEVEN, pan, stylised
 from tests.stages.video.clips import onsets, tone
 
 OPTIONS = ("--window", "4")
@@ -60,7 +60,7 @@ def test_a_folder_of_images_is_written_and_nothing_else_is_left(tmp_path, made, 
 
 def test_the_device_is_what_smooths(tmp_path, made, folders, cli, monkeypatch):
     monkeypatch.setattr("stages.models.weights.pick_device", lambda name: torch.device("cuda"))
-    monkeypatch.setattr("stages.smoothers.gpu.load", lambda frame, device: pytest.fail(f"{device} is asked"))
+    monkeypatch.setattr("stages.smoothers.images.gpu.load", lambda frame, device: pytest.fail(f"{device} is asked"))
     for mode in ("blend", "interpolate"):
         with pytest.raises(pytest.fail.Exception, match="cuda is asked"):
             cli("smooth", *folders, "-o", tmp_path / mode, "--mode", mode, "--device", "cuda", *OPTIONS)

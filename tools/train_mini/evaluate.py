@@ -29,7 +29,7 @@ from stages.base.record import CACHE_NAME
 from stages.diffusion.denoise import Denoiser, Frames, ModelNames, Settings
 from stages.diffusion.loading import load_networks
 from stages.models import FOLDER as EMBEDDED
-from stages.smoothers.metrics import measure
+from stages.smoothers.images.metrics import measure
 from stages.video import open_source
 from tools.train_mini.clip import CLIP
 from tools.train_mini.data import SIZE, edges, make_pictures

@@ -8,8 +8,8 @@ import pytest
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 
-from stages.models import weights
 from stages.base.errors import DiffSynthError
+from stages.models import weights
 from stages.models.weights import check_files, explained, find_files, first_there, pick_device, pick_gpu
 
 

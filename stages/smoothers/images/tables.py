@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
-from stages.smoothers.pixels import AT_ONCE, Array, floats
+from stages.smoothers.images.pixels import AT_ONCE, Array, floats
 
 WHOLE = 63  # frames to each side that stand for "the whole video": time and memory must not grow with it
 

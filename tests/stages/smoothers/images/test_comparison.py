@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from stages.smoothers.comparison import (
+from stages.smoothers.images.comparison import (
     brightness,
     detail,
     invented,

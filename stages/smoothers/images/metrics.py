@@ -14,9 +14,9 @@ import cv2
 import numpy as np
 from skimage.metrics import structural_similarity
 
-from stages.smoothers.comparison import STRUCTURE_LOST, brightness, detail, invented, similarity, structure
-from stages.smoothers.matching import carry
-from stages.smoothers.pixels import flow
+from stages.smoothers.images.comparison import STRUCTURE_LOST, brightness, detail, invented, similarity, structure
+from stages.smoothers.images.matching import carry
+from stages.smoothers.images.pixels import flow
 
 GAPS = (1, 5)  # frames between the two that are compared
 ROUND_TRIP_LIMIT = 1.0  # px by which the guide's flow there and back may miss its start

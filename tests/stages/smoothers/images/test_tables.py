@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from stages.smoothers.pixels import AT_ONCE
-from stages.smoothers.tables import WindowSums, window
+from stages.smoothers.images.pixels import AT_ONCE
+from stages.smoothers.images.tables import WindowSums, window
 
 
 def test_windows_are_moved_inwards_at_the_ends():

@@ -4,7 +4,7 @@ Optical flow knows where smooth motion leads, to a fraction of a pixel, but is l
 behind others. Patch matching finds those, in whole pixels. So flow is where the search starts, and where the search
 ends somewhere else, it is believed.
 
-Arrays as in stages.smoothers.pixels: on a GPU the second of two frames, and what is found, may be a stack.
+Arrays as in stages.smoothers.images.pixels: on a GPU the second of two frames, and what is found, may be a stack.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from array_api_compat import array_namespace, device
 
 from native import binding
 from stages.base.errors import DiffSynthError
-from stages.smoothers.pixels import Array, box, floats, flow, match, percentile, sample
+from stages.smoothers.images.pixels import Array, box, floats, flow, match, percentile, sample
 
 PATCH = 5  # px
 SEARCH_RADIUS = 64  # px around a match that the random search tries: how far things may jump

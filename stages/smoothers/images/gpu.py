@@ -1,4 +1,4 @@
-"""What stages.smoothers.pixels does, on a GPU, with torch. Importing this module is what makes tensors work there.
+"""What `pixels` does, on a GPU, with torch. Importing this module is what makes tensors work there.
 
 Nothing leaves the device but by `fetch`. Tensors on the processor work, too, slowly: all of this can be tested where
 there is no GPU.
@@ -17,7 +17,7 @@ from torch.backends import cudnn
 from torch.nn import functional
 
 from native import binding
-from stages.smoothers import pixels
+from stages.smoothers.images import pixels
 
 # Optical flow. Shades count, colours do not: matching patches is what knows colours.
 SHADES = (0.299, 0.587, 0.114)

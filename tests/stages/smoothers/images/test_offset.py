@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from stages.smoothers.offset import Alignment, Stretch, edge_map, find_offset, map_size
+from stages.smoothers.images.offset import Alignment, Stretch, edge_map, find_offset, map_size
 
 HEIGHT, WIDTH, FRAMES = 48, 64, 30
 

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from stages.smoothers.metrics import BEST_PSNR, carry, correspondence, measure, psnr
+from stages.smoothers.images.metrics import BEST_PSNR, carry, correspondence, measure, psnr
 from tests.conftest import scene
 
 SIZE = 96

@@ -4,15 +4,15 @@ Every copy of a neighbour is compared with the frame itself. Flicker makes them 
 clip, more where there is more contrast; that level is measured, not assumed. A copy that differs by much more shows
 something else: a wrong match, a shape that the guide does not have, or a thing that has just appeared.
 
-Arrays as in stages.smoothers.pixels. Misfits and levels are in levels², float32 [H, W, 1].
+Arrays as in stages.smoothers.images.pixels. Misfits and levels are in levels², float32 [H, W, 1].
 """
 
 from __future__ import annotations
 
 from array_api_compat import array_namespace
 
-from stages.smoothers.matching import mean_square
-from stages.smoothers.pixels import Array, gauss, percentile
+from stages.smoothers.images.matching import mean_square
+from stages.smoothers.images.pixels import Array, gauss, percentile
 
 REACH = 3.0  # px, standard deviation of the area over which images are compared
 FLOOR = 4.0  # levels², a difference that means nothing

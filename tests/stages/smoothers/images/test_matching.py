@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from stages.smoothers.matching import NEVER, agreement, carry, flow, grain, motion
+from stages.smoothers.images.matching import NEVER, agreement, carry, flow, grain, motion
 from tests.stages.smoothers.scenes import SPEED, scene
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import cv2
 import numpy as np
 
-from stages.smoothers.comparison import (
+from stages.smoothers.images.comparison import (
     UNCHANGED_SQUARE,
     brightness,
     lost_structure,
@@ -20,7 +20,7 @@ from stages.smoothers.comparison import (
     structure,
     unchanged_squares,
 )
-from stages.smoothers.metrics import flicker
+from stages.smoothers.images.metrics import flicker
 
 CROP = 96  # px a side
 PLACES = 6  # of each kind

@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from array_api_compat import array_namespace
 
 from stages.smoothers import Frames
-from stages.smoothers.evidence import flicker_level, flicker_line, misfit, support
-from stages.smoothers.matching import agreement, carry
-from stages.smoothers.pixels import Array, box, each, enlarge, floats, flow, gauss, percentile, shrink
-from stages.smoothers.tables import Memo, WindowSums, window
+from stages.smoothers.images.evidence import flicker_level, flicker_line, misfit, support
+from stages.smoothers.images.matching import agreement, carry
+from stages.smoothers.images.pixels import Array, box, each, enlarge, floats, flow, gauss, percentile, shrink
+from stages.smoothers.images.tables import Memo, WindowSums, window
 
 SHRINK = 4  # times smaller is what light is compared on
 FLOW_SHRINK = 2  # times smaller is what its motion is found on

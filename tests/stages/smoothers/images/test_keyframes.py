@@ -8,8 +8,8 @@ import pytest
 
 from native import binding
 from stages.base.errors import DiffSynthError
-from stages.smoothers import keyframes
-from stages.smoothers.keyframes import LONGEST, Interpolator, choose
+from stages.smoothers.images import keyframes
+from stages.smoothers.images.keyframes import LONGEST, Interpolator, choose
 from tests.stages.smoothers.scenes import scene, squared_error
 
 

@@ -1,8 +1,10 @@
 """Operations on images, wherever these are: on the processor, as NumPy arrays, by OpenCV; on a GPU, as torch tensors,
-by what stages.smoothers.gpu registers here. What is written with these and with the array API runs on both.
+by what `gpu` registers here. What is written with these and with the array API runs on both.
 
 Images are [H, W, C], maps of one number [H, W, 1]. On a GPU other dimensions may stand before these: there a stack of
 images takes as many steps as one, and steps are what takes time.
+
+OpenCV is imported when it is first used: smoothers' options can be read without it.
 """
 
 from __future__ import annotations
@@ -13,7 +15,6 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache, singledispatch
 from typing import Any
 
-import cv2
 import numpy as np
 
 from native import binding
@@ -64,6 +65,8 @@ def flow(a: Array, b: Array, stiff: bool = False) -> Array:
     """
     if min(a.shape[:2]) < SMALLEST:
         return np.zeros((*a.shape[:2], 2), np.float32)
+    import cv2
+
     grey = [cv2.cvtColor(fetch(image), cv2.COLOR_RGB2GRAY) for image in (a, b)]
     estimator = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)  # type: ignore[attr-defined]
     return estimator.calc(*grey, None)
@@ -89,6 +92,8 @@ def synthesize(style: Array, guide: Array, target: Array, **options: Any) -> tup
 @singledispatch
 def sample(image: Array, places: Array, cubic: bool = False) -> Array:
     """The image, float32, at `places` [h, w, 2] (x, y): between pixels linear or cubic, outside its nearest pixel."""
+    import cv2
+
     x, y = np.ascontiguousarray(np.moveaxis(places, 2, 0))
     how = cv2.INTER_CUBIC if cubic else cv2.INTER_LINEAR
     return cv2.remap(image, x, y, how, borderMode=cv2.BORDER_REPLICATE).reshape(*places.shape[:2], -1)
@@ -97,24 +102,32 @@ def sample(image: Array, places: Array, cubic: bool = False) -> Array:
 @singledispatch
 def box(values: Array, side: int) -> Array:
     """Mean over squares of `side` pixels, float32; mirrored at the borders."""
+    import cv2
+
     return cv2.blur(values, (side, side)).reshape(values.shape)
 
 
 @singledispatch
 def gauss(values: Array, deviation: float) -> Array:
     """Mean weighted by a Gaussian of `deviation` pixels, float32; mirrored at the borders."""
+    import cv2
+
     return cv2.GaussianBlur(values, (0, 0), deviation).reshape(values.shape)
 
 
 @singledispatch
 def shrink(values: Array, height: int, width: int) -> Array:
     """float32 [height, width, C], each pixel the mean of those it covers."""
+    import cv2
+
     return cv2.resize(values, (width, height), interpolation=cv2.INTER_AREA).reshape(height, width, -1)
 
 
 @singledispatch
 def enlarge(values: Array, height: int, width: int) -> Array:
     """float32 [height, width, C], linear between pixels."""
+    import cv2
+
     return cv2.resize(values, (width, height), interpolation=cv2.INTER_LINEAR).reshape(height, width, -1)
 
 

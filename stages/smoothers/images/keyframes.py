@@ -9,10 +9,10 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from stages.smoothers import Frames
-from stages.smoothers.light import fit_light
-from stages.smoothers.matching import PATCH, agreement, carry, library_errors, positions
+from stages.smoothers.images.light import fit_light
+from stages.smoothers.images.matching import PATCH, agreement, carry, library_errors, positions
+from stages.smoothers.images.pixels import Array, fetch, floats, flow, gauss, synthesize
 from stages.smoothers.patch_blend import registration
-from stages.smoothers.pixels import Array, fetch, floats, flow, gauss, synthesize
 
 SEAM = 2.0  # px over which one keyframe gives way to the other
 SHOWN = 0.3  # agreement below which a place is not in a keyframe

@@ -10,12 +10,13 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from native import binding
-from stages import smoothing
-from stages.smoothers import build, gpu, pixels
-from stages.smoothers.keyframes import Interpolator
+from stages.smoothers import SMOOTHERS, bring, build
+from stages.smoothers.images import gpu, pixels
+from stages.smoothers.images.keyframes import Interpolator
 from tests.stages.smoothers.scenes import HEIGHT, SPEED, WIDTH, scene, squared_error
 
 CPU = torch.device("cpu")
+ON_GPU = [name for name, options in SMOOTHERS.built_in.items() if options.on_gpu]
 OPERATIONS = {
     "box": lambda image: pixels.box(image, 5),
     "gauss": lambda image: pixels.gauss(image, 1.5),
@@ -122,7 +123,7 @@ def test_stiff_flow_is_not_led_by_noise(swimming):
     assert stiff < 0.5 * loose
 
 
-@pytest.mark.parametrize("name", smoothing.ON_GPU)
+@pytest.mark.parametrize("name", ON_GPU)
 def test_smoothers_do_what_they_do_on_the_processor(name, swimming, on_torch):
     errors = []
     for device in ("cpu", "cuda"):
@@ -141,7 +142,7 @@ def test_chunks_do_not_show_in_the_result(swimming, on_torch):
 def test_frames_between_keyframes_are_painted_as_on_the_processor(swimming, on_torch):
     keys, errors = [0, 6, 11], []
     for device in ("cpu", "cuda"):
-        guides, keyframes = (smoothing.bring(frames, device) for frames in (swimming.guides, swimming.truth[keys]))
+        guides, keyframes = (bring(frames, device) for frames in (swimming.guides, swimming.truth[keys]))
         frames, _ = zip(*(Interpolator(guides, keyframes, keys).paint(index) for index in range(12)), strict=True)
         errors.append(squared_error(np.stack(frames), swimming.truth))
     assert max(errors) < 4  # frames that stood still would have hundreds
@@ -159,7 +160,7 @@ def no_gpu_needed():
         cached.cache_clear()
 
 
-@pytest.mark.parametrize("name", smoothing.ON_GPU)
+@pytest.mark.parametrize("name", ON_GPU)
 def test_nothing_leaves_the_gpu_but_finished_frames(name, no_gpu_needed, monkeypatch):
     cuda, fetched, matched = torch.device("cuda:0"), [], []
 

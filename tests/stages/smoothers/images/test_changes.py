@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from stages.smoothers.changes import CROP, PLACES, POOL, Changes, Place, Places, percent
+from stages.smoothers.images.changes import CROP, PLACES, POOL, Changes, Place, Places, percent
 from tests.stages.smoothers.scenes import scene
 
 HEIGHT, WIDTH = 160, 320
