@@ -63,7 +63,7 @@ class PatchBlend(SmootherOptions):
     strength: float = Field(1.0, ge=0, le=1)
     """0 = leave frames as they are, 1 = remove all flicker."""
     detail: float = Field(0.5, ge=0, le=1)
-    """0 = only detail that neighbours agree on, 0.5 = own detail where it stays in place, 1 = all detail of each frame."""
+    """0 = only detail that neighbours agree on, 0.5 = own detail where it stays in place, 1 = all own detail."""
     patch_size: PatchSize = PATCH
     """Side of matched patches in pixels, odd."""
     guide_weight: float = Field(1.0, ge=0, le=100)
