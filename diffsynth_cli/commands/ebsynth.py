@@ -38,7 +38,7 @@ class Vote(StrEnum):
 
 def pair(images: Sequence[str]) -> Pair:
     """Parse the two values of --guide."""
-    if any(image.startswith("--") for image in images):
+    if any(image.startswith("-") for image in images):  # the next option was taken for an image
         raise typer.BadParameter("give two images: --guide SOURCE TARGET")
     return Pair(*map(Path, images))
 
