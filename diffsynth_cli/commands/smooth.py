@@ -30,89 +30,98 @@ def frames(text: str) -> float | None:
     return number
 
 
+VideosArgument = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="[GUIDE] STYLE",
+        help="STYLE: stylised video from any tool, or a folder of images. GUIDE: the video it was made from. "
+        "Without GUIDE, STYLE is smoothed by its own motion.",
+        show_default=False,
+    ),
+]
+ModeOption = Annotated[
+    Mode,
+    typer.Option(
+        parser=one_of(Mode, "mode"),
+        help="blend: smooth all frames. interpolate: STYLE is a folder of keyframes; paint the frames between.",
+        rich_help_panel=INPUT,
+    ),
+]
+Offset = Annotated[
+    float | None,
+    typer.Option(
+        parser=frames,
+        metavar="auto|FRAMES",
+        help="Frames by which STYLE is ahead of GUIDE; negative if it is behind. auto: detect it.",
+        show_default="auto",
+        rich_help_panel=INPUT,
+    ),
+]
+OutputOption = Annotated[
+    Path,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="PATH",
+        help="Video to write (.mp4, .mov, .mkv or .webm). Any other name is a folder of images.",
+        show_default=False,
+        rich_help_panel=OUTPUT,
+    ),
+]
+Report = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE.png",
+        help="Also write a sheet of the places that changed most, lost structure or were left alone.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+Window = Annotated[
+    int,
+    typer.Option(min=0, max=1000, help="Frames to each side to average light over.", rich_help_panel=SMOOTHING),
+]
+Strength = Annotated[
+    float,
+    typer.Option(min=0, max=1, help="0: leave frames as they are. 1: remove all flicker.", rich_help_panel=SMOOTHING),
+]
+Detail = Annotated[
+    float,
+    typer.Option(
+        min=0,
+        max=1,
+        help="0: only detail that neighbouring frames agree on. 1: all detail of each frame.",
+        rich_help_panel=SMOOTHING,
+    ),
+]
+PatchSize = Annotated[
+    int, typer.Option(min=3, max=31, callback=odd, help="Patch side in pixels, odd.", rich_help_panel=SMOOTHING)
+]
+GuideWeight = Annotated[
+    float,
+    typer.Option(
+        min=0,
+        max=100,
+        help="Weight of GUIDE in matching. Lower it if GUIDE is grainy.",
+        rich_help_panel=SMOOTHING,
+    ),
+]
+RestartOption = Annotated[bool, typer.Option("--restart", help="Redo everything, even if the output is complete.")]
+
+
 @with_options(*DEVICE_OPTION)
 def smooth(
-    videos: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="[GUIDE] STYLE",
-            help="STYLE: stylised video from any tool, or a folder of images. GUIDE: the video it was made from. "
-            "Without GUIDE, STYLE is smoothed by its own motion.",
-            show_default=False,
-        ),
-    ],
+    videos: VideosArgument,
     *,
-    mode: Annotated[
-        Mode,
-        typer.Option(
-            parser=one_of(Mode, "mode"),
-            help="blend: smooth all frames. interpolate: STYLE is a folder of keyframes; paint the frames between.",
-            rich_help_panel=INPUT,
-        ),
-    ] = Mode.BLEND,
-    offset: Annotated[
-        float | None,
-        typer.Option(
-            parser=frames,
-            metavar="auto|FRAMES",
-            help="Frames by which STYLE is ahead of GUIDE; negative if it is behind. auto: detect it.",
-            show_default="auto",
-            rich_help_panel=INPUT,
-        ),
-    ] = None,
-    output: Annotated[
-        Path,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="PATH",
-            help="Video to write (.mp4, .mov, .mkv or .webm). Any other name is a folder of images.",
-            show_default=False,
-            rich_help_panel=OUTPUT,
-        ),
-    ],
-    report: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE.png",
-            help="Also write a sheet of the places that changed most, lost structure or were left alone.",
-            rich_help_panel=OUTPUT,
-        ),
-    ] = None,
-    window: Annotated[
-        int,
-        typer.Option(min=0, max=1000, help="Frames to each side to average light over.", rich_help_panel=SMOOTHING),
-    ] = 15,
-    strength: Annotated[
-        float,
-        typer.Option(
-            min=0, max=1, help="0: leave frames as they are. 1: remove all flicker.", rich_help_panel=SMOOTHING
-        ),
-    ] = 1.0,
-    detail: Annotated[
-        float,
-        typer.Option(
-            min=0,
-            max=1,
-            help="0: only detail that neighbouring frames agree on. 1: all detail of each frame.",
-            rich_help_panel=SMOOTHING,
-        ),
-    ] = 0.5,
-    patch_size: Annotated[
-        int, typer.Option(min=3, max=31, callback=odd, help="Patch side in pixels, odd.", rich_help_panel=SMOOTHING)
-    ] = 5,
-    guide_weight: Annotated[
-        float,
-        typer.Option(
-            min=0,
-            max=100,
-            help="Weight of GUIDE in matching. Lower it if GUIDE is grainy.",
-            rich_help_panel=SMOOTHING,
-        ),
-    ] = 1.0,
-    restart: Annotated[
-        bool, typer.Option("--restart", help="Redo everything, even if the output is complete.")
-    ] = False,
+    mode: ModeOption = Mode.BLEND,
+    offset: Offset = None,
+    output: OutputOption,
+    report: Report = None,
+    window: Window = 15,
+    strength: Strength = 1.0,
+    detail: Detail = 0.5,
+    patch_size: PatchSize = 5,
+    guide_weight: GuideWeight = 1.0,
+    restart: RestartOption = False,
     force: Force = False,
     quiet: Quiet = False,
     events: Json = False,
