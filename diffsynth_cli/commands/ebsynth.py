@@ -43,94 +43,108 @@ def pair(images: Sequence[str]) -> Pair:
     return Pair(*map(Path, images))
 
 
+StyleOption = Annotated[
+    Path,
+    typer.Option("--style", metavar="IMAGE", help="Style image.", show_default=False, rich_help_panel=INPUT),
+]
+GuideOption = Annotated[
+    list[Pair],
+    typer.Option(
+        "--guide",
+        metavar="SOURCE TARGET",
+        parser=pair,
+        help="Guide for the style, and the same guide for the image to paint. Repeatable.",
+        rich_help_panel=INPUT,
+    ),
+]
+WeightOption = Annotated[
+    list[float] | None,
+    typer.Option(
+        "--weight",
+        metavar="WEIGHT",
+        min=0,
+        max=1e6,
+        help="Weight of the --style or --guide before it. Default: 1 for the style, 1 for all guides together.",
+        rich_help_panel=INPUT,
+    ),
+]
+OutputOption = Annotated[
+    Path,
+    typer.Option("--output", "-o", metavar="IMAGE", help="Image to write.", show_default=False, rich_help_panel=OUTPUT),
+]
+NnfOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE.npy",
+        help="Also write the nearest-neighbour field: int32 [H, W, 2], row and column.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+Uniformity = Annotated[
+    float,
+    typer.Option(min=0, max=1e6, help="How evenly parts of the style are used.", rich_help_panel=ADVANCED),
+]
+Patchsize = Annotated[
+    int, typer.Option(min=3, max=31, callback=odd, help="Patch side in pixels, odd.", rich_help_panel=ADVANCED)
+]
+Pyramidlevels = Annotated[
+    int,
+    typer.Option(min=0, max=16, help="Pyramid levels (0 = as many as the size allows).", rich_help_panel=ADVANCED),
+]
+Searchvoteiters = Annotated[
+    int,
+    typer.Option(min=0, max=1000, help="Search and vote steps per pyramid level.", rich_help_panel=ADVANCED),
+]
+Patchmatchiters = Annotated[
+    int, typer.Option(min=0, max=1000, help="PatchMatch sweeps per search.", rich_help_panel=ADVANCED)
+]
+Stopthreshold = Annotated[
+    int,
+    typer.Option(min=0, max=255, help="Stop updating pixels that changed by less than this.", rich_help_panel=ADVANCED),
+]
+Extrapass3x3 = Annotated[
+    bool, typer.Option("--extrapass3x3", help="Finish with 3×3 patches.", rich_help_panel=ADVANCED)
+]
+VoteOption = Annotated[
+    Vote,
+    typer.Option(
+        parser=one_of(Vote, "vote"),
+        help="plain: average overlapping patches. weighted: favour patches that match well.",
+        rich_help_panel=ADVANCED,
+    ),
+]
+BackendOption = Annotated[
+    Backend,
+    typer.Option(
+        parser=one_of(Backend, "back end"),
+        help="Patch-matching back end. All paint the same image.",
+        rich_help_panel=MACHINE,
+    ),
+]
+Seed = Annotated[int, typer.Option(min=0, help="Random seed.", rich_help_panel=ADVANCED)]
+Threads = Annotated[int, typer.Option(min=0, max=1024, help="CPU threads (0 = all).", rich_help_panel=MACHINE)]
+
+
 @with_options(*DEVICE_OPTION)
 def ebsynth(
     context: typer.Context,
     *,
-    style: Annotated[
-        Path,
-        typer.Option("--style", metavar="IMAGE", help="Style image.", show_default=False, rich_help_panel=INPUT),
-    ],
-    guide: Annotated[
-        list[Pair],
-        typer.Option(
-            "--guide",
-            metavar="SOURCE TARGET",
-            parser=pair,
-            help="Guide for the style, and the same guide for the image to paint. Repeatable.",
-            rich_help_panel=INPUT,
-        ),
-    ],
-    weight: Annotated[
-        list[float] | None,
-        typer.Option(
-            "--weight",
-            metavar="WEIGHT",
-            min=0,
-            max=1e6,
-            help="Weight of the --style or --guide before it. Default: 1 for the style, 1 for all guides together.",
-            rich_help_panel=INPUT,
-        ),
-    ] = None,
-    output: Annotated[
-        Path,
-        typer.Option(
-            "--output", "-o", metavar="IMAGE", help="Image to write.", show_default=False, rich_help_panel=OUTPUT
-        ),
-    ],
-    nnf: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE.npy",
-            help="Also write the nearest-neighbour field: int32 [H, W, 2], row and column.",
-            rich_help_panel=OUTPUT,
-        ),
-    ] = None,
-    uniformity: Annotated[
-        float,
-        typer.Option(min=0, max=1e6, help="How evenly parts of the style are used.", rich_help_panel=ADVANCED),
-    ] = 3500.0,
-    patchsize: Annotated[
-        int, typer.Option(min=3, max=31, callback=odd, help="Patch side in pixels, odd.", rich_help_panel=ADVANCED)
-    ] = 5,
-    pyramidlevels: Annotated[
-        int,
-        typer.Option(min=0, max=16, help="Pyramid levels (0 = as many as the size allows).", rich_help_panel=ADVANCED),
-    ] = 0,
-    searchvoteiters: Annotated[
-        int,
-        typer.Option(min=0, max=1000, help="Search and vote steps per pyramid level.", rich_help_panel=ADVANCED),
-    ] = 6,
-    patchmatchiters: Annotated[
-        int, typer.Option(min=0, max=1000, help="PatchMatch sweeps per search.", rich_help_panel=ADVANCED)
-    ] = 4,
-    stopthreshold: Annotated[
-        int,
-        typer.Option(
-            min=0, max=255, help="Stop updating pixels that changed by less than this.", rich_help_panel=ADVANCED
-        ),
-    ] = 5,
-    extrapass3x3: Annotated[
-        bool, typer.Option("--extrapass3x3", help="Finish with 3×3 patches.", rich_help_panel=ADVANCED)
-    ] = False,
-    vote: Annotated[
-        Vote,
-        typer.Option(
-            parser=one_of(Vote, "vote"),
-            help="plain: average overlapping patches. weighted: favour patches that match well.",
-            rich_help_panel=ADVANCED,
-        ),
-    ] = Vote.PLAIN,
-    backend: Annotated[
-        Backend,
-        typer.Option(
-            parser=one_of(Backend, "back end"),
-            help="Patch-matching back end. All paint the same image.",
-            rich_help_panel=MACHINE,
-        ),
-    ] = Backend.AUTO,
-    seed: Annotated[int, typer.Option(min=0, help="Random seed.", rich_help_panel=ADVANCED)] = 0,
-    threads: Annotated[int, typer.Option(min=0, max=1024, help="CPU threads (0 = all).", rich_help_panel=MACHINE)] = 0,
+    style: StyleOption,
+    guide: GuideOption,
+    weight: WeightOption = None,
+    output: OutputOption,
+    nnf: NnfOption = None,
+    uniformity: Uniformity = 3500.0,
+    patchsize: Patchsize = 5,
+    pyramidlevels: Pyramidlevels = 0,
+    searchvoteiters: Searchvoteiters = 6,
+    patchmatchiters: Patchmatchiters = 4,
+    stopthreshold: Stopthreshold = 5,
+    extrapass3x3: Extrapass3x3 = False,
+    vote: VoteOption = Vote.PLAIN,
+    backend: BackendOption = Backend.AUTO,
+    seed: Seed = 0,
+    threads: Threads = 0,
     force: Force = False,
     quiet: Quiet = False,
     debug: Debug = False,

@@ -46,58 +46,64 @@ def frames(text: str) -> float | None:
     return number
 
 
+VideosArgument = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="[GUIDE] STYLE",
+        help="STYLE: stylised video from any tool, or a folder of images. GUIDE: the video it was made from. "
+        "Without GUIDE, STYLE is smoothed by its own motion.",
+        show_default=False,
+    ),
+]
+ModeOption = Annotated[
+    Mode,
+    typer.Option(
+        parser=one_of(Mode, "mode"),
+        help="blend: smooth all frames. interpolate: STYLE is a folder of keyframes; paint the frames between.",
+        rich_help_panel=INPUT,
+    ),
+]
+Offset = Annotated[
+    float | None,
+    typer.Option(
+        parser=frames,
+        metavar="auto|FRAMES",
+        help="Frames by which STYLE is ahead of GUIDE; negative if it is behind. auto: detect it.",
+        show_default="auto",
+        rich_help_panel=INPUT,
+    ),
+]
+OutputOption = Annotated[
+    Path,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="PATH",
+        help="Video to write (.mp4, .mov, .mkv or .webm). Any other name is a folder of images.",
+        show_default=False,
+        rich_help_panel=OUTPUT,
+    ),
+]
+Report = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE.png",
+        help="Also write a sheet of the places that changed most, lost structure or were left alone.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+RestartOption = Annotated[bool, typer.Option("--restart", help="Redo everything, even if the output is complete.")]
+
+
 @with_options(*SMOOTHER_OPTIONS, *DEVICE_OPTION)
 def smooth(
-    videos: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="[GUIDE] STYLE",
-            help="STYLE: stylised video from any tool, or a folder of images. GUIDE: the video it was made from. "
-            "Without GUIDE, STYLE is smoothed by its own motion.",
-            show_default=False,
-        ),
-    ],
+    videos: VideosArgument,
     *,
-    mode: Annotated[
-        Mode,
-        typer.Option(
-            parser=one_of(Mode, "mode"),
-            help="blend: smooth all frames. interpolate: STYLE is a folder of keyframes; paint the frames between.",
-            rich_help_panel=INPUT,
-        ),
-    ] = Mode.BLEND,
-    offset: Annotated[
-        float | None,
-        typer.Option(
-            parser=frames,
-            metavar="auto|FRAMES",
-            help="Frames by which STYLE is ahead of GUIDE; negative if it is behind. auto: detect it.",
-            show_default="auto",
-            rich_help_panel=INPUT,
-        ),
-    ] = None,
-    output: Annotated[
-        Path,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="PATH",
-            help="Video to write (.mp4, .mov, .mkv or .webm). Any other name is a folder of images.",
-            show_default=False,
-            rich_help_panel=OUTPUT,
-        ),
-    ],
-    report: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE.png",
-            help="Also write a sheet of the places that changed most, lost structure or were left alone.",
-            rich_help_panel=OUTPUT,
-        ),
-    ] = None,
-    restart: Annotated[
-        bool, typer.Option("--restart", help="Redo everything, even if the output is complete.")
-    ] = False,
+    mode: ModeOption = Mode.BLEND,
+    offset: Offset = None,
+    output: OutputOption,
+    report: Report = None,
+    restart: RestartOption = False,
     force: Force = False,
     quiet: Quiet = False,
     events: Json = False,
