@@ -191,12 +191,12 @@ def test_what_cannot_be_written_or_does_not_fit_is_refused_before_work(tmp_path,
         ((tmp_path / "absent", "-o", tmp_path / "out"), "absent"),
         ((guide, style, guide, "-o", tmp_path / "out"), "3 videos given"),
         ((guide, style, "-o", tmp_path / "out", "--patch-size", "4"), "must be odd"),
-        ((guide, style, "-o", tmp_path / "out", "--offset", "often"), "give auto, or a number"),
-        ((guide, style, "-o", tmp_path / "out", "--offset", "inf"), "not a number of frames"),
+        ((guide, style, "-o", tmp_path / "out", "--offset", "often"), "often is not a number of frames"),
+        ((guide, style, "-o", tmp_path / "out", "--offset", "inf"), "inf is not a number of frames"),
         ((guide, style, "-o", tmp_path / "out", "--offset", "2.5", "--mode", "interpolate"), "by whole frames"),
         ((style, "-o", tmp_path / "out", "--mode", "interpolate"), "needs two paths"),
         ((guide, style, "-o", tmp_path / "out", "--device", "cuda:99"), "cuda:99 is not there"),
-        ((guide, style, "-o", tmp_path / "out", "--device", "toaster"), "none of the name toaster"),
+        ((guide, style, "-o", tmp_path / "out", "--device", "toaster"), "unknown device 'toaster'"),
     ):
         code, said = cli("smooth", *arguments)
         assert code in (1, 2) and expected in said, said
