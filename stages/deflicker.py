@@ -1,4 +1,4 @@
-"""Rendered frames → smooth frames → video.mp4."""
+"""Smooth the rendered frames and write video.mp4."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from stages.base.record import read_json, write_json
 from stages.base.words import counted, per_second
 from stages.jobs.job import Job
 from stages.models.weights import check_device, pick_gpu
-from stages.smoothers import CHUNKS, ON_GPU, Smoother, build
+from stages.smoothers import SMOOTHERS, Smoother, build
+from stages.smoothers.ebsynth import Ebsynth
 from stages.video import Audio, Encoding, check_encoder, encode, frame_files, write_frames
 
 CHUNK = 8  # frames that are handed through at once
@@ -36,7 +37,7 @@ class SmoothTask:
 
     @property
     def chunk(self) -> int:
-        return CHUNKS[self.smoother]
+        return SMOOTHERS[self.smoother].chunk
 
     def run(self, cache: FrameCache, start: int, stop: int) -> None:
         if self.made is None:
@@ -69,7 +70,7 @@ def check(run: Run[Job], footage: Footage) -> list[ArraySpec]:
 def plan(run: Run[Job], resume: bool) -> Plan:
     shape = run.cache["rendered"].shape
     task = _task(run.job, shape[0])
-    if isinstance(task, SmoothTask) and task.smoother in ON_GPU:
+    if isinstance(task, SmoothTask) and SMOOTHERS[task.smoother].on_gpu:
         pick_gpu(task.device)  # refuses what is not there, before anything is begun
     return Plan(
         frames=shape[0],
@@ -82,9 +83,9 @@ def plan(run: Run[Job], resume: bool) -> Plan:
 def _task(job: Job, frames: int) -> SmoothTask | PassTask:
     if job.post_smoother is not None:
         return SmoothTask(job.post_smoother, job.post_smoother_config, job.device)
-    if job.extra_deflickering_range:  # which is EbsynthSmoother's, as published, whatever the job's smoother is
+    if job.extra_deflickering_range:  # Ebsynth's, as published, whatever the job's smoother is
         reach = min(job.extra_deflickering_range, frames - 1)
-        return SmoothTask("EbsynthSmoother", {"smooth_index": [*range(-reach, reach + 1)]}, job.device)
+        return SmoothTask(Ebsynth.name, {"smooth_index": [*range(-reach, reach + 1)]}, job.device)
     return PassTask()
 
 
@@ -199,4 +200,15 @@ def _audio(job: Job, source: dict[str, Any], frames: int, rate: Fraction, report
     return Audio(Path(job.input_video), source["start"], source["stop"])
 
 
-STAGE = Stage("deflicker", plan, deliver, check)
+STAGE = Stage(
+    name="deflicker",
+    reads=("extra_deflickering_range", "post_smoother", "post_smoother_config"),
+    after=("extract", "render"),
+    arrays=("deflickered",),
+    plan=plan,
+    deliver=deliver,
+    check=check,
+    outputs=(VIDEO,),
+    changed_outputs=changed_outputs,
+    shown=lambda cache: {"deflickered": "deflickered"},
+)

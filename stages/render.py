@@ -1,4 +1,4 @@
-"""Frames + control maps → latents → rendered frames: the denoising loop over a whole video.
+"""Render the frames with Stable Diffusion and ControlNet, guided by the control maps.
 
 A step is one phase over all frames, from one array of latents to the other, so that every frame sees its neighbours
 at the same timestep. A smoothing step is two phases: predict clean frames, then deflicker them and go on from there.
@@ -17,12 +17,13 @@ import numpy as np
 from stages.base.cache import ArraySpec, FrameArray, FrameCache
 from stages.base.engine import Footage, Options, Phase, Plan, Reporter, Run, Stage
 from stages.base.errors import UsageError
-from stages.base.fingerprint import map_names
 from stages.diffusion import LATENT_CHANNELS, LATENT_FACTOR
 from stages.diffusion.layout import NETWORKS, check_model, vae_part
+from stages.diffusion.sampler import SAMPLERS
 from stages.jobs.job import Job
+from stages.jobs.maps import recorded_maps
 from stages.models.weights import check_device, check_tensor_file
-from stages.smoothers import CHUNKS, Smoother, bring, build
+from stages.smoothers import SMOOTHERS, Smoother, bring, build
 
 if TYPE_CHECKING:  # importing torch takes seconds; the tasks do it when they run
     import torch
@@ -32,7 +33,6 @@ if TYPE_CHECKING:  # importing torch takes seconds; the tasks do it when they ru
 CHUNK = 8  # frames; what is done again after a kill
 SHARED_PIXELS = 16 * 512 * 960  # of the frames that go through the networks together where attention is shared
 SHARED_CHUNK = 4, 16  # frames, at least and at most
-LCM_GUIDANCE = 2  # at most, where it is no input of the model
 PAINT_CHUNK = 2  # frames that are painted from keyframes
 
 Item = int | str  # a frame by its number or an offset to it, or reference_k
@@ -169,7 +169,7 @@ class StepTask(RenderTask):
 
         frames = [item for item in items if isinstance(item, int)]
         references = [int(item.removeprefix("reference_")) for item in items if isinstance(item, str)]
-        names = [pair for pair in map_names(cache.recorded("control") or {}) if pair is not None]
+        names = recorded_maps(cache)
         latents = self.latents(cache, frames)
         maps = [self.picked(cache, name).read(frames) for name, _ in names]
         if references:
@@ -220,7 +220,7 @@ class PaintTask:
     device: str
 
     def run(self, cache: FrameCache, start: int, stop: int) -> None:
-        from stages.smoothers.keyframes import Interpolator
+        from stages.smoothers.images.keyframes import Interpolator
 
         guides, keyframes = (bring(cache[name], self.device) for name in ("frames", "keyframes"))
         painter = Interpolator(guides, keyframes, self.keys)
@@ -301,7 +301,7 @@ def rendered_frames(job: Job, guides: FrameArray, reporter: Reporter) -> tuple[i
     """The numbers of the frames that are rendered, ascending."""
     count = len(guides)
     if job.keyframes == "auto":
-        from stages.smoothers.keyframes import choose
+        from stages.smoothers.images.keyframes import choose
 
         reporter.begin("render", count)
         reporter.phase("choose keyframes")
@@ -351,8 +351,12 @@ def plan(run: Run[Job], resume: bool) -> Plan:
     run.reporter.begin("render", None)
     run.reporter.phase("load models")
     denoiser = load_denoiser(job, options)
-    if job.scheduler == "lcm" and denoiser.settings.guidance > LCM_GUIDANCE:
-        run.reporter.warn(f"guidance_scale: {job.guidance_scale} is much for lcm; 1 to {LCM_GUIDANCE} burns no colours")
+    most = SAMPLERS[job.scheduler].most_guidance
+    if most is not None and denoiser.settings.guidance > most:
+        run.reporter.warn(
+            f"guidance_scale {job.guidance_scale:g} is too high for {job.scheduler}; "
+            f"use 1 to {most:g} to avoid oversaturated colours"
+        )
     sampler, steps = denoiser.sampler, len(denoiser.sampler.timesteps)
     count, height, width, _ = cache["frames"].shape
     options = replace(options, batch_size=options.batch_size or denoiser.fitting_batch(height, width))
@@ -413,7 +417,7 @@ def _phases(job: Job, options: Options, keys: tuple[int, ...], steps: int, count
         phases.append(Phase(name, len(keys), chunk, StepTask(*shared, step, smoothed)))
         if smoothed and job.smoother is not None:
             task = SmoothTask(*shared, step, smoothed)
-            phases.append(Phase(f"{name} smooth", len(keys), CHUNKS[job.smoother], task))
+            phases.append(Phase(f"{name} smooth", len(keys), SMOOTHERS[job.smoother].chunk, task))
     if len(keys) == count:
         return [*phases, Phase("decode", count, CHUNK, DecodeTask(*shared, "rendered"))]
     decode = Phase("decode", len(keys), CHUNK, DecodeTask(*shared, "keyframes"))
@@ -424,10 +428,54 @@ def deliver(run: Run[Job], fingerprint: str) -> None:
     """Says which frames show what no keyframe shows."""
     if "unseen" not in run.cache:
         return
-    from stages.smoothers.keyframes import guessed
+    from stages.smoothers.images.keyframes import guessed
 
     if worst := guessed(run.cache["unseen"][:]):
         run.reporter.warn(f'{worst}; "keyframes": "auto", or a list with these, renders them')
 
 
-STAGE = Stage("render", plan, deliver, check)
+STAGE = Stage(
+    name="render",
+    reads=(
+        "model_id",
+        "controlnet_model_id",
+        "controlnet_scale",
+        "loras",
+        "embeddings",
+        "vae",
+        "vae_tiling",
+        "dtype",
+        "smoother",
+        "smoother_config",
+        "ignore_smoother_steps",
+        "smoother_interval",
+        "prompt",
+        "negative_prompt",
+        "num_inference_steps",
+        "scheduler",
+        "guidance_scale",
+        "seed_of_noise",
+        "img2img_strength",
+        "combine_pattern",
+        "keyframes",
+        "attention",
+        "keep_steps",
+    ),
+    after=("extract", "control"),
+    arrays=(
+        "latents",
+        "latents_other",
+        "latents_steps",
+        "reference_latents",
+        "clean",
+        "clean_other",
+        "predicted",
+        "keyframes",
+        "rendered",
+        "unseen",
+    ),
+    plan=plan,
+    deliver=deliver,
+    check=check,
+    shown=lambda cache: {"rendered": "rendered"},
+)

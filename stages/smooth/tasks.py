@@ -11,10 +11,11 @@ import numpy as np
 
 from stages.base.cache import FrameCache
 from stages.smoothers import Smoother, bring, build
-from stages.smoothers.keyframes import Interpolator
+from stages.smoothers.images.keyframes import Interpolator
+from stages.smoothers.patch_blend import PatchBlend
 from stages.video import Shot, fit
 
-SMOOTHER = "PatchBlendSmoother"
+SMOOTHER = PatchBlend.name
 
 
 @dataclass

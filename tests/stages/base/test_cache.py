@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import zarr
@@ -14,7 +16,7 @@ SPEC = ArraySpec("frames", (5, 16, 24, 3), "uint8")
 
 @pytest.fixture
 def cache(tmp_path):
-    return FrameCache(tmp_path / "cache.zarr", "job.json")
+    return FrameCache(tmp_path / "cache.zarr", "job.json", {"extract": ("frames",), "control": ("control/*",)})
 
 
 @pytest.fixture
@@ -22,8 +24,8 @@ def frames():
     return np.random.default_rng(0).integers(0, 256, SPEC.shape, np.uint8)
 
 
-def chunk(cache, index):
-    return cache.path / "frames" / f"c.{index}.0.0.0"
+def chunk(cache, index, name="frames"):
+    return cache.path / name / f"c.{index}.0.0.0"
 
 
 def test_frames_come_back_as_they_were_written(cache, frames):
@@ -66,6 +68,23 @@ def test_a_flipped_bit_is_found_and_named(cache, frames, where):
     with pytest.raises(DiffSynthError, match=r"frame 3 of the array 'frames' does not match its checksum") as error:
         array.read(range(5))
     assert error.value.hint == "diffsynth extract job.json --restart makes it anew"
+
+
+def test_arrays_of_a_group_have_the_maker_of_the_group(cache, frames):
+    for name in ("frames", "control/a", "control/b"):
+        cache.create(replace(SPEC, name=name)).write(0, frames)
+    assert cache.arrays("control/*", "frames", "rendered/*", "latents") == ["control/a", "control/b", "frames"]
+    chunk(cache, 3, "control/b").unlink()
+    cache.record("control").begin({"keys": {}, "after": {}}, chunks=1)
+    assert list(cache.damage("control")) == []  # not written yet
+    cache.record("control").finish("a fingerprint", 5)
+    (damage,) = cache.damage("control")
+    assert damage.endswith("frame 3 of the array 'control/b' is missing")
+    with pytest.raises(DiffSynthError) as error:
+        cache["control/b"][3]
+    assert error.value.hint == "diffsynth control job.json --restart makes it anew"
+    cache.remove_all(["control/*"], keep=["control/a"])
+    assert cache.arrays("control/*", "frames") == ["control/a", "frames"]
 
 
 @pytest.mark.parametrize("content", [b"", b"short"])
