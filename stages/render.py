@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stages.base.cache import ArraySpec, FrameArray, FrameCache
-from stages.base.engine import Footage, Options, Phase, Plan, Reporter, Run, Stage
+from stages.base.engine import Footage, Options, Phase, Plan, Reporter, Run, Stage, Task
 from stages.base.errors import UsageError
 from stages.base.fingerprint import map_names
 from stages.diffusion import LATENT_CHANNELS, LATENT_FACTOR
@@ -55,7 +55,7 @@ class Picked(Sequence[np.ndarray]):
 
 
 @dataclass
-class RenderTask:
+class RenderTask(Task):
     """What the tasks of this stage share."""
 
     job: Job
@@ -213,7 +213,7 @@ class DecodeTask(RenderTask):
 
 
 @dataclass
-class PaintTask:
+class PaintTask(Task):
     """All frames from the keyframes."""
 
     keys: tuple[int, ...]
@@ -362,7 +362,8 @@ def plan(run: Run[Job], resume: bool) -> Plan:
     phases = _phases(job, options, keys, steps, count, chunk)
     scratch = ("latents_other", "clean", "clean_other", "predicted", "reference_latents", "keyframes")
     begin = {"keys": list(keys), "batch_size": options.batch_size, "compiled": options.compiled}
-    return Plan(count, arrays, phases, scratch, lambda cache: cache["rendered"].attrs.update(begin))
+    phases[-1] = replace(phases[-1], drops=scratch)
+    return Plan(count, arrays, phases, lambda cache: cache["rendered"].attrs.update(begin))
 
 
 def _arrays(job: Job, shape: tuple[int, int, int], keys: int, steps: int, multistep: bool) -> list[ArraySpec]:

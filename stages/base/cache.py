@@ -208,7 +208,11 @@ class FrameCache:
         return self[spec.name]
 
     def remove(self, name: str) -> None:
-        shutil.rmtree(self.path / name, ignore_errors=True)
+        """Remove an array, and the group that it leaves empty."""
+        folder = self.path / name
+        shutil.rmtree(folder, ignore_errors=True)
+        if folder.parent != self.path and not any(folder.parent.glob("*/")):
+            shutil.rmtree(folder.parent, ignore_errors=True)
 
     def remove_all(self, stage: str, keep: Iterable[str] = ()) -> None:
         """Removes every array that `stage` makes, but those of `keep`."""
