@@ -8,9 +8,10 @@ Layout (N frames of H x W):
     control_reference/<map> uint8 [R, H, W, 3]     the same for the references
     notes/<map>          float32 [N, ...]          what annotators that need the whole video have seen in each frame
     measures/<map>       float64 [N, ...]          and what must be known of all frames to draw one
-    latents              float32 [N, 4, H/8, W/8]  the current denoising step; `latents_other` alternates with it
-    clean                float32 [N, 4, H/8, W/8]  what the step went on from, if the next one looks back at it;
-                                                   `clean_other` alternates with it
+    step_latents/<step>  float32 [N, 4, H/8, W/8]  what a denoising step wrote (0000: the start), until the next is done
+    step_clean/<step>    float32 [N, 4, H/8, W/8]  what it continued from, if the next one looks back at it
+    step_predicted/<step> uint8  [N, H, W, 3]      its predicted frames, if they are smoothed
+    latents              float32 [N, 4, H/8, W/8]  what the last step wrote
     rendered             uint8   [N, H, W, 3]
     unseen               float32 [N]               the share of a frame that no keyframe shows, if not all are rendered
     deflickered          uint8   [N, H, W, 3]
@@ -57,33 +58,35 @@ MAKER = {
     "frames": "extract",
     "references": "control", "control": "control", "control_reference": "control", "notes": "control",
     "measures": "control",
-    "latents": "render", "latents_other": "render", "latents_steps": "render", "reference_latents": "render",
-    "clean": "render", "clean_other": "render", "predicted": "render", "keyframes": "render", "rendered": "render",
-    "unseen": "render",
+    "step_latents": "render", "step_clean": "render", "step_predicted": "render", "latents": "render",
+    "reference_latents": "render", "keyframes": "render", "rendered": "render", "unseen": "render",
+    # Earlier versions made these. They are removed when the stage is redone.
+    "latents_other": "render", "latents_steps": "render", "clean": "render", "clean_other": "render",
+    "predicted": "render",
     "deflickered": "deflicker",
     "guides": "smooth", "styles": "smooth", "smoothed": "smooth", "guessed": "smooth",
 }  # fmt: skip
-STEPPED = ("latents_steps",)  # arrays [steps, N, ...]
-GROUPS = ("control", "control_reference", "notes", "measures")  # of arrays
+GROUPS = (
+    "control", "control_reference", "notes", "measures", "step_latents", "step_clean", "step_predicted"
+)  # of arrays  # fmt: skip
 
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """An array to be made: `shape` [N, ...] with one chunk a frame; `steps` puts a leading axis before N."""
+    """An array to be made: `shape` [N, ...] with one chunk per frame."""
 
     name: str
     shape: tuple[int, ...]
     dtype: str
-    steps: int | None = None
     attributes: dict[str, Any] = field(default_factory=dict)
 
 
 class FrameArray(Sequence[np.ndarray]):
     """Frames by index, read from the cache when asked for. Indexing gives one frame, without the N axis."""
 
-    def __init__(self, array: zarr.Array, folder: Path, name: str, mend: str, prefix: tuple[int, ...] = ()):
-        self.array, self.folder, self.name, self.mend, self.prefix = array, folder, name, mend, prefix
-        self.shape: tuple[int, ...] = array.shape[len(prefix) :]
+    def __init__(self, array: zarr.Array, folder: Path, name: str, mend: str):
+        self.array, self.folder, self.name, self.mend = array, folder, name, mend
+        self.shape: tuple[int, ...] = array.shape
         self.attrs = array.attrs
 
     def __len__(self) -> int:
@@ -95,10 +98,6 @@ class FrameArray(Sequence[np.ndarray]):
         if not -len(self) <= index < len(self):
             raise IndexError(index)
         return self._frame(index % len(self))
-
-    def step(self, index: int) -> FrameArray:
-        """The frames of one step of an array [steps, N, ...]."""
-        return FrameArray(self.array, self.folder, self.name, self.mend, (*self.prefix, index))
 
     def read(self, indices: Iterable[int]) -> np.ndarray:
         """Frames [len(indices), ...] in the order asked for; each is read once."""
@@ -120,7 +119,7 @@ class FrameArray(Sequence[np.ndarray]):
     def write(self, start: int, frames: np.ndarray) -> None:
         """Writes frames [K, ...] at `start` and waits until they are on the disk."""
         for offset, frame in enumerate(frames):
-            self.array[(*self.prefix, start + offset)] = frame
+            self.array[start + offset] = frame
         _flush([self._chunk_path(start + offset) for offset in range(len(frames))])
 
     def _frame(self, index: int) -> np.ndarray:
@@ -128,16 +127,15 @@ class FrameArray(Sequence[np.ndarray]):
         if not self._chunk_path(index).exists():
             raise self._damaged(index, "is missing")
         try:
-            return np.asarray(self.array[(*self.prefix, index)])
+            return np.asarray(self.array[index])
         except (ValueError, RuntimeError, OSError) as error:
             raise self._damaged(index, "does not match its checksum") from error
 
     def _damaged(self, index: int, how: str) -> DiffSynthError:
-        step = f" of step {self.prefix[0] + 1}" if self.prefix else ""
-        return DiffSynthError(f"{self.folder}: frame {index}{step} of the array '{self.name}' {how}", self.mend)
+        return DiffSynthError(f"{self.folder}: frame {index} of the array '{self.name}' {how}", self.mend)
 
     def _chunk_path(self, index: int) -> Path:
-        where = (*self.prefix, index, *(0 for _ in self.shape[1:]))
+        where = (index, *(0 for _ in self.shape[1:]))
         return self.folder / self.name / f"c.{'.'.join(map(str, where))}"
 
 
@@ -191,14 +189,12 @@ class FrameCache:
 
     def create(self, spec: ArraySpec) -> FrameArray:
         """Makes an empty array, in place of one of the same name."""
-        lead = () if spec.steps is None else (spec.steps,)
-        chunks = (*(1 for _ in lead), 1, *spec.shape[1:])
         place = self.path / spec.name
         group = self.group if place.parent == self.path else self._open(place.parent)
         group.create_array(
             place.name,
-            shape=(*lead, *spec.shape),
-            chunks=tuple(max(1, size) for size in chunks),
+            shape=spec.shape,
+            chunks=(1, *(max(1, size) for size in spec.shape[1:])),
             dtype=spec.dtype,
             compressors=[ZstdCodec(level=ZSTD_LEVEL), Crc32cCodec()],
             chunk_key_encoding={"name": "default", "separator": "."},
@@ -217,7 +213,8 @@ class FrameCache:
     def remove_all(self, stage: str, keep: Iterable[str] = ()) -> None:
         """Removes every array that `stage` makes, but those of `keep`."""
         for part in (part for part, maker in MAKER.items() if maker == stage):
-            for name in self.arrays(part):
+            names = [f"{part}/{folder.name}" for folder in (self.path / part).glob("*/")] if part in GROUPS else [part]
+            for name in names:
                 if name not in keep:
                     self.remove(name)
 
@@ -239,8 +236,7 @@ class FrameCache:
             except DiffSynthError as error:
                 yield error.message
                 continue
-            for frames in [array.step(step) for step in range(len(array))] if name in STEPPED else [array]:
-                yield from frames.damage(record.complete)
+            yield from array.damage(record.complete)
 
     def sweep(self, names: Iterable[str]) -> None:
         """Removes the half-written files that a killed process left in these arrays."""

@@ -100,13 +100,11 @@ class Options:
     """What the user may choose for a run that is no part of the job: results differ by rounding at most.
 
     `batch_size`: of groups of frames; None: as many as fit. `low_vram`: what is not needed leaves the GPU.
-    `compiled`: networks are compiled first. `passes_apart`: the passes of guidance go through the networks one after
-    the other, as they had to before the run was interrupted."""
+    `compiled`: networks are compiled first."""
 
     batch_size: int | None = None
     low_vram: bool = False
     compiled: bool = False
-    passes_apart: bool = False
 
 
 Chunk = tuple[int, int]
@@ -239,6 +237,8 @@ def fill(stage: Stage, run: Run[Any], inputs: dict[str, Any], resume: bool) -> N
             cache[phase.completes].attrs["whole"] = True
         for name in phase.drops:
             cache.remove(name)
+    for name in (name for phase in plan.phases for name in phase.drops):
+        cache.remove(name)  # again: a worker that was thought dead may have written to it since
     if stage.deliver is not None:  # before the receipt, which make takes for the whole
         stage.deliver(run, fingerprint(inputs))
     record.finish(fingerprint(inputs), plan.frames, plan.results)

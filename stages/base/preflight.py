@@ -76,7 +76,7 @@ def _room(spec: ArraySpec, left: float) -> tuple[float, float]:
     """The bytes that what is left of an array needs on the disk: at least, and as a rule."""
     dtype = np.dtype(spec.dtype)
     kind = "control" if spec.name.startswith("control") else "uint8" if dtype == np.uint8 else "float"
-    size = math.prod(spec.shape) * (spec.steps or 1) * dtype.itemsize * left
+    size = math.prod(spec.shape) * dtype.itemsize * left
     least, likely = SHARES[kind]
     return least * size, likely * size
 

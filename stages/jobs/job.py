@@ -248,7 +248,7 @@ class Job(Strict):
     attention_backend: Literal["sdpa", "xformers"] = "sdpa"
     """What computes attention: PyTorch, or (CUDA only) xformers, which is an extra: `diffsynth-cli[xformers]`."""
     keep_steps: bool = False
-    """Keep the latents of every step in the cache (array latents_steps)."""
+    """Keep the latents of every step in the cache (arrays `step_latents/0001` and so on)."""
 
     @property
     def networks_run(self) -> list[bool]:
