@@ -77,11 +77,7 @@ def test_import_rules(name):
                 "they meet in the cache"
             )
     if inside(name, "stages.base"):
-        floor = (
-            "stages.base",
-            "stages.jobs",
-            "stages.models",
-        )  # where embedded models lie, which stands on nothing at all
+        floor = ("stages.base", "stages.jobs", "stages.models")  # where embedded models lie, which stands on nothing at all
         assert all(any(inside(other, part) for part in floor) for other in ours), "the floor stands on nothing else"
     for helper in HELPERS:
         if inside(name, helper):

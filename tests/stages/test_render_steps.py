@@ -89,6 +89,36 @@ def test_a_late_writer_changes_no_byte(case, render, monkeypatch):
     assert late.fullest["step_predicted"] == ("smoother" in keys)
 
 
+@pytest.mark.parametrize("moment", ["before", "half way", "after"])
+def test_a_kill_while_an_array_is_dropped_changes_nothing(moment, render, make_job, cli, monkeypatch):
+    keys = {"frames": 10, **STEPS, **CASES["smoothed, looking back"]}
+    straight = render("straight", **keys)
+    dropped: set[str] = set()
+    real = FrameCache.remove
+
+    def remove(cache, name):
+        killed, folder = name.startswith(GROUPS) and name not in dropped, cache.path / name
+        if killed:
+            dropped.add(name)
+        if killed and moment == "half way":
+            for chunk in [folder / "zarr.json", *folder.glob("c.*")][:4]:
+                chunk.unlink(missing_ok=True)
+        if not killed or moment == "after":
+            real(cache, name)
+        if killed:
+            raise Interrupted
+
+    monkeypatch.setattr(FrameCache, "remove", remove)
+    job = make_job(**keys, output_path="killed")
+    while (code := cli("run", job, "-q", "--batch-size", 2)[0]) == 130:
+        pass
+    assert code == 0 and len(dropped) == 11  # 4 of latents, 4 of clean latents, 3 of predicted frames
+    cache = FrameCache(job.parent / "killed/cache.zarr")
+    for name in ("latents", "rendered"):
+        np.testing.assert_array_equal(straight[name][:], cache[name][:])
+    assert sorted(path.name for path in cache.path.iterdir()) == sorted(path.name for path in straight.path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("keys", "kinds"),
     [
