@@ -21,9 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.stages import make_clip, run
-from stages.annotators import OverTime, build
-from stages.base.annotators import ANNOTATORS, Weighted, missing_package
-from stages.models.weights import Weights
+from stages.annotators import ANNOTATORS, FromFiles, OverTime, Weighted
 from tests.conftest import scene, write_images
 from tests.stages.annotators.random_weights import MAKERS, write_dpt, write_weights
 
@@ -42,7 +40,7 @@ def main() -> None:
     for heading in ("frames/s", *(f"MB at {count} frames" for count in given.memory)):
         table.add_column(heading, justify="right")
     with tempfile.TemporaryDirectory() as folder:
-        for name in given.only or [name for name in ANNOTATORS if name != "file"]:
+        for name in given.only or [name for name, model in ANNOTATORS.items() if not issubclass(model, FromFiles)]:
             cells = row(Path(folder), name, given)
             print("  ".join(cells), flush=True)  # some take minutes
             table.add_row(*cells)
@@ -51,7 +49,7 @@ def main() -> None:
 
 def row(folder: Path, name: str, given: argparse.Namespace) -> list[str]:
     model = ANNOTATORS[name]
-    if missing := missing_package(name):
+    if missing := model.missing_package():
         return [name, "", f"not: {missing}"]
     settings: dict[str, Any] = {"name": name}
     about = "no weights"
@@ -67,10 +65,8 @@ def row(folder: Path, name: str, given: argparse.Namespace) -> list[str]:
 
 def speed(settings: dict[str, Any], size: tuple[int, int]) -> float:
     """Frames per second once the networks are loaded."""
-    model = ANNOTATORS[settings["name"]]
-    options = model.model_validate(settings).model_dump(exclude={"name", "model"})
-    weights = Weights("model", settings["model"], model.files) if issubclass(model, Weighted) else None
-    annotator = build(settings["name"], options, scene(9, *size), weights)
+    options = ANNOTATORS[settings["name"]].model_validate(settings)
+    annotator = options.build(scene(9, *size), options.weights("model"), "auto")
     see = annotator.look if isinstance(annotator, OverTime) else annotator.maps
     frames = np.stack([scene(index, *size) for index in range(FRAMES + 1)])
     see(frames[:1])

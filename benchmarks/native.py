@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from native import binding
-from stages.smoothers import matching
+from stages.smoothers.images import matching
 from stages.video import VideoFile, fit, read_image
 
 PLACES, PATCH = 3000, 5

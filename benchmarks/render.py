@@ -28,6 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.stages import MODELS, make_clip
+from stages.base.reporting import Reporter
 
 PATTERNS = {1: [0], 2: [-1, 0], 3: [-1, 0, 1], 4: [-10000, -1, 0, 1], 5: [-10000, -2, -1, 0, 1]}
 WIDTHS = {"sd15": 320, "half": 160}  # channels of the first level
@@ -163,6 +164,7 @@ class Clock:
 
 def ours(job: Any, clock: Clock, batch_size: int) -> tuple[np.ndarray, float]:
     """The steps of a job through the cache, as `diffsynth render` takes them."""
+    from stages.all_stages import all_stages, arrays
     from stages.base.cache import FrameCache
     from stages.base.engine import Options, Run, run_stage
     from stages.base.record import CACHE_NAME
@@ -172,14 +174,14 @@ def ours(job: Any, clock: Clock, batch_size: int) -> tuple[np.ndarray, float]:
     options = Options(batch_size)
     networks = denoiser(denoiser_settings(job, options)).networks
     clock.watch((networks.unet, *networks.controlnets, *networks.map_embeddings), networks.unet)
-    cache = FrameCache(Path(job.output_path) / CACHE_NAME)
+    cache = FrameCache(Path(job.output_path) / CACHE_NAME, arrays=arrays())
     steps = Steps(clock)
     with cache.lock():
-        run_stage(STAGE, Run(job, cache, steps, options))
+        run_stage(STAGE, Run(job, cache, steps, options, stages=all_stages()))
     return cache["latents"][:], steps.seconds
 
 
-class Steps:
+class Steps(Reporter):
     """A reporter that times the steps after the first."""
 
     def __init__(self, clock: Clock):
@@ -191,12 +193,6 @@ class Steps:
             self.seconds += now - self.began
         self.began, self.clock.running = now, name.startswith("step") and not name.startswith("step 1/")
 
-    def begin(self, stage: str, total: int | None, done: int = 0) -> None: ...
-    def advance(self, frames: int) -> None: ...
-    def end(self, stage: str, message: str) -> None: ...
-    def warn(self, message: str) -> None: ...
-    def close(self) -> None: ...
-
 
 def plain(job: Any, clock: Clock) -> tuple[np.ndarray, float]:
     """DiffSynth's loop: every frame with its group, one after the other, one pass of guidance after the other."""
@@ -206,9 +202,9 @@ def plain(job: Any, clock: Clock) -> tuple[np.ndarray, float]:
 
     from stages.base.cache import FrameCache
     from stages.base.engine import Options
-    from stages.base.fingerprint import map_names
     from stages.base.record import CACHE_NAME
     from stages.diffusion.denoise import denoiser
+    from stages.jobs.maps import recorded_maps
     from stages.render import denoiser_settings
     from stages.render.pattern import attended_frames
 
@@ -235,7 +231,7 @@ def plain(job: Any, clock: Clock) -> tuple[np.ndarray, float]:
     clock.watch((unet, controlnet), unet)
     cache = FrameCache(Path(job.output_path) / CACHE_NAME)
     frames = cache["frames"]
-    (pair,) = map_names(cache.recorded("control") or {})
+    (pair,) = recorded_maps(cache)
     maps = torch.from_numpy(cache[pair[0]][:]).permute(0, 3, 1, 2).to(device, ready.networks.dtype) / 255
     latents = ready.initial_noise(*frames.shape[1:3]).repeat(len(frames), 1, 1, 1)
     groups = attended_frames(job.combine_pattern, range(len(frames)), len(frames))

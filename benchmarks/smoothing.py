@@ -27,7 +27,7 @@ from rich.table import Table
 
 from benchmarks.stages import run
 from stages.smoothers import build
-from stages.smoothers.metrics import Curves, measure
+from stages.smoothers.images.metrics import Curves, measure
 from stages.video import Encoding, encode, fit, open_source
 
 SMOOTHERS = {

@@ -22,7 +22,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from stages.jobs.job import STAGES
+from stages.all_stages import NAMES
 from stages.video import Encoding, encode
 
 MODELS = Path(__file__).resolve().parent.parent / "tests" / "golden" / "models"
@@ -48,7 +48,7 @@ def main() -> None:
 
 def measure(folder: Path, video: Path, given: argparse.Namespace) -> Iterator[tuple[str, int, tuple[str, ...]]]:
     jobs = {count: write_job(folder, video, count, given) for count in given.frames}
-    for stage in STAGES:
+    for stage in NAMES:
         for count, job in jobs.items():
             seconds, peak = run(
                 [stage, str(job), "--quiet"] + ["--batch-size", str(given.batch_size)] * (stage == "render")

@@ -1,3 +1,49 @@
-"""What the user touches: commands, progress, messages."""
+"""Restyle videos with Stable Diffusion and ControlNet, and remove flicker: the program, and its Python API.
+
+    import diffsynth_cli as ds
+
+    ds.run("job.json", overrides={"prompt": "winter, snow"})
+    ds.smooth("original.mp4", "stylised.mp4", "smooth.mp4")
+
+docs/python.md has more.
+"""
+
+from diffsynth_cli.jobs import export, run, status, verify
+from diffsynth_cli.results import (
+    DiffSynthWarning,
+    JobStatus,
+    MetricsResult,
+    Mode,
+    RunResult,
+    SmoothResult,
+    VideoMetrics,
+)
+from diffsynth_cli.videos import ebsynth, metrics, smooth
+from native import Backend
+from stages.base.errors import DiffSynthError, UsageError
+from stages.base.reporting import Reporter
+from stages.codecs import Codec
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "Backend",
+    "Codec",
+    "DiffSynthError",
+    "DiffSynthWarning",
+    "JobStatus",
+    "MetricsResult",
+    "Mode",
+    "Reporter",
+    "RunResult",
+    "SmoothResult",
+    "UsageError",
+    "VideoMetrics",
+    "ebsynth",
+    "export",
+    "metrics",
+    "run",
+    "smooth",
+    "status",
+    "verify",
+]

@@ -11,9 +11,9 @@ from PIL import Image, ImageDraw, ImageFont
 from diffsynth_cli.contact_sheet import INK, PAPER, save_sheet
 from stages.base.errors import UsageError
 from stages.base.outputs import SIGNATURE, check_output
-from stages.smoothers.changes import Changes, Place, percent
-from stages.smoothers.comparison import STRUCTURE_LOST
-from stages.smoothers.synthesis import check_writable
+from stages.smoothers.images.changes import Changes, Place, percent
+from stages.smoothers.images.comparison import STRUCTURE_LOST
+from stages.smoothers.images.synthesis import check_writable
 from stages.video import read_comment
 
 SIDE = 192  # px; crops are enlarged to about this

@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
@@ -25,10 +24,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from stages.base.reporting import Reporter
 from stages.base.words import per_second
-
-if TYPE_CHECKING:
-    from stages.base.engine import Reporter
 
 LOG_INTERVAL = 10.0  # s between progress lines where there is no terminal
 LOG_PATIENCE = 2.0  # s that something without progress may take there before it is named
@@ -70,20 +67,14 @@ def percentage(name: str, quiet: bool) -> Iterator[Callable[[float], None]]:
         yield lambda share: progress.update(task, completed=share)
 
 
-class QuietReporter:
-    """Only warnings."""
-
-    def begin(self, stage: str, total: int | None, done: int = 0) -> None: ...
-    def phase(self, name: str) -> None: ...
-    def advance(self, frames: int) -> None: ...
-    def end(self, stage: str, message: str) -> None: ...
-    def close(self) -> None: ...
+class QuietReporter(Reporter):
+    """Shows only warnings."""
 
     def warn(self, message: str) -> None:
         show_warning(message)
 
 
-class JsonReporter:
+class JsonReporter(Reporter):
     """One JSON object a line on stdout for every event."""
 
     def __init__(self) -> None:
@@ -106,8 +97,6 @@ class JsonReporter:
 
     def warn(self, message: str) -> None:
         show_event("warning", message=message)
-
-    def close(self) -> None: ...
 
 
 class LogReporter(QuietReporter):

@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
+from stages.all_stages import all_stages
 from stages.base.cache import FrameCache
-from stages.base.fingerprint import map_names
 from stages.base.outputs import SIGNATURE
 
 COLUMNS = 6  # frames
@@ -22,13 +22,8 @@ PAPER, INK = (250, 250, 250), (40, 40, 40)
 
 def states(cache: FrameCache) -> dict[str, Sequence[np.ndarray]]:
     """What finished stages have made of the video so far, by label."""
-    done = {stage for stage in ("extract", "control", "render", "deflicker") if cache.record(stage).complete}
-    names = {"frames": "frames"} if "extract" in done else {}
-    if "control" in done:
-        pairs = map_names(cache.recorded("control") or {})
-        names |= {f"map {index}: {pair[0].partition('/')[2].rpartition('-')[0]}": pair[0]
-                  for index, pair in enumerate(pairs) if pair}  # fmt: skip
-    names |= {name: name for name, stage in (("rendered", "render"), ("deflickered", "deflicker")) if stage in done}
+    done = [stage for stage in all_stages().values() if cache.record(stage.name).complete]
+    names = {label: name for stage in done for label, name in stage.shown(cache).items()}
     return {label: cache[name] for label, name in names.items() if name in cache}
 
 

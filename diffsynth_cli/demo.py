@@ -10,7 +10,7 @@ from diffsynth_cli.contact_sheet import states, write_contact_sheet
 from diffsynth_cli.project import fitting_size
 from stages.base.cache import FrameCache
 from stages.base.outputs import SIGNATURE, VIDEO, check_inputs_kept, check_output
-from stages.base.record import write_json
+from stages.base.record import CACHE_NAME, write_json
 from stages.video import open_source, read_comment
 
 FRAMES = 24  # of a video of one's own
@@ -47,8 +47,8 @@ def write_demo(folder: Path, video: Path | None, prompt: str, force: bool = Fals
     return path
 
 
-def write_sheet(folder: Path, cache: FrameCache) -> Path:
-    """The contact sheet of a finished demo."""
+def write_sheet(folder: Path, results: Path) -> Path:
+    """Write the contact sheet of a finished demo, whose results are in the folder `results`, and return its path."""
     path = folder / SHEET
-    write_contact_sheet(path, states(cache), COLUMNS)
+    write_contact_sheet(path, states(FrameCache(results / CACHE_NAME)), COLUMNS)
     return path

@@ -1,39 +1,153 @@
-"""Options that commands share."""
+"""Options that commands share, each declared once, and options derived from the keys of a model."""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal, Optional, TypeVar
 
 import typer
+from pydantic import BaseModel, ValidationError
+from rich.markup import escape
 
-JobFile = Annotated[Path, typer.Argument(metavar="JOB.json", help="The job file.", show_default=False)]
+from stages.base.mistakes import explain, unknown
+from stages.base.numbers import MOST
+from stages.jobs.machine import MachineSettings
+
+T = TypeVar("T")
+Function = TypeVar("Function", bound=Callable[..., None])
+
+INPUT, OUTPUT, MACHINE, ADVANCED = "Input", "Output", "Machine", "Advanced"  # panels of a command's help
+
+JobFile = Annotated[Path, typer.Argument(metavar="JOB.json", help="Job file.", show_default=False)]
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Any job key; the value as JSON, or else as text. Repeatable."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Override a job key. VALUE is JSON, or else text. Repeatable.",
+        rich_help_panel=INPUT,
+    ),
 ]
-Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps. Short for --set device=…")]
-Dtype = Annotated[str | None, typer.Option(help="auto, float32, float16, bfloat16. Short for --set dtype=…")]
-BatchSize = Annotated[
-    int | None, typer.Option(min=1, help="Groups of frames that go through the networks at once; else as many as fit.")
-]
-LowVram = Annotated[bool, typer.Option("--low-vram", help="What is not needed at the moment leaves the GPU's memory.")]
-Compile = Annotated[
-    bool, typer.Option("--compile", help="Compile the networks first: minutes, once, for faster steps on a GPU.")
-]
-AllowPickle = Annotated[
-    bool, typer.Option("--allow-pickle", help="Also read models in pickles, which can run code. allow_pickle=true.")
-]
-Restart = Annotated[bool, typer.Option("--restart", help="Redo this stage; with run, redo stale or damaged stages.")]
+Restart = Annotated[bool, typer.Option("--restart", help="Redo this stage; with run, redo stale and damaged stages.")]
 Preview = Annotated[
-    bool, typer.Option("--preview", help="Also write OUTPUT/preview.png: some frames over their maps and results.")
+    bool,
+    typer.Option(
+        "--preview", help="Also write preview.png, a contact sheet, to the output folder.", rich_help_panel=OUTPUT
+    ),
 ]
-Force = Annotated[bool, typer.Option("--force", help="Overwrite existing files, but never an input.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only warnings and errors.")]
-Json = Annotated[bool, typer.Option("--json", help="Events as JSON lines on stdout.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Tracebacks.")]
+Force = Annotated[
+    bool, typer.Option("--force", help="Overwrite existing files, but never an input.", rich_help_panel=OUTPUT)
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show only warnings and errors.")]
+Json = Annotated[bool, typer.Option("--json", help="Print events as JSON lines to stdout.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback if the command fails.")]
 
 
-def as_argument(path: Path) -> str:
-    """A path as it can be given on a command line, where a name that begins with a dash would be an option."""
-    return f"./{path}" if str(path).startswith("-") else str(path)
+def one_of(names: Iterable[T], noun: str) -> Callable[[str], T]:
+    """Return a parser for one of these names, whose message about another one suggests the nearest."""
+    known = {str(name): name for name in names}
+
+    def parse(text: str) -> T:
+        if text not in known:
+            raise typer.BadParameter(unknown(noun, text, known))
+        return known[text]
+
+    return parse
+
+
+def odd(number: int) -> int:
+    """Check that a number, which has been parsed, is odd."""
+    if number % 2 == 0:
+        raise typer.BadParameter(f"must be odd, not {number}")
+    return number
+
+
+# --- options derived from a model -----------------------------------------------------------------------
+
+
+def with_options(*options: inspect.Parameter) -> Callable[[Function], Function]:
+    """Return a decorator that gives a command these options in place of its `**` parameter."""
+
+    def decorate(command: Function) -> Function:
+        signature = inspect.signature(command, eval_str=True)
+        own = [parameter for parameter in signature.parameters.values() if parameter.kind is not parameter.VAR_KEYWORD]
+        vars(command)["__signature__"] = signature.replace(parameters=[*own, *options])
+        return command
+
+    return decorate
+
+
+def options_of(
+    model: type[BaseModel], panel: str, names: Iterable[str] = (), *, overrides: bool = False
+) -> list[inspect.Parameter]:
+    """Return an option for each key of `model`: its type, bounds, choices, default and help are the key's.
+
+    Args:
+        model: Has a default for every key.
+        panel: The options' panel in the command's help.
+        names: The keys; all by default.
+        overrides: The options override a job file: an option that is not given is None.
+    """
+    return [_option(model, name, panel, overrides) for name in names or model.model_fields]
+
+
+def _option(model: type[BaseModel], name: str, panel: str, overrides: bool) -> inspect.Parameter:
+    schema = model.model_json_schema()["properties"][name]
+    kind, flag = _kind(schema), f"--{name.replace('_', '-')}"
+    least, most = _bounds(schema)
+    examples = [str(example) for example in schema.get("examples", ())]
+    option = typer.Option(
+        flag,
+        help=escape(" ".join(schema["description"].split())),
+        parser=None if kind is bool else _parser(model, name, kind),
+        min=least,
+        max=most,
+        metavar=name.upper() if examples else None,
+        autocompletion=(lambda: examples) if examples else None,
+        show_default=not overrides,
+        rich_help_panel=panel,
+    )
+    optional = overrides or schema.get("default") is None
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None if overrides else schema.get("default"),
+        annotation=Annotated[Optional[kind] if optional else kind, option],  # noqa: UP045 -- `kind` may be a Literal
+    )
+
+
+def _kind(schema: dict[str, Any]) -> Any:
+    """Return the Python type of a key by its JSON schema, apart from null."""
+    if "anyOf" in schema:
+        return next(_kind(part) for part in schema["anyOf"] if part.get("type") != "null")
+    if "enum" in schema:
+        return Literal[tuple(schema["enum"])]
+    return {"integer": int, "number": float, "boolean": bool, "string": str}[schema["type"]]
+
+
+def _bounds(schema: dict[str, Any]) -> tuple[float | None, float | None]:
+    """Return the least and the greatest value of a key, for its help; None for those that no one meets."""
+    limited: dict[str, Any] = next((part for part in schema.get("anyOf", ()) if "minimum" in part), schema)
+    most = limited.get("maximum", MOST)
+    return limited.get("minimum"), most if most < MOST else None
+
+
+def _parser(model: type[BaseModel], name: str, kind: Any) -> Callable[[str], Any]:
+    """Return a parser that accepts what the key `name` of `model` accepts."""
+
+    def parse(text: str) -> Any:
+        try:
+            value = kind(text) if kind in (int, float) else text
+            return getattr(model.model_validate({name: value}), name)
+        except ValidationError as error:
+            raise typer.BadParameter(explain(error, model)[0].removeprefix(f"{name}: ")) from None
+        except ValueError:
+            raise typer.BadParameter(f"must be a number, not {text}") from None
+
+    return parse
+
+
+DEVICE_OPTION = options_of(MachineSettings, MACHINE, ["device"])
+MACHINE_OPTIONS = options_of(MachineSettings, MACHINE, overrides=True)

@@ -6,13 +6,15 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from stages.all_stages import all_stages
+from stages.base.engine import Stage
 from stages.base.errors import UsageError
-from stages.base.outputs import FRAMES, SIGNATURE, VIDEO, check_inputs_kept, check_output
+from stages.base.outputs import FRAMES, SIGNATURE, check_inputs_kept, check_output
 from stages.base.record import CACHE_NAME
+from stages.codecs import Codec
 from stages.jobs.job import Job
 from stages.jobs.job_file import input_paths
 from stages.video import (
-    CODEC_ALIASES,
     ENCODERS,
     check_encoding,
     default_codec,
@@ -22,15 +24,14 @@ from stages.video import (
 )  # fmt: skip
 
 PREVIEW, CONFIG = "preview.png", "config.json"
-IMAGES = "png"  # as a codec: a folder of these
 
 
-def check_job_outputs(job: Job, job_file: Path, stages: Sequence[str], preview: bool, force: bool) -> None:
+def check_job_outputs(job: Job, job_file: Path | None, stages: Sequence[Stage], preview: bool, force: bool) -> None:
     """Refuse a job that would overwrite one of its inputs, or files in its output folder that are not its own.
 
     Args:
         job: The job.
-        job_file: Where it was read from.
+        job_file: The file that it was read from, if it was read from one.
         stages: The stages that are going to run.
         preview: Whether the preview is written, too.
         force: Files that are not the job's own may be overwritten, but no input.
@@ -38,46 +39,43 @@ def check_job_outputs(job: Job, job_file: Path, stages: Sequence[str], preview: 
     Raises:
         UsageError: What is in the way, and what to do.
     """
-    folder, inputs = Path(job.output_path), [*input_paths(job), job_file]
+    folder, inputs = Path(job.output_path), _inputs(job, job_file)
     check_inputs_kept(folder / CACHE_NAME, inputs)
-    check_inputs_kept(folder / VIDEO, inputs)  # whatever stage runs first: deflicker writes it in the end
+    for name in (name for stage in all_stages().values() for name in stage.outputs):
+        check_inputs_kept(folder / name, inputs)  # whatever stage runs first
     for path in _written(folder, stages, preview):
-        if path.name == CONFIG and is_same_file(path, job_file):
+        if path.name == CONFIG and job_file is not None and is_same_file(path, job_file):
             continue  # it is not written then
         check_output(path, inputs, force=force, own=is_own(path, job))
     if job.keep_frames:
         _check_frames(folder / FRAMES, inputs, force)
 
 
-def find_codec(name: str | None) -> str | None:
-    """The codec that `--codec` names; UsageError if there is none of this name."""
-    known = [*ENCODERS, *CODEC_ALIASES, IMAGES]
-    if name is not None and name not in known:
-        raise UsageError(f"--codec: unknown codec {name!r}", f"known: {', '.join(known)}")
-    return None if name is None else CODEC_ALIASES.get(name, name)
-
-
 def choose_export(
-    output: Path | None, codec: str | None, job: Job, job_file: Path, force: bool
+    output: Path | None, codec: Codec | None, job: Job, job_file: Path | None, force: bool
 ) -> tuple[Path, str | None]:
     """Where to export to and the codec; no codec is for a folder of images. Each may follow from the other.
 
     Raises:
         UsageError: The codec does not fit the name, or something is in the way.
     """
-    folder, inputs = Path(job.output_path), [*input_paths(job), job_file]
-    if codec == IMAGES or (codec is None and output is not None and not is_video_name(output)):
+    folder, inputs = Path(job.output_path), _inputs(job, job_file)
+    if codec == Codec.PNG or (codec is None and output is not None and not is_video_name(output)):
         path = output or folder / FRAMES
         if is_video_name(path):
-            raise UsageError(f"{path}: {IMAGES} makes a folder of images", "give the name of a folder")
+            raise UsageError(f"{path}: {Codec.PNG} makes a folder of images", "give the name of a folder")
         _check_frames(path, inputs, force)
         return path, None
-    if codec is None:
-        codec = "h264" if output is None else default_codec(output)
-    path = output or folder / f"video-{codec}{ENCODERS[codec].suffix}"
-    check_encoding(path, codec)
+    name = codec or (Codec.H264 if output is None else default_codec(output))
+    path = output or folder / f"video-{name}{ENCODERS[name].suffix}"
+    check_encoding(path, name)
     check_output(path, inputs, force=force, own=output is None and is_own(path, job))
-    return path, codec
+    return path, name
+
+
+def _inputs(job: Job, job_file: Path | None) -> list[Path]:
+    """Return all files and folders that must not be overwritten."""
+    return [*input_paths(job), *([] if job_file is None else [job_file])]
 
 
 def _check_frames(folder: Path, inputs: Sequence[Path], force: bool) -> None:
@@ -89,9 +87,8 @@ def _check_frames(folder: Path, inputs: Sequence[Path], force: bool) -> None:
         check_output(file, inputs, force=force, own=read_comment(file).startswith(SIGNATURE))
 
 
-def _written(folder: Path, stages: Sequence[str], preview: bool) -> Iterator[Path]:
-    if "deflicker" in stages:
-        yield folder / VIDEO
+def _written(folder: Path, stages: Sequence[Stage], preview: bool) -> Iterator[Path]:
+    yield from (folder / name for stage in stages for name in stage.outputs)
     if preview:
         yield folder / PREVIEW
     yield folder / CONFIG

@@ -9,15 +9,14 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from stages.base.annotators import Weighted
+from stages.annotators import Weighted
 from stages.base.errors import UsageError
-from stages.base.mistakes import unknown
 from stages.base.outputs import check_output
 from stages.base.record import write_text
 from stages.jobs.job import Job
 from stages.jobs.job_file import check
 from stages.video import Source, open_source
-from templates import DOWNLOADS, LORAS, NOTES, PUBLISHED, TASKS
+from templates import DOWNLOADS, LORAS, NOTES, PUBLISHED, Task
 
 SIZE_STEP = 64  # px; what the networks were trained on
 SAME_SHAPE = 0.05  # aspect ratios that differ by less than this part are the same
@@ -28,19 +27,19 @@ CPU_SECONDS, CPU_PIXELS = 9.4, 256 * 256
 
 
 def write_project(
-    task: str, video: Path, folder: Path, force: bool, published: bool = False
+    task: Task, video: Path, folder: Path, force: bool, published: bool = False
 ) -> tuple[list[Path], list[str]]:
     """Write job.json and Makefile into `folder`; return their paths, and what to do next, a line each.
 
     Args:
-        task: One of TASKS.
+        task: What the video is to become.
         video: A video or a folder of images.
         folder: Created if it does not exist.
         force: Overwrite existing files, but never the video.
         published: Write the values of DiffSynth's own config file instead of those that we recommend.
 
     Raises:
-        UsageError: No such task, or files are in the way. Also what `open_source` raises.
+        UsageError: DiffSynth published no such task, or files are in the way. Also what `open_source` raises.
     """
     job, source = _template(task, published), open_source(video)
     if not published:
@@ -63,10 +62,8 @@ def write_project(
     return [folder / name for name in texts], list(_next_steps(task, job, source, folder))
 
 
-def _template(task: str, published: bool) -> dict[str, Any]:
+def _template(task: Task, published: bool) -> dict[str, Any]:
     """The job of a task, as JSON has it."""
-    if task not in TASKS:
-        raise UsageError(unknown("task", task, TASKS))
     if published and task not in PUBLISHED:
         raise UsageError(f"--published: DiffSynth published no {task}", f"it published {', '.join(PUBLISHED)}")
     folder = resources.files("templates")
@@ -89,7 +86,7 @@ def _from(folder: Path, path: Path) -> str:
 # --- what to do next ------------------------------------------------------------------------------------
 
 
-def _next_steps(task: str, template: dict[str, Any], source: Source, folder: Path) -> Iterator[str]:
+def _next_steps(task: Task, template: dict[str, Any], source: Source, folder: Path) -> Iterator[str]:
     job, _ = check(template)
     assert job is not None, "templates are valid jobs"
     yield f'Change the prompt, which is an example: "{job.prompt}"'

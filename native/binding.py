@@ -20,12 +20,12 @@ from typing import Any
 
 import numpy as np
 
-from native import abi
+from native import Backend, abi
 
 Progress = Callable[[float], None]
 """Called now and then with the share that is done, 0..1. What it raises ends the call and is raised by it."""
 
-BACKENDS = ("auto", "cpu", "cuda", "numba")
+BACKENDS = tuple(Backend)
 STARTS = ("identity", "random", "given")
 BORDERS = ("repeat", "zero")
 VERSION = 1 << 16 | 1  # of the header that the structs below were written from

@@ -1,4 +1,4 @@
-"""Frames → control maps: what each ControlNet is given to hold on to."""
+"""Make control maps from the frames, one for each ControlNet."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ from typing import Any, cast
 
 import numpy as np
 
-from stages.annotators import Annotator, OverTime, build
-from stages.base.annotators import MapFiles, Weighted, missing_package
+from stages.annotators import Annotator, FromFiles, OverTime, build
 from stages.base.cache import ArraySpec, FrameCache
 from stages.base.engine import Footage, Phase, Plan, Reporter, Run, Stage, Task
 from stages.base.errors import DiffSynthError, UsageError
-from stages.base.fingerprint import fingerprint, map_names, stage_inputs
+from stages.base.fingerprint import fingerprint
 from stages.base.words import counted
 from stages.jobs.job import Job
+from stages.jobs.maps import map_names
 from stages.models.weights import Weights
 from stages.tasks import DecodeTask
 from stages.video import Shot, certain_length, fit, open_source, read_image
 
 CHUNK = 8  # frames
+COMPRESSED = (0.01, 0.5)  # edge maps need 0.02 to 0.04 of their size in memory on the disk, grey depth 0.3 to 0.5
 
 
 # --- maps that are made ---------------------------------------------------------------------------------
@@ -126,17 +127,6 @@ def map_shots(path: str) -> Iterator[Shot]:
     return open_source(path, values=True).shots()
 
 
-def as_map(values: np.ndarray, settings: MapFiles) -> np.ndarray:
-    """An image's values [H, W, 3] as a map uint8 [H, W, 3]: from `far` (black) to `near` (white)."""
-    if values.dtype == np.uint8 and settings.near is None:
-        return 255 - values if settings.invert else values
-    whole = float(np.iinfo(values.dtype).max) if values.dtype.kind == "u" else 1.0
-    near, far = (whole, 0.0) if settings.near is None or settings.far is None else (settings.near, settings.far)
-    # Renderers write infinity, or nothing that is a number, where there is no object.
-    share = np.nan_to_num((values.astype(np.float32) - far) / (near - far), nan=0.0, posinf=1.0, neginf=0.0).clip(0, 1)
-    return ((1 - share if settings.invert else share) * 255).round().astype(np.uint8)
-
-
 # --- the stage ------------------------------------------------------------------------------------------
 
 
@@ -147,14 +137,14 @@ def check(run: Run[Job], footage: Footage) -> list[ArraySpec]:
     arrays = []
     for index in (index for index, runs in enumerate(job.networks_run) if runs):
         _check_annotator(job, index, size, footage)
-        arrays.append(ArraySpec(f"control/{index}", (footage.count or 0, *size, 3), "uint8"))
+        arrays.append(ArraySpec(f"control/{index}", (footage.count or 0, *size, 3), "uint8", compressed=COMPRESSED))
     return arrays
 
 
 def _check_annotator(job: Job, index: int, size: tuple[int, int], footage: Footage) -> None:
     """Raises DiffSynthError if files, weights or packages of an annotator are missing, or its options do not do."""
     settings, where = job.controlnet_processor[index], f"controlnet_processor[{index}]"
-    if isinstance(settings, MapFiles):
+    if isinstance(settings, FromFiles):
         _check_references(where, settings, len(job.frames_reference))
         _check_length(where, settings.path, footage.least, footage.most)
         if settings.references is not None:
@@ -186,10 +176,9 @@ def plan(run: Run[Job], resume: bool) -> Plan:
     references = [fit(read_image(path), height, width) for path in job.frames_reference]
     if job.style_image:
         read_image(job.style_image)
-    inputs = stage_inputs(job, "control", cache.recorded)
-    of_frames = {"frames": fingerprint(inputs["after"]["extract"])}
+    of_frames = {"frames": fingerprint(run.inputs["after"]["extract"])}
     kept = [] if run.anew else _whole_maps(cache, of_frames)
-    names = map_names(inputs)
+    names = map_names(run.inputs)
     arrays: list[ArraySpec] = []
     phases: list[Phase] = []
     for index, pair in enumerate(names):
@@ -225,7 +214,7 @@ class Wanted:
 
 def _whole_maps(cache: FrameCache, of_frames: dict[str, Any]) -> list[str]:
     """The finished maps of these frames that earlier jobs have made here, and what is kept beside them."""
-    maps = [name for part in ("control", "control_reference") for name in cache.arrays(part)]
+    maps = cache.arrays("control/*", "control_reference/*")
 
     def is_whole(name: str) -> bool:
         try:
@@ -247,7 +236,7 @@ def _phases(
     job, where = run.job, f"controlnet_processor[{index}]"
     settings = job.controlnet_processor[index]
     label = f"{settings.name} map {index}"
-    if isinstance(settings, MapFiles):
+    if isinstance(settings, FromFiles):
         if not resume:
             _check_files(where, settings, wanted, size, len(job.frames_reference), run.reporter)
         return [], [
@@ -267,20 +256,18 @@ def _phases(
     ]  # fmt: skip
 
 
-def _decode(settings: MapFiles, map_: Wanted) -> DecodeTask:
+def _decode(settings: FromFiles, map_: Wanted) -> DecodeTask:
     path = settings.path if map_.source == "frames" else settings.references or ""
-    return DecodeTask(path, partial(map_shots, path), map_.target, partial(as_map, settings=settings))
+    return DecodeTask(path, partial(map_shots, path), map_.target, settings.as_map)
 
 
 def _maker(job: Job, index: int, size: tuple[int, int]) -> Maker:
     settings = job.controlnet_processor[index]
     where = f"controlnet_processor[{index}]"
-    if missing := missing_package(settings.name):
+    if missing := settings.missing_package():
         raise UsageError(f"{where}: {missing}")
-    weights = Weights(where, settings.model, settings.files) if isinstance(settings, Weighted) else None
-    options = settings.model_dump(exclude={"name", "model"})
-    style = job.style_image if settings.name == "shuffle" else None
-    return Maker(settings.name, options, weights, style, job.device, size)
+    style = job.style_image if settings.uses_style_image else None
+    return Maker(settings.name, settings.model_dump(exclude={"name"}), settings.weights(where), style, job.device, size)
 
 
 def _in_two_passes(
@@ -302,7 +289,7 @@ def _in_two_passes(
 
 
 def _check_files(
-    where: str, settings: MapFiles, wanted: list[Wanted], size: tuple[int, int], references: int, reporter: Reporter
+    where: str, settings: FromFiles, wanted: list[Wanted], size: tuple[int, int], references: int, reporter: Reporter
 ) -> None:
     _check_references(where, settings, references)
     for map_ in wanted:
@@ -312,7 +299,7 @@ def _check_files(
             _check_maps(f"{where}.references", settings.references, map_.count, size, reporter)
 
 
-def _check_references(where: str, settings: MapFiles, references: int) -> None:
+def _check_references(where: str, settings: FromFiles, references: int) -> None:
     if references and settings.references is None:
         raise UsageError(
             f"{where} has no maps for frames_reference",
@@ -330,4 +317,19 @@ def _check_maps(where: str, path: str, frames: int, size: tuple[int, int], repor
         reporter.warn(f"{where}: maps are cropped and resized from {change}")
 
 
-STAGE = Stage("control", plan, check=check)
+def shown(cache: FrameCache) -> dict[str, str]:
+    """The maps of the frames, by the annotators that made them."""
+    recorded = cache.recorded(STAGE.name)
+    pairs = enumerate(map_names(recorded) if recorded else ())
+    return {f"map {index}: {pair[0].partition('/')[2].rpartition('-')[0]}": pair[0] for index, pair in pairs if pair}
+
+
+STAGE = Stage(
+    name="control",
+    reads=("controlnet_processor", "style_image", "frames_reference"),
+    after=("extract",),
+    arrays=("references", "control/*", "control_reference/*", "notes/*", "measures/*"),
+    plan=plan,
+    check=check,
+    shown=shown,
+)

@@ -1,4 +1,4 @@
-"""Rendered frames → smooth frames → video.mp4."""
+"""Smooth the rendered frames and write video.mp4."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from stages.base.record import read_json, write_json
 from stages.base.words import counted, per_second
 from stages.jobs.job import Job
 from stages.models.weights import check_device, pick_gpu
-from stages.smoothers import CHUNKS, ON_GPU, build
+from stages.smoothers import SMOOTHERS, build
+from stages.smoothers.ebsynth import Ebsynth
 from stages.tasks import ChunkSmoother, SmoothTask
 from stages.video import Audio, Encoding, check_encoder, encode, frame_files, write_frames
 
@@ -51,8 +52,9 @@ def plan(run: Run[Job], resume: bool) -> Plan:
     task = _task(run.job, shape[0])
     chunk = CHUNK
     if isinstance(task, SmoothTask):
-        chunk = CHUNKS[task.smoother.name]
-        if task.smoother.name in ON_GPU:
+        smoother = SMOOTHERS[task.smoother.name]
+        chunk = smoother.chunk
+        if smoother.on_gpu:
             pick_gpu(run.job.device)  # refuses what is not there, before anything is begun
     return Plan(
         frames=shape[0],
@@ -65,9 +67,9 @@ def plan(run: Run[Job], resume: bool) -> Plan:
 def _task(job: Job, frames: int) -> SmoothTask | PassTask:
     if job.post_smoother is not None:
         return _smoothed(ChunkSmoother(job.post_smoother, job.post_smoother_config, job.device))
-    if job.extra_deflickering_range:  # which is EbsynthSmoother's, as published, whatever the job's smoother is
+    if job.extra_deflickering_range:  # Ebsynth's, as published, whatever the job's smoother is
         reach = min(job.extra_deflickering_range, frames - 1)
-        return _smoothed(ChunkSmoother("EbsynthSmoother", {"smooth_index": [*range(-reach, reach + 1)]}, job.device))
+        return _smoothed(ChunkSmoother(Ebsynth.name, {"smooth_index": [*range(-reach, reach + 1)]}, job.device))
     return PassTask()
 
 
@@ -186,4 +188,15 @@ def _audio(job: Job, source: dict[str, Any], frames: int, rate: Fraction, report
     return Audio(Path(job.input_video), source["start"], source["stop"])
 
 
-STAGE = Stage("deflicker", plan, deliver, check)
+STAGE = Stage(
+    name="deflicker",
+    reads=("extra_deflickering_range", "post_smoother", "post_smoother_config"),
+    after=("extract", "render"),
+    arrays=("deflickered",),
+    plan=plan,
+    deliver=deliver,
+    check=check,
+    outputs=(VIDEO,),
+    changed_outputs=changed_outputs,
+    shown=lambda cache: {"deflickered": "deflickered"},
+)

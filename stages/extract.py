@@ -1,9 +1,10 @@
-"""Video → frames: the used part of the source, cropped and resized, into the cache."""
+"""Extract the frames of the video: decode, crop and resize them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from fractions import Fraction
 from functools import partial
 from itertools import islice
 
@@ -55,8 +56,18 @@ def frame_size(job: Job, source: Source) -> tuple[int, int]:
     return height, width
 
 
-def footage(job: Job) -> Footage:
-    """The frames that `job` will have, by what the header of its source says."""
+def footage(run: Run[Job], ahead: bool) -> Footage:
+    """The frames that the job has, or `ahead` of extraction will have, by what the header of its source says."""
+    return _expected(run.job) if ahead else _extracted(run.cache)
+
+
+def _extracted(cache: FrameCache) -> Footage:
+    frames = cache["frames"]
+    count, height, width, _ = frames.shape
+    return Footage(count, height, width, Fraction(str(frames.attrs["fps"])), least=count, most=count)
+
+
+def _expected(job: Job) -> Footage:
     source = open_source(job.input_video)
     height, width = frame_size(job, source)
     count = _expected_count(job, source)
@@ -143,4 +154,20 @@ def _no_frames(job: Job) -> UsageError:
     return UsageError(f"{job.input_video} has no frames {span}", "check start_time and end_time")
 
 
-STAGE = Stage("extract", plan, check=check, footage=footage)
+STAGE = Stage(
+    name="extract",
+    reads=(
+        "input_video",
+        "frame_height",
+        "frame_width",
+        "frame_interval",
+        "frame_maximum_count",
+        "start_time",
+        "end_time",
+    ),
+    arrays=("frames",),
+    plan=plan,
+    check=check,
+    footage=footage,
+    shown=lambda cache: {"frames": "frames"},
+)

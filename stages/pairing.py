@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stages.smoothers.offset import Alignment, Stretch, edge_map, find_offset, map_size
+from stages.smoothers.images.offset import Alignment, Stretch, edge_map, find_offset, map_size
 from stages.video import ImageFolder, Shot, Source, fit, open_source, stated_length
 
 SPEED_TOLERANCE = 0.005  # by which two frame rates may differ and still be one rate

@@ -131,7 +131,7 @@ class PaintTask(Task):
     patch_size: int
 
     def run(self, cache: FrameCache, start: int, stop: int) -> None:
-        from stages.smoothers.keyframes import Interpolator
+        from stages.smoothers.images.keyframes import Interpolator
 
         guides, styles = (bring(cache[name], self.device) for name in (self.guides, self.styles))
         painter = Interpolator(guides, styles, self.keys, self.patch_size)

@@ -4,15 +4,34 @@
 key. docs/tasks.md has the reasons.
 """
 
-# Each task, and what it is for in a few words. Those of DiffSynth come first.
-TASKS = {
-    "text_guided": "a new look by prompt",
-    "fashion": "a person as in a reference image",
-    "image_guided": "the colours of a style image",
-    "restoring": "detail for a small or damaged video",
-    "rendering_3d": "a plain 3D rendering made real",
-    "text_guided_lcm": "text_guided in 8 steps",
-}
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Task(StrEnum):
+    """What a video is to become. DiffSynth's tasks come first.
+
+    Attributes:
+        about: What the task is for, in a few words.
+    """
+
+    about: str
+
+    TEXT_GUIDED = "text_guided", "a new look by prompt"
+    FASHION = "fashion", "a person as in a reference image"
+    IMAGE_GUIDED = "image_guided", "the colours of a style image"
+    RESTORING = "restoring", "detail for a small or damaged video"
+    RENDERING_3D = "rendering_3d", "a plain 3D rendering made real"
+    TEXT_GUIDED_LCM = "text_guided_lcm", "text_guided in 8 steps"
+
+    def __new__(cls, name: str, about: str) -> Task:
+        """Return a member whose value is its name."""
+        task = str.__new__(cls, name)
+        task._value_, task.about = name, about
+        return task
+
+
 PUBLISHED = ("text_guided", "fashion", "image_guided", "restoring", "rendering_3d")
 
 NOTES = {"fashion": "Give a model fine-tuned on the person as model_id, as DiffSynth's file did"}  # what else to do

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import json
 import re
 from pathlib import Path
@@ -9,8 +11,12 @@ from typing import Any
 
 import pytest
 
-from diffsynth_cli.app import app
+import diffsynth_cli as ds
+from diffsynth_cli.app import COMMANDS
+from stages.annotators import ANNOTATORS
+from stages.diffusion.sampler import SAMPLERS
 from stages.jobs.job import Job
+from stages.smoothers import SMOOTHERS
 from tools.job_keys import PAGE, page
 
 ROOT = Path(__file__).parent.parent
@@ -20,10 +26,27 @@ def test_job_keys_page_is_current():
     assert PAGE.read_text() == page(), "python -m tools.job_keys writes it anew"
 
 
+@pytest.mark.parametrize(
+    ("registry", "name"), [(SMOOTHERS, "smoothers"), (ANNOTATORS, "annotators"), (SAMPLERS, "design")]
+)
+def test_every_name_is_explained(registry, name):
+    text = (ROOT / f"docs/{name}.md").read_text()
+    assert [choice for choice in registry.built_in if f"`{choice}`" not in text] == []
+
+
+def test_what_extending_shows_is_in_the_example():
+    text = (ROOT / "docs/extending.md").read_text()
+    example = "".join(
+        file.read_text() for file in (ROOT / "docs/examples/diffsynth-extras").iterdir() if file.is_file()
+    )
+    blocks = re.findall(r"```(?:toml|python)\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) == 2 and all(block in example for block in blocks)
+
+
 def test_readme_lists_every_command_and_no_other():
     text = (ROOT / "README.md").read_text()
     listed = set(re.findall(r"^\| `diffsynth (\w+)", text, re.MULTILINE))
-    assert listed == {command.name or command.callback.__name__ for command in app.registered_commands}
+    assert listed == set(COMMANDS)
 
 
 def test_the_speed_that_the_readme_claims_was_measured():
@@ -54,3 +77,19 @@ def test_links_lead_somewhere_and_json_is_json(path):
     for block in re.findall(r"```json\n(.*?)```", text, re.DOTALL):
         keys = json.loads(block)
         assert set(keys) <= set(Job.model_fields)
+
+
+def test_python_examples_call_what_there_is():
+    page = (ROOT / "docs/python.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    nodes = [node for block in blocks for node in ast.walk(ast.parse(block))]
+    assert {node.attr for node in nodes if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "ds"} <= set(
+        ds.__all__
+    )
+    for node in nodes:
+        if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("ds."):
+            signature = inspect.signature(getattr(ds, ast.unparse(node.func)[3:]))
+            signature.bind(*node.args, **{keyword.arg: keyword.value for keyword in node.keywords if keyword.arg})
+    for name, listed in re.findall(r"^\| `(\w+)\((.*?)\)` \|", page, re.MULTILINE):
+        names = re.findall(r"\b[a-z]\w*\b", re.sub("=None", "", listed))
+        assert names == [name for name in inspect.signature(getattr(ds, name)).parameters if name in names]

@@ -13,7 +13,7 @@ from diffsynth_cli.__main__ import main
 from diffsynth_cli.demo import write_demo
 from stages.base.cache import FrameCache
 from stages.smoothers import build
-from stages.smoothers.metrics import measure
+from stages.smoothers.images.metrics import measure
 from tools.train_mini.evaluate import agreement
 
 FRAMES = 4
@@ -66,7 +66,7 @@ def test_words_change_the_light_and_the_colours(restyle):
 
 def test_edges_are_where_the_map_has_them(restyle):
     cache = restyle("summer, day, photo", **ALONE)
-    (name,) = cache.arrays("control")
+    (name,) = cache.arrays("control/*")
     maps, without = cache[name][:], restyle("summer, day, photo", controlnet_scale="[0.0]", **ALONE)
     met = [edges_met(other["rendered"][:], maps[..., 0]) for other in (cache, without)]
     print(f"edges met {met[0]:.2f}, without a map {met[1]:.2f}")

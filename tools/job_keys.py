@@ -8,8 +8,12 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from stages.base.annotators import ANNOTATORS, DIFFSYNTH_ANNOTATORS
-from stages.jobs.job import READS, SMOOTHERS, Job
+from stages.all_stages import all_stages
+from stages.annotators import ANNOTATORS, published_names
+from stages.diffusion.sampler import SAMPLERS
+from stages.jobs.job import Job
+from stages.jobs.machine import MachineSettings
+from stages.smoothers import SMOOTHERS
 
 PAGE = Path(__file__).parent.parent / "docs" / "job-keys.md"
 
@@ -24,13 +28,13 @@ as `--set key=value`; relative paths there are relative to the current folder.
 
 def page() -> str:
     """The page's text."""
-    stage_of = {key: stage for stage, keys in READS.items() for key in keys}
+    stage_of = {key: name for name, stage in all_stages().items() for key in stage.reads}
     rows = [
         f"| `{key}` | {_type(key)} | {_default(_value(field))} | {_flat(field.description)} | {stage_of.get(key, '')} |"
-        for key, field in Job.model_fields.items()
+        for key, field in sorted(Job.model_fields.items(), key=lambda item: item[0] in MachineSettings.model_fields)
     ]
     table = "| key | type | default | meaning | makes stale |\n|---|---|---|---|---|\n" + "\n".join(rows)
-    return HEAD + table + "\n\n" + _annotators() + "\n" + _smoothers()
+    return HEAD + table + "\n\n" + "\n".join([_annotators(), _smoothers(), _schedulers()])
 
 
 def _annotators() -> str:
@@ -40,8 +44,8 @@ def _annotators() -> str:
         "| name | DiffSynth's name | options (default) | map |",
         "|---|---|---|---|",
     ]
-    theirs = {str(ours["name"]): _theirs(name, ours) for name, ours in DIFFSYNTH_ANNOTATORS.items()}
-    for name, model in ANNOTATORS.items():
+    theirs = {str(ours["name"]): _theirs(name, ours) for name, ours in published_names().items()}
+    for name, model in ANNOTATORS.built_in.items():
         lines.append(f"| `{name}` | {theirs.get(name, '')} | {_options(model, skip='name')} | {_flat(model.__doc__)} |")
     return "\n".join(lines) + "\n"
 
@@ -59,8 +63,21 @@ def _smoothers() -> str:
         "| name | options (default) | what it does |",
         "|---|---|---|",
     ]
-    for name, model in SMOOTHERS.items():
+    for name, model in SMOOTHERS.built_in.items():
         lines.append(f"| `{name}` | {_options(model)} | {_flat(model.__doc__)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _schedulers() -> str:
+    lines = [
+        "## Schedulers (`scheduler`)",
+        "",
+        "| name | steps, at most | `guidance_scale`, at most | what it does |",
+        "|---|---|---|---|",
+    ]
+    for name, sampler in SAMPLERS.items():
+        guidance = f"{sampler.most_guidance:g}" if sampler.most_guidance else ""
+        lines.append(f"| `{name}` | {sampler.most_steps} | {guidance} | {sampler.description} |")
     return "\n".join(lines) + "\n"
 
 

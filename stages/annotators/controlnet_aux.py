@@ -10,47 +10,204 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
-import cv2
 import numpy as np
+from pydantic import Field
 
+from stages.annotators import ANNOTATORS, AnnotatorOptions, Resized, Weighted
+from stages.base.paths import WeightsName
 from stages.models.weights import Weights, explained, no_logs, pick_device
+
+LINES = {"sigma": "guassian_sigma", "threshold": "intensity_threshold"}  # controlnet_aux's words
 
 GRID = 64  # px; images whose sides are not multiples of this are resized by controlnet_aux
 
-# Our name: controlnet_aux's class, and its words for our options.
-DETECTORS: dict[str, tuple[str, dict[str, str]]] = {
-    "lineart_standard": ("LineartStandardDetector", {"sigma": "guassian_sigma", "threshold": "intensity_threshold"}),
-    "hed": ("HEDdetector", {}),
-    "softedge_pidi": ("PidiNetDetector", {}),
-    "lineart": ("LineartDetector", {}),
-    "lineart_anime": ("LineartAnimeDetector", {}),
-    "mlsd": ("MLSDdetector", {"score": "thr_v", "distance": "thr_d"}),
-    "normalbae": ("NormalBaeDetector", {}),
-    "midas": ("MidasDetector", {}),
-    "zoe": ("ZoeDetector", {"gamma": "gamma_corrected"}),
-    "leres": ("LeresDetector", {"remove_near": "thr_a", "remove_background": "thr_b"}),
-    "teed": ("TEEDdetector", {"steps": "safe_steps"}),
-    "anyline": ("AnylineDetector", {"sigma": "guassian_sigma", "threshold": "intensity_threshold"}),
-    "mediapipe_face": ("MediapipeFaceDetector", {}),
-}
+
+class DetectorOptions(AnnotatorOptions):
+    """Options of detectors of controlnet_aux."""
+
+    detector: ClassVar[str]
+    """controlnet_aux's class."""
+    words: ClassVar[dict[str, str]] = {}
+    """controlnet_aux's words for our options, where they differ."""
+    noisy: ClassVar[bool] = False
+    """Does it write to the terminal past Python?"""
+
+    def build(self, style_image: np.ndarray | None, weights: Weights | None, device: str) -> Detector:
+        return Detector(self, weights, device)
+
+
+class Network(Weighted, Resized, DetectorOptions):
+    """Options of detectors with weights on the hub."""
+
+
+@ANNOTATORS.register
+class LineartStandard(DetectorOptions):
+    """Dark lines found by subtracting a blurred copy of the frame."""
+
+    detector, words = "LineartStandardDetector", LINES
+    name: Literal["lineart_standard"]
+    sigma: float = Field(6.0, gt=0, le=100)
+    """Blur, in pixels."""
+    threshold: int = Field(8, ge=0, le=255)
+    """Differences below this, in grey levels, do not count when contrast is set."""
+
+
+@ANNOTATORS.register
+class MediapipeFace(Resized, DetectorOptions):
+    """Faces (MediaPipe's face mesh); needs `pip install 'diffsynth-cli[mediapipe]'`."""
+
+    detector, noisy = "MediapipeFaceDetector", True
+    requires, extra = "mediapipe.python.solutions", "mediapipe"
+    name: Literal["mediapipe_face"]
+    max_faces: int = Field(1, ge=1, le=100)
+    min_confidence: float = Field(0.5, ge=0, le=1)
+    """How sure a face must be."""
+
+
+@ANNOTATORS.register
+class Hed(Network):
+    """Soft edges (HED)."""
+
+    detector = "HEDdetector"
+    diffsynth = {"ControlnetImageProcesserHED": {}}
+    files = ("ControlNetHED.pth",)
+    name: Literal["hed"]
+    safe: bool = False
+    """Few grey levels: hides what the frame showed."""
+    scribble: bool = False
+    """Thin lines, as drawn by hand."""
+
+
+@ANNOTATORS.register
+class SoftedgePidi(Network):
+    """Soft edges (PiDiNet)."""
+
+    detector = "PidiNetDetector"
+    files = ("table5_pidinet.pth",)
+    name: Literal["softedge_pidi"]
+    safe: bool = False
+    """Few grey levels: hides what the frame showed."""
+    scribble: bool = False
+    """Thin lines, as drawn by hand."""
+
+
+@ANNOTATORS.register
+class Lineart(Network):
+    """Line drawing of a photograph."""
+
+    detector = "LineartDetector"
+    files = ("sk_model.pth", "sk_model2.pth")
+    name: Literal["lineart"]
+    coarse: bool = False
+    """Fewer lines."""
+
+
+@ANNOTATORS.register
+class LineartAnime(Network):
+    """Line drawing of an anime frame."""
+
+    detector = "LineartAnimeDetector"
+    files = ("netG.pth",)
+    name: Literal["lineart_anime"]
+
+
+@ANNOTATORS.register
+class Mlsd(Network):
+    """Straight lines."""
+
+    detector, words = "MLSDdetector", {"score": "thr_v", "distance": "thr_d"}
+    files = ("mlsd_large_512_fp32.pth",)
+    name: Literal["mlsd"]
+    score: float = Field(0.1, ge=0, le=1)
+    """How sure a line must be."""
+    distance: float = Field(0.1, ge=0, le=20)
+    """How long it must be, in the network's own measure."""
+
+
+@ANNOTATORS.register
+class NormalBae(Network):
+    """Surface normals."""
+
+    detector = "NormalBaeDetector"
+    files = ("scannet.pt",)
+    name: Literal["normalbae"]
+
+
+@ANNOTATORS.register
+class Midas(Network):
+    """Depth (MiDaS 3), near is white."""
+
+    detector = "MidasDetector"
+    files = ("dpt_hybrid-midas-501f0c75.pt",)
+    name: Literal["midas"]
+
+
+@ANNOTATORS.register
+class Zoe(Network):
+    """Depth (ZoeDepth as ControlNet's makers use it), near is white."""
+
+    detector, words = "ZoeDetector", {"gamma": "gamma_corrected"}
+    files = ("ZoeD_M12_N.pt",)
+    name: Literal["zoe"]
+    gamma: bool = False
+    """Darker far off."""
+
+
+@ANNOTATORS.register
+class Leres(Network):
+    """Depth (LeReS), near is white."""
+
+    detector, words = "LeresDetector", {"remove_near": "thr_a", "remove_background": "thr_b"}
+    files = ("res101.pth", "latest_net_G.pth")
+    name: Literal["leres"]
+    remove_near: float = Field(0, ge=0, le=100)
+    """Percent of the range."""
+    remove_background: float = Field(0, ge=0, le=100)
+    """Percent of the range."""
+    boost: bool = False
+    """Look at parts of the frame, too: finer, and many times slower."""
+
+
+@ANNOTATORS.register
+class Teed(Network):
+    """Edges (TEED)."""
+
+    detector, words = "TEEDdetector", {"steps": "safe_steps"}
+    files = ("5_model.pth",)
+    name: Literal["teed"]
+    model: WeightsName = "fal-ai/teed"
+    steps: int = Field(2, ge=0, le=10)
+    """Grey levels above black; 0: all."""
+
+
+@ANNOTATORS.register
+class Anyline(Network):
+    """Edges and lines (TEED joined with lineart_standard)."""
+
+    detector, words = "AnylineDetector", LINES
+    files = ("Anyline/MTEED.pth",)
+    name: Literal["anyline"]
+    model: WeightsName = "TheMistoAI/MistoLine"
+    sigma: float = Field(2.0, gt=0, le=100)
+    """Blur, in pixels."""
+    threshold: int = Field(3, ge=0, le=255)
+    """Differences below this, in grey levels, do not count when contrast is set."""
 
 
 class Detector:
     """A detector of controlnet_aux, frame by frame: none of them takes more than one."""
 
-    def __init__(
-        self, name: str, weights: Weights | None = None, device: str = "auto", resolution: int | None = None,
-        **options: Any,
-    ):  # fmt: skip
-        self.name, self.weights, self.device, self.resolution = name, weights, device, resolution
-        words = DETECTORS[name][1]
-        self.options = {words.get(key, key): value for key, value in options.items()} | {"output_type": "np"}
+    def __init__(self, options: DetectorOptions, weights: Weights | None, device: str):
+        self.settings, self.weights, self.device = options, weights, device
+        self.resolution = options.resolution if isinstance(options, Resized) else None
+        given = options.model_dump(exclude={"name", "model", "resolution"})
+        self.options = {options.words.get(key, key): value for key, value in given.items()} | {"output_type": "np"}
 
     @cached_property
     def detector(self) -> Any:
-        return load(self.name, DETECTORS[self.name][0], self.weights, self.device)
+        return load(self.settings.name, self.settings.detector, self.weights, self.device)
 
     @cached_property
     def sizes(self) -> list[str]:
@@ -58,7 +215,7 @@ class Detector:
         return [size for size in ("detect_resolution", "image_resolution") if size in takes]
 
     def maps(self, frames: np.ndarray) -> np.ndarray:
-        hush = _closed_stderr if self.name == "mediapipe_face" else quiet
+        hush = _closed_stderr if self.settings.noisy else quiet
         with hush():
             return np.stack([look_at(frame, self.resolution, self._detect) for frame in frames])
 
@@ -91,6 +248,8 @@ def look_at(image: np.ndarray, resolution: int | None, detect: Callable[[np.ndar
     With a `resolution`, controlnet_aux resizes the image to it. Without, the image is padded to sides that
     controlnet_aux leaves as they are, and the map cut back.
     """
+    import cv2
+
     height, width = image.shape[:2]
     if resolution is not None:
         return cv2.resize(detect(image, resolution), (width, height), interpolation=cv2.INTER_LINEAR)
@@ -100,6 +259,8 @@ def look_at(image: np.ndarray, resolution: int | None, detect: Callable[[np.ndar
 
 def pad(image: np.ndarray) -> np.ndarray:
     """The image with its last rows and columns repeated until its sides are multiples of GRID."""
+    import cv2
+
     height, width = image.shape[:2]
     return cv2.copyMakeBorder(image, 0, -height % GRID, 0, -width % GRID, cv2.BORDER_REPLICATE)
 

@@ -11,15 +11,63 @@ from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
-from scipy.special import expit
+from pydantic import Field
 
+from stages.annotators import ANNOTATORS, Weighted
 from stages.annotators.controlnet_aux import quiet
 from stages.base.errors import DiffSynthError
+from stages.base.paths import WeightsName
 from stages.models.weights import Weights, explained, pick_device
 
 NEAREST = 1e-3  # of a metric model's unit (m); what is nearer counts as this near
 CONTRAST = 5.0  # how steep the sigmoid is, as published with DiffSynth
 METRIC_MODELS = ("zoedepth", "depth_pro", "prompt_depth_anything")  # that do not say so in their configuration
+
+
+class DepthModelOptions(Weighted):
+    """Options of all annotators that run a depth model of transformers."""
+
+    files = ("config.json", "preprocessor_config.json", "model.safetensors")
+    model: WeightsName = "Intel/dpt-large"
+    """A hub id or a local folder of a depth-estimation model."""
+    invert: bool | None = None
+    """Does the model give distances, so that near and far must change places? null: metric models do."""
+
+    def network(self, weights: Weights | None, device: str) -> DepthModel:
+        assert weights is not None, "see `weights`"
+        return DepthModel(weights, device, self.invert)
+
+
+@ANNOTATORS.register
+class DepthOptions(DepthModelOptions):
+    """Depth by a transformers model (DPT, Depth Anything, ZoeDepth, ...), near is white."""
+
+    diffsynth = {"ControlnetImageProcesserDepth": {"normalize": "max"}}
+    name: Literal["depth"]
+    normalize: Literal["frame", "video", "max"] = "frame"
+    """What fills the range from black to white: each frame; the whole video, which does not flicker; max: 0 to each
+    frame's nearest point, as DiffSynth did."""
+
+    def build(self, style_image: np.ndarray | None, weights: Weights | None, device: str) -> Depth | DepthOverTime:
+        network = self.network(weights, device)
+        return DepthOverTime(network, "range") if self.normalize == "video" else Depth(network, self.normalize)
+
+
+@ANNOTATORS.register
+class DepthVideoOptions(DepthModelOptions):
+    """As depth, each frame shifted so that its mean is the video's."""
+
+    diffsynth = {"VideoControlnetImageProcesserDepth": {"normalize": "max"}}
+    name: Literal["depth_video"]
+    normalize: Literal["frame", "max"] = "frame"
+    """What fills a frame's range before it is shifted: its farthest to its nearest point; max: 0 to its nearest."""
+    sigmoid: bool = False
+    """More contrast about `threshold`."""
+    threshold: float = Field(1.0, allow_inf_nan=False)
+    """The grey level, in halves of white, that the contrast is raised about."""
+
+    def build(self, style_image: np.ndarray | None, weights: Weights | None, device: str) -> DepthOverTime:
+        return DepthOverTime(self.network(weights, device), "mean", self.normalize, self.sigmoid, self.threshold)
 
 
 class DepthModel:
@@ -77,8 +125,8 @@ class DepthModel:
 class Depth:
     """Each frame's depth in grey levels, its nearest point white. `normalize`: see GREY_LEVELS."""
 
-    def __init__(self, normalize: Literal["frame", "max"] = "frame", **model: Any):
-        self.normalize, self.model = normalize, DepthModel(**model)
+    def __init__(self, model: DepthModel, normalize: Literal["frame", "max"]):
+        self.model, self.normalize = model, normalize
 
     def maps(self, frames: np.ndarray) -> np.ndarray:
         return _rgb(GREY_LEVELS[self.normalize](self.model.depth(frames)))
@@ -96,14 +144,14 @@ class DepthOverTime:
 
     def __init__(
         self,
+        model: DepthModel,
         common: Literal["range", "mean"],
         normalize: Literal["frame", "max"] = "frame",
         sigmoid: bool = False,
         threshold: float = 1.0,
-        **model: Any,
     ):
         self.common, self.normalize, self.sigmoid, self.threshold = common, normalize, sigmoid, threshold
-        self.model = DepthModel(**model)
+        self.model = model
 
     def note_shape(self, height: int, width: int) -> tuple[int, ...]:
         return height, width
@@ -128,6 +176,8 @@ class DepthOverTime:
             return _rgb(_levels(note, low, high))
         grey = note - note.mean(dtype=np.float64) + mean
         if self.sigmoid:
+            from scipy.special import expit
+
             grey = 255 * expit(CONTRAST * (grey / 127.5 - self.threshold))
         return _rgb(np.floor(grey) if self.normalize == "max" else grey)
 

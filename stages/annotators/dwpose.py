@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import cv2
 import numpy as np
 
+from stages.annotators import ANNOTATORS
 from stages.annotators.controlnet_aux import quiet
-from stages.annotators.pose import resized
+from stages.annotators.pose import PoseOptions, resized
+from stages.base.paths import WeightsName
 from stages.models.weights import Weights, explained, pick_device
 
 # Points of COCO-WholeBody: 17 of the body, 6 of the feet, 68 of the face, 21 of each hand.
@@ -38,15 +39,26 @@ MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of RTMPose's i
 MARGIN = 1.25  # RTMPose looks at this many times a person's box
 
 
+@ANNOTATORS.register
+class DwposeOptions(PoseOptions):
+    """Skeletons of people by DWPose: body, hands and face; needs `pip install 'diffsynth-cli[dwpose]'`."""
+
+    files = ("yolox_l.onnx", "dw-ll_ucoco_384.onnx")
+    requires, extra = "onnxruntime", "dwpose"
+    name: Literal["dwpose"]
+    model: WeightsName = "yzd-v/DWPose"
+
+    def build(self, style_image: np.ndarray | None, weights: Weights | None, device: str) -> Dwpose:
+        assert weights is not None, "see `weights`"
+        return Dwpose(self, weights, device)
+
+
 class Dwpose:
     """Skeletons, frame by frame."""
 
-    def __init__(
-        self, weights: Weights, device: str = "auto", resolution: int | None = None, hands: bool = True,
-        face: bool = True,
-    ):  # fmt: skip
-        self.weights, self.device, self.resolution = weights, device, resolution
-        self.parts = {"hands": hands, "face": face}
+    def __init__(self, options: DwposeOptions, weights: Weights, device: str):
+        self.weights, self.device, self.resolution = weights, device, options.resolution
+        self.parts = {"hands": options.hands, "face": options.face}
 
     @cached_property
     def networks(self) -> tuple[Network, Network]:
@@ -121,6 +133,8 @@ def _providers(device: str) -> list[Any]:
 
 def find_people(detector: Network, frame: np.ndarray) -> np.ndarray:
     """The boxes of people in a frame [H, W, 3], surest first: left, top, right and bottom in its pixels [PEOPLE, 4]."""
+    import cv2
+
     image, scale = _fit(frame, detector.size)
     found = detector(image)[0][0]
     cells, strides = _grid(detector.size)
@@ -144,6 +158,8 @@ def check_detector(detector: Network) -> None:
 
 def _fit(frame: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, float]:
     """The frame in BGR, as large as it fits into the upper left of an image of this size; and by how much it shrank."""
+    import cv2
+
     height, width = frame.shape[:2]
     scale = min(size[0] / height, size[1] / width)
     height, width = int(height * scale), int(width * scale)
@@ -168,6 +184,8 @@ def _grid(size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
 def find_points(estimator: Network, frame: np.ndarray, box: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The points of the person in this box of a frame [H, W, 3]: x and y in its pixels [POINTS, 2], confidences
     [POINTS]."""
+    import cv2
+
     size = np.array(estimator.size[::-1])  # width, height
     scale = MARGIN * ((box[2:] - box[:2]) / size).max()  # pixels of the frame per pixel of the input
     origin = (box[:2] + box[2:]) / 2 - scale * size / 2

@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 from functools import cached_property
+from typing import Literal
 
-import cv2
 import numpy as np
+from pydantic import Field
 
+from stages.annotators import ANNOTATORS, PUBLISHED_SIDE, AnnotatorOptions, Resized
 from stages.annotators.controlnet_aux import detector_class, look_at
+from stages.models.weights import Weights
+
+
+@ANNOTATORS.register
+class TileOptions(AnnotatorOptions):
+    """The frame itself."""
+
+    diffsynth = {"ControlnetImageProcesserTile": {}}
+    name: Literal["tile"]
+
+    def build(self, style_image: np.ndarray | None, weights: Weights | None, device: str) -> Tile:
+        return Tile()
 
 
 class Tile:
@@ -17,20 +31,51 @@ class Tile:
         return frames
 
 
+@ANNOTATORS.register
+class CannyOptions(AnnotatorOptions):
+    """Hard edges (OpenCV's Canny)."""
+
+    name: Literal["canny"]
+    low_threshold: int = Field(100, ge=0, le=2000)
+    """Gradients below this are never an edge."""
+    high_threshold: int = Field(200, ge=0, le=2000)
+    """Gradients above this always are."""
+
+    def build(self, style_image: np.ndarray | None, weights: Weights | None, device: str) -> Canny:
+        return Canny(self.low_threshold, self.high_threshold)
+
+
 class Canny:
     """White edges on black. OpenCV's own function: controlnet_aux's detector of this name adds only resizing."""
 
-    def __init__(self, low_threshold: int = 100, high_threshold: int = 200):
-        self.low, self.high = low_threshold, high_threshold
+    def __init__(self, low: int, high: int):
+        self.low, self.high = low, high
 
     def maps(self, frames: np.ndarray) -> np.ndarray:
+        import cv2
+
         return np.stack([cv2.cvtColor(cv2.Canny(frame, self.low, self.high), cv2.COLOR_GRAY2RGB) for frame in frames])
+
+
+@ANNOTATORS.register
+class ShuffleOptions(Resized):
+    """`style_image` with its contents moved about: its colours and textures without its layout."""
+
+    uses_style_image = True
+    diffsynth = {"ControlnetImageProcesserShuffle": {"resolution": PUBLISHED_SIDE}}
+    name: Literal["shuffle"]
+    seed: int = Field(0, ge=0, lt=2**32)
+    """Of NumPy's generator."""
+
+    def build(self, style_image: np.ndarray | None, weights: Weights | None, device: str) -> Shuffle:
+        assert style_image is not None, "jobs without one are refused"
+        return Shuffle(style_image, self.seed, self.resolution)
 
 
 class Shuffle:
     """The style image, fitted to the frames and moved about (controlnet_aux): one map for all frames."""
 
-    def __init__(self, style_image: np.ndarray, seed: int = 0, resolution: int | None = None):
+    def __init__(self, style_image: np.ndarray, seed: int, resolution: int | None):
         self.style_image, self.seed, self.resolution = style_image, seed, resolution
 
     @cached_property

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
-import cv2
 import numpy as np
-from scipy.optimize import linear_sum_assignment
-from scipy.signal import savgol_coeffs
 
+from stages.annotators import ANNOTATORS, PUBLISHED_SIDE, Resized, Weighted
 from stages.annotators.controlnet_aux import load, pad, quiet
 from stages.models.weights import Weights
 
@@ -24,15 +22,43 @@ BODY, LEFT, RIGHT, FACE = slice(0, 18), slice(18, 39), slice(39, 60), slice(60, 
 WINDOW, ORDER = 7, 2  # frames and polynomial of the smoothing, as published with DiffSynth
 
 
+class PoseOptions(Weighted, Resized):
+    """Options of all annotators that draw skeletons."""
+
+    hands: bool = True
+    face: bool = True
+
+
+@ANNOTATORS.register
+class OpenposeOptions(PoseOptions):
+    """Skeletons of people: body, hands and face."""
+
+    diffsynth = {"ControlnetImageProcesserPose": {}}
+    files = ("body_pose_model.pth", "hand_pose_model.pth", "facenet.pth")
+    name: Literal["openpose"]
+
+    def build(self, style_image: np.ndarray | None, weights: Weights | None, device: str) -> Openpose:
+        return Openpose(self, weights, device)
+
+
+@ANNOTATORS.register
+class OpenposeVideoOptions(PoseOptions):
+    """As openpose, face points smoothed over time (Savitzky-Golay, window 7, order 2)."""
+
+    diffsynth = {"VideoControlnetImageProcesserOpenpose": {"resolution": PUBLISHED_SIDE}}
+    files = OpenposeOptions.files
+    name: Literal["openpose_video"]
+
+    def build(self, style_image: np.ndarray | None, weights: Weights | None, device: str) -> OpenposeOverTime:
+        return OpenposeOverTime(Openpose(self, weights, device))
+
+
 class Openpose:
     """Skeletons, frame by frame."""
 
-    def __init__(
-        self, weights: Weights, device: str = "auto", resolution: int | None = None, hands: bool = True,
-        face: bool = True,
-    ):  # fmt: skip
-        self.weights, self.device, self.resolution = weights, device, resolution
-        self.parts = {"include_hand": hands, "include_face": face}
+    def __init__(self, options: PoseOptions, weights: Weights | None, device: str):
+        self.weights, self.device, self.resolution = weights, device, options.resolution
+        self.parts = {"include_hand": options.hands, "include_face": options.face}
 
     @cached_property
     def detector(self) -> Any:
@@ -66,8 +92,8 @@ class OpenposeOverTime:
 
     MEASURES = 1
 
-    def __init__(self, **settings: Any):
-        self.openpose = Openpose(**settings)
+    def __init__(self, openpose: Openpose):
+        self.openpose = openpose
 
     def note_shape(self, height: int, width: int) -> tuple[int, ...]:
         return PEOPLE, POINTS, 2
@@ -95,6 +121,8 @@ def resized(frame: np.ndarray, resolution: int | None) -> np.ndarray:
     scale = 1.0 if resolution is None else resolution / min(frame.shape[:2])
     if scale == 1:
         return frame
+    import cv2
+
     how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LANCZOS4
     return cv2.resize(frame, None, fx=scale, fy=scale, interpolation=how)
 
@@ -106,6 +134,8 @@ def smooth_face(poses: np.ndarray, index: int) -> np.ndarray:
     in one of the window's frames. Near a run's ends the window is its first or last WINDOW frames. WINDOW - 1 frames to
     each side of `index` are all that counts. Who is who from frame to frame is who is nearest.
     """
+    from scipy.signal import savgol_coeffs
+
     faces = [_faces(pose) for pose in poses]
     begin = end = index
     while begin > 0 and len(faces[begin - 1]) == len(faces[index]):
@@ -154,6 +184,8 @@ def _faces(pose: np.ndarray) -> np.ndarray:
 
 def _matched(own: np.ndarray, others: np.ndarray) -> np.ndarray:
     """`others` [F, 70, 2] in the order in which they lie nearest to `own`."""
+    from scipy.optimize import linear_sum_assignment
+
     centres = [np.nanmean(faces, axis=1) for faces in (own, others)]
     distance = np.linalg.norm(centres[0][:, None] - centres[1][None], axis=2)
     return others[linear_sum_assignment(distance)[1]]

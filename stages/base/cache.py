@@ -1,23 +1,7 @@
 """The frame cache: a Zarr v3 group in which every frame of every stage is one checksummed chunk.
 
-Layout (N frames of H x W):
+Each stage declares the arrays that it makes; docs/cache.md describes them. Beside the arrays:
 
-    frames               uint8   [N, H, W, 3]      sRGB
-    references           uint8   [R, H, W, 3]      the job's reference images, fitted to the frames
-    control/<map>        uint8   [N, H, W, 3]      named by what it was made of (fingerprint.map_names)
-    control_reference/<map> uint8 [R, H, W, 3]     the same for the references
-    notes/<map>          float32 [N, ...]          what annotators that need the whole video have seen in each frame
-    measures/<map>       float64 [N, ...]          and what must be known of all frames to draw one
-    step_latents/<step>  float32 [N, 4, H/8, W/8]  what a denoising step wrote (0000: the start), until the next is done
-    step_clean/<step>    float32 [N, 4, H/8, W/8]  what it continued from, if the next one looks back at it
-    step_predicted/<step> uint8  [N, H, W, 3]      its predicted frames, if they are smoothed
-    latents              float32 [N, 4, H/8, W/8]  what the last step wrote
-    rendered             uint8   [N, H, W, 3]
-    unseen               float32 [N]               the share of a frame that no keyframe shows, if not all are rendered
-    deflickered          uint8   [N, H, W, 3]
-    guides, styles, smoothed  uint8  [N, H, W, 3]  of `diffsynth smooth`, which has a cache of its own (no guides where
-                                                   the style is its own guide);
-    guessed              float32 [N]               its `unseen`
     marks/, receipts/    what is done (see record.py)
     lock, holder.json    who drives the cache now
 """
@@ -30,10 +14,11 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -45,6 +30,7 @@ from filelock import FileLock, Timeout
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from stages.base.errors import DiffSynthError
+from stages.base.fingerprint import Inputs
 from stages.base.record import StageRecord, write_json
 
 HOLDER = "holder.json"
@@ -53,32 +39,19 @@ ZSTD_LEVEL = 1  # on real footage level 3 makes files 9 % smaller and takes twic
 # What Zarr raises for metadata that is no JSON, lacks a part, or is not of the kind that it expects.
 DAMAGED_METADATA = (ValueError, KeyError, TypeError, AttributeError)
 
-# Which stage makes an array, so that a damaged frame can be mended. By the first part of the name.
-MAKER = {
-    "frames": "extract",
-    "references": "control", "control": "control", "control_reference": "control", "notes": "control",
-    "measures": "control",
-    "step_latents": "render", "step_clean": "render", "step_predicted": "render", "latents": "render",
-    "reference_latents": "render", "keyframes": "render", "rendered": "render", "unseen": "render",
-    # Earlier versions made these. They are removed when the stage is redone.
-    "latents_other": "render", "latents_steps": "render", "clean": "render", "clean_other": "render",
-    "predicted": "render",
-    "deflickered": "deflicker",
-    "guides": "smooth", "styles": "smooth", "smoothed": "smooth", "guessed": "smooth",
-}  # fmt: skip
-GROUPS = (
-    "control", "control_reference", "notes", "measures", "step_latents", "step_clean", "step_predicted"
-)  # of arrays  # fmt: skip
-
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """An array to be made: `shape` [N, ...] with one chunk per frame."""
+    """An array to be made: `shape` [N, ...] with one chunk per frame.
+
+    `compressed`: what it needs on the disk, as a share of its bytes in memory, at least and as a rule, if known.
+    """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
     attributes: dict[str, Any] = field(default_factory=dict)
+    compressed: tuple[float, float] | None = None
 
 
 class FrameArray(Sequence[np.ndarray]):
@@ -140,11 +113,20 @@ class FrameArray(Sequence[np.ndarray]):
 
 
 class FrameCache:
-    """The cache of one job. `arguments`, the job file and its overrides, are only used to name commands in messages."""
+    """The cache of one job.
 
-    def __init__(self, path: str | Path, arguments: str = "JOB.json"):
+    Args:
+        path: Its folder.
+        arguments: The job file and its overrides, to name commands in messages.
+        arrays: What each stage makes, as `Stage.arrays` has it.
+    """
+
+    def __init__(
+        self, path: str | Path, arguments: str = "JOB.json", arrays: Mapping[str, Collection[str]] | None = None
+    ):
         self.path = Path(path)
         self.arguments = arguments
+        self.made_by = arrays or {}
 
     @cached_property
     def group(self) -> zarr.Group:
@@ -174,8 +156,8 @@ class FrameCache:
         return (self.path / name / "zarr.json").exists()
 
     def __getitem__(self, name: str) -> FrameArray:
-        maker = MAKER[name.partition("/")[0]]
-        mend = f"{self.command(maker)} --restart makes it anew"
+        makers = (stage for stage, patterns in self.made_by.items() if any(fnmatch(name, part) for part in patterns))
+        mend = f"{self.command(next(makers, 'run'))} --restart makes it anew"
         if name not in self:
             raise DiffSynthError(f"{self.path}: the array '{name}' is missing", mend)
         try:
@@ -198,6 +180,7 @@ class FrameCache:
             dtype=spec.dtype,
             compressors=[ZstdCodec(level=ZSTD_LEVEL), Crc32cCodec()],
             chunk_key_encoding={"name": "default", "separator": "."},
+            dimension_names=["frame", *(None for _ in spec.shape[1:])],
             attributes=spec.attributes,
             overwrite=True,
         )
@@ -210,27 +193,25 @@ class FrameCache:
         if folder.parent != self.path and not any(folder.parent.glob("*/")):
             shutil.rmtree(folder.parent, ignore_errors=True)
 
-    def remove_all(self, stage: str, keep: Iterable[str] = ()) -> None:
-        """Removes every array that `stage` makes, but those of `keep`."""
-        for part in (part for part, maker in MAKER.items() if maker == stage):
-            names = [f"{part}/{folder.name}" for folder in (self.path / part).glob("*/")] if part in GROUPS else [part]
-            for name in names:
-                if name not in keep:
-                    self.remove(name)
+    def remove_all(self, patterns: Iterable[str], keep: Iterable[str] = ()) -> None:
+        """Removes every array of these names, but those of `keep`."""
+        for folder in [folder for pattern in patterns for folder in self.path.glob(pattern)]:
+            name = folder.relative_to(self.path).as_posix()
+            if folder.is_dir() and name not in keep:
+                self.remove(name)
 
-    def arrays(self, part: str) -> list[str]:
-        """The names of all arrays whose first part is this: itself, or those in the group of this name."""
-        if part in GROUPS:
-            return sorted(f"{part}/{file.parent.name}" for file in (self.path / part).glob("*/zarr.json"))
-        return [part] * (part in self)
+    def arrays(self, *patterns: str) -> list[str]:
+        """The arrays of these names; `control/*` is for all in the group `control`."""
+        files = {file for pattern in patterns for file in self.path.glob(f"{pattern}/zarr.json")}
+        return sorted(file.parent.relative_to(self.path).as_posix() for file in files)
 
     def damage(self, stage: str) -> Iterator[str]:
         """Read all that `stage` has made so far, and say what is damaged or missing."""
         record = self.record(stage)
         if record.inputs is None:
             return
-        made = {name for part, maker in MAKER.items() if maker == stage for name in self.arrays(part)}
-        for name in sorted(made.union((record.receipt or {}).get("arrays", ()))):
+        made = self.arrays(*self.made_by.get(stage, ()))
+        for name in sorted({*made, *(record.receipt or {}).get("arrays", ())}):
             try:
                 array = self[name]
             except DiffSynthError as error:
@@ -247,7 +228,7 @@ class FrameCache:
     def record(self, stage: str) -> StageRecord:
         return StageRecord(self.path, stage)
 
-    def recorded(self, stage: str) -> dict[str, Any] | None:
+    def recorded(self, stage: str) -> Inputs | None:
         """The inputs that `stage` was begun with, None if it never was."""
         return self.record(stage).inputs
 

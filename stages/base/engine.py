@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from stages.base.cache import ArraySpec, FrameCache
 from stages.base.errors import DiffSynthError
-from stages.base.fingerprint import AFTER, changes, fingerprint, stage_inputs
+from stages.base.fingerprint import Inputs, changes, fingerprint
+from stages.base.reporting import Reporter as Reporter
+from stages.base.reporting import told as told
 from stages.base.words import counted
-from stages.jobs.job import Job
 
 
 class Task(Protocol):
@@ -33,24 +35,6 @@ class Task(Protocol):
     def close(self) -> None:
         """Drop what is kept between chunks. The task may be run again afterwards."""
         return
-
-
-class Reporter(Protocol):
-    """Who is told how far things are. Counts are frames, once for each phase that they go through."""
-
-    def begin(self, stage: str, total: int | None, done: int = 0) -> None: ...
-    def phase(self, name: str) -> None: ...
-    def advance(self, frames: int) -> None: ...
-    def end(self, stage: str, message: str) -> None: ...
-    def warn(self, message: str) -> None: ...
-    def close(self) -> None: ...
-
-
-def told(frames: Iterable[Any], reporter: Reporter) -> Iterator[Any]:
-    """The same frames; the reporter hears of each that has been used."""
-    for frame in frames:
-        yield frame
-        reporter.advance(1)
 
 
 @dataclass(frozen=True)
@@ -97,10 +81,13 @@ class Plan:
 
 @dataclass(frozen=True)
 class Options:
-    """What the user may choose for a run that is no part of the job: results differ by rounding at most.
+    """How networks run in one process. Results differ by rounding at most.
 
-    `batch_size`: of groups of frames; None: as many as fit. `low_vram`: what is not needed leaves the GPU.
-    `compiled`: networks are compiled first."""
+    Attributes:
+        batch_size: Groups of frames per pass; None for as many as fit.
+        low_vram: Offload idle networks to CPU memory.
+        compiled: Compile the networks first.
+    """
 
     batch_size: int | None = None
     low_vram: bool = False
@@ -129,12 +116,20 @@ class LocalEngine:
                 yield start, stop
 
 
+class Job(Protocol):
+    """What the engine must know of a job."""
+
+    def inputs(self, keys: Collection[str], known: object) -> dict[str, object]:
+        """The values of `keys` as fingerprints hold them. `known` is what an earlier one holds."""
+
+
 Work = TypeVar("Work")
 
 
 @dataclass(frozen=True)
 class Run(Generic[Work]):
-    """One go at a job: what to do, where results live, who is told, where chunks run. `anew`: nothing is kept."""
+    """One go at a job: what to do, where results live, who is told, where chunks run. `anew`: nothing is kept.
+    `stages`: all that there are, by name. `inputs`: what the stage that runs depends on."""
 
     job: Work
     cache: FrameCache
@@ -142,6 +137,8 @@ class Run(Generic[Work]):
     options: Options = Options()
     engine: Engine = field(default_factory=LocalEngine)
     anew: bool = False
+    stages: Mapping[str, Stage] = field(default_factory=dict)
+    inputs: Inputs = field(default_factory=lambda: Inputs(keys={}, after={}))
 
 
 @dataclass(frozen=True)
@@ -159,25 +156,54 @@ class Footage:
 
 @dataclass(frozen=True)
 class Stage:
-    """One of the four stages.
+    """What a stage is called, depends on and makes. Each is declared in its own module and listed in all_stages.py.
 
-    `plan(run, resume)` checks everything that can be checked before the first frame is touched; `resume` says that an
-    earlier run is gone on with. `deliver(run, fingerprint)` makes what the stage hands out besides arrays, if what is
-    there was not made of frames with this fingerprint.
-
-    Before the first of several stages runs, `check(run, footage)` of each looks for what would stop it: files,
-    options, devices. It raises DiffSynthError, reads no more than headers, and gives the arrays that the stage is going
-    to make. `footage(job)`: what the first stage expects of its source.
+    Attributes:
+        name: Its command, and the name of its module.
+        plan: `plan(run, resume)` checks everything that can be checked before the first frame is touched; `resume`
+            says that it continues an earlier run.
+        reads: The job keys that it depends on. Results become stale when one of them changes.
+        after: The stages whose results it reads.
+        arrays: The arrays that it makes in the cache, by name; `control/*` stands for all arrays of a group.
+        deliver: `deliver(run, fingerprint)` makes what the stage hands out besides arrays, unless what exists was made
+            of frames with this fingerprint.
+        check: Looks for what would stop the stage, before the first of several stages runs: files, options, devices.
+            It raises DiffSynthError, reads no more than headers, and returns the arrays that the stage is going to
+            make.
+        footage: `footage(run, ahead)` is what is known about the frames of a job: `ahead`, by their source, or else by
+            what is in the cache. Of the stage that makes them.
+        outputs: The files that it writes into the job's output folder.
+        changed_outputs: Finds those outputs that are not what the stage wrote.
+        shown: The arrays that contact sheets show, by label.
     """
 
     name: str
     plan: Callable[[Run[Any], bool], Plan]
+    reads: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
+    arrays: tuple[str, ...] = ()
     deliver: Callable[[Run[Any], str], None] | None = None
     check: Callable[[Run[Any], Footage], list[ArraySpec]] = lambda run, footage: []
-    footage: Callable[[Job], Footage] | None = None
+    footage: Callable[[Run[Any], bool], Footage] | None = None
+    outputs: tuple[str, ...] = ()
+    changed_outputs: Callable[[Any, FrameCache], Iterable[Path]] = lambda job, cache: ()
+    shown: Callable[[FrameCache], dict[str, str]] = lambda cache: {}
 
 
-def run_stage(stage: Stage, run: Run[Job], restart: bool = False) -> None:
+def stage_inputs(
+    stage: Stage, stages: Mapping[str, Stage], job: Job, recorded: Callable[[str], Inputs | None]
+) -> Inputs:
+    """What `stage`, one of `stages`, of `job` depends on.
+
+    `recorded` gives the inputs that a stage was begun with: they save reading unchanged files again, and stand in for
+    files that are gone.
+    """
+    known = recorded(stage.name)
+    keys = job.inputs(stage.reads, known["keys"] if known else {})
+    return {"keys": keys, "after": {name: stage_inputs(stages[name], stages, job, recorded) for name in stage.after}}
+
+
+def run_stage(stage: Stage, run: Run[Any], restart: bool = False) -> None:
     """Brings `stage` to its end: from the start, from where it stopped, or not at all if it is done.
 
     `restart` does it anew. Raises DiffSynthError if an earlier stage is not finished, or if the stage was begun with
@@ -186,14 +212,15 @@ def run_stage(stage: Stage, run: Run[Job], restart: bool = False) -> None:
     record = run.cache.record(stage.name)
     run.reporter.begin(stage.name, None)
     run.reporter.phase("look at inputs")
-    check_before(stage.name, run.job, run.cache)
-    inputs = stage_inputs(run.job, stage.name, run.cache.recorded)
+    check_before(stage, run)
+    inputs = stage_inputs(stage, run.stages, run.job, run.cache.recorded)
+    run = replace(run, inputs=inputs)
     if not restart:
         refuse_stale(stage.name, inputs, run.cache)
     elif record.inputs is not None and not changes(stage.name, record.inputs, inputs):
         run = replace(run, anew=True)  # not for other keys' sake: what there is may be damaged
     if restart or not record.complete:
-        fill(stage, run, inputs, resume=not restart and record.inputs is not None)
+        fill(stage, run, resume=not restart and record.inputs is not None)
         return
     if stage.deliver is not None:
         stage.deliver(run, fingerprint(inputs))
@@ -201,10 +228,10 @@ def run_stage(stage: Stage, run: Run[Job], restart: bool = False) -> None:
     run.reporter.end(stage.name, "nothing to do")
 
 
-def fill(stage: Stage, run: Run[Any], inputs: dict[str, Any], resume: bool) -> None:
-    """Does the work of `stage`: all of it, or with `resume` what is left of it. `inputs` is noted as what it was
+def fill(stage: Stage, run: Run[Any], resume: bool) -> None:
+    """Does the work of `stage`: all of it, or with `resume` what is left of it. `run.inputs` is noted as what it was
     begun with."""
-    cache, reporter = run.cache, run.reporter
+    cache, reporter, inputs = run.cache, run.reporter, run.inputs
     record = cache.record(stage.name)
     plan = stage.plan(run, resume)
     if plan.trial is not None:
@@ -212,7 +239,7 @@ def fill(stage: Stage, run: Run[Any], inputs: dict[str, Any], resume: bool) -> N
     cache.sweep(spec.name for spec in plan.arrays)
     if not resume:  # all that can be wrong has been checked: only now may old results go
         record.clear()
-        cache.remove_all(stage.name, keep=plan.kept)
+        cache.remove_all(stage.arrays, keep=plan.kept)
         for spec in plan.arrays:
             cache.create(spec)
         plan.begin(cache)
@@ -245,15 +272,17 @@ def fill(stage: Stage, run: Run[Any], inputs: dict[str, Any], resume: bool) -> N
     reporter.end(stage.name, f"{counted(plan.frames, 'frame')} in {record.seconds:.1f} s")
 
 
-def check_before(stage: str, job: Job, cache: FrameCache) -> None:
+def check_before(stage: Stage, run: Run[Any]) -> None:
     """Raises DiffSynthError unless all stages before `stage` are finished and up to date."""
-    for name in AFTER[stage]:
-        if not cache.record(name).complete:
-            raise DiffSynthError(f"{stage} needs {name}, which is not finished", f"{cache.command(name)} comes first")
-        refuse_stale(name, stage_inputs(job, name, cache.recorded), cache)
+    for name in stage.after:
+        if not run.cache.record(name).complete:
+            raise DiffSynthError(
+                f"{stage.name} needs {name}, which is not finished", f"{run.cache.command(name)} comes first"
+            )
+        refuse_stale(name, stage_inputs(run.stages[name], run.stages, run.job, run.cache.recorded), run.cache)
 
 
-def refuse_stale(stage: str, new: dict[str, Any], cache: FrameCache) -> None:
+def refuse_stale(stage: str, new: Inputs, cache: FrameCache) -> None:
     """Raises DiffSynthError if `stage` was begun with other inputs than `new`."""
     old = cache.recorded(stage)
     found = changes(stage, old, new) if old is not None else []
@@ -277,14 +306,14 @@ class Progress:
     receipt: dict[str, Any] | None = None
 
 
-def progress(stage: str, job: Job, cache: FrameCache) -> Progress:
-    """How far `stage` is."""
-    record = cache.record(stage)
+def progress(stage: Stage, stages: Mapping[str, Stage], job: Job, cache: FrameCache) -> Progress:
+    """How far `stage`, one of `stages`, is."""
+    record = cache.record(stage.name)
     if record.inputs is None:
-        return Progress(stage, "to do")
-    found = changes(stage, record.inputs, stage_inputs(job, stage, cache.recorded))
+        return Progress(stage.name, "to do")
+    found = changes(stage.name, record.inputs, stage_inputs(stage, stages, job, cache.recorded))
     if found:
-        return Progress(stage, "stale", changes=tuple(map(str, found)), receipt=record.receipt)
+        return Progress(stage.name, "stale", changes=tuple(map(str, found)), receipt=record.receipt)
     if record.complete:
-        return Progress(stage, "done", 1.0, receipt=record.receipt)
-    return Progress(stage, "partly", len(record.done) / max(1, record.chunks))
+        return Progress(stage.name, "done", 1.0, receipt=record.receipt)
+    return Progress(stage.name, "partly", len(record.done) / max(1, record.chunks))

@@ -12,29 +12,22 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, TypeGuard
 
-from stages.base.annotators import MapFiles, Shuffle, Weighted
 from stages.base.errors import DiffSynthError, UsageError
-from stages.jobs.job import READS, Job
-from stages.models import TOKENIZER, embedded
 
-AFTER: dict[str, tuple[str, ...]] = {
-    "extract": (),
-    "control": ("extract",),
-    "render": ("extract", "control"),
-    "deflicker": ("extract", "render"),
-}
-"""Which stages' results a stage reads."""
+Identity = dict[str, str]
+"""What a file or folder is, by its content: {"path", "listing", "sha256"}."""
 
-NOT_RUN = "not run (controlnet_scale 0)"
 
-# What is read of a local model folder: weights and configuration, not the other formats that may lie beside them.
-MODEL_FILES = ("*.json", "*.txt", "*.safetensors", "*.bin")
-MODEL_PARTS = ("", "tokenizer", "text_encoder", "unet", "vae", "scheduler")
+class Inputs(TypedDict):
+    """What a stage depends on."""
+
+    keys: dict[str, object]
+    after: dict[str, Inputs]
 
 
 @dataclass(frozen=True)
@@ -43,8 +36,8 @@ class Change:
 
     stage: str
     key: str
-    old: Any
-    new: Any
+    old: object
+    new: object
 
     def __str__(self) -> str:
         if _is_identity(self.old) and _is_identity(self.new) and self.old["path"] == self.new["path"]:
@@ -52,42 +45,17 @@ class Change:
         return f"{self.key}: {_show(self.old)} → {_show(self.new)}"
 
 
-def stage_inputs(job: Job, stage: str, recorded: Callable[[str], dict[str, Any] | None]) -> dict[str, Any]:
-    """What `stage` of `job` depends on. `recorded` gives the inputs that a stage was begun with: they save reading
-    unchanged files again, and stand in for files that are gone."""
-    known = (recorded(stage) or {}).get("keys", {})
-    keys = {key: _value(job, key, known.get(key)) for key in READS[stage]}
-    return {"keys": keys, "after": {name: stage_inputs(job, name, recorded) for name in AFTER[stage]}}
-
-
-def fingerprint(inputs: dict[str, Any]) -> str:
-    """A hash of `inputs`: equal if and only if `changes` finds nothing."""
+def fingerprint(inputs: object) -> str:
+    """A hash of a stage's inputs, equal if and only if `changes` finds nothing; or of any part of them."""
     return hashlib.sha256(json.dumps(_essence(inputs), sort_keys=True).encode()).hexdigest()
 
 
-def map_names(inputs: dict[str, Any]) -> list[tuple[str, str] | None]:
-    """For each ControlNet, the arrays of its maps of frames and of references, by the inputs of control; None if it is
-    not run. Named by what they are made of, so that equal maps are one, and stay when the job changes elsewhere."""
-    keys = inputs["keys"]
-
-    def named(part: str, item: Any, *more: Any) -> str:
-        made_of = [item, keys["style_image"] if item["name"] == "shuffle" else None, inputs["after"], *more]
-        digest = hashlib.sha256(json.dumps(_essence(made_of), sort_keys=True).encode()).hexdigest()
-        return f"{part}/{item['name']}-{digest[:8]}"
-
-    return [
-        None if item == NOT_RUN
-        else (named("control", item), named("control_reference", item, keys["frames_reference"]))
-        for item in keys["controlnet_processor"]
-    ]  # fmt: skip
-
-
-def changes(stage: str, old: dict[str, Any], new: dict[str, Any]) -> list[Change]:
+def changes(stage: str, old: Inputs, new: Inputs) -> list[Change]:
     """The keys of `stage` and of the stages before it in which two inputs differ, each named once."""
     found: dict[str, Change] = {}
-    for name in AFTER[stage]:
+    for name, inputs in new["after"].items():
         if name in old["after"]:
-            for change in changes(name, old["after"][name], new["after"][name]):
+            for change in changes(name, old["after"][name], inputs):
                 found.setdefault(change.key, change)
     for key, value in new["keys"].items():
         for change in _differences(stage, key, old["keys"].get(key), value):
@@ -96,9 +64,9 @@ def changes(stage: str, old: dict[str, Any], new: dict[str, Any]) -> list[Change
 
 
 def identify(
-    path: str | Path, known: Any = None, patterns: tuple[str, ...] = ("*",), parts: tuple[str, ...] = ("",)
-) -> Any:
-    """Who a file or folder is by its content: {"path", "listing", "sha256"}.
+    path: str | Path, known: object = None, patterns: tuple[str, ...] = ("*",), parts: tuple[str, ...] = ("",)
+) -> Identity:
+    """Find out what a file or folder is by its content.
 
     Of a folder, the files that match `patterns` in its subfolders `parts` count. `listing` is a hash of names, sizes
     and dates: if it is that of `known`, nothing is read. If nothing lies there, `known` is believed, unless it has
@@ -140,71 +108,11 @@ def _is_desktop_litter(file: Path) -> bool:
     return file.name.startswith(".") or file.name in ("Thumbs.db", "desktop.ini")
 
 
-def _value(job: Job, key: str, known: Any) -> Any:
-    value = getattr(job, key)
-    match key:
-        case "input_video":
-            return identify(value, known)
-        case "style_image":
-            used = any(run and isinstance(item, Shuffle) for item, run in _networks(job))
-            return identify(value, known) if used else None
-        case "frames_reference":
-            return [identify(item, _at(known, i)) for i, item in enumerate(value)]
-        case "controlnet_processor":
-            return [_annotator(item, _at(known, i)) if run else NOT_RUN for i, (item, run) in enumerate(_networks(job))]
-        case "model_id" | "vae":
-            return _model(value, known) if value else value
-        case "extra_deflickering_range":
-            return value if job.post_smoother is None else 0  # which takes its place
-        case "loras":
-            return [{"file": identify(item.path, _at(_at(known, i), "file")), "scale": item.scale}
-                    for i, item in enumerate(value)]  # fmt: skip
-        case "embeddings":
-            return [{"file": identify(item.path, _at(_at(known, i), "file")), "token": item.word}
-                    for i, item in enumerate(value)]  # fmt: skip
-        case "controlnet_model_id":
-            return [_model(item, _at(known, i)) if run else NOT_RUN
-                    for i, (item, run) in enumerate(zip(value, job.networks_run, strict=True))]  # fmt: skip
-        case _:
-            return json.loads(json.dumps(value, default=lambda item: item.model_dump()))
-
-
-def _networks(job: Job) -> list[tuple[Any, bool]]:
-    return list(zip(job.controlnet_processor, job.networks_run, strict=True))
-
-
-def _annotator(item: Any, known: Any) -> Any:
-    settings = item.model_dump()
-    if isinstance(item, Weighted) and Path(item.model).is_absolute():
-        settings["model"] = identify(item.model, _at(known, "model"), item.files)
-    if isinstance(item, MapFiles):
-        settings["path"] = identify(item.path, _at(known, "path"))
-        if item.references is not None:
-            settings["references"] = identify(item.references, _at(known, "references"))
-    return settings
-
-
-def _model(name: str, known: Any) -> Any:
-    folder = embedded(name) or Path(name)  # an embedded model may differ from one version to the next
-    if not folder.is_absolute():
-        return name
-    beside = folder.parent / TOKENIZER
-    if folder.is_file() and beside.is_dir():
-        return {part: identify(path, _at(known, part)) for part, path in (("file", folder), (TOKENIZER, beside))}
-    return identify(str(folder), known, MODEL_FILES, MODEL_PARTS)
-
-
-def _at(known: Any, index: int | str) -> Any:
-    if isinstance(known, dict):
-        return known.get(index)
-    return known[index] if isinstance(known, list) and isinstance(index, int) and index < len(known) else None
-
-
-def _is_identity(value: Any) -> bool:
+def _is_identity(value: object) -> TypeGuard[Identity]:
     return isinstance(value, dict) and "sha256" in value
 
 
-def _essence(value: Any) -> Any:
+def _essence(value: object) -> object:
     """A value without what may differ between equal files: their place and date."""
     if _is_identity(value):
         return value["sha256"]
@@ -213,7 +121,7 @@ def _essence(value: Any) -> Any:
     return [_essence(item) for item in value] if isinstance(value, list) else value
 
 
-def _differences(stage: str, key: str, old: Any, new: Any) -> Iterator[Change]:
+def _differences(stage: str, key: str, old: object, new: object) -> Iterator[Change]:
     if _essence(old) == _essence(new):
         return
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
@@ -226,7 +134,7 @@ def _differences(stage: str, key: str, old: Any, new: Any) -> Iterator[Change]:
         yield Change(stage, key, old, new)
 
 
-def _show(value: Any) -> str:
+def _show(value: object) -> str:
     if _is_identity(value):
         return str(value["path"])
     text = json.dumps(value, ensure_ascii=False)

@@ -38,9 +38,7 @@ def explain(error: ValidationError, model: type[BaseModel]) -> list[str]:
 
 
 def _explain_one(details: Any, model: type[BaseModel]) -> str:
-    where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in details["loc"] if part != "[key]")[
-        1:
-    ]
+    where = joined(part for part in details["loc"] if part != "[key]")
     given = shown(details["input"])
     kind, context = details["type"], details.get("ctx", {})
     if kind in WORDS:
@@ -55,6 +53,11 @@ def _explain_one(details: Any, model: type[BaseModel]) -> str:
         return f"{where}: " + unknown("value", details["input"], re.findall(r"'([^']+)'", context["expected"]))
     must = details["msg"].replace("Input should be", "must be").replace("a valid", "a")
     return f"{where}: {must}, not {given}"
+
+
+def joined(where: Iterable[str | int]) -> str:
+    """The name of a place in a job, such as `loras[0].file`, by the keys and list indexes that lead to it."""
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in where).removeprefix(".")
 
 
 def shown(value: Any) -> str:

@@ -6,25 +6,22 @@ import math
 import os
 import shutil
 from collections.abc import Collection, Sequence
-from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from stages.base.cache import ArraySpec
-from stages.base.engine import Footage, Progress, Run, Stage, check_before, progress, refuse_stale
+from stages.base.engine import Footage, Progress, Run, Stage, check_before, progress, refuse_stale, stage_inputs
 from stages.base.errors import DiffSynthError, UsageError
-from stages.base.fingerprint import stage_inputs
-from stages.jobs.job import Job
 
 # What an array needs on the disk, as a share of its bytes in memory: at least, and as a rule. Measured with the cache's
-# compression: photographs and video at 512x960 need 0.33 to 0.93, edge maps 0.02 to 0.04, depth in grey 0.3 to 0.5,
-# latents 0.92.
-SHARES = {"control": (0.01, 0.5), "uint8": (0.2, 0.75), "float": (0.7, 0.95)}
+# compression: photographs and video at 512x960 need 0.33 to 0.93, latents 0.92.
+PICTURES, NUMBERS = (0.2, 0.75), (0.7, 0.95)
 GB = 1e9
 
 
-def check_ahead(stages: Sequence[Stage], run: Run[Job], restart: Collection[str] = ()) -> None:
+def check_ahead(stages: Sequence[Stage], run: Run[Any], restart: Collection[str] = ()) -> None:
     """Check all `stages` that are going to run, each for what would stop it, and the disk for their results.
 
     Downloads nothing, loads no model, and does not decode the video.
@@ -38,11 +35,11 @@ def check_ahead(stages: Sequence[Stage], run: Run[Job], restart: Collection[str]
         DiffSynthError: A stage could not run, or its results cannot fit on the disk.
     """
     job, cache = run.job, run.cache
-    check_before(stages[0].name, job, cache)
-    states = {stage.name: progress(stage.name, job, cache) for stage in stages}
+    check_before(stages[0], run)
+    states = {stage.name: progress(stage, run.stages, job, cache) for stage in stages}
     for stage in stages:
         if stage.name not in restart and states[stage.name].state == "stale":
-            refuse_stale(stage.name, stage_inputs(job, stage.name, cache.recorded), cache)
+            refuse_stale(stage.name, stage_inputs(stage, run.stages, job, cache.recorded), cache)
     todo = [stage for stage in stages if stage.name in restart or states[stage.name].state != "done"]
     if not todo:
         return
@@ -56,13 +53,12 @@ def check_ahead(stages: Sequence[Stage], run: Run[Job], restart: Collection[str]
     _check_disk(folder, run, sum(least for least, _ in needed), sum(likely for _, likely in needed))
 
 
-def _footage(todo: Sequence[Stage], run: Run[Job]) -> Footage:
+def _footage(todo: Sequence[Stage], run: Run[Any]) -> Footage:
     """By the frames in the cache; if they are still to be made, by their source."""
-    if todo[0].footage is not None:
-        return todo[0].footage(run.job)
-    frames = run.cache["frames"]
-    count, height, width, _ = frames.shape
-    return Footage(count, height, width, Fraction(str(frames.attrs["fps"])), least=count, most=count)
+    for stage in run.stages.values():
+        if stage.footage is not None:
+            return stage.footage(run, stage in todo)
+    raise AssertionError("no stage makes frames")
 
 
 def _left(state: Progress, redone: bool) -> float:
@@ -75,9 +71,8 @@ def _left(state: Progress, redone: bool) -> float:
 def _room(spec: ArraySpec, left: float) -> tuple[float, float]:
     """The bytes that what is left of an array needs on the disk: at least, and as a rule."""
     dtype = np.dtype(spec.dtype)
-    kind = "control" if spec.name.startswith("control") else "uint8" if dtype == np.uint8 else "float"
     size = math.prod(spec.shape) * dtype.itemsize * left
-    least, likely = SHARES[kind]
+    least, likely = spec.compressed or (PICTURES if dtype == np.uint8 else NUMBERS)
     return least * size, likely * size
 
 
@@ -91,7 +86,7 @@ def _writable_folder(cache: Path) -> Path:
     return folder
 
 
-def _check_disk(folder: Path, run: Run[Job], least: float, likely: float) -> None:
+def _check_disk(folder: Path, run: Run[Any], least: float, likely: float) -> None:
     free = shutil.disk_usage(folder).free
     if free >= likely:
         return

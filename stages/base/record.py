@@ -14,7 +14,9 @@ import time
 from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
+
+from stages.base.fingerprint import Inputs
 
 CACHE_NAME = "cache.zarr"  # in the job's output folder
 
@@ -37,7 +39,7 @@ class StageRecord:
         self.stage = stage
         self.marks_path = cache / "marks" / f"{stage}.jsonl"
         self.receipt_path = receipt_path(cache, stage)
-        self.inputs: dict[str, Any] | None = None
+        self.inputs: Inputs | None = None
         """What the stage was begun with, None if it never was."""
         self.done: set[tuple[str, int]] = set()
         """(phase, first frame) of every finished chunk."""
@@ -54,7 +56,7 @@ class StageRecord:
     def complete(self) -> bool:
         return self.receipt is not None
 
-    def begin(self, inputs: dict[str, Any], chunks: int) -> None:
+    def begin(self, inputs: Inputs, chunks: int) -> None:
         """Starts the marks anew."""
         self.inputs, self.done, self.chunks, self.seconds, self.receipt = inputs, set(), chunks, 0.0, None
         write_text(self.marks_path, json.dumps({"inputs": inputs, "chunks": chunks}) + "\n")
@@ -116,7 +118,7 @@ def _receipt(path: Path) -> dict[str, Any] | None:
     return receipt if whole and _are_inputs(receipt.get("inputs")) else None
 
 
-def _are_inputs(value: Any) -> bool:
+def _are_inputs(value: object) -> TypeGuard[Inputs]:
     """Whether this is what a stage depends on (see fingerprint.py)."""
     return (
         isinstance(value, dict)

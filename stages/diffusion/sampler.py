@@ -3,17 +3,23 @@
 Clean latents are what gets deflickered, so a step is cut in two: from a noise prediction to the clean latents,
 and from clean latents to the next, less noisy ones. Latents are as the U-Net sees them,
 sqrt(alpha) * clean + sqrt(1 - alpha) * noise, float32 [K, 4, h, w]; sigma = sqrt((1 - alpha) / alpha).
-A sampler remembers nothing: what a step needs of the step before, it is given.
+Samplers are stateless; callers pass the previous step's result.
+
+Each sampler is registered with what must be known about it without torch, which is imported when one is used.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-import torch
+
+from stages.base.registry import Registry
+
+if TYPE_CHECKING:
+    import torch
 
 TRAIN_STEPS = 1000
 
@@ -27,7 +33,17 @@ class Sampler(ABC):
     steps: int
     strength: float = 1.0
     seed: int = 0
-    multistep: ClassVar[bool] = False  # does `step` look back at the clean latents of the step before?
+
+    name: ClassVar[str]
+    """What jobs call the sampler (`scheduler`)."""
+    description: ClassVar[str]
+    """What it is and what it is for, in a sentence."""
+    most_steps: ClassVar[int] = TRAIN_STEPS
+    """Steps that it can take, at most."""
+    most_guidance: ClassVar[float | None] = None
+    """Guidance above which it oversaturates colours, unless guidance is an input of the model. None: any will do."""
+    multistep: ClassVar[bool] = False
+    """Does `step` look back at the clean latents of the step before?"""
 
     @abstractmethod
     def schedule(self) -> list[float]:
@@ -77,8 +93,15 @@ class Sampler(ABC):
         return clean if after is None else self.add_noise(clean, self.noise(latents, clean, timestep), after)
 
 
+SAMPLERS: Registry[Sampler] = Registry("scheduler", Sampler, lambda sampler: sampler.name)
+
+
+@SAMPLERS.register
 class DDIM(Sampler):
     """Deterministic DDIM (arXiv 2010.02502, section 4, eta = 0), from 999 downwards in strides of 1000 // steps."""
+
+    name = "ddim"
+    description = "As published, in even steps."
 
     def schedule(self) -> list[float]:
         return [TRAIN_STEPS - 1 - i * self.stride for i in range(self.steps)]
@@ -92,6 +115,7 @@ class DDIM(Sampler):
         return timestep - self.stride if timestep >= self.stride else None
 
 
+@SAMPLERS.register
 class Euler(Sampler):
     """Euler's method on d latents / d sigma with Karras' spacing (arXiv 2206.00364, algorithm 1 without churn and
     second order).
@@ -101,6 +125,8 @@ class Euler(Sampler):
     logarithmic scale.
     """
 
+    name = "euler"
+    description = "DDIM's step with Karras' spacing."
     RHO: ClassVar[float] = 7.0
 
     def schedule(self) -> list[float]:
@@ -110,6 +136,8 @@ class Euler(Sampler):
         return [float(step) for step in np.interp(np.log(sigmas), self._log_sigmas, np.arange(TRAIN_STEPS))]
 
     def alpha(self, timestep: float) -> torch.Tensor:
+        import torch
+
         return torch.tensor(1 / (1 + np.exp(2 * self.log_sigma(timestep))), dtype=torch.float32)
 
     def log_sigma(self, timestep: float) -> float:
@@ -122,9 +150,12 @@ class Euler(Sampler):
         return np.log((1 - alphas) / alphas) / 2
 
 
+@SAMPLERS.register
 class DPM2M(Euler):
     """DPM-Solver++(2M) (arXiv 2211.01095, algorithm 2): second order from the clean latents of two steps."""
 
+    name = "dpm++2m"
+    description = "DPM-Solver++ 2M with Karras' spacing, for fewer steps."
     multistep = True
 
     def step(
@@ -141,20 +172,24 @@ class DPM2M(Euler):
         return super().step(latents, clean + (clean - before) / (2 * ratio), timestep)
 
 
+@SAMPLERS.register
 class LCM(Sampler):
     """Multistep sampling of latent consistency models (arXiv 2310.04378): clean latents in one go, noised anew.
 
     The noise is the same for all frames, so that no flicker comes from it, and another one at each step.
     """
 
-    TRAINED_STEPS: ClassVar[int] = 50  # the timesteps that such models are distilled at
+    name = "lcm"
+    description = "For LCM models, or for an LCM LoRA in `loras`, in 4 to 8 steps."
+    most_steps = 50  # the timesteps that such models are distilled at
+    most_guidance = 2.0
     SCALING: ClassVar[float] = 10.0
     SIGMA_DATA: ClassVar[float] = 0.5
 
     def schedule(self) -> list[float]:
         """`steps` of the 50 timesteps 999, 979, ... 19, evenly skipping."""
-        stride = TRAIN_STEPS // self.TRAINED_STEPS
-        return [TRAIN_STEPS - 1 - stride * (i * self.TRAINED_STEPS // self.steps) for i in range(self.steps)]
+        stride = TRAIN_STEPS // self.most_steps
+        return [TRAIN_STEPS - 1 - stride * (i * self.most_steps // self.steps) for i in range(self.steps)]
 
     def clean(self, latents: torch.Tensor, noise: torch.Tensor, timestep: float) -> torch.Tensor:
         """The consistency function: it is the identity at timestep 0 (c_skip and c_out of arXiv 2303.01469, appendix C,
@@ -173,9 +208,8 @@ class LCM(Sampler):
 
     def fresh_noise(self, shape: torch.Size, timestep: float) -> torch.Tensor:
         """What the step from `timestep` adds, float32 [1, *shape]: by the seed and the step's number alone."""
+        import torch
+
         entropy = np.random.SeedSequence((self.seed, self.timesteps.index(timestep)))
         generator = torch.Generator("cpu").manual_seed(int(entropy.generate_state(1, np.uint64)[0]))
         return torch.randn((1, *shape), generator=generator)
-
-
-SAMPLERS: dict[str, type[Sampler]] = {"ddim": DDIM, "dpm++2m": DPM2M, "euler": Euler, "lcm": LCM}

@@ -7,67 +7,45 @@ The keys are those of DiffSynth's config files, so that such a file runs unmodif
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny
 
-from stages.base.annotators import ANNOTATORS, DIFFSYNTH_ANNOTATORS, AnnotatorSettings
+from stages.annotators import ANNOTATORS, AnnotatorOptions, published_names
+from stages.base.errors import UsageError
 from stages.base.mistakes import Strict, checked, shown, unknown
 from stages.base.numbers import MOST, Count, Positive, Seconds
-from stages.base.smoothers import PUBLISHED, PatchSize, SmootherConfig
+from stages.base.paths import InputFile, ModelName, OutputFolder, TensorFile, identified
+from stages.base.registry import NameIn, OptionsIn
+from stages.diffusion.sampler import SAMPLERS
+from stages.jobs.machine import MachineSettings
+from stages.smoothers import SMOOTHERS
 
-STAGES = ("extract", "control", "render", "deflicker")
-Stage = Literal["extract", "control", "render", "deflicker"]
+NOT_RUN = "not run (controlnet_scale 0)"
 
 
-def _expand_annotator(value: Any) -> Any:
-    """`"canny"`, `"file:maps/"` and DiffSynth's names, in the long form {"name": ..., options}."""
+def expand_annotator(value: Any) -> Any:
+    """The options meant by `"canny"`, `"file:maps/"`, DiffSynth's names, or the long form {"name": ..., options}."""
+    if isinstance(value, AnnotatorOptions):
+        return value
     if isinstance(value, str):
-        value = {"name": "file", "path": value[5:]} if value.startswith("file:") else {"name": value}
+        name, colon, path = value.partition(":")
+        value = {"name": name, "path": path} if colon else {"name": name}
     if not isinstance(value, dict) or not isinstance(value.get("name"), str):
         raise ValueError('give a name, "file:PATH" or an object {"name": ..., options}')
+    theirs = published_names()
     name = value["name"]
-    if name in DIFFSYNTH_ANNOTATORS:
-        value = {**DIFFSYNTH_ANNOTATORS[name], **{key: option for key, option in value.items() if key != "name"}}
+    if name in theirs:
+        value = {**theirs[name], **{key: option for key, option in value.items() if key != "name"}}
     elif name not in ANNOTATORS:
-        raise ValueError(unknown("annotator", name, [*ANNOTATORS, *DIFFSYNTH_ANNOTATORS]))
-    return checked(ANNOTATORS[value["name"]], value)
-
-
-# --- smoothers ------------------------------------------------------------------------------------------
-
-
-class TemporalMeanConfig(SmootherConfig):
-    """Mean over the frames around each frame. No patch matching: the baseline."""
-
-    radius: Count = 1
-    """Frames to each side."""
-
-
-class PatchBlendConfig(SmootherConfig):
-    """Takes out flicker and keeps detail: light from the whole window, detail from what neighbours agree on."""
-
-    window: int | None = Field(15, ge=0, le=1000)
-    """Frames to each side that light and colour are averaged over; null: the whole video (up to 63 to each side)."""
-    strength: float = Field(1.0, ge=0, le=1)
-    """0 = the frames as they were, 1 = all flicker out."""
-    detail: float = Field(0.5, ge=0, le=1)
-    """0 = only what neighbours agree on, 0.5 = own detail where it stays in its place, 1 = all of each frame's own."""
-    patch_size: PatchSize = 5
-    """Pixels a side of the patches that are matched, odd."""
-    guide_weight: float = Field(1.0, ge=0, le=100)
-    """How much it counts against a match that the video differs there; less for grainy or noisy videos, 0 = nothing."""
-
-
-SMOOTHERS: dict[str, type[SmootherConfig]] = {
-    "PatchBlendSmoother": PatchBlendConfig,
-    "TemporalMeanSmoother": TemporalMeanConfig,
-    **PUBLISHED,
-}
-SmootherName = Literal[
-    "PatchBlendSmoother", "TemporalMeanSmoother", "EbsynthSmoother", "VideoPatchMatchSmoother", "PySynthSmoother"
-]
+        raise ValueError(unknown("annotator", name, [*ANNOTATORS, *theirs]))
+    try:
+        options = ANNOTATORS[value["name"]]
+    except UsageError as error:  # of another package, which is broken
+        raise ValueError(f"{error.message}; {error.hint}") from None
+    return checked(options, value)
 
 
 # --- the job --------------------------------------------------------------------------------------------
@@ -76,7 +54,7 @@ SmootherName = Literal[
 class Lora(Strict):
     """One LoRA file."""
 
-    path: str
+    path: TensorFile = Field(serialization_alias="file")  # what fingerprints call it
     """A `.safetensors` file."""
     scale: float = Field(1.0, ge=-10, le=10)
 
@@ -94,7 +72,7 @@ def _one_word(value: str) -> str:
 class Embedding(Strict):
     """One textual inversion."""
 
-    path: str
+    path: TensorFile = Field(serialization_alias="file")
     """A `.safetensors` file."""
     token: Annotated[str, AfterValidator(_one_word)] | None = Field(None, min_length=1)
     """The word in prompts that stands for it; left out, the file's name without its ending."""
@@ -125,38 +103,35 @@ def _keyframes(value: Any) -> Any:
     raise ValueError(f'give a number from 1, a list of frame numbers from 0, or "auto", not {shown(value)}')
 
 
-def _device(value: str) -> str:
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]{1,3})?", value):
-        raise ValueError(f"unknown device {value!r}; choose auto, cpu, cuda, cuda:N or mps")
-    return value
-
-
-LCM_STEPS = 50  # that latent consistency models are distilled at
+SmootherName = Annotated[str, NameIn(SMOOTHERS)]
+SmootherConfig = Annotated[dict[str, Any], OptionsIn(SMOOTHERS)]
 Size = Annotated[int, Field(ge=64, le=8192, multiple_of=8)]
 
 
-class Job(Strict):
+class Job(MachineSettings):
     """One video to be restyled: what goes in, what is done to it, where results go."""
 
-    model_id: str = Field(min_length=1)
+    model_id: ModelName = Field(min_length=1)
     """Stable Diffusion 1.x model: a hub id (`stable-diffusion-v1-5/stable-diffusion-v1-5`), a local diffusers folder,
     a single-file checkpoint (`.safetensors`), or `mini`, the [embedded one](mini-model.md). See [models](models.md).
     Tokenizer, text encoder, U-Net and VAE are used, and of the scheduler its betas and what is predicted (the noise or
     v); the safety checker is not."""
-    controlnet_model_id: list[str] = []
+    controlnet_model_id: list[ModelName] = []
     """One ControlNet a control map: hub ids, local folders, single files, or `mini/canny`, the embedded one."""
     controlnet_processor: list[
-        Annotated[AnnotatorSettings, BeforeValidator(_expand_annotator, json_schema_input_type=str | AnnotatorSettings)]
+        Annotated[
+            SerializeAsAny[AnnotatorOptions], BeforeValidator(expand_annotator), OptionsIn(ANNOTATORS, shorthand=True)
+        ]
     ] = []
     """How each control map is made, one annotator for each ControlNet: a name, `file:PATH`, or an object
     `{"name": ..., options}`. See docs/annotators.md."""
     controlnet_scale: list[Annotated[float, Field(ge=-1e6, le=1e6)]] = []
     """Conditioning scale of each ControlNet, all 1.0 if left out. A net of scale 0 is not run, its map not made."""
-    style_image: str | None = None
-    """The image that the `shuffle` annotator works on, the same for every frame."""
+    style_image: InputFile | None = None
+    """The image that an annotator such as `shuffle` works on, the same for every frame."""
     loras: list[Annotated[Lora, BeforeValidator(_expand_lora, json_schema_input_type=str | Lora)]] = []
     """LoRA files for U-Net and text encoder: a path, or an object `{"path": ..., "scale": ...}`, each."""
-    vae: str | None = None
+    vae: ModelName | None = None
     """Another VAE in place of the model's own: a hub id, a local folder or a single file. A tiny autoencoder
     (`madebyollin/taesd`) is used for smoothing steps only, which it makes cheap; finished frames are the model's own
     VAE's."""
@@ -167,17 +142,10 @@ class Job(Strict):
     ] = []
     """Textual inversions: a path, or an object `{"path": ..., "token": ...}`, each. The token, by default the file's
     name without its ending, is the word in prompts that stands for it."""
-    allow_pickle: bool = False
-    """Also read models in pickles (`.ckpt`, `.pt`, `.pth`, `.bin`). A pickle can run code on this machine: only for
-    files from sources that you trust."""
-    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
-    """Number type of the networks; auto: float16 on a GPU, float32 elsewhere."""
-    device: Annotated[str, AfterValidator(_device)] = "auto"
-    """Where networks run and frames are smoothed: auto, cpu, cuda, cuda:1, mps (for networks)."""
 
     smoother: SmootherName | None = None
     """What takes the flicker out of the predicted frames while they are denoised."""
-    smoother_config: dict[str, Any] = {}
+    smoother_config: SmootherConfig = {}
     """Its options. See docs/smoothers.md."""
     ignore_smoother_steps: Count = 0
     """No smoothing in the last this many denoising steps."""
@@ -187,10 +155,10 @@ class Job(Strict):
     """After denoising: `EbsynthSmoother` over this many frames to each side, whatever `smoother` is. 0 = off."""
     post_smoother: SmootherName | None = None
     """After denoising: a smoother of choice, in place of `extra_deflickering_range`."""
-    post_smoother_config: dict[str, Any] = {}
+    post_smoother_config: SmootherConfig = {}
     """Its options."""
 
-    input_video: str = Field(min_length=1)
+    input_video: InputFile = Field(min_length=1)
     """A video file, or a folder of images (sorted naturally)."""
     frame_height: Size | None = None
     """Frames are cropped about the centre to the aspect ratio asked for, then resized. Source's height if left out; if
@@ -201,7 +169,7 @@ class Job(Strict):
     """Use every k-th frame."""
     frame_maximum_count: Positive | None = None
     """Use at most this many frames."""
-    output_path: str = Field(min_length=1)
+    output_path: OutputFolder = Field(min_length=1)
     """Folder for all results."""
     fps: float | None = Field(None, ge=0.01, le=1000)
     """Frame rate of video.mp4. Left out, frames keep the source's time stamps."""
@@ -219,11 +187,9 @@ class Job(Strict):
     negative_prompt: str = ""
     """What they should not show."""
     num_inference_steps: int = Field(20, ge=1, le=1000)
-    """Denoising steps; 50 at most with `lcm`."""
-    scheduler: Literal["ddim", "dpm++2m", "euler", "lcm"] = "ddim"
-    """How latents go from step to step. ddim: as published, in even steps. dpm++2m: DPM-Solver++ 2M with Karras'
-    spacing, for fewer steps. euler: DDIM's step with Karras' spacing. lcm: in 4 to 8 steps, for LCM models or, with
-    `guidance_scale` 1 to 2, an LCM LoRA in `loras`."""
+    """Denoising steps. Some schedulers take fewer at most."""
+    scheduler: Annotated[str, NameIn(SAMPLERS)] = "ddim"
+    """How latents go from step to step."""
     guidance_scale: float = Field(7.5, ge=1, le=100)
     """Classifier-free guidance; 1 = off, and then one pass through the networks instead of two."""
     seed_of_noise: int = Field(0, ge=0, lt=2**63)
@@ -231,7 +197,7 @@ class Job(Strict):
     img2img_strength: float = Field(1.0, gt=0, le=1)
     """Below 1: start from the frames themselves, noised to the first of the last int(steps × strength) steps."""
 
-    frames_reference: list[str] = []
+    frames_reference: list[InputFile] = []
     """Images that every frame may attend to. Each goes through the same annotators as the frames."""
     combine_pattern: list[Annotated[int | str, BeforeValidator(_pattern_item)]] = Field(
         [0], min_length=1, max_length=64
@@ -245,8 +211,6 @@ class Job(Strict):
     """joint: exact, all tokens of the pattern's frames attend to each other, and a frame goes through the networks once
     for each frame that sees it. shared: it goes through them once, and sees what the others are then: nearly the same,
     with less work the longer the pattern is."""
-    attention_backend: Literal["sdpa", "xformers"] = "sdpa"
-    """What computes attention: PyTorch, or (CUDA only) xformers, which is an extra: `diffsynth-cli[xformers]`."""
     keep_steps: bool = False
     """Keep the latents of every step in the cache (arrays `step_latents/0001` and so on)."""
 
@@ -255,25 +219,45 @@ class Job(Strict):
         """For each ControlNet: is it run at all?"""
         return [scale != 0 for scale in self.controlnet_scale]
 
+    def inputs(self, keys: Collection[str], known: object) -> dict[str, object]:
+        """The values of `keys` as fingerprints hold them. `known` is what an earlier one holds."""
+        values = identified(self._effective(), keys, known)
+        # An update of another package may change what its annotators do.
+        for item in cast("list[object]", values.get("controlnet_processor", [])):
+            if isinstance(item, dict) and (package := ANNOTATORS.version(item["name"])):
+                item["package"] = package
+        return values
 
-# Which stage reads which keys: a changed key makes these stages (and those after them) stale.
-READS: dict[str, tuple[str, ...]] = {
-    "extract": (
-        "input_video", "frame_height", "frame_width", "frame_interval", "frame_maximum_count", "start_time", "end_time",
-    ),
-    "control": ("controlnet_processor", "style_image", "frames_reference"),
-    "render": (
-        "model_id", "controlnet_model_id", "controlnet_scale", "loras", "embeddings", "vae", "vae_tiling", "dtype",
-        "smoother", "smoother_config", "ignore_smoother_steps", "smoother_interval", "prompt", "negative_prompt",
-        "num_inference_steps", "scheduler", "guidance_scale", "seed_of_noise", "img2img_strength", "combine_pattern",
-        "keyframes", "attention", "keep_steps",
-    ),
-    "deflicker": ("extra_deflickering_range", "post_smoother", "post_smoother_config"),
-}  # fmt: skip
-# These change no frame: where the networks run, what may be read, where results lie, how they are written.
-READS_NOTHING = ("device", "attention_backend", "allow_pickle", "output_path", "fps", "keep_audio", "keep_frames")
+    def _effective(self) -> Job:
+        """The same job without values that have no effect: changing them makes no stage stale."""
+        maps = list(zip(self.controlnet_processor, self.networks_run, strict=True))
+        nets = zip(self.controlnet_model_id, self.networks_run, strict=True)
+        styled = any(runs and item.uses_style_image for item, runs in maps)
+        return self.model_copy(
+            update={
+                "controlnet_processor": [item if runs else NOT_RUN for item, runs in maps],
+                "smoother": _versioned(self.smoother),
+                "post_smoother": _versioned(self.post_smoother),
+                "controlnet_model_id": [net if runs else NOT_RUN for net, runs in nets],
+                "style_image": self.style_image if styled else None,
+                "extra_deflickering_range": self.extra_deflickering_range if self.post_smoother is None else 0,
+                "embeddings": [item.model_copy(update={"token": item.word}) for item in self.embeddings],
+            }
+        )
 
 
-def json_schema() -> dict[str, Any]:
-    """JSON Schema of the job file, for editors."""
-    return Job.model_json_schema()
+def _versioned(smoother: str | None) -> str | None:
+    """The smoother's name, and the version of the other package that it comes from."""
+    package = None if smoother is None else SMOOTHERS.version(smoother)
+    return smoother if package is None else f"{smoother} of {package}"
+
+
+# Keys that no stage depends on: they change no frame, but where networks run, what may be read, where results go and
+# how they are written.
+CHANGE_NO_FRAME = ("device", "attention_backend", "allow_pickle", "output_path", "fps", "keep_audio", "keep_frames")
+
+
+def json_schema() -> tuple[dict[str, Any], list[str]]:
+    """JSON Schema of the job file, for editors; and what is wrong with packages whose options it lacks."""
+    problems = [problem for registry in (ANNOTATORS, SMOOTHERS) for problem in registry.usable()[1]]
+    return Job.model_json_schema(), problems

@@ -3,72 +3,125 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import ValidationError, create_model
 
-from stages.base.annotators import missing_package
+from stages.base.engine import Stage
 from stages.base.errors import UsageError
-from stages.base.mistakes import WORDS, explain, shown
+from stages.base.mistakes import WORDS, Strict, explain, shown
+from stages.base.paths import Place, find_paths, replace_paths
 from stages.base.record import CACHE_NAME, receipt_path
-from stages.base.smoothers import drop_obsolete
 from stages.base.words import counted
-from stages.jobs.job import LCM_STEPS, SMOOTHERS, Job
-from stages.models import EMBEDDED, PICKLES, SINGLE_FILES
+from stages.diffusion.sampler import SAMPLERS
+from stages.jobs.job import Job
+from stages.models import PICKLES
+from stages.smoothers import SMOOTHERS, drop_obsolete
 
 LONGEST_INT = 400  # digits; no key takes so many, and Python stops at 4300
 
 
-def read_job(path: str | Path, overrides: Iterable[str] = (), stages: Sequence[str] = ()) -> tuple[Job, list[str]]:
-    """The job in the JSON file `path`, and warnings about it.
+def read_job(path: str | Path, overrides: Iterable[str] = (), stages: Sequence[Stage] = ()) -> tuple[Job, list[str]]:
+    """Read a job file.
 
-    `overrides` are `key=value` strings (values as JSON, or else as text; `a.b=value` reaches into an object).
-    Relative paths in the file are relative to the file, those in overrides to the current folder. The files
-    that `stages` read must exist, and what they import. All mistakes are reported in one UsageError.
+    Args:
+        path: The JSON file. Relative paths in it are relative to its folder.
+        overrides: `key=value` strings; values are JSON, or else text; `a.b=value` reaches into an object. Relative
+            paths in them are relative to the current folder.
+        stages: What is going to run: the files that these stages read must exist, and the libraries that they import.
+
+    Returns:
+        The job, and warnings about it.
+
+    Raises:
+        UsageError: All mistakes, in one message.
     """
     path = Path(path)
-    data = _resolve_paths(_load_json(path), path.resolve().parent)
-    for override in overrides:
-        _override(data, override)
+    return make_job(_load_json(path), path.resolve().parent, str(path), overrides, stages)
+
+
+def make_job(
+    keys: dict[str, Any], folder: Path, name: str, overrides: Iterable[str] = (), stages: Sequence[Stage] = ()
+) -> tuple[Job, list[str]]:
+    """Return the job with these keys, and warnings about it, as `read_job` does.
+
+    Args:
+        keys: The keys, as in a job file.
+        folder: What relative paths in `keys` are relative to.
+        name: What messages call the job.
+        overrides: `key=value` strings.
+        stages: The stages whose files must exist.
+
+    Raises:
+        UsageError: All mistakes in one message.
+    """
+    data = keys
+    overridden = {_override(data, override) for override in overrides}
     warnings = _drop_obsolete(data)
-    job, problems = check(data)
-    if job is not None and job.extra_deflickering_range and job.post_smoother is not None:
+    job, bad, problems = _validated(data)
+
+    def resolve(place: Place) -> str:
+        return place.kind.resolve(place.name, Path.cwd() if place.key in overridden else folder)
+
+    job = replace_paths(job, resolve)
+    problems += _broken_rules(job, bad)
+    sound = not problems
+    if sound and job.extra_deflickering_range and job.post_smoother is not None:
         warnings.append("extra_deflickering_range: not used, since post_smoother takes its place")
-    stages = _unfinished(data, stages)
-    problems += _missing_files(data, stages) + _missing_packages(job, stages)
-    if problems or job is None:
+    reads = {key for stage in _unfinished(job, stages) for key in stage.reads}
+    problems += _missing_files(job, reads)
+    if sound:
+        job = _with_scales(job)
+        problems += _missing_packages(job, reads)
+    if problems:
         listed = "".join(f"\n  {problem}" for problem in problems)
         raise UsageError(
-            f"{path}: {problems[0]}" if len(problems) == 1 else f"{path}: {len(problems)} mistakes{listed}"
+            f"{name}: {problems[0]}" if len(problems) == 1 else f"{name}: {len(problems)} mistakes{listed}"
         )
     return job, warnings
 
 
 def check(data: dict[str, Any]) -> tuple[Job | None, list[str]]:
     """The job that `data` describes, or None, and every mistake found in it."""
+    job, bad, problems = _validated(data)
+    problems += _broken_rules(job, bad)
+    return (None if problems else _with_scales(job)), problems
+
+
+def _validated(data: dict[str, Any]) -> tuple[Job, set[str], list[str]]:
+    """The job that `data` describes, without those keys that are wrong; these keys; and what is wrong with them."""
     bad: set[str] = set()
     problems = []
-    job = None
     try:
         job = Job.model_validate(data)
     except ValidationError as error:
         problems = explain(error, Job)
         bad = {str(details["loc"][0]) for details in error.errors()}
-    problems += [
-        f"{key}: {WORDS['string_unicode'].format(given=shown(value))}"
-        for key, value in data.items()
-        if key not in bad and not _is_unicode(value)
-    ]
-    sound = {key: value for key, value in data.items() if key in Job.model_fields and key not in bad}
-    looked_at = job or Job.model_construct(**sound)
-    for keys, rule in _RULES:
-        if not bad.intersection(keys):
-            problems += rule(looked_at)
-    if job is not None and not problems and not job.controlnet_scale:
-        job = job.model_copy(update={"controlnet_scale": [1.0] * len(job.controlnet_model_id)})
-    return (None if problems else job), problems
+        job = _partial({key: value for key, value in data.items() if key in Job.model_fields and key not in bad})
+    not_text = [key for key, value in data.items() if key not in bad and not _is_unicode(value)]
+    problems += [f"{key}: {WORDS['string_unicode'].format(given=shown(data[key]))}" for key in not_text]
+    return job, bad, problems
+
+
+def _partial(sound: dict[str, Any]) -> Job:
+    """A job of these keys, whose values are sound, and of defaults. Keys that have none may be missing."""
+    fields: dict[str, Any] = {key: (Job.model_fields[key].annotation, Job.model_fields[key]) for key in sound}
+    return Job.model_construct(**dict(create_model("Some", __base__=Strict, **fields).model_validate(sound)))
+
+
+def _broken_rules(job: Job, bad: set[str]) -> list[str]:
+    """What is wrong about keys that are sound in themselves but do not fit each other."""
+    return [problem for keys, rule in _RULES if not bad.intersection(keys) for problem in rule(job)]
+
+
+def _with_scales(job: Job) -> Job:
+    return (
+        job
+        if job.controlnet_scale
+        else job.model_copy(update={"controlnet_scale": [1.0] * len(job.controlnet_model_id)})
+    )
 
 
 def _is_unicode(value: Any) -> bool:
@@ -127,7 +180,8 @@ def _no_double_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def _override(data: dict[str, Any], text: str) -> None:
+def _override(data: dict[str, Any], text: str) -> str:
+    """Set what `key=value` says in `data`, and return the key that now holds a value from the command line."""
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise UsageError(f"--set {text}: give key=value")
@@ -143,60 +197,7 @@ def _override(data: dict[str, Any], text: str) -> None:
         target[last] = value
     except ValueError as error:
         raise UsageError(f"--set {key}: {error}") from None
-    if not parents:
-        data[key] = _resolve_paths({key: data[key]}, Path.cwd())[key]
-
-
-def _resolve_paths(data: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The same data with every relative path made absolute. Names of hub models stay as they are."""
-
-    def absolute(value: Any) -> Any:
-        return str(folder / _expanded(value)) if isinstance(value, str) and value else value
-
-    def model(value: Any) -> Any:
-        # "name/model" is a hub id unless such a folder lies there; "./x", "../x", "~/x", "/x" and single files'
-        # names are always paths.
-        is_path = (
-            isinstance(value, str)
-            and value not in EMBEDDED
-            and (value.startswith((".", "~", "/")) or value.endswith(SINGLE_FILES) or (folder / value).exists())
-        )
-        return absolute(value) if is_path else value
-
-    def annotator(value: Any) -> Any:
-        if isinstance(value, str) and value.startswith("file:"):
-            return "file:" + absolute(value[5:]) if value[5:] else value
-        if isinstance(value, dict):
-            paths = {"path": absolute, "references": absolute, "model": model}
-            return {key: paths.get(key, lambda same: same)(v) for key, v in value.items()}
-        return value
-
-    def addition(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: absolute(v) if key == "path" else v for key, v in value.items()}
-        return absolute(value)
-
-    kinds: dict[str, Callable[[Any], Any]] = {
-        "input_video": absolute, "output_path": absolute, "style_image": absolute, "frames_reference": absolute,
-        "model_id": model, "controlnet_model_id": model, "vae": model, "controlnet_processor": annotator,
-        "loras": addition, "embeddings": addition,
-    }  # fmt: skip
-    resolved = dict(data)
-    for key, change in kinds.items():
-        value = data.get(key)
-        if isinstance(value, list):
-            resolved[key] = [change(item) for item in value]
-        elif value is not None:
-            resolved[key] = change(value)
-    return resolved
-
-
-def _expanded(path: str) -> Path:
-    """`~/x` in the user's home; `./~x`, or `~x` where there is no such user, is a name like any other."""
-    try:
-        return Path(path).expanduser() if path.startswith("~") else Path(path)
-    except RuntimeError:
-        return Path(path)
+    return key
 
 
 def _drop_obsolete(data: dict[str, Any]) -> list[str]:
@@ -239,9 +240,10 @@ def _steps(job: Job) -> list[str]:
     return [f"img2img_strength: {job.img2img_strength} of {job.num_inference_steps} steps is less than one step"]
 
 
-def _lcm(job: Job) -> list[str]:
-    too_many = job.scheduler == "lcm" and job.num_inference_steps > LCM_STEPS
-    return [f"num_inference_steps: lcm takes {LCM_STEPS} at most, not {job.num_inference_steps}"] * too_many
+def _most_steps(job: Job) -> list[str]:
+    most = SAMPLERS[job.scheduler].most_steps
+    too_many = job.num_inference_steps > most
+    return [f"num_inference_steps: {job.scheduler} takes {most} at most, not {job.num_inference_steps}"] * too_many
 
 
 def _span(job: Job) -> list[str]:
@@ -251,12 +253,8 @@ def _span(job: Job) -> list[str]:
 
 
 def _style(job: Job) -> list[str]:
-    shuffles = any(_annotator_name(item) == "shuffle" for item in job.controlnet_processor)
-    return ["style_image: missing; the annotator 'shuffle' works on it"] * (shuffles and not job.style_image)
-
-
-def _annotator_name(item: Any) -> str:
-    return getattr(item, "name", "") or (item.get("name", "") if isinstance(item, dict) else str(item))
+    users = [item.name for item in job.controlnet_processor if item.uses_style_image]
+    return [f"style_image: missing; the annotator {name!r} works on it" for name in users[:1] if not job.style_image]
 
 
 def _smoother(key: str) -> Callable[[Job], list[str]]:
@@ -274,15 +272,16 @@ def _smoother(key: str) -> Callable[[Job], list[str]]:
 
 
 def _pickles(job: Job) -> list[str]:
-    named = [("model_id", job.model_id), ("vae", job.vae or "")]
-    for key in ("controlnet_model_id", "loras", "embeddings"):
-        named += [(f"{key}[{i}]", str(_path(item))) for i, item in enumerate(getattr(job, key))]
     return [
-        f"{key}: {name} is a pickle, which can run code on this machine: convert it to .safetensors; or, if you trust "
-        'its source, "allow_pickle": true or --allow-pickle'
-        for key, name in named
-        if name.endswith(PICKLES) and not Path(name).is_dir() and not job.allow_pickle
+        f"{place.label}: {place.name} is a pickle, which can run code on this machine: convert it to .safetensors; or, "
+        'if you trust its source, "allow_pickle": true or --allow-pickle'
+        for place in find_paths(job)
+        if place.kind.may_be_pickle and _is_pickle(place.name) and not job.allow_pickle
     ]
+
+
+def _is_pickle(name: str) -> bool:
+    return name.endswith(PICKLES) and not Path(name).is_dir()
 
 
 _RULES: tuple[tuple[tuple[str, ...], Callable[[Job], list[str]]], ...] = (
@@ -290,71 +289,41 @@ _RULES: tuple[tuple[tuple[str, ...], Callable[[Job], list[str]]], ...] = (
     (("controlnet_model_id", "controlnet_scale"), _scales),
     (("combine_pattern", "frames_reference"), _pattern),
     (("num_inference_steps", "img2img_strength"), _steps),
-    (("num_inference_steps", "scheduler"), _lcm),
+    (("num_inference_steps", "scheduler"), _most_steps),
     (("start_time", "end_time"), _span),
     (("controlnet_processor", "style_image"), _style),
     (("smoother", "smoother_config"), _smoother("smoother")),
     (("post_smoother", "post_smoother_config"), _smoother("post_smoother")),
-    (("model_id", "vae", "controlnet_model_id", "loras", "embeddings", "allow_pickle"), _pickles),
+    (("allow_pickle",), _pickles),
 )
 
 
-def _unfinished(data: dict[str, Any], stages: Sequence[str]) -> Sequence[str]:
+def _unfinished(job: Job, stages: Sequence[Stage]) -> list[Stage]:
     """Those of `stages` that have work left. A finished stage reads nothing."""
-    output = data.get("output_path")
-    if not isinstance(output, str):
-        return stages
-    return [stage for stage in stages if not receipt_path(Path(output) / CACHE_NAME, stage).exists()]
+    output = job.__dict__.get("output_path")  # missing in a job with mistakes
+    return [
+        stage for stage in stages if output is None or not receipt_path(Path(output) / CACHE_NAME, stage.name).exists()
+    ]
 
 
-def _missing_packages(job: Job | None, stages: Sequence[str]) -> list[str]:
+def _missing_packages(job: Job, reads: Collection[str]) -> list[str]:
     """Optional libraries that the annotators of `job` import and that are not installed."""
-    if job is None or "control" not in stages:
+    if "controlnet_processor" not in reads:
         return []
     networks = zip(job.controlnet_processor, job.networks_run, strict=True)
-    missing = [missing_package(item.name) if runs else "" for item, runs in networks]
+    missing = [item.missing_package() if runs else "" for item, runs in networks]
     return [f"controlnet_processor[{index}]: {line}" for index, line in enumerate(missing) if line]
 
 
-def _missing_files(data: dict[str, Any], stages: Sequence[str]) -> list[str]:
-    """Paths in `data` that `stages` would read and that do not exist."""
+def _missing_files(job: Job, reads: Collection[str]) -> list[str]:
+    """Files and folders that do not exist, of the keys that are read."""
     return [
-        f"{key}: no such file or folder: {item}"
-        for stage, key, item in _input_files(data)
-        if stage in stages and not Path(item).exists()
+        f"{place.label}: no such file or folder: {place.name}"
+        for place in find_paths(job)
+        if place.key in reads and place.local is not None and not place.local.exists()
     ]
 
 
 def input_paths(job: Job) -> list[Path]:
     """All files and folders that a job reads, in any stage."""
-    return [Path(item) for _, _, item in _input_files(job.model_dump())]
-
-
-def _input_files(data: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """(stage, key, path) of every path in a job that is read."""
-    found: list[tuple[str, str, Any]] = [
-        ("extract", "input_video", data.get("input_video")),
-        ("control", "style_image", data.get("style_image")),
-    ]
-    found += [("control", f"frames_reference[{i}]", item) for i, item in _items(data.get("frames_reference"))]
-    for i, item in _items(data.get("controlnet_processor")):
-        key = f"controlnet_processor[{i}]"
-        if isinstance(item, str) and item.startswith("file:"):
-            found.append(("control", key, item[5:]))
-        elif isinstance(item, dict) and item.get("name") == "file":
-            found += [("control", f"{key}.{part}", item.get(part)) for part in ("path", "references")]
-    for key in ("loras", "embeddings"):
-        found += [("render", f"{key}[{i}]", _path(item)) for i, item in _items(data.get(key))]
-    models = [("model_id", data.get("model_id")), ("vae", data.get("vae"))]
-    models += [(f"controlnet_model_id[{i}]", item) for i, item in _items(data.get("controlnet_model_id"))]
-    found += [("render", key, item) for key, item in models if isinstance(item, str) and item.startswith("/")]
-    return ((stage, key, item) for stage, key, item in found if isinstance(item, str) and item)
-
-
-def _path(item: Any) -> Any:
-    """Of an item of a list that may be long or short: a model, {"path": ...}, or the path itself."""
-    return item.get("path") if isinstance(item, dict) else getattr(item, "path", item)
-
-
-def _items(value: Any) -> Iterable[tuple[int, Any]]:
-    return enumerate(value) if isinstance(value, list) else ()
+    return [place.local for place in find_paths(job) if place.local is not None]

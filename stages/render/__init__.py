@@ -1,4 +1,4 @@
-"""Frames + control maps → latents → rendered frames: the denoising loop over a whole video.
+"""Render the frames with Stable Diffusion and ControlNet, guided by the control maps.
 
 A step is one phase over all frames, from its array of latents to the next step's, so that every frame sees its
 neighbours at the same timestep. A smoothed step is two phases: predict clean frames, then deflicker them and continue
@@ -16,10 +16,11 @@ from typing import Any
 from stages.base.cache import ArraySpec, FrameArray
 from stages.base.engine import Footage, Options, Phase, Plan, Reporter, Run, Stage
 from stages.base.errors import DiffSynthError, UsageError
-from stages.base.fingerprint import map_names
 from stages.diffusion.layout import NETWORKS, check_model, guidance_is_input, vae_part
+from stages.diffusion.sampler import SAMPLERS
 from stages.diffusion.settings import ModelNames, Settings
 from stages.jobs.job import Job
+from stages.jobs.maps import recorded_maps
 from stages.models.weights import check_device, check_tensor_file
 from stages.render.plan import RenderPlan
 from stages.render.tasks import (
@@ -31,13 +32,12 @@ from stages.render.tasks import (
     SmoothStepTask,
     StepTask,
 )
-from stages.smoothers import CHUNKS, bring, build
+from stages.smoothers import SMOOTHERS, bring, build
 from stages.tasks import ChunkSmoother, PaintTask
 
 CHUNK = 8  # frames; what is done again after a kill
 SHARED_PIXELS = 16 * 512 * 960  # of the frames that go through the networks together where attention is shared
 SHARED_CHUNK = 4, 16  # frames, at least and at most
-LCM_GUIDANCE = 2  # at most, where it is no input of the model
 PAINT_CHUNK = 2  # frames that are painted from keyframes
 
 
@@ -50,7 +50,7 @@ def rendered_frames(job: Job, guides: FrameArray, reporter: Reporter) -> tuple[i
     """The numbers of the frames that are rendered, ascending."""
     count = len(guides)
     if job.keyframes == "auto":
-        from stages.smoothers.keyframes import choose
+        from stages.smoothers.images.keyframes import choose
 
         reporter.begin("render", count)
         reporter.phase("choose keyframes")
@@ -89,14 +89,13 @@ def check(run: Run[Job], footage: Footage) -> list[ArraySpec]:
         build(job.smoother, job.smoother_config, [], [])
     count = footage.count or 0
     keys = -(-count // job.keyframes) if isinstance(job.keyframes, int) else count
-    # Clean latents, which some schedulers look back at, are small beside the frames.
     size = (footage.height, footage.width)
-    return make_plan(job, run.options, (count, *size), keys=tuple(range(keys)), maps=(), multistep=False).most_at_once()
+    return make_plan(
+        job, run.options, (count, *size), keys=tuple(range(keys)), maps=(), multistep=SAMPLERS[job.scheduler].multistep
+    ).most_at_once()
 
 
 def plan(run: Run[Job], resume: bool) -> Plan:
-    from stages.diffusion.sampler import SAMPLERS
-
     job, cache = run.job, run.cache
     begun: dict[str, Any] = cache["rendered"].attrs.asdict() if resume else {}
     if resume and "latents_other" in cache:
@@ -112,7 +111,7 @@ def plan(run: Run[Job], resume: bool) -> Plan:
         _resumed(run.options, begun),
         (count, height, width),
         keys=tuple(begun["keys"]) if resume else rendered_frames(job, cache["frames"], run.reporter),
-        maps=tuple(pair for pair in map_names(cache.recorded("control") or {}) if pair is not None),
+        maps=tuple(recorded_maps(cache)),
         multistep=SAMPLERS[job.scheduler].multistep,
     )
     noted: dict[str, Any] = {"keys": list(rendering.keys), "compiled": rendering.settings.compiled}
@@ -189,9 +188,13 @@ def denoiser_settings(job: Job, options: Options) -> Settings:
 
 
 def _warn_of_guidance(job: Job, reporter: Reporter) -> None:
-    strong = job.scheduler == "lcm" and job.guidance_scale > LCM_GUIDANCE
-    if strong and not guidance_is_input(job.model_id, job.allow_pickle):
-        reporter.warn(f"guidance_scale: {job.guidance_scale} is much for lcm; 1 to {LCM_GUIDANCE} burns no colours")
+    most = SAMPLERS[job.scheduler].most_guidance
+    if most is None or job.guidance_scale <= most or guidance_is_input(job.model_id, job.allow_pickle):
+        return
+    reporter.warn(
+        f"guidance_scale {job.guidance_scale:g} is too high for {job.scheduler}; "
+        f"use 1 to {most:g} to avoid oversaturated colours"
+    )
 
 
 def _resumed(options: Options, begun: dict[str, Any]) -> Options:
@@ -232,12 +235,12 @@ def _step_phases(plan: RenderPlan, step: int) -> list[Phase]:
     if plan.smoother is not None and plan.is_smoothed(step):
         smoother = ChunkSmoother(*plan.smoother, plan.settings.models.device)
         task = SmoothStepTask(plan, step, smoother)
-        phases.append(Phase(f"{name} smooth", keys, CHUNKS[smoother.name], task))
+        phases.append(Phase(f"{name} smooth", keys, SMOOTHERS[smoother.name].chunk, task))
     return [*phases[:-1], replace(phases[-1], drops=plan.drops(step))]
 
 
 def _paint_phase(plan: RenderPlan) -> Phase:
-    from stages.smoothers.matching import PATCH
+    from stages.smoothers.images.matching import PATCH
 
     device = plan.settings.models.device
     task = PaintTask("frames", "keyframes", plan.keys, "rendered", "unseen", device, PATCH)
@@ -248,10 +251,58 @@ def deliver(run: Run[Job], fingerprint: str) -> None:
     """Says which frames show what no keyframe shows."""
     if "unseen" not in run.cache:
         return
-    from stages.smoothers.keyframes import guessed
+    from stages.smoothers.images.keyframes import guessed
 
     if worst := guessed(run.cache["unseen"][:]):
         run.reporter.warn(f'{worst}; "keyframes": "auto", or a list with these, renders them')
 
 
-STAGE = Stage("render", plan, deliver, check)
+STAGE = Stage(
+    name="render",
+    reads=(
+        "model_id",
+        "controlnet_model_id",
+        "controlnet_scale",
+        "loras",
+        "embeddings",
+        "vae",
+        "vae_tiling",
+        "dtype",
+        "smoother",
+        "smoother_config",
+        "ignore_smoother_steps",
+        "smoother_interval",
+        "prompt",
+        "negative_prompt",
+        "num_inference_steps",
+        "scheduler",
+        "guidance_scale",
+        "seed_of_noise",
+        "img2img_strength",
+        "combine_pattern",
+        "keyframes",
+        "attention",
+        "keep_steps",
+    ),
+    after=("extract", "control"),
+    arrays=(
+        "step_latents/*",
+        "step_clean/*",
+        "step_predicted/*",
+        "latents",
+        "reference_latents",
+        "keyframes",
+        "rendered",
+        "unseen",
+        # Earlier versions made these. They are removed when the stage is redone.
+        "latents_other",
+        "latents_steps",
+        "clean",
+        "clean_other",
+        "predicted",
+    ),
+    plan=plan,
+    deliver=deliver,
+    check=check,
+    shown=lambda cache: {"rendered": "rendered"},
+)

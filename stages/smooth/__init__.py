@@ -16,20 +16,22 @@ from typing import Any
 from stages.base.cache import ArraySpec, FrameCache
 from stages.base.engine import Phase, Plan, Reporter, Run, Stage, fill
 from stages.base.errors import DiffSynthError, UsageError
-from stages.base.fingerprint import fingerprint, identify
+from stages.base.fingerprint import Inputs, fingerprint, identify
 from stages.models.weights import pick_gpu
 from stages.pairing import GuideShots
 from stages.smooth.guidance import Guidance, find_guidance, find_key_offset, frame_times, read_through, tell_offset
 from stages.smooth.keys import key_numbers, keys_inside
 from stages.smooth.output import check_smoothing_output, deliver, finished_from
 from stages.smooth.request import NAME, Smoothing
-from stages.smoothers import CHUNKS
-from stages.smoothers.changes import Changes
+from stages.smoothers import SMOOTHERS
+from stages.smoothers.images.changes import Changes
+from stages.smoothers.patch_blend import PatchBlend
 from stages.tasks import ChunkSmoother, DecodeTask, PaintTask, SmoothTask
 from stages.video import Shot, Source, check_shape, default_codec, describe, open_source, padded_size
 
-SMOOTHER = "PatchBlendSmoother"
+SMOOTHER = PatchBlend.name
 CHUNK = 8  # frames that are decoded at once
+PAINT_CHUNK = 1  # frames that are painted at once
 
 
 def smooth(
@@ -58,7 +60,7 @@ def smooth(
     Raises:
         UsageError: The output must not be written, or the videos do not belong together.
     """
-    cache = FrameCache(smoothing.cache_path, arguments)
+    cache = FrameCache(smoothing.cache_path, arguments, {STAGE.name: STAGE.arrays})
     finished = finished_from(smoothing)
     check_smoothing_output(smoothing, force or bool(finished))
     pick_gpu(smoothing.device)  # raises if there is no such device
@@ -81,7 +83,7 @@ def smooth(
     with cache.lock():
         begun = cache.recorded(STAGE.name)
         try:
-            fill(stage, Run(smoothing, cache, reporter), inputs, resume=not restart and begun == inputs)
+            fill(stage, Run(smoothing, cache, reporter, inputs=inputs), resume=not restart and begun == inputs)
         except DiffSynthError:
             if cache.recorded(STAGE.name) is None:  # refused before anything was begun
                 shutil.rmtree(cache.path)
@@ -101,7 +103,7 @@ def _remove_cache(cache: FrameCache) -> None:
         shutil.rmtree(cache.path)
 
 
-def _identified(smoothing: Smoothing, known: dict[str, Any]) -> tuple[Smoothing, dict[str, Any]]:
+def _identified(smoothing: Smoothing, known: dict[str, object]) -> tuple[Smoothing, Inputs]:
     """The same without a guide that is a copy of the style, and what the result depends on.
 
     `known` is what an earlier call found out about the videos, so that they need not be read again.
@@ -112,7 +114,7 @@ def _identified(smoothing: Smoothing, known: dict[str, Any]) -> tuple[Smoothing,
         guide = identify(smoothing.guide, style if smoothing.guide == smoothing.style else known.get("guide"))
     if guide is not None and guide["sha256"] == style["sha256"] and not smoothing.interpolate:
         smoothing, guide = replace(smoothing, guide=None), None
-    keys = {
+    keys: dict[str, object] = {
         "guide": guide,
         "style": style,
         "smoother_config": smoothing.config,
@@ -156,7 +158,7 @@ def plan(run: Run[Smoothing], resume: bool) -> Plan:
     return Plan(
         frames=count,
         arrays=arrays,
-        phases=[*phases, Phase("smooth", count, CHUNKS[SMOOTHER], task)],
+        phases=[*phases, Phase("smooth", count, SMOOTHERS[SMOOTHER].chunk, task)],
         begin=lambda cache: cache["smoothed"].attrs.update(notes),
     )
 
@@ -193,7 +195,7 @@ def _plan_painting(run: Run[Smoothing], resume: bool) -> Plan:
         phases=[
             Phase("decode the guide", count, CHUNK, decode_guide),
             Phase("decode the style", len(keys), CHUNK, decode_style),
-            Phase("paint", count, CHUNKS[SMOOTHER], paint),
+            Phase("paint", count, PAINT_CHUNK, paint),
         ],
         begin=lambda cache: cache["smoothed"].attrs.update(notes),
     )
@@ -218,4 +220,4 @@ def _from(path: Path, first: int) -> Iterator[Shot]:
     return islice(open_source(path).shots(), first, None)
 
 
-STAGE = Stage(NAME, plan, deliver)
+STAGE = Stage(NAME, plan, arrays=("guides", "styles", "smoothed", "guessed"), deliver=deliver)

@@ -18,8 +18,8 @@ from stages.base.errors import UsageError
 from stages.base.outputs import SIGNATURE, check_inputs_kept, check_output
 from stages.base.words import counted
 from stages.smooth.request import Smoothing
-from stages.smoothers.changes import Changes
-from stages.smoothers.keyframes import guessed
+from stages.smoothers.images.changes import Changes
+from stages.smoothers.images.keyframes import guessed
 from stages.video import (
     Audio,
     Encoding,

@@ -1,30 +1,40 @@
 """Taking the flicker out of a video: smoothers, and what is done to frames after smoothing.
 
-All smoothers have one interface: frames come in by index, read when asked for, and go out by chunk, so that a
-smoother of any window works on a video of any length in bounded memory. docs/smoothers.md says how to add one.
+All smoothers have one interface: frames are read by index, when asked for, and smoothed frames come in chunks, so that
+a smoother of any window works on a video of any length in bounded memory. Each module of this package registers one:
+its options, what the engine must know about it, and the class that does the work. docs/extending.md says how to add
+one, here or in another package.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
-from typing import Any, Protocol
+from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 import numpy as np
-from PIL import Image, ImageEnhance
+from pydantic import AfterValidator, Field
 
-from stages.base.smoothers import EbsynthConfig, PySynthConfig, VideoPatchMatchConfig
+from stages.base.errors import UsageError
+from stages.base.mistakes import Strict
+from stages.base.registry import Registry
 
 Frames = Sequence[np.ndarray]
 """uint8 RGB [H, W, 3] by index; reading one may mean decoding it."""
 
 KEPT = 8  # frames of a video: the neighbours that detail is compared with, and one further off
 
+# Keys of DiffSynth's smoothers that mean nothing here: programs, folders, cards, processes, a choice of engines.
+OBSOLETE_KEYS = ("bin_path", "cache_path", "engine_name", "gpu_id", "n_jobs", "num_iter", "threads_per_block")
+
+EnhanceFactor = Annotated[float, Field(ge=-1000, le=1000)]
+Enhancement = dict[Literal["contrast", "sharpness", "color", "brightness"], EnhanceFactor]
+
 
 class Smoother(Protocol):
     """Takes the flicker out of one stylised video.
 
-    It is made with `guides`, the frames of the original video, which does not flicker, and `styles`, those of the
+    It is built for `guides`, the frames of the original video, which does not flicker, and `styles`, those of the
     stylised one; both are the whole video. It may keep what it finds for the frames that come next, in bounded memory,
     and drops all of it after the last frame.
     """
@@ -36,47 +46,63 @@ class Smoother(Protocol):
         """
 
 
-class TemporalMeanSmoother:
-    """Mean over frames i-radius..i+radius, indexes clamped, rounded to the nearest (ties to even)."""
+class SmootherOptions(Strict):
+    """A smoother's options, as fields, and what the engine must know about it. Its docstring is its description."""
 
-    def __init__(self, guides: Frames, styles: Frames, radius: int = 1):
-        self.styles, self.radius = styles, radius
-        self.next: tuple[int, Any] | None = None  # a frame, and the sum of its window but for the last frame of it
+    name: ClassVar[str]
+    """What jobs call the smoother."""
+    chunk: ClassVar[int] = 1
+    """Frames that are smoothed at once, and redone after a kill."""
+    on_gpu: ClassVar[bool] = False
+    """Does it work on torch tensors? On an NVIDIA GPU, it is then given the frames as tensors there."""
+    enhances_first: ClassVar[bool] = False
+    """Is `postprocessing` applied to the frames before they are smoothed, too?"""
+    obsolete: ClassVar[tuple[str, ...]] = OBSOLETE_KEYS
+    """Keys of older job files that are ignored."""
 
-    def smooth(self, start: int, stop: int) -> np.ndarray:
-        # A running sum of integers: exact, and as cheap for a wide window as for a narrow one.
-        total = self.next[1] if self.next and self.next[0] == start else self._window(start)
-        smoothed = []
-        for index in range(start, stop):
-            total = total + self._frame(index + self.radius)
-            smoothed.append(np.rint(total / (2 * self.radius + 1)).astype(np.uint8))
-            total = total - self._frame(index - self.radius)
-        self.next = (stop, total) if stop < len(self.styles) else None
-        return np.stack(smoothed)
+    postprocessing: Enhancement = Field(default_factory=dict)
+    """Pillow's ImageEnhance factors (1 = unchanged), applied in the order given after smoothing."""
 
-    def _window(self, index: int) -> Any:
-        """The sum of frames index-radius..index+radius-1, each read once."""
-        last = len(self.styles) - 1
-        first, end = index - self.radius, index + self.radius - 1
-        inside = sum((self._frame(other) for other in range(max(first, 0), min(end, last) + 1)), np.int64(0))
-        return inside + max(-first, 0) * self._frame(0) + max(end - last, 0) * self._frame(last)
+    def build(self, guides: Frames, styles: Frames, device: str) -> Smoother:
+        """The smoother with these options for one video. `device` is the job's: auto, cpu, cuda, cuda:1 or mps."""
+        raise NotImplementedError
 
-    def _frame(self, index: int) -> np.ndarray:
-        return self.styles[min(max(index, 0), len(self.styles) - 1)].astype(np.int64)
+
+SMOOTHERS: Registry[SmootherOptions] = Registry(
+    "smoother",
+    SmootherOptions,
+    lambda options: options.name,
+    package="stages.smoothers",
+    group="diffsynth_cli.smoothers",
+)
+
+
+def build(name: str, config: dict[str, Any], guides: Frames, styles: Frames, device: str = "cpu") -> Smoother:
+    """The smoother `name` with the options `config`, for one video. It matches patches on `device`."""
+    options = SMOOTHERS[name].model_validate(config)
+    if options.on_gpu:
+        brought = bring(styles, device)
+        guides, styles = brought if guides is styles else bring(guides, device), brought
+    if options.enhances_first and options.postprocessing:
+        styles = Brought(styles, partial(enhance, postprocessing=options.postprocessing))
+    smoother = options.build(guides, styles, device)
+    return Enhanced(smoother, options.postprocessing) if options.postprocessing else smoother
 
 
 class Enhanced:
     """A smoother followed by Pillow's ImageEnhance filters, in the order given."""
 
-    def __init__(self, smoother: Smoother, postprocessing: dict[str, float]):
+    def __init__(self, smoother: Smoother, postprocessing: Enhancement):
         self.smoother, self.postprocessing = smoother, postprocessing
 
     def smooth(self, start: int, stop: int) -> np.ndarray:
         return np.stack([enhance(frame, self.postprocessing) for frame in self.smoother.smooth(start, stop)])
 
 
-def enhance(frame: np.ndarray, postprocessing: dict[str, float]) -> np.ndarray:
+def enhance(frame: np.ndarray, postprocessing: Enhancement) -> np.ndarray:
     """A frame after Pillow's ImageEnhance filters, in the order given."""
+    from PIL import Image, ImageEnhance
+
     image = Image.fromarray(frame)
     for name, factor in postprocessing.items():
         image = getattr(ImageEnhance, name.capitalize())(image).enhance(factor)
@@ -103,82 +129,63 @@ def bring(frames: Frames, device: str) -> Frames:
     gpu = pick_gpu(device)
     if gpu is None:
         return Brought(frames, np.asarray)
-    from stages.smoothers.gpu import load
+    from stages.smoothers.images.gpu import load
 
     return Brought(frames, partial(load, device=gpu))
 
 
-def build(
-    name: str,
-    config: dict[str, Any],
-    guides: Frames,
-    styles: Frames,
-    device: str = "cpu",
-) -> Smoother:
-    """The smoother `name` with the options `config`. Those that match patches do so on `device`."""
-    config = dict(config)
-    postprocessing = config.pop("postprocessing", {})
-    if name in ON_GPU:
-        brought = bring(styles, device)
-        guides, styles = brought if guides is styles else bring(guides, device), brought
-    if name in ENHANCED_BEFORE and postprocessing:
-        styles = Brought(styles, partial(enhance, postprocessing=postprocessing))
-    smoother = SMOOTHERS[name](config, device)(guides, styles)
-    return Enhanced(smoother, postprocessing) if postprocessing else smoother
+# --- options that several smoothers have ----------------------------------------------------------------
 
 
-Maker = Callable[[Frames, Frames], Smoother]
+def _odd(value: int) -> int:
+    if value % 2 == 0:
+        raise ValueError("must be odd")
+    return value
 
 
-def _temporal_mean(config: dict[str, Any], device: str) -> Maker:
-    return partial(TemporalMeanSmoother, **config)
+PatchSize = Annotated[int, Field(ge=3, le=31), AfterValidator(_odd)]
 
 
-def _ebsynth(config: dict[str, Any], device: str) -> Maker:
-    from stages.smoothers.ebsynth import EbsynthSmoother  # loads the library's binding, as all below do
+class PatchOptions(Strict):
+    """How frames are carried onto each other."""
 
-    options = EbsynthConfig.model_validate(config)
-    return partial(EbsynthSmoother, device=device, **options.model_dump(exclude={"postprocessing"}))
-
-
-def _patch_blend(config: dict[str, Any], device: str) -> Maker:
-    from stages.smoothers.patch_blend import PatchBlendSmoother
-
-    return partial(PatchBlendSmoother, **config)
+    patch_size: PatchSize = 21
+    """Side of the patches in pixels, odd."""
+    guide_weight: float = Field(100.0, ge=0, le=1e6)
+    """Weight of differences between the guides; those between the styles have weight 1."""
 
 
-def _py_synth(config: dict[str, Any], device: str) -> Maker:
-    from stages.smoothers.pysynth import PySynthSmoother
+class MatchingOptions(PatchOptions):
+    """How PySynth carries frames onto each other."""
 
-    options = PySynthConfig.model_validate(config)
-    matching = options.ebsynth_config.model_dump()
-    return partial(PySynthSmoother, speed=options.speed, window_size=options.window_size, device=device, **matching)
-
-
-def _video_patch_match(config: dict[str, Any], device: str) -> Maker:
-    options = VideoPatchMatchConfig.model_validate(config)
-    return _py_synth({"ebsynth_config": options.ebsynth_config}, device)
+    num_iter: int = Field(6, ge=1, le=64)
+    """Rounds of search and vote at each size of the picture."""
 
 
-# The others leave it to the patch-matching library where it works, or have nothing to do there.
-ON_GPU = ("PatchBlendSmoother",)
+# --- older job files ------------------------------------------------------------------------------------
 
-# These also enhance frames before they smooth them.
-ENHANCED_BEFORE = ("VideoPatchMatchSmoother",)
 
-# Frames of a chunk, which is done again after a kill: where patches are matched, a frame can take seconds.
-CHUNKS = {
-    "TemporalMeanSmoother": 8,
-    "PatchBlendSmoother": 1,
-    "EbsynthSmoother": 1,
-    "PySynthSmoother": 1,
-    "VideoPatchMatchSmoother": 1,
-}
+def drop_obsolete(name: str, config: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The options of the smoother `name` without keys that are no longer needed, and these keys."""
+    try:
+        options = SMOOTHERS[name]
+    except UsageError:  # reported when the job is validated
+        options = SmootherOptions
+    kept, dropped = _split(config, set(options.obsolete))
+    for key, nested in kept.items():
+        if isinstance(nested, dict) and (model := _nested_model(options, key)):
+            kept[key], more = _split(nested, set(options.obsolete) - set(model.model_fields))
+            dropped += [f"{key}.{old}" for old in more]
+    return kept, dropped
 
-SMOOTHERS: dict[str, Callable[[dict[str, Any], str], Maker]] = {
-    "TemporalMeanSmoother": _temporal_mean,
-    "PatchBlendSmoother": _patch_blend,
-    "EbsynthSmoother": _ebsynth,
-    "PySynthSmoother": _py_synth,
-    "VideoPatchMatchSmoother": _video_patch_match,
-}
+
+def _nested_model(options: type[SmootherOptions], key: str) -> type[Strict] | None:
+    field = options.model_fields.get(key)
+    kind = field.annotation if field else None
+    return kind if isinstance(kind, type) and issubclass(kind, Strict) else None
+
+
+def _split(config: dict[str, Any], unused: set[str]) -> tuple[dict[str, Any], list[str]]:
+    """What is left without the keys `unused`, and those of them that hold anything."""
+    dropped = sorted(key for key in unused if config.get(key) is not None)
+    return {key: value for key, value in config.items() if key not in unused}, dropped

@@ -5,13 +5,34 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from pydantic import Field
 
 from native import binding
 from stages.base.errors import DiffSynthError
-from stages.smoothers import Frames
+from stages.base.numbers import Offset
+from stages.smoothers import SMOOTHERS, Frames, PatchOptions, SmootherOptions
 from stages.smoothers.pysynth import library_options
 
 CHANNELS = 3
+
+
+@SMOOTHERS.register
+class Ebsynth(PatchOptions, SmootherOptions):
+    """Every frame is the mean of itself and of its neighbours, carried onto it by guided synthesis."""
+
+    name = "EbsynthSmoother"
+    smooth_index: list[Offset] = Field(default_factory=lambda: [-3, -2, -1, 1, 2, 3])
+    """Which neighbours, as offsets."""
+
+    def build(self, guides: Frames, styles: Frames, device: str) -> EbsynthSmoother:
+        return EbsynthSmoother(
+            guides,
+            styles,
+            smooth_index=self.smooth_index,
+            patch_size=self.patch_size,
+            guide_weight=self.guide_weight,
+            device=device,
+        )
 
 
 class EbsynthSmoother:

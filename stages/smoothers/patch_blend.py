@@ -1,8 +1,8 @@
 """Deflickering that keeps detail and does no harm: light from the whole window, detail from what neighbours agree on.
 
-Flicker is of two kinds. Light and colour change over wide areas (stages.smoothers.light). Detail is noisy, or swims:
+Flicker is of two kinds. Light and colour change over wide areas (images/light.py). Detail is noisy, or swims:
 frames nearby are carried onto this one, along the guide's motion or where that fails along the style's own, and
-registered to their consensus. A copy counts as far as it fits the frame's own pixels (stages.smoothers.evidence), so
+registered to their consensus. A copy counts as far as it fits the frame's own pixels (images/evidence.py), so
 that where no copy fits the frame stays as it is. Where its detail stands above the noise it is kept, and where detail
 swims the consensus takes over, sharpened for what averaging costs. docs/smoothers.md has the reasons and measurements.
 """
@@ -11,13 +11,26 @@ from __future__ import annotations
 
 import numpy as np
 from array_api_compat import array_namespace
+from pydantic import Field
 
-from stages.smoothers import Frames
-from stages.smoothers.evidence import FINE, flicker_level, flicker_line, keep_structure, misfit, support
-from stages.smoothers.light import WindowLight
-from stages.smoothers.matching import PATCH, agreement, carry, grain, mean_square, motion
-from stages.smoothers.pixels import Array, box, each, enlarge, fetch, floats, flow, gauss, median, percentile, shrink
-from stages.smoothers.tables import WHOLE, Memo, window
+from stages.smoothers import SMOOTHERS, Frames, PatchSize, SmootherOptions
+from stages.smoothers.images.evidence import FINE, flicker_level, flicker_line, keep_structure, misfit, support
+from stages.smoothers.images.light import WindowLight
+from stages.smoothers.images.matching import PATCH, agreement, carry, grain, mean_square, motion
+from stages.smoothers.images.pixels import (
+    Array,
+    box,
+    each,
+    enlarge,
+    fetch,
+    floats,
+    flow,
+    gauss,
+    median,
+    percentile,
+    shrink,
+)
+from stages.smoothers.images.tables import WHOLE, Memo, window
 
 NEIGHBOURS = 3  # frames to each side that detail is compared with
 NEAR = 4.0  # frames away at which trust is halved
@@ -39,27 +52,36 @@ CRISP = 1.2  # times as sharp as the frame's own detail is what sharpening aims 
 SHARPEN = 0.6  # at most
 
 
-class PatchBlendSmoother:
-    """`window`: frames to each side that light is averaged over, None = the whole video (up to WHOLE to each side).
-    `strength`: 0 (as it was) to 1. `detail`: 0 = the plain consensus, 0.5 = see above, 1 = each frame keeps its own.
-    `patch_size`: px, odd, of the matching of patches. `guide_weight`: how much it counts against a match that the
-    guides differ there, 0 = not at all. Where `guides` is `styles`, the video is its own guide.
-    """
+@SMOOTHERS.register
+class PatchBlend(SmootherOptions):
+    """Takes out flicker and keeps detail: light from the whole window, detail from what neighbours agree on."""
 
-    def __init__(
-        self,
-        guides: Frames,
-        styles: Frames,
-        window: int | None = 15,
-        strength: float = 1.0,
-        detail: float = 0.5,
-        patch_size: int = PATCH,
-        guide_weight: float = 1.0,
-    ):
+    name = "PatchBlendSmoother"
+    on_gpu = True
+    window: int | None = Field(15, ge=0, le=1000)
+    """Frames to each side to average light and colour over; null: the whole video (up to 63 to each side)."""
+    strength: float = Field(1.0, ge=0, le=1)
+    """0 = leave frames as they are, 1 = remove all flicker."""
+    detail: float = Field(0.5, ge=0, le=1)
+    """0 = only detail that neighbours agree on, 0.5 = own detail where it stays in place, 1 = all own detail."""
+    patch_size: PatchSize = PATCH
+    """Side of matched patches in pixels, odd."""
+    guide_weight: float = Field(1.0, ge=0, le=100)
+    """Weight of the original video in matching; lower it if that video is grainy, 0 = none."""
+
+    def build(self, guides: Frames, styles: Frames, device: str) -> PatchBlendSmoother:
+        return PatchBlendSmoother(guides, styles, self)
+
+
+class PatchBlendSmoother:
+    """Deflickers with the options of `PatchBlend`. Where `guides` is `styles`, the video is its own guide."""
+
+    def __init__(self, guides: Frames, styles: Frames, options: PatchBlend):
         self.guides, self.styles = guides, styles
-        self.strength, self.detail = strength, detail
-        self.patch_size, self.guide_weight = patch_size, guide_weight
-        self.light = WindowLight(guides, styles, WHOLE if window is None else window, guide_weight)
+        self.strength, self.detail = options.strength, options.detail
+        self.patch_size, self.guide_weight = options.patch_size, options.guide_weight
+        reach = WHOLE if options.window is None else options.window
+        self.light = WindowLight(guides, styles, reach, options.guide_weight)
         self.lit = Memo(self.light.frame)
         self.lines = Memo(self._line)
         self.grains = Memo(lambda index: grain(self._guide(index)))

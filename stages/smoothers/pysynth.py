@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from pydantic import model_validator
 
 from native import binding
 from stages.base.errors import DiffSynthError
-from stages.smoothers import KEPT, Frames
+from stages.base.numbers import Count
+from stages.smoothers import KEPT, OBSOLETE_KEYS, SMOOTHERS, Frames, MatchingOptions, SmootherOptions
 
 KEPT_BYTES = 128 * 2**20  # blended frames that each side keeps for later frames ...
 KEPT_LEAST = 32  # ... or this many frames, if these are more: each level of the tables needs one
@@ -27,6 +29,39 @@ Read = Callable[[int], Image]
 
 Carry = Callable[[Image, int, int], Image]
 """carry(image, i, j): an image that belongs to frame i, carried onto frame j."""
+
+
+@SMOOTHERS.register
+class PySynth(SmootherOptions):
+    """Remap and blend: every pair in the window (slowest) or blending tables (fastest)."""
+
+    name = "PySynthSmoother"
+    obsolete = tuple(key for key in OBSOLETE_KEYS if key not in MatchingOptions.model_fields)
+    speed: Literal["fastest", "slowest"] = "fastest"
+    window_size: Count | None = None
+    """Frames to each side, any number; null: the whole video."""
+    ebsynth_config: MatchingOptions = MatchingOptions()
+    """How frames are carried onto each other."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _nest(cls, data: Any) -> Any:
+        """Older files give the options of `ebsynth_config` beside the others."""
+        if not isinstance(data, dict):
+            return data
+        moved = {key: data[key] for key in MatchingOptions.model_fields if key in data}
+        rest = {key: value for key, value in data.items() if key not in moved}
+        return {**rest, "ebsynth_config": {**moved, **rest.get("ebsynth_config", {})}} if moved else data
+
+    def build(self, guides: Frames, styles: Frames, device: str) -> PySynthSmoother:
+        return PySynthSmoother(
+            guides,
+            styles,
+            speed=self.speed,
+            window_size=self.window_size,
+            device=device,
+            **self.ebsynth_config.model_dump(),
+        )
 
 
 class PySynthSmoother:

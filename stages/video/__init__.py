@@ -1,7 +1,6 @@
 """The one door to PyAV: sources of frames (video files, image folders), fitting, and encoding with audio."""
 
 from stages.video.encoding import (
-    CODEC_ALIASES,
     ENCODERS,
     Encoding,
     check_encoder,
@@ -29,7 +28,6 @@ from stages.video.sources import (
 )
 
 __all__ = [
-    "CODEC_ALIASES",
     "ENCODERS",
     "TIME_TOLERANCE",
     "Audio",

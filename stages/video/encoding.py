@@ -16,6 +16,7 @@ import numpy as np
 from av.video.reformatter import Colorspace
 
 from stages.base.errors import DiffSynthError, UsageError
+from stages.codecs import Codec
 from stages.video.images import IMAGE_SUFFIXES, read_png_comment
 from stages.video.sound import Audio, SoundTrack
 from stages.video.sources import url
@@ -33,21 +34,20 @@ class Encoder:
 
 
 # x264's macroblock tree reads memory that it never wrote, at many sizes: the same frames gave different bytes.
-ENCODERS = {
-    "h264": Encoder("libx264", "yuv420p", 19, ".mp4", {"preset": "medium", "x264-params": "mbtree=0"}),
-    "hevc": Encoder(
+ENCODERS: dict[str, Encoder] = {
+    Codec.H264: Encoder("libx264", "yuv420p", 19, ".mp4", {"preset": "medium", "x264-params": "mbtree=0"}),
+    Codec.HEVC: Encoder(
         "libx265",
         "yuv420p",
         20,
         ".mp4",
         {"preset": "medium", "x265-params": "log-level=none:pools=4:frame-threads=2"},
     ),
-    "vp9": Encoder("libvpx-vp9", "yuv420p", 24, ".webm", {"b": "0", "row-mt": "1"}),
-    "av1": Encoder("libsvtav1", "yuv420p", 22, ".mp4", {"preset": "8"}),
-    "prores": Encoder("prores_ks", "yuv422p10le", None, ".mov", {"profile": "hq"}),
-    "ffv1": Encoder("ffv1", "bgr0", None, ".mkv"),
+    Codec.VP9: Encoder("libvpx-vp9", "yuv420p", 24, ".webm", {"b": "0", "row-mt": "1"}),
+    Codec.AV1: Encoder("libsvtav1", "yuv420p", 22, ".mp4", {"preset": "8"}),
+    Codec.PRORES: Encoder("prores_ks", "yuv422p10le", None, ".mov", {"profile": "hq"}),
+    Codec.FFV1: Encoder("ffv1", "bgr0", None, ".mkv"),
 }
-CODEC_ALIASES = {"h265": "hevc"}
 # Fixed, since it changes the bytes that x264 writes.
 ENCODER_THREADS = 4
 CONTAINERS = {  # suffix: (FFmpeg's muxer, audio encoder, options)

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 from diffsynth_cli.project import fitting_size
+from stages.all_stages import NAMES
 from stages.base.cache import FrameCache
-from stages.jobs.job import STAGES
 from stages.jobs.job_file import read_job
 from stages.video import Encoding, encode, open_source
-from templates import TASKS
+from templates import Task
 from tests.conftest import scene, write_images
 
 
@@ -30,11 +30,11 @@ def states(cli, job) -> dict[str, str]:
 
 def test_from_video_to_video(tmp_path, make_job, cli):
     job = make_job(10, combine_pattern=[-1, 0, 1], smoother="TemporalMeanSmoother")
-    assert states(cli, job) == dict.fromkeys(STAGES, "to do")
+    assert states(cli, job) == dict.fromkeys(NAMES, "to do")
     assert not (tmp_path / "out").exists()  # asking makes nothing
     code, said = cli("run", job)
     assert code == 0 and "video.mp4" in said
-    assert states(cli, job) == dict.fromkeys(STAGES, "done")
+    assert states(cli, job) == dict.fromkeys(NAMES, "done")
     assert len(list(open_source(tmp_path / "out/video.mp4").shots())) == 10
     written = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("c.*")}
     code, said = cli("run", job)
@@ -61,7 +61,7 @@ def test_a_stale_stage_stops_with_old_and_new_value_and_restart_does_it_anew(tmp
     code, said = cli("run", job, "--restart")
     assert code == 0 and said.count("nothing to do") == 2  # what is not stale is kept
     assert (tmp_path / "out/cache.zarr/frames/c.0.0.0.0").stat().st_mtime_ns == frames
-    assert states(cli, job) == dict.fromkeys(STAGES, "done")
+    assert states(cli, job) == dict.fromkeys(NAMES, "done")
     assert not np.array_equal(FrameCache(tmp_path / "out/cache.zarr")["rendered"][:], before)
 
 
@@ -169,7 +169,7 @@ def test_a_full_disk_is_explained_and_nothing_is_lost(make_job, cli, monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr("stages.base.cache.FrameArray.write", full)
         code, said = cli("extract", job)
-    assert code == 1 and "the disk is full" in said and "the same command then goes on" in said
+    assert code == 1 and "The disk is full" in said and "run the same command to resume" in said
     assert cli("extract", job)[0] == 0
 
 
@@ -188,7 +188,7 @@ sys.exit(" ".join({"torch", "zarr", "pydantic", "cv2", "av", "numpy"} & set(sys.
 # --- init -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", Task)
 def test_init_writes_a_job_that_is_read_without_complaint(task, tmp_path, cli):
     video = write_images(tmp_path / "clip", [scene(0, 90, 160)])
     code, said = cli("init", task, video, "-o", tmp_path / "project")
@@ -235,7 +235,7 @@ def test_make_takes_names_with_spaces_and_large_letters(tmp_path, make_job, make
         (tmp_path / "clips" / name).write_bytes(b"never read")
     planned = make("-n", "JOB=job.json", f"--assume-old={make_job()}").splitlines()
     commands = [shlex.split(line) for line in planned if line.startswith("diffsynth ")]
-    assert len(commands) == len(STAGES) * len(names)
+    assert len(commands) == len(NAMES) * len(names)
     expected = {(f"input_video=clips/{name}", f"output_path=output/{name.rpartition('.')[0]}") for name in names}
     assert {(command[4], command[6]) for command in commands} == expected
     assert "skipped: make cannot handle the name clips/a=b.mp4" in "\n".join(planned)

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageFont
 
 from diffsynth_cli.change_report import COLUMNS, TEXT, WIDTH, changed_caption, kept_caption, lost_caption, write_report
-from stages.smoothers.changes import Changes, Place
+from stages.smoothers.images.changes import Changes, Place
 from tests.conftest import write_images
 from tests.stages.smoothers.scenes import scene
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import numpy as np
 import pytest
 from PIL import Image
 
 from diffsynth_cli.__main__ import main
-from diffsynth_cli.ebsynth import _weights_in_order
 from native import binding
 from tests.conftest import scene
 
@@ -55,29 +52,44 @@ def test_alpha_of_a_style_is_painted_too(files):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "style", "guides"),
+    ("arguments", "weights"),
     [
-        ("--style S --guide A B --guide C D", 1.0, [None, None]),
-        ("--style S --weight 3 --guide A B --weight 2 --guide C D", 3.0, [2.0, None]),
-        ("--guide A B --guide C D --weight=2 --style S --weight=3", 3.0, [None, 2.0]),
+        ("--style S --guide A B --guide C D", [1.0, None, None]),
+        ("--style S --weight 3 --guide A B --weight 2 --guide C D", [3.0, 2.0, None]),
+        ("--guide A B --guide C D --weight=2 --style S --weight=3", [3.0, None, 2.0]),
+        ("--weight 2 --style S --guide A B", "--weight must follow"),
+        ("--style S --guide A --weight 2", "give two images"),
+        ("--style S --guide A", "give two images"),
+        ("--guide A B", "Missing option '--style'"),
     ],
 )
-def test_a_weight_belongs_to_what_is_before_it(arguments, style, guides):
-    words = arguments.replace("=", " ").split()
-    weights = [float(word) for before, word in pairwise(words) if before == "--weight"]
-    assert _weights_in_order(arguments.split(), weights, 2) == (style, guides)
+def test_a_weight_belongs_to_the_option_before_it(arguments, weights, monkeypatch, capsys):
+    painted = []
+    monkeypatch.setattr(
+        "diffsynth_cli.videos.ebsynth", lambda style, guides, output, **options: painted.append((guides, options))
+    )
+    code = main(["ebsynth", *arguments.split(), "-o", "out.png"])
+    if isinstance(weights, str):
+        assert code == 2 and weights in " ".join(capsys.readouterr().err.split())
+        return
+    [(guides, options)] = painted
+    assert [options["style_weight"], *(guide[2] for guide in guides)] == weights
+    assert [tuple(map(str, guide[:2])) for guide in guides] == [("A", "B"), ("C", "D")]
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--guide", "from.png"], "two images"),
+        (["--guide", "from.png"], "requires 2 arguments"),
         (["--guide", "from.png", "none.png"], "no such file"),
         (["--guide", "small.png", "to.png"], "20×20"),
         (["--guide", "style.png", "to.png"], "channels"),
         (["--guide", "from.png", "to.png", "--patchsize", "6"], "odd"),
         (["--guide", "from.png", "to.png", "--backend", "gpu"], "unknown back end"),
         (["--guide", "from.png", "to.png", "--vote", "best"], "unknown vote"),
+        (["--guide", "from.png", "to.png", "--device", "gpu"], "unknown device 'gpu'"),
+        (["--guide", "from.png", "to.png", "--device", "mps"], "device: mps"),
+        (["--guide", "from.png", "to.png", "--device", "cpu", "--backend", "cuda"], "device: cpu does not run"),
         (["--guide", "from.png", "to.png", "--nnf", "field.txt"], ".npy"),
         (["--guide", "from.png", "to.png", "--output", "nowhere/out.png"], "no folder"),
         (["--guide", "from.png", "to.png", "--output", "out.mp4"], "must end in"),

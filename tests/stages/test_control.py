@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from stages.annotators import controlnet_aux
+from stages.annotators.files import MapFiles
 from stages.annotators.pose import FACE, PEOPLE, POINTS, Openpose
-from stages.base.annotators import MapFiles
 from stages.base.cache import FrameCache
-from stages.base.fingerprint import map_names
-from stages.control import AnnotateTask, DrawTask, LookTask, as_map
+from stages.control import AnnotateTask, DrawTask, LookTask
+from stages.jobs.maps import map_names
 from stages.video import Encoding, encode
 from tests.conftest import CONTROLNET, scene, write_images
 from tests.stages.annotators.random_weights import write_depth_model, write_weights
@@ -73,7 +73,7 @@ def test_a_map_for_every_controlnet_in_job_order(control):
 
 def test_a_map_of_scale_0_is_not_made(control):
     maps = control("depth", "tile", controlnet_scale=[0.0, 1.0])  # depth's weights are not even there
-    assert maps.of_frames[0] is None and maps.cache.arrays("control") == [maps.of_frames[1]]
+    assert maps.of_frames[0] is None and maps.cache.arrays("control/*") == [maps.of_frames[1]]
 
 
 def test_shuffle_is_one_map_of_the_style_image_for_all_frames(tmp_path, control):
@@ -135,7 +135,7 @@ def test_missing_maps_of_references_are_refused(tmp_path, control):
     ],
 )
 def test_values_become_greys_from_far_to_near(values, options, expected):
-    made = as_map(np.repeat(values[None, :, None], 3, axis=2), MapFiles(name="file", path="maps", **options))
+    made = MapFiles(name="file", path="maps", **options).as_map(np.repeat(values[None, :, None], 3, axis=2))
     assert made.dtype == np.uint8 and made[0, :, 0].tolist() == expected
 
 
@@ -220,7 +220,7 @@ def test_depth_of_the_video_and_of_references_through_the_cache(tmp_path, contro
     assert (of_video.max(axis=(1, 2, 3)) < 255).any()
     assert np.ptp(shifted.mean(axis=(1, 2, 3))) < 1 < np.ptp(own.mean(axis=(1, 2, 3)))
     assert maps.references(0).shape == maps.references(1).shape == (1, 64, 64, 3)
-    assert maps.cache.arrays("notes") == []
+    assert maps.cache.arrays("notes/*") == []
 
 
 @pytest.mark.parametrize("name", ["depth_video", "openpose_video"])
@@ -296,7 +296,7 @@ def test_other_references_leave_the_frames_maps_alone(tmp_path, control, annotat
 def test_maps_of_other_frames_go(tmp_path, control):
     control("canny", "tile")
     maps = control("canny", frame_maximum_count=5)
-    assert maps.cache.arrays("control") == [maps.of_frames[0]] and len(maps[0]) == 5
+    assert maps.cache.arrays("control/*") == [maps.of_frames[0]] and len(maps[0]) == 5
 
 
 def test_restart_of_what_has_not_changed_makes_all_anew(tmp_path, control, annotated):
@@ -305,7 +305,7 @@ def test_restart_of_what_has_not_changed_makes_all_anew(tmp_path, control, annot
     annotated.clear()
     maps = control("canny")
     assert annotated == [("canny", "frames", 0), ("canny", "frames", 8)]
-    assert maps.cache.arrays("control") == [maps.of_frames[0]]
+    assert maps.cache.arrays("control/*") == [maps.of_frames[0]]
 
 
 def test_another_prompt_makes_no_map_anew(tmp_path, control, make_job, cli, annotated):

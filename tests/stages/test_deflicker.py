@@ -8,8 +8,9 @@ import av
 import numpy as np
 import pytest
 
+from stages.all_stages import all_stages
 from stages.base.cache import ArraySpec, FrameCache
-from stages.base.fingerprint import stage_inputs
+from stages.base.engine import stage_inputs
 from stages.jobs.job_file import read_job
 from stages.smoothers import SMOOTHERS, build
 from stages.video import Encoding, encode, open_source, write_frames
@@ -33,7 +34,7 @@ def deflicker(tmp_path, make_job, cli):
         rendered = np.clip(cache["frames"][:].astype(int) + noise, 0, 255).astype(np.uint8)
         cache.create(ArraySpec("rendered", rendered.shape, "uint8")).write(0, rendered)
         record = cache.record("render")
-        record.begin(stage_inputs(job, "render", cache.recorded), chunks=1)
+        record.begin(stage_inputs(all_stages()["render"], all_stages(), job, cache.recorded), chunks=1)
         record.finish("made by hand", len(rendered))
         code, said = cli("deflicker", job_file)
         assert code == 0, said
@@ -100,7 +101,7 @@ def test_a_post_smoother_takes_the_extra_ranges_place_and_says_so(deflicker):
     np.testing.assert_array_equal(cache["deflickered"][:], expected)
 
 
-@pytest.mark.parametrize("name", SMOOTHERS)
+@pytest.mark.parametrize("name", SMOOTHERS.built_in)
 def test_every_smoother_works_at_its_defaults(deflicker, name):
     cache, _ = deflicker(post_smoother=name)
     frames, rendered, smooth = (cache[array][:].astype(int) for array in ("frames", "rendered", "deflickered"))

@@ -11,10 +11,10 @@ import pytest
 
 from stages import pairing
 from stages.pairing import GuideShots, align, pairs, unused_frames
-from stages.smoothers.offset import MIN_MOTION
+from stages.smoothers.images.offset import MIN_MOTION
 from stages.video import Encoding, encode, open_source
 from tests.conftest import write_images
-from tests.stages.smoothers.test_offset import UNEVEN, pan, stylised
+from tests.stages.smoothers.images.test_offset import UNEVEN, pan, stylised
 
 
 def video(path: Path, frames, fps: Fraction | int = 25) -> Path:

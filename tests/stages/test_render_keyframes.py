@@ -7,8 +7,8 @@ import numpy as np
 from diffsynth_cli.__main__ import Interrupted
 from stages import render as stage
 from stages.base.cache import FrameCache
-from stages.smoothers import keyframes
-from stages.smoothers.keyframes import Interpolator
+from stages.smoothers.images import keyframes
+from stages.smoothers.images.keyframes import Interpolator
 from tests.conftest import scene, write_images
 
 KEYFRAMES = {"combine_pattern": [-1, 0, 1], "num_inference_steps": 2}

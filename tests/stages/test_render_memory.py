@@ -48,7 +48,7 @@ def test_batches_are_halved_and_passes_taken_apart_when_memory_runs_out(render, 
         np.testing.assert_allclose(whole, less, rtol=1e-4, atol=1e-3)
     short_of_memory(1)
     code, said = cli("run", make_job(**keys, output_path="none"))
-    assert code == 1 and "out of memory" in said
+    assert code == 1 and "Out of memory" in said
 
 
 @pytest.mark.parametrize("most", [8, 2])  # latents: half the batch; one frame's group, and one pass at a time

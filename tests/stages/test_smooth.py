@@ -23,8 +23,8 @@ from stages.smoothers import build
 from stages.video import Encoding, encode, open_source
 from tests.conftest import write_images
 from tests.diffsynth_cli.test_interruption import start, wait_for
+from tests.stages.smoothers.images.test_offset import UNEVEN, pan, stylised
 from tests.stages.smoothers.scenes import HEIGHT, WIDTH, scene, squared_error
-from tests.stages.smoothers.test_offset import UNEVEN, pan, stylised
 from tests.stages.video.clips import onsets, tone
 
 OPTIONS = ("--window", "4")
@@ -60,7 +60,7 @@ def test_a_folder_of_images_is_written_and_nothing_else_is_left(tmp_path, made, 
 
 def test_the_device_is_what_smooths(tmp_path, made, folders, cli, monkeypatch):
     monkeypatch.setattr("stages.models.weights.pick_device", lambda name: torch.device("cuda"))
-    monkeypatch.setattr("stages.smoothers.gpu.load", lambda frame, device: pytest.fail(f"{device} is asked"))
+    monkeypatch.setattr("stages.smoothers.images.gpu.load", lambda frame, device: pytest.fail(f"{device} is asked"))
     for mode in ("blend", "interpolate"):
         with pytest.raises(pytest.fail.Exception, match="cuda is asked"):
             cli("smooth", *folders, "-o", tmp_path / mode, "--mode", mode, "--device", "cuda", *OPTIONS)
@@ -124,7 +124,7 @@ def test_what_was_done_before_an_interruption_is_not_done_again(tmp_path, folder
 
     monkeypatch.setattr(smooth.SmoothTask, "run", run)
     code, said = cli("smooth", *folders, "-o", output, *OPTIONS)
-    assert code == 130 and "goes on" in said and not output.exists()
+    assert code == 130 and "Resume with: diffsynth smooth" in said and not output.exists()
     code, said = cli("smooth", *folders, "-o", output, *OPTIONS)
     assert code == 0, said
     assert smoothed == [*range(5), -1, *range(5, 12)]
@@ -191,12 +191,12 @@ def test_what_cannot_be_written_or_does_not_fit_is_refused_before_work(tmp_path,
         ((tmp_path / "absent", "-o", tmp_path / "out"), "absent"),
         ((guide, style, guide, "-o", tmp_path / "out"), "3 videos given"),
         ((guide, style, "-o", tmp_path / "out", "--patch-size", "4"), "must be odd"),
-        ((guide, style, "-o", tmp_path / "out", "--offset", "often"), "give auto, or a number"),
-        ((guide, style, "-o", tmp_path / "out", "--offset", "inf"), "not a number of frames"),
+        ((guide, style, "-o", tmp_path / "out", "--offset", "often"), "often is not a number of frames"),
+        ((guide, style, "-o", tmp_path / "out", "--offset", "inf"), "inf is not a number of frames"),
         ((guide, style, "-o", tmp_path / "out", "--offset", "2.5", "--mode", "interpolate"), "by whole frames"),
         ((style, "-o", tmp_path / "out", "--mode", "interpolate"), "needs two paths"),
         ((guide, style, "-o", tmp_path / "out", "--device", "cuda:99"), "cuda:99 is not there"),
-        ((guide, style, "-o", tmp_path / "out", "--device", "toaster"), "none of the name toaster"),
+        ((guide, style, "-o", tmp_path / "out", "--device", "toaster"), "unknown device 'toaster'"),
     ):
         code, said = cli("smooth", *arguments)
         assert code in (1, 2) and expected in said, said

@@ -9,8 +9,8 @@ import pytest
 from stages import smooth
 from stages.smooth import guidance
 from tests.conftest import write_images
+from tests.stages.smoothers.images.test_offset import UNEVEN, pan, stylised
 from tests.stages.smoothers.scenes import scene, squared_error
-from tests.stages.smoothers.test_offset import UNEVEN, pan, stylised
 from tests.stages.test_smooth import images, stopped, video
 
 

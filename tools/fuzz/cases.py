@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stages.jobs.job import STAGES, Job
+from stages import all_stages
+from stages.jobs.job import Job
 from tools.fuzz.slots import Slot, put, slots
 from tools.fuzz.workshop import CLIPS, FRAMES, JOB, SIZE, Workshop
 
@@ -94,7 +95,7 @@ def videos(shop: Workshop, chance: random.Random, count: int) -> Iterator[Case]:
 def caches(shop: Workshop, chance: random.Random, count: int) -> Iterator[Case]:
     """Caches of finished and interrupted runs with one damaged file."""
     commands = [["status"], ["run", "-q"], ["run", "--restart", "-q"], ["export", "-q"]]
-    commands += [[stage, "--restart", "-q"] for stage in STAGES]
+    commands += [[stage, "--restart", "-q"] for stage in all_stages.NAMES]
     for index in range(count):
         folder = shop.folder / f"cache{index}"
         shutil.copytree(shop.folder / chance.choice(["finished", "finished", "begun"]), folder)

@@ -22,7 +22,7 @@ from diffsynth_cli.__main__ import main
 LONGEST = 60.0  # s; what takes longer hangs
 KINDS = ("success", "refusal", "unexplained", "traceback", "hang")
 BAD = KINDS[2:]
-UNEXPLAINED = "this should not happen"  # what the program says about an error that it does not know
+UNEXPLAINED = "This is a bug."  # what the program says about an error that it does not know
 
 
 class Hang(BaseException):

@@ -12,8 +12,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from stages.base.annotators import ANNOTATORS
-from stages.jobs.job import SMOOTHERS, Job
+from stages.annotators import ANNOTATORS
+from stages.jobs.job import Job
+from stages.smoothers import SMOOTHERS
 
 NUMBERS = ("integer", "number")
 # What annotators and LoRA files need besides: names that whoever runs the job makes files of.

@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,10 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from diffsynth_cli.console import QuietReporter
-from stages.base.annotators import ANNOTATORS, Weighted
+from stages.all_stages import all_stages, arrays
+from stages.annotators import ANNOTATORS, Weighted
 from stages.base.cache import FrameCache
 from stages.base.engine import LocalEngine, Run, Task, run_stage
-from stages.jobs.job import STAGES
 from stages.jobs.job_file import read_job
 from stages.video import Encoding, encode
 
@@ -83,12 +82,13 @@ class Workshop:
     def run(self, folder: Path, chunks: int = 1000) -> None:
         """All stages of a job in `folder`, stopped after some chunks."""
         shutil.copytree(self.folder / "images", folder / "images")
-        job, _ = read_job(self.write_job(JOB, folder / "job.json"), (), STAGES)
-        run = Run(job, FrameCache(folder / "out" / "cache.zarr"), QuietReporter(), engine=_StoppingEngine(chunks))
+        job, _ = read_job(self.write_job(JOB, folder / "job.json"), (), [*all_stages().values()])
+        cache = FrameCache(folder / "out" / "cache.zarr", arrays=arrays())
+        run = Run(job, cache, QuietReporter(), engine=_StoppingEngine(chunks), stages=all_stages())
         try:
             with run.cache.lock():
-                for name in STAGES:
-                    run_stage(import_module(f"stages.{name}").STAGE, run)
+                for stage in run.stages.values():
+                    run_stage(stage, run)
         except _Stopped:
             pass
 

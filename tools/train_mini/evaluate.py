@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -23,14 +22,15 @@ from rich.table import Table
 from torch import nn
 from torch.nn import functional as F
 
-from diffsynth_cli.__main__ import main as main_program
+import diffsynth_cli as ds
 from diffsynth_cli.demo import write_demo
 from stages.base.cache import FrameCache
+from stages.base.record import CACHE_NAME
 from stages.diffusion.denoise import Denoiser, Frames
 from stages.diffusion.loading import load_networks
 from stages.diffusion.settings import Batches, ModelNames, Settings
 from stages.models import FOLDER as EMBEDDED
-from stages.smoothers.metrics import measure
+from stages.smoothers.images.metrics import measure
 from stages.video import open_source
 from tools.train_mini.clip import CLIP
 from tools.train_mini.data import SIZE, edges, make_pictures
@@ -96,10 +96,8 @@ def show_steadiness(model: str) -> None:
     maps = np.stack([cv2.Canny(frame, 100, 200) for frame in clip])
     with tempfile.TemporaryDirectory() as folder:
         job = write_demo(Path(folder), None, PROMPT)
-        models = {"model_id": model, "controlnet_model_id": json.dumps([f"{model}/canny"])}
-        if main_program(["run", str(job), "-q", *(f"--set={key}={value}" for key, value in models.items())]):
-            raise SystemExit(1)
-        cache = FrameCache(Path(folder) / "output/cache.zarr")
+        made = ds.run(job, overrides={"model_id": model, "controlnet_model_id": [f"{model}/canny"]})
+        cache = FrameCache(made.output_path / CACHE_NAME)
         videos = {
             "frame by frame, own noise": one_by_one(model, maps, [k + 1 for k in range(len(maps))]),
             "frame by frame, one noise": one_by_one(model, maps, [0] * len(maps)),

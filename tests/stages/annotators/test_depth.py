@@ -7,8 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from stages.annotators.depth import Depth, DepthModel, DepthOverTime
-from stages.base.annotators import Depth as Settings
+from stages.annotators.depth import Depth, DepthModel, DepthOptions, DepthOverTime
 from stages.models.weights import Weights
 from tests.conftest import scene
 from tests.stages.annotators.random_weights import write_depth_model, write_zoe_depth
@@ -27,12 +26,12 @@ def frames():
 
 
 def weights(folder):
-    return Weights("controlnet_processor[0]", str(folder), Settings.files)
+    return Weights("controlnet_processor[0]", str(folder), DepthOptions.files)
 
 
-def over_time(frames, **settings):
+def over_time(frames, model, **settings):
     """All maps, drawn in two chunks from notes that were made in three."""
-    annotator = DepthOverTime(**settings)
+    annotator = DepthOverTime(DepthModel(**model), **settings)
     notes = np.concatenate([annotator.look(frames[k : k + 3]) for k in range(0, len(frames), 3)])
     assert notes.shape == (len(frames), *annotator.note_shape(*SIZE)) and notes.dtype == np.float32
     measures = annotator.measure(notes)
@@ -44,7 +43,7 @@ def grey(depth, low, high):
 
 
 def test_a_frames_own_range_goes_from_black_to_white(model, frames):
-    maps = Depth(**model).maps(frames)
+    maps = Depth(DepthModel(**model), "frame").maps(frames)
     assert maps.shape == frames.shape and (maps[..., 0] == maps[..., 2]).all()
     assert (maps.min(axis=(1, 2, 3)) == 0).all() and (maps.max(axis=(1, 2, 3)) == 255).all()
     depth = DepthModel(**model).depth(frames)
@@ -53,7 +52,7 @@ def test_a_frames_own_range_goes_from_black_to_white(model, frames):
 
 
 def test_the_videos_range_is_one_for_all_frames(model, frames):
-    maps = over_time(frames, common="range", **model)
+    maps = over_time(frames, model, common="range")
     depth = DepthModel(**model).depth(frames)
     expected = grey(depth, depth.min(), depth.max()).round()
     assert np.abs(maps[..., 0] - expected).max() <= 1
@@ -63,7 +62,7 @@ def test_the_videos_range_is_one_for_all_frames(model, frames):
 
 @pytest.mark.parametrize(("sigmoid", "threshold"), [(False, 1.0), (True, 1.0), (True, 0.7)])
 def test_depth_video_shifts_every_frame_to_the_videos_mean(sigmoid, threshold, model, frames):
-    maps = over_time(frames, common="mean", sigmoid=sigmoid, threshold=threshold, **model)
+    maps = over_time(frames, model, common="mean", sigmoid=sigmoid, threshold=threshold)
     own = np.stack([grey(frame, frame.min(), frame.max()) for frame in DepthModel(**model).depth(frames)])
     shifted = np.stack([frame - frame.mean() + own.mean() for frame in own])
     if sigmoid:
@@ -87,14 +86,14 @@ def far_off(model, frames, monkeypatch):
 
 
 def test_by_diffsynths_name_depth_is_scaled_by_its_maximum_alone(far_off, model, frames):
-    found = Depth("max", **model).maps(frames)
+    found = Depth(DepthModel(**model), "max").maps(frames)
     np.testing.assert_array_equal(found[..., 1], np.stack([pipeline_of_2023(frame) for frame in far_off.clip(0)]))
     assert found[:, 1:].min() > 20  # what is farthest is not black
 
 
 @pytest.mark.parametrize(("sigmoid", "threshold"), [(False, 1.0), (True, 0.7)])
 def test_by_diffsynths_name_depth_video_shifts_those_levels(sigmoid, threshold, far_off, model, frames):
-    annotator = DepthOverTime("mean", "max", sigmoid, threshold, **model)
+    annotator = DepthOverTime(DepthModel(**model), "mean", "max", sigmoid, threshold)
     notes = annotator.look(frames)
     found = annotator.draw(notes, 0, len(frames), annotator.measure(notes), SIZE)
     own = np.stack([pipeline_of_2023(frame) for frame in far_off.clip(0)]).astype(float)
@@ -106,14 +105,14 @@ def test_by_diffsynths_name_depth_video_shifts_those_levels(sigmoid, threshold, 
 
 def test_depth_without_a_range_is_black(model, frames, monkeypatch):
     monkeypatch.setattr(DepthModel, "depth", lambda self, given: np.zeros(given.shape[:3], np.float32))
-    assert not Depth("max", **model).maps(frames).any()
+    assert not Depth(DepthModel(**model), "max").maps(frames).any()
 
 
 def test_references_are_drawn_in_the_videos_terms(model, frames):
-    annotator = DepthOverTime("range", **model)
+    annotator = DepthOverTime(DepthModel(**model), "range")
     notes = annotator.look(frames)
     still = annotator.draw_still(notes[2], annotator.measure(notes), SIZE)
-    np.testing.assert_array_equal(still, over_time(frames, common="range", **model)[2])
+    np.testing.assert_array_equal(still, over_time(frames, model, common="range")[2])
 
 
 @pytest.mark.parametrize("write", [partial(write_depth_model, metric=True), write_zoe_depth])

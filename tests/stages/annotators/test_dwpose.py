@@ -11,9 +11,8 @@ import cv2
 import numpy as np
 import pytest
 
-from stages.annotators import build
+from stages.annotators import ANNOTATORS, build
 from stages.annotators.dwpose import MARGIN, find_people, find_points
-from stages.base.annotators import ANNOTATORS
 from stages.base.errors import DiffSynthError
 from stages.models.weights import Weights
 from tests.conftest import write_images
@@ -189,7 +188,7 @@ def Maps(folder):
     from stages.base.cache import FrameCache
 
     cache = FrameCache(folder / "out/cache.zarr")
-    return [cache[name][:] for name in cache.arrays("control")]
+    return [cache[name][:] for name in cache.arrays("control/*")]
 
 
 def test_without_the_extra_nothing_is_begun(tmp_path, make_job, cli, monkeypatch):

@@ -8,7 +8,18 @@ import numpy as np
 import pytest
 from scipy.signal import savgol_filter
 
-from stages.annotators.pose import BODY, FACE, LEFT, PEOPLE, POINTS, Openpose, OpenposeOverTime, draw, smooth_face
+from stages.annotators.pose import (
+    BODY,
+    FACE,
+    LEFT,
+    PEOPLE,
+    POINTS,
+    Openpose,
+    OpenposeOptions,
+    OpenposeOverTime,
+    draw,
+    smooth_face,
+)
 from stages.models.weights import Weights
 
 RNG = np.random.default_rng(0)
@@ -75,7 +86,7 @@ def test_a_point_that_is_missing_once_leaves_its_neighbours_in_time_alone():
 
 
 def test_chunks_draw_what_the_whole_does():
-    annotator = OpenposeOverTime(weights=Weights("k", "/nowhere", ()))
+    annotator = OpenposeOverTime(Openpose(OpenposeOptions(name="openpose"), None, "cpu"))
     notes = crowd(trembling(20))
     measures = annotator.measure(notes)
     assert (measures == 1).all()
@@ -101,7 +112,7 @@ def test_what_the_detector_finds_is_drawn_where_it_is(monkeypatch):
         assert image.shape == (128, 192, 3) and include_hand and not include_face
         return [person(30, 1.0), person(120, 2.0)]
 
-    annotator = Openpose(Weights("k", "/nowhere", ()), face=False)
+    annotator = Openpose(OpenposeOptions(name="openpose", face=False), Weights("k", "/nowhere", ()), "cpu")
     annotator.__dict__["detector"] = SimpleNamespace(detect_poses=detect_poses)
     (pose,) = annotator.poses(frame[None])
     np.testing.assert_allclose(pose[0, 2], [120 / 150, 20 / 100], rtol=1e-5)

@@ -16,7 +16,7 @@ SPEC = ArraySpec("frames", (5, 16, 24, 3), "uint8")
 
 @pytest.fixture
 def cache(tmp_path):
-    return FrameCache(tmp_path / "cache.zarr", "job.json")
+    return FrameCache(tmp_path / "cache.zarr", "job.json", {"extract": ("frames",), "control": ("control/*",)})
 
 
 @pytest.fixture
@@ -24,8 +24,8 @@ def frames():
     return np.random.default_rng(0).integers(0, 256, SPEC.shape, np.uint8)
 
 
-def chunk(cache, index):
-    return cache.path / "frames" / f"c.{index}.0.0.0"
+def chunk(cache, index, name="frames"):
+    return cache.path / name / f"c.{index}.0.0.0"
 
 
 def test_frames_come_back_as_they_were_written(cache, frames):
@@ -70,6 +70,23 @@ def test_a_flipped_bit_is_found_and_named(cache, frames, where):
     assert error.value.hint == "diffsynth extract job.json --restart makes it anew"
 
 
+def test_arrays_of_a_group_have_the_maker_of_the_group(cache, frames):
+    for name in ("frames", "control/a", "control/b"):
+        cache.create(replace(SPEC, name=name)).write(0, frames)
+    assert cache.arrays("control/*", "frames", "rendered/*", "latents") == ["control/a", "control/b", "frames"]
+    chunk(cache, 3, "control/b").unlink()
+    cache.record("control").begin({"keys": {}, "after": {}}, chunks=1)
+    assert list(cache.damage("control")) == []  # not written yet
+    cache.record("control").finish("a fingerprint", 5)
+    (damage,) = cache.damage("control")
+    assert damage.endswith("frame 3 of the array 'control/b' is missing")
+    with pytest.raises(DiffSynthError) as error:
+        cache["control/b"][3]
+    assert error.value.hint == "diffsynth control job.json --restart makes it anew"
+    cache.remove_all(["control/*"], keep=["control/a"])
+    assert cache.arrays("control/*", "frames") == ["control/a", "frames"]
+
+
 @pytest.mark.parametrize("content", [b"", b"short"])
 def test_a_cut_chunk_is_found(cache, frames, content):
     array = cache.create(SPEC)
@@ -90,7 +107,7 @@ def test_a_group_is_removed_with_its_last_array(cache, frames):
     for name in ("step_latents/0001", "step_latents/0002"):
         cache.create(replace(SPEC, name=name)).write(0, frames)
     cache.remove("step_latents/0001")
-    assert cache.arrays("step_latents") == ["step_latents/0002"]
+    assert cache.arrays("step_latents/*") == ["step_latents/0002"]
     cache.remove("step_latents/0002")
     assert not (cache.path / "step_latents").exists()
     assert cache.create(replace(SPEC, name="step_latents/0001")).shape == SPEC.shape
@@ -100,8 +117,8 @@ def test_what_a_late_writer_left_of_a_removed_array_goes_with_the_stage(cache, f
     late = cache.create(replace(SPEC, name="step_latents/0001"))
     cache.remove("step_latents/0001")
     late.write(0, frames[:1])
-    assert (cache.path / "step_latents/0001").exists() and cache.arrays("step_latents") == []
-    cache.remove_all("render")
+    assert (cache.path / "step_latents/0001").exists() and cache.arrays("step_latents/*") == []
+    cache.remove_all(["step_latents/*"])
     assert not (cache.path / "step_latents").exists()
 
 

@@ -6,10 +6,13 @@ import os
 
 import pytest
 
+from stages.all_stages import all_stages
+from stages.base.engine import stage_inputs
 from stages.base.errors import DiffSynthError
-from stages.base.fingerprint import changes, fingerprint, identify, stage_inputs
-from stages.jobs.job import STAGES
+from stages.base.fingerprint import changes, fingerprint, identify
 from stages.jobs.job_file import check
+
+STAGES = tuple(all_stages())
 
 
 @pytest.fixture
@@ -28,7 +31,7 @@ def inputs(video, tmp_path):
         } | keys  # fmt: skip
         job, problems = check(given)
         assert problems == []
-        return {stage: stage_inputs(job, stage, recorded) for stage in STAGES}
+        return {name: stage_inputs(stage, all_stages(), job, recorded) for name, stage in all_stages().items()}
 
     return make
 

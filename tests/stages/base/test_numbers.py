@@ -13,18 +13,19 @@ from hypothesis.strategies import SearchStrategy
 from safetensors.numpy import save_file
 
 from diffsynth_cli.console import QuietReporter
-from stages import control, deflicker, extract, render
-from stages.base.annotators import ANNOTATORS, Weighted
+from stages import extract
+from stages.all_stages import all_stages
+from stages.annotators import ANNOTATORS, Weighted
 from stages.base.cache import FrameCache
 from stages.base.engine import Run
 from stages.base.errors import DiffSynthError
 from stages.base.preflight import check_ahead
-from stages.jobs.job import READS, READS_NOTHING, Job
+from stages.jobs.job import Job
 from stages.jobs.job_file import read_job
 from tests.conftest import CONTROLNET, MODEL, scene, write_images
 from tools.fuzz.slots import Slot, put, slots
 
-STAGES = [module.STAGE for module in (extract, control, render, deflicker)]
+STAGES = list(all_stages().values())
 BASE = {
     "model_id": str(MODEL), "controlnet_model_id": [str(CONTROLNET)], "input_video": "images", "output_path": "out",
     "prompt": "winter", "style_image": "images/0.png", "combine_pattern": [0],
@@ -74,7 +75,7 @@ def finished(job: dict[str, Any]) -> dict[str, Any]:
 def test_every_key_that_takes_numbers_is_tried():
     numeric = {slot.key for slot in SLOTS}
     assert {"fps", "start_time", "loras", "smoother_config", "post_smoother_config", "controlnet_processor"} <= numeric
-    assert numeric <= Job.model_fields.keys() == {key for keys in READS.values() for key in keys} | set(READS_NOTHING)
+    assert numeric <= Job.model_fields.keys()
 
 
 def test_every_place_has_numbers_to_try():
@@ -97,8 +98,8 @@ def test_a_job_is_refused_by_key_or_planned(changed, workshop):
     path = workshop / "job.json"
     path.write_text(json.dumps(finished(data)))
     try:
-        job, _ = read_job(path, (), [stage.name for stage in STAGES])
-        run = Run(job, FrameCache(workshop / "out/cache.zarr"), QuietReporter())
+        job, _ = read_job(path, (), STAGES)
+        run = Run(job, FrameCache(workshop / "out/cache.zarr"), QuietReporter(), stages=all_stages())
         check_ahead(STAGES, run)
         assert extract.plan(run, resume=False).frames > 0
     except DiffSynthError as refusal:

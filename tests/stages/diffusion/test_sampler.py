@@ -9,7 +9,6 @@ import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, LCMScheduler
 
 from stages.diffusion.sampler import DDIM, DPM2M, LCM, SAMPLERS, Euler, Sampler
-from stages.jobs.job import LCM_STEPS
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 SCHEDULER = DDIMScheduler(**BETAS, clip_sample=False, set_alpha_to_one=True, timestep_spacing="leading", steps_offset=0)
@@ -120,10 +119,9 @@ def test_lcm_is_that_of_diffusers(steps, prediction, monkeypatch):
 
 def test_lcm_walks_some_of_the_timesteps_that_such_models_are_distilled_at():
     theirs = LCMScheduler(**BETAS)
-    for steps in range(1, LCM_STEPS + 1):
+    for steps in range(1, LCM.most_steps + 1):
         theirs.set_timesteps(steps)
         assert make(LCM, steps).timesteps == theirs.timesteps.tolist()
-    assert LCM_STEPS == LCM.TRAINED_STEPS
     assert make(LCM, 4, 0.5).timesteps == [499, 259]
 
 

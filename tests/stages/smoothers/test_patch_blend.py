@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from stages.smoothers import build
-from stages.smoothers.metrics import measure
+from stages.smoothers.images.metrics import measure
 from tests.stages.smoothers.scenes import scene, squared_error
 
 

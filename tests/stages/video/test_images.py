@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from stages.base.errors import DiffSynthError, UsageError
-from stages.smoothers.synthesis import load
+from stages.smoothers.images.synthesis import load
 from stages.video import fit, open_source, read_comment, read_image, save_png
 from stages.video.images import read_values
 from tests.conftest import scene, write_images

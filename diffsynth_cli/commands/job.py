@@ -1,0 +1,120 @@
+"""The commands on what a job has made."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from diffsynth_cli import jobs
+from diffsynth_cli.console import reporter
+from diffsynth_cli.options import OUTPUT, Debug, Force, JobFile, Json, Quiet, Set, one_of
+from diffsynth_cli.results import JobStatus
+from stages.base.words import counted
+from stages.codecs import Codec
+
+if TYPE_CHECKING:
+    from stages.base.engine import Progress
+
+COLOURS = {"done": "green", "partly": "yellow", "stale": "red", "to do": "dim"}
+
+
+def status(job: JobFile, overrides: Set = None, events: Json = False, debug: Debug = False) -> None:
+    """Show which stages are done, and the command that resumes the job."""
+    show_status(jobs.status(job, overrides=overrides or ()), events)
+
+
+def verify(
+    job: JobFile, overrides: Set = None, quiet: Quiet = False, events: Json = False, debug: Debug = False
+) -> None:
+    """Check all results of a job for damage, and show how to repair them."""
+    jobs.verify(job, overrides=overrides or (), reporter=reporter(quiet, events))
+
+
+def export(
+    job: JobFile,
+    overrides: Set = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="PATH",
+            help="Video to write (.mp4, .mov, .mkv or .webm). Any other name is a folder of images.",
+            show_default="video-CODEC, or frames for png, in the output folder",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    codec: Annotated[
+        Codec | None,
+        typer.Option(
+            parser=one_of([*Codec, "h265"], "codec"),
+            help="Video codec (h265 is hevc), or png for a folder of images.",
+            show_default="by the suffix of --output, or h264",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    crf: Annotated[
+        int | None, typer.Option(min=0, max=63, help="Quality. Lower is better and larger.", rich_help_panel=OUTPUT)
+    ] = None,
+    fps: Annotated[
+        float | None,
+        typer.Option(min=0.01, max=1000, help="Frame rate, in frames per second.", rich_help_panel=OUTPUT),
+    ] = None,
+    force: Force = False,
+    quiet: Quiet = False,
+    events: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write the finished video again, with another codec, quality or frame rate, or as images."""
+    jobs.export(
+        job,
+        output,
+        codec=codec,
+        crf=crf,
+        fps=fps,
+        overrides=overrides or (),
+        force=force,
+        reporter=reporter(quiet, events),
+    )
+
+
+def schema() -> None:
+    """Print the JSON Schema of job files, for editors."""
+    from stages.jobs.job import json_schema
+
+    typer.echo(json.dumps(json_schema(), indent=2))
+
+
+def show_status(status: JobStatus, as_json: bool) -> None:
+    """Print how far every stage of a job is."""
+    if as_json:
+        stages = [
+            {"stage": stage.stage, "state": stage.state, "share": round(stage.share, 4), "changes": stage.changes}
+            for stage in status.stages
+        ]
+        video = str(status.video) if status.video else None
+        print(json.dumps({"stages": stages, "video": video, "next": status.next_command, "holder": status.holder}))
+        return
+    out = Console(highlight=False, soft_wrap=True)
+    for stage in status.stages:
+        out.print(f"{stage.stage:10}[{COLOURS[stage.state]}]{stage.state:7}[/] {escape(_detail(stage))}")
+    if status.video:
+        out.print(f"{'video':10}{escape(str(status.video))}")
+    if status.holder:
+        out.print(f"in use by {escape(status.holder)}")
+    elif status.next_command:
+        out.print(f"→ {escape(status.next_command)}")
+
+
+def _detail(stage: Progress) -> str:
+    if stage.state == "done" and stage.receipt:
+        frames = counted(stage.receipt["frames"], "frame")
+        return f"{frames} in {stage.receipt['seconds']:.1f} s, {stage.receipt['finished']}"
+    if stage.state == "partly":
+        return f"{stage.share:.0%}"
+    return "; ".join(stage.changes)

@@ -1,0 +1,102 @@
+"""`diffsynth metrics`: flicker, sharpness and damage of stylised videos, as a table or as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Column, Table
+
+from diffsynth_cli import videos as videos_api
+from diffsynth_cli.console import reporter as make_reporter
+from diffsynth_cli.options import INPUT, OUTPUT, Debug, Force, Quiet
+from diffsynth_cli.results import MetricsResult
+
+MEANINGS = {
+    "warp1": "difference between neighbouring frames along the guide's motion, ×1000; less is smoother",
+    "warp5": "the same five frames apart",
+    "flicker": "unsteadiness of brightness, in levels",
+    "sharpness": "variance of the Laplacian: detail, and grain or sharpening if there is any",
+    "sharp": "detail, as a share of the style's",
+    "invented": "detail that the style's frame does not have within 3 px, in levels; 0 is best",
+    "structure": "structure kept in the worst places, mean/worst frame; 1 is all, below {lost} is damage",
+    "own_warp": "warp1 along the style's own motion, style→video; a wrong guide cannot lower it",
+    "sharp_reference": "detail, as a share of the reference's",
+    "psnr": "similarity to the reference, dB",
+    "ssim": "similarity to the reference, 0 to 1",
+}
+CELLS: dict[str, Callable[[dict[str, float]], str]] = {  # columns that show more than one number
+    "structure": lambda found: f"{found['structure']:.2f}/{found['structure_min']:.2f}",
+    "own_warp": lambda found: f"{found['own_warp_style']:.2f}→{found['own_warp']:.2f}",
+}
+
+
+def metrics(
+    guide: Annotated[
+        Path, typer.Argument(metavar="GUIDE", help="Original video, or a folder of images.", show_default=False)
+    ],
+    videos: Annotated[
+        list[Path],
+        typer.Argument(metavar="VIDEO...", help="Stylised videos with the same frames.", show_default=False),
+    ],
+    style: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="VIDEO",
+            help="Video before smoothing: adds invented detail, structure kept and its own warp error.",
+            rich_help_panel=INPUT,
+        ),
+    ] = None,
+    reference: Annotated[
+        Path | None,
+        typer.Option(metavar="VIDEO", help="Ground truth: adds PSNR and SSIM.", rich_help_panel=INPUT),
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.png", help="Plot the measures over time.", rich_help_panel=OUTPUT),
+    ] = None,
+    force: Force = False,
+    quiet: Quiet = False,
+    events: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object to stdout.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Measure flicker and sharpness of stylised videos, and what smoothing invented or lost."""
+    result = videos_api.metrics(
+        guide, videos, style=style, reference=reference, plot=plot, force=force,
+        reporter=make_reporter(quiet or events, False),
+    )  # fmt: skip
+    show_metrics(result, events)
+
+
+def show_metrics(result: MetricsResult, as_json: bool) -> None:
+    """Print the numbers of each video and, in words, which frames lost structure."""
+    from stages.smoothers.images.comparison import STRUCTURE_LOST
+
+    if as_json:
+        videos = {str(video.path): video.numbers for video in result.videos}
+        print(json.dumps({"frames": result.frames, "videos": videos}))
+        return
+    names = [name for name in MEANINGS if any(name in video.numbers for video in result.videos)]
+    if "sharp" in names:  # says the same, in a number that is easier to read
+        names.remove("sharpness")
+    out = Console()
+    table = Table(Column("video", overflow="fold"), *names)
+    for video in result.videos:
+        table.add_row(str(video.path), *(_cell(name, video.numbers) for name in names))
+    out.print(table)
+    for name in names:
+        out.print(f"[bold]{name}[/] {MEANINGS[name].format(lost=STRUCTURE_LOST)}", highlight=False)
+    for video in result.videos:
+        if video.warning:
+            out.print(f"[bold red]{escape(str(video.path))}: {video.warning}[/]", highlight=False, soft_wrap=True)
+
+
+def _cell(name: str, numbers: dict[str, float]) -> str:
+    if name not in numbers:
+        return ""
+    return CELLS[name](numbers) if name in CELLS else f"{numbers[name]:.3f}"

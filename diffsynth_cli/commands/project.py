@@ -1,0 +1,87 @@
+"""The commands that make a job: from a task and a video, or the demo's."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from diffsynth_cli import jobs
+from diffsynth_cli.console import reporter
+from diffsynth_cli.options import INPUT, OUTPUT, Debug, Force, Json, Quiet, one_of
+from templates import Task
+
+
+def init(
+    task: Annotated[
+        Task,
+        typer.Argument(
+            metavar="TASK",
+            parser=one_of(Task, "task"),
+            help="; ".join(f"{task}: {task.about}" for task in Task) + ".",
+            show_default=False,
+        ),
+    ],
+    video: Annotated[
+        Path, typer.Argument(metavar="VIDEO", help="Video to restyle, or a folder of images.", show_default=False)
+    ],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output", "-o", metavar="FOLDER", help="Folder for job.json and Makefile.", rich_help_panel=OUTPUT
+        ),
+    ] = Path(),
+    published: Annotated[
+        bool,
+        typer.Option(
+            "--published", help="Use DiffSynth's own settings instead of the recommended ones.", rich_help_panel=INPUT
+        ),
+    ] = False,
+    force: Force = False,
+    debug: Debug = False,
+) -> None:
+    """Write a job file for a task, and a Makefile that runs it on a folder of videos."""
+    from diffsynth_cli.project import write_project
+
+    paths, steps = write_project(task, video, output, force, published)
+    for path in paths:
+        typer.echo(path)
+    typer.echo("\nNext:")
+    for number, step in enumerate(steps, 1):
+        typer.echo(f"{number}. {step}")
+
+
+def demo(
+    prompt: Annotated[
+        str, typer.Option(help="What the video should look like.", rich_help_panel=INPUT)
+    ] = "winter, snow, night",
+    video: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="VIDEO",
+            help="Your own video, of which the first 24 frames are used.",
+            show_default="an embedded clip",
+            rich_help_panel=INPUT,
+        ),
+    ] = None,
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", metavar="FOLDER", help="Folder for all results.", rich_help_panel=OUTPUT),
+    ] = Path("diffsynth-demo"),
+    force: Force = False,
+    quiet: Quiet = False,
+    events: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Restyle a small clip with the embedded model, offline, in a minute or two."""
+    from diffsynth_cli.demo import write_demo, write_sheet
+
+    path = write_demo(output, video, prompt, force)
+    result = jobs.run(path, restart=True, force=force, reporter=reporter(quiet, events))
+    sheet = write_sheet(output, result.output_path)
+    if not (quiet or events):
+        typer.echo(f"video          {result.video}")
+        typer.echo(f"contact sheet  {sheet}")
+        typer.echo(f"one of yours   diffsynth demo --video VIDEO --output FOLDER --prompt {shlex.quote(prompt)}")

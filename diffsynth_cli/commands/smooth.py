@@ -1,0 +1,129 @@
+"""`diffsynth smooth`: take the flicker out of a video that any tool has stylised."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from diffsynth_cli import videos as videos_api
+from diffsynth_cli.console import reporter
+from diffsynth_cli.options import (
+    DEVICE_OPTION,
+    INPUT,
+    OUTPUT,
+    Debug,
+    Force,
+    Json,
+    Quiet,
+    one_of,
+    options_of,
+    with_options,
+)
+from diffsynth_cli.results import Mode
+from stages.base.errors import UsageError
+from stages.smoothers import SmootherOptions
+from stages.smoothers.patch_blend import PatchBlend
+
+# Those of the smoother, without what only jobs do.
+SMOOTHER_OPTIONS = options_of(
+    PatchBlend, "Smoothing", [name for name in PatchBlend.model_fields if name not in SmootherOptions.model_fields]
+)
+
+
+def frames(text: str) -> float | None:
+    """Parse --offset: a number of frames, or None for auto."""
+    if text == "auto":
+        return None
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise typer.BadParameter(f"{text} is not a number of frames; give auto, or a number such as 3 or -1.5")
+    return number
+
+
+VideosArgument = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="[GUIDE] STYLE",
+        help="STYLE: stylised video from any tool, or a folder of images. GUIDE: the video it was made from. "
+        "Without GUIDE, STYLE is smoothed by its own motion.",
+        show_default=False,
+    ),
+]
+ModeOption = Annotated[
+    Mode,
+    typer.Option(
+        parser=one_of(Mode, "mode"),
+        help="blend: smooth all frames. interpolate: STYLE is a folder of keyframes; paint the frames between.",
+        rich_help_panel=INPUT,
+    ),
+]
+Offset = Annotated[
+    float | None,
+    typer.Option(
+        parser=frames,
+        metavar="auto|FRAMES",
+        help="Frames by which STYLE is ahead of GUIDE; negative if it is behind. auto: detect it.",
+        show_default="auto",
+        rich_help_panel=INPUT,
+    ),
+]
+OutputOption = Annotated[
+    Path,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="PATH",
+        help="Video to write (.mp4, .mov, .mkv or .webm). Any other name is a folder of images.",
+        show_default=False,
+        rich_help_panel=OUTPUT,
+    ),
+]
+Report = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE.png",
+        help="Also write a sheet of the places that changed most, lost structure or were left alone.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+RestartOption = Annotated[bool, typer.Option("--restart", help="Redo everything, even if the output is complete.")]
+
+
+@with_options(*SMOOTHER_OPTIONS, *DEVICE_OPTION)
+def smooth(
+    videos: VideosArgument,
+    *,
+    mode: ModeOption = Mode.BLEND,
+    offset: Offset = None,
+    output: OutputOption,
+    report: Report = None,
+    restart: RestartOption = False,
+    force: Force = False,
+    quiet: Quiet = False,
+    events: Json = False,
+    debug: Debug = False,
+    **options: Any,
+) -> None:
+    """Reduce the flicker of any stylised video, or paint the frames between keyframes. Resumes if interrupted."""
+    if len(videos) > 2:
+        raise UsageError(
+            f"{len(videos)} videos given", "Give the original video, if there is one, and the stylised one."
+        )
+    videos_api.smooth(
+        videos[0] if len(videos) == 2 else None,
+        videos[-1],
+        output,
+        mode=mode,
+        offset=offset,
+        report=report,
+        restart=restart,
+        force=force,
+        reporter=reporter(quiet, events),
+        **options,
+    )

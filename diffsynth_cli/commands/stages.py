@@ -1,0 +1,50 @@
+"""The commands that run stages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from diffsynth_cli import jobs
+from diffsynth_cli.console import reporter
+from diffsynth_cli.options import (
+    MACHINE_OPTIONS,
+    Debug,
+    Force,
+    JobFile,
+    Json,
+    Preview,
+    Quiet,
+    Restart,
+    Set,
+    with_options,
+)
+
+
+def stage_command(name: str) -> Callable[..., None]:
+    """Return the command that runs one stage, or all of them. They share their options, so that a Makefile can too."""
+
+    @with_options(*MACHINE_OPTIONS)
+    def command(
+        job: JobFile,
+        overrides: Set = None,
+        preview: Preview = False,
+        force: Force = False,
+        restart: Restart = False,
+        quiet: Quiet = False,
+        events: Json = False,
+        debug: Debug = False,
+        **machine: Any,
+    ) -> None:
+        given = [jobs.as_override(key, value) for key, value in machine.items() if value is not None]
+        jobs.run(
+            job,
+            None if name == "run" else [name],
+            overrides=[*(overrides or []), *given],
+            restart=restart,
+            preview=preview,
+            force=force,
+            reporter=reporter(quiet, events),
+        )
+
+    return command

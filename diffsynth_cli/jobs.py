@@ -1,0 +1,255 @@
+"""The Python API for jobs: run, status, verify and export, as the commands of these names do."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diffsynth_cli.results import (
+    FilePath,
+    JobSource,
+    JobStatus,
+    Overrides,
+    RunResult,
+    SilentReporter,
+    as_argument,
+    as_path,
+    member,
+)
+from stages.base.errors import DiffSynthError, UsageError
+from stages.base.reporting import Reporter
+from stages.codecs import Codec
+
+if TYPE_CHECKING:
+    from stages.base.cache import FrameCache
+    from stages.base.engine import Stage
+    from stages.jobs.job import Job
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A job that has been read, the file it was read from, if any, and its cache."""
+
+    job: Job
+    file: Path | None
+    cache: FrameCache
+
+
+def run(
+    job: JobSource,
+    stages: Sequence[str] | None = None,
+    *,
+    overrides: Overrides = (),
+    restart: bool = False,
+    preview: bool = False,
+    force: bool = False,
+    reporter: Reporter | None = None,
+) -> RunResult:
+    """Run a job, resuming an earlier run of it.
+
+    Args:
+        job: The path of a job file, its keys, or a `Job`. Relative paths in a job file are relative to the file, others
+            to the current folder.
+        stages: The stages to run; by default all that are not complete.
+        overrides: Job keys that replace those of `job`.
+        restart: Redo `stages`; if no stages are given, redo those that are stale or damaged.
+        preview: Also write a contact sheet.
+        force: Overwrite existing files, but never an input.
+        reporter: Receives progress and warnings.
+
+    Raises:
+        UsageError: The job is wrong, or files are in the way.
+        DiffSynthError: A stage failed or is stale.
+    """
+    from diffsynth_cli.outputs import PREVIEW, check_job_outputs
+
+    chosen, reporter = _stages(stages), reporter or SilentReporter()
+    opened = _open(job, overrides, reporter, chosen)
+    check_job_outputs(opened.job, opened.file, chosen, preview, force)
+    _run_stages(chosen, opened, reporter, restart, stale_only=stages is None)
+    folder = Path(opened.job.output_path)
+    if preview:
+        from diffsynth_cli.contact_sheet import states, write_contact_sheet
+
+        write_contact_sheet(folder / PREVIEW, states(opened.cache))
+    done = _status(opened)
+    return RunResult(folder, done.video, folder / PREVIEW if preview else None, done.stages)
+
+
+def status(job: JobSource, *, overrides: Overrides = ()) -> JobStatus:
+    """Return how far a job is.
+
+    Raises:
+        UsageError: The job is wrong.
+    """
+    return _status(_open(job, overrides, SilentReporter()))
+
+
+def verify(job: JobSource, *, overrides: Overrides = (), reporter: Reporter | None = None) -> None:
+    """Read everything that a job has made.
+
+    Raises:
+        UsageError: The job is wrong.
+        DiffSynthError: Something is damaged: what, and how to repair it.
+    """
+    from diffsynth_cli.verification import verify_job
+
+    reporter = reporter or SilentReporter()
+    opened = _open(job, overrides, reporter)
+    verify_job(opened.job, opened.cache, reporter)
+
+
+def export(
+    job: JobSource,
+    output: FilePath | None = None,
+    *,
+    codec: Codec | str | None = None,
+    crf: int | None = None,
+    fps: float | None = None,
+    overrides: Overrides = (),
+    force: bool = False,
+    reporter: Reporter | None = None,
+) -> Path:
+    """Write the video of a finished job again, with another codec, quality or frame rate, or as images.
+
+    Args:
+        job: As for `run`.
+        output: A video file or, with any other suffix, a folder of images; by default in the job's output folder.
+        codec: By default, what suits `output`.
+        crf: Quality, 0 to 63; lower is better and larger.
+        fps: Frame rate, in frames per second.
+        overrides: Job keys that replace those of `job`.
+        force: Overwrite existing files, but never an input.
+        reporter: Receives progress and warnings.
+
+    Returns:
+        The path of what was written.
+
+    Raises:
+        UsageError: The codec does not fit the output, or files are in the way.
+        DiffSynthError: The job is not finished.
+    """
+    from diffsynth_cli.outputs import choose_export
+    from stages.deflicker import write_images, write_video
+
+    reporter = reporter or SilentReporter()
+    opened = _open(job, [*_texts(overrides), *([] if fps is None else [f"fps={fps}"])], reporter)
+    wanted = None if codec is None else member(Codec, codec, "codec")
+    path, encoder = choose_export(as_path(output), wanted, opened.job, opened.file, force)
+    if encoder is None and (crf is not None or fps is not None):
+        raise UsageError("--crf and --fps are for videos, not for images")
+    if not opened.cache.record("deflicker").complete:
+        raise DiffSynthError(
+            "export needs deflicker, which is not finished", f"{opened.cache.command('run')} finishes it"
+        )
+    with closing(reporter):
+        if encoder is None:
+            write_images(path, opened.cache, reporter)
+        else:
+            write_video(path, opened.job, opened.cache, reporter, encoder, crf)
+    return path
+
+
+# --- what these share -----------------------------------------------------------------------------------
+
+
+def _stages(names: Sequence[str] | None) -> list[Stage]:
+    """Return the stages with these names, or all."""
+    from stages.all_stages import all_stages
+    from stages.base.mistakes import unknown
+
+    known = all_stages()
+    for name in names or ():
+        if name not in known:
+            raise UsageError(unknown("stage", name, known))
+    return list(known.values()) if names is None else [known[name] for name in names]
+
+
+def _open(job: JobSource, overrides: Overrides, reporter: Reporter, stages: Sequence[Stage] = ()) -> Opened:
+    """Read a job. The files that `stages` read must exist, unless the stage is done."""
+    from diffsynth_cli.outputs import CONFIG
+    from stages.all_stages import arrays
+    from stages.base.cache import FrameCache
+    from stages.base.record import CACHE_NAME
+    from stages.jobs.job import Job
+    from stages.jobs.job_file import make_job, read_job
+
+    texts, file = _texts(overrides), None
+    if isinstance(job, Job | Mapping):
+        keys: dict[str, Any] = job.model_dump() if isinstance(job, Job) else copy.deepcopy(dict(job))
+        loaded, notes = make_job(keys, Path.cwd(), "job", texts, stages)
+        words = [as_argument(Path(loaded.output_path) / CONFIG)]  # which is written with the first results
+    else:
+        file = Path(job)
+        loaded, notes = read_job(file, texts, stages)
+        words = [as_argument(file), *(f"--set={text}" for text in texts)]
+    for note in notes:
+        reporter.warn(note)
+    return Opened(loaded, file, FrameCache(Path(loaded.output_path) / CACHE_NAME, shlex.join(words), arrays()))
+
+
+def _texts(overrides: Overrides) -> list[str]:
+    """Return overrides as `KEY=VALUE` strings."""
+    if isinstance(overrides, Mapping):
+        return [as_override(key, value) for key, value in overrides.items()]
+    return list(overrides)
+
+
+def as_override(key: str, value: object) -> str:
+    """Return a job key and its value as `KEY=VALUE`, where text that could be read as JSON is quoted."""
+    if isinstance(value, str):
+        try:
+            json.loads(value)
+        except ValueError:
+            return f"{key}={value}"
+    return f"{key}={json.dumps(value, ensure_ascii=False, default=str)}"
+
+
+def _status(opened: Opened) -> JobStatus:
+    from stages.all_stages import all_stages
+    from stages.base.engine import progress
+    from stages.base.outputs import VIDEO
+
+    job, cache, known = opened.job, opened.cache, all_stages()
+    stages = tuple(progress(stage, known, job, cache) for stage in known.values())
+    video = Path(job.output_path) / VIDEO
+    command = None
+    if any(stage.state != "done" for stage in stages):
+        command = cache.command("run") + (" --restart" if any(stage.state == "stale" for stage in stages) else "")
+    return JobStatus(stages, video if video.exists() else None, command, cache.holder())
+
+
+def _run_stages(stages: Sequence[Stage], opened: Opened, reporter: Reporter, restart: bool, stale_only: bool) -> None:
+    """Run stages one after the other. `restart` redoes them; with `stale_only`, only stale and damaged ones."""
+    from diffsynth_cli.outputs import CONFIG, is_same_file
+    from stages.all_stages import all_stages
+    from stages.base.engine import Options, Run, progress, run_stage
+    from stages.base.preflight import check_ahead
+    from stages.base.record import write_json
+
+    job, cache = opened.job, opened.cache
+    options = Options(job.batch_size, job.low_vram, job.compile)
+    run = Run(job, cache, reporter, options, stages=all_stages())
+    redone = [
+        stage.name
+        for stage in stages
+        if restart and (not stale_only or progress(stage, run.stages, job, cache).state == "stale")
+    ]
+    check_ahead(stages, run, redone)
+    with cache.lock(), closing(reporter):
+        for stage in stages:
+            anew = restart
+            if restart and stale_only and stage.name not in redone:
+                reporter.begin(stage.name, None)
+                reporter.phase("look for damage")
+                anew = any(cache.damage(stage.name))
+            run_stage(stage, run, anew)
+            config = Path(job.output_path) / CONFIG
+            if opened.file is None or not is_same_file(config, opened.file):
+                write_json(config, job.model_dump())

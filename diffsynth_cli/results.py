@@ -1,0 +1,140 @@
+"""What the Python API takes and returns. Importing it imports neither torch nor NumPy."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
+
+from stages.base.errors import UsageError
+from stages.base.reporting import Reporter
+
+if TYPE_CHECKING:
+    from stages.base.engine import Progress
+    from stages.jobs.job import Job
+    from stages.smoothers.images.changes import Changes
+
+Member = TypeVar("Member", bound=StrEnum)
+
+FilePath = str | os.PathLike[str]
+JobSource: TypeAlias = "FilePath | Mapping[str, object] | Job"
+Overrides = Mapping[str, object] | Sequence[str]
+"""Job keys and values, or `KEY=VALUE` strings as after `--set`."""
+
+
+class Mode(StrEnum):
+    """What `smooth` does."""
+
+    BLEND = "blend"
+    INTERPOLATE = "interpolate"
+
+
+class DiffSynthWarning(UserWarning):
+    """Something that the user should know, although the work goes on."""
+
+
+class SilentReporter(Reporter):
+    """Shows no progress. Warnings are Python's."""
+
+    def warn(self, message: str) -> None:
+        """Issue a DiffSynthWarning."""
+        warnings.warn(message, DiffSynthWarning, stacklevel=2)
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run has made.
+
+    Attributes:
+        output_path: The job's output folder.
+        video: The finished video; None while deflicker is not complete.
+        preview: The contact sheet, if it was asked for.
+        stages: How far each stage is.
+    """
+
+    output_path: Path
+    video: Path | None
+    preview: Path | None
+    stages: tuple[Progress, ...]
+
+
+@dataclass(frozen=True)
+class JobStatus:
+    """How far a job is.
+
+    Attributes:
+        stages: How far each stage is.
+        video: The finished video, if it exists.
+        next_command: The command line that resumes the job; None if nothing is left to do.
+        holder: The process that works on the job, if there is one.
+    """
+
+    stages: tuple[Progress, ...]
+    video: Path | None
+    next_command: str | None
+    holder: str | None
+
+
+@dataclass(frozen=True)
+class SmoothResult:
+    """What smoothing has made.
+
+    Attributes:
+        output: The video or folder of images.
+        changes: What changed in each frame; None for interpolated videos, and if the output was complete already.
+    """
+
+    output: Path
+    changes: Changes | None
+
+
+@dataclass(frozen=True)
+class VideoMetrics:
+    """What was measured of one video.
+
+    Attributes:
+        path: The video.
+        numbers: By measure, as in docs/metrics.md; measures that cannot be taken are left out.
+        warning: Which frames lost structure; empty if none did.
+    """
+
+    path: Path
+    numbers: dict[str, float]
+    warning: str
+
+
+@dataclass(frozen=True)
+class MetricsResult:
+    """What was measured of all videos.
+
+    Attributes:
+        frames: The number of frames compared.
+        videos: In the order given.
+    """
+
+    frames: int
+    videos: tuple[VideoMetrics, ...]
+
+
+def member(kind: type[Member], name: str, noun: str) -> Member:
+    """Return the member of `kind` with this name; UsageError with the nearest name if there is none."""
+    from stages.base.mistakes import unknown
+
+    try:
+        return kind(name)
+    except ValueError:
+        raise UsageError(unknown(noun, name, map(str, kind))) from None
+
+
+def as_path(path: FilePath | None) -> Path | None:
+    """Return a path as a Path, if there is one."""
+    return None if path is None else Path(path)
+
+
+def as_argument(path: Path) -> str:
+    """Return a path as it can be given on a command line, where a leading dash would make it an option."""
+    return f"./{path}" if str(path).startswith("-") else str(path)

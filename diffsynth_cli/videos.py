@@ -1,0 +1,220 @@
+"""The Python API for videos and images of any tool: smooth, metrics and ebsynth, as the commands of these names do."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from diffsynth_cli.results import (
+    FilePath,
+    MetricsResult,
+    Mode,
+    SilentReporter,
+    SmoothResult,
+    as_argument,
+    as_path,
+    member,
+)
+from native import Backend
+from stages.base.errors import UsageError
+from stages.base.reporting import Reporter
+
+if TYPE_CHECKING:
+    from stages.smooth.request import Smoothing
+
+
+def smooth(
+    guide: FilePath | None,
+    style: FilePath,
+    output: FilePath,
+    *,
+    mode: Mode | str = Mode.BLEND,
+    offset: float | None = None,
+    window: int = 15,
+    strength: float = 1.0,
+    detail: float = 0.5,
+    patch_size: int = 5,
+    guide_weight: float = 1.0,
+    device: str = "auto",
+    report: FilePath | None = None,
+    restart: bool = False,
+    force: bool = False,
+    reporter: Reporter | None = None,
+) -> SmoothResult:
+    """Reduce the flicker of a stylised video, or paint the frames between keyframes, resuming an earlier call.
+
+    Args:
+        guide: The video that `style` was made from; None to smooth `style` by its own motion.
+        style: The stylised video, or a folder of images; with Mode.INTERPOLATE a folder of keyframes.
+        output: A video file or, with any other suffix, a folder of images.
+        mode: Smooth all frames, or paint those between keyframes.
+        offset: Frames by which the style is ahead of the guide; None to find out.
+        window: Frames to each side that light is averaged over.
+        strength: 0 leaves the frames as they are, 1 removes all flicker.
+        detail: 0 keeps only what neighbouring frames agree on, 1 all detail of each frame.
+        patch_size: Side of matched patches in pixels, odd.
+        guide_weight: How much it counts that the guide differs where frames match.
+        device: auto, cpu, cuda or cuda:N.
+        report: Where to write a .png sheet of the places that changed most.
+        restart: Redo everything, even if the output is complete.
+        force: Overwrite existing files, but never an input.
+        reporter: Receives progress and warnings.
+
+    Raises:
+        UsageError: The videos do not belong together, an option is wrong, or files are in the way.
+    """
+    from stages.smooth import smooth as run_smooth
+    from stages.smooth.request import Smoothing
+
+    config = {
+        "window": window, "strength": strength, "detail": detail, "patch_size": patch_size,
+        "guide_weight": guide_weight,
+    }  # fmt: skip
+    mode, sheet, reporter = member(Mode, mode, "mode"), as_path(report), reporter or SilentReporter()
+    smoothing = Smoothing(
+        guide=as_path(guide), style=Path(style), output=Path(output), config=config,
+        interpolate=mode is Mode.INTERPOLATE, device=device, offset=offset,
+    )  # fmt: skip
+    _check_smoothing(smoothing)
+    if sheet is not None:
+        from diffsynth_cli.change_report import check_report
+
+        check_report(sheet, mode, [*smoothing.inputs, smoothing.output], force)
+    arguments = _arguments(smoothing, mode, force)
+    with closing(reporter):
+        changes = run_smooth(smoothing, arguments, reporter, restart, force, keep_places=sheet is not None)
+    if sheet is not None and changes is not None:
+        from diffsynth_cli.change_report import write_report
+
+        write_report(sheet, changes)
+    return SmoothResult(smoothing.output, changes)
+
+
+def _arguments(smoothing: Smoothing, mode: Mode, force: bool) -> str:
+    """Return the arguments of `diffsynth smooth` that resume this call."""
+    offset = "auto" if smoothing.offset is None else f"{smoothing.offset:g}"
+    options = {"mode": mode, **smoothing.config, "device": smoothing.device, "offset": offset}
+    words = [f"--{name.replace('_', '-')}={value}" for name, value in options.items() if value != "auto"]
+    paths = [*map(as_argument, smoothing.inputs), "-o", as_argument(smoothing.output)]
+    return shlex.join([*paths, *words, *["--force"] * force])
+
+
+def _check_smoothing(smoothing: Smoothing) -> None:
+    """Raise UsageError for options that do not fit each other."""
+    if smoothing.config["patch_size"] % 2 == 0:
+        raise UsageError(f"patch_size {smoothing.config['patch_size']}: must be odd")
+    if not smoothing.interpolate:
+        return
+    if smoothing.guide is None:
+        raise UsageError("Interpolation needs two paths: GUIDE, and STYLE as a folder of keyframes")
+    if smoothing.offset is not None and smoothing.offset % 1:
+        raise UsageError(f"offset {smoothing.offset:g}: keyframes can only be moved by whole frames")
+
+
+def metrics(
+    guide: FilePath,
+    videos: FilePath | Sequence[FilePath],
+    *,
+    style: FilePath | None = None,
+    reference: FilePath | None = None,
+    plot: FilePath | None = None,
+    force: bool = False,
+    reporter: Reporter | None = None,
+) -> MetricsResult:
+    """Measure flicker, sharpness and damage of stylised videos, up to the end of the shortest.
+
+    Args:
+        guide: The original video.
+        videos: One or several stylised videos.
+        style: The video before smoothing: adds invented detail, structure kept and the warp error along its own motion.
+        reference: The truth, if it is known: adds PSNR and SSIM.
+        plot: Where to write curves over time, a .png.
+        force: Overwrite an existing plot, but never an input.
+        reporter: Receives progress and warnings.
+
+    Raises:
+        UsageError: A video cannot be read or has another shape, or a file is in the way.
+    """
+    from diffsynth_cli.measuring import compare
+
+    several = [videos] if isinstance(videos, str | os.PathLike) else videos
+    paths = [Path(video) for video in several]
+    with closing(reporter or SilentReporter()) as shown:
+        return compare(Path(guide), paths, as_path(style), as_path(reference), as_path(plot), force, shown)
+
+
+def ebsynth(
+    style: FilePath,
+    guides: Iterable[tuple[FilePath, FilePath] | tuple[FilePath, FilePath, float | None]],
+    output: FilePath,
+    *,
+    style_weight: float = 1.0,
+    uniformity: float = 3500.0,
+    patch_size: int = 5,
+    pyramid_levels: int = 0,
+    search_vote_iterations: int = 6,
+    patch_match_iterations: int = 4,
+    stop_threshold: int = 5,
+    extra_pass_3x3: bool = False,
+    weighted_vote: bool = False,
+    backend: Backend | str = Backend.AUTO,
+    device: str = "auto",
+    seed: int = 0,
+    threads: int = 0,
+    nnf: FilePath | None = None,
+    force: bool = False,
+    progress: Callable[[float], None] = lambda share: None,
+) -> Path:
+    """Paint an image in the style of another, guided by pairs of images.
+
+    Args:
+        style: The image whose style is used.
+        guides: (source, target) or (source, target, weight): what the style was painted on, and what is to be painted.
+            Guides without a weight weigh 1 together.
+        output: The image to write.
+        style_weight: The weight of `style`.
+        uniformity: How evenly the parts of the style are used.
+        patch_size: Side of patches in pixels, odd.
+        pyramid_levels: 0 for as many as the size allows.
+        search_vote_iterations: Search and vote steps per pyramid level.
+        patch_match_iterations: PatchMatch sweeps per search.
+        stop_threshold: Stop updating pixels that changed by less than this.
+        extra_pass_3x3: Finish with 3×3 patches.
+        weighted_vote: Weight votes by how well patches match.
+        backend: auto, cpu, cuda or numba; all paint the same image.
+        device: auto, cpu, cuda or cuda:N.
+        seed: Random seed.
+        threads: CPU threads; 0 for all.
+        nnf: Where to write the nearest-neighbour field, an .npy file: int32 [H, W, 2], row and column.
+        force: Overwrite existing files, but never an input.
+        progress: Called with the share that is done, 0 to 1.
+
+    Returns:
+        The path of the image.
+
+    Raises:
+        UsageError: The images do not fit each other, an option is wrong, or files are in the way.
+    """
+    from stages.base.outputs import check_output
+    from stages.smoothers.images.synthesis import Guide, Painting, paint, pick_backend
+
+    pairs = [Guide(Path(pair[0]), Path(pair[1]), *pair[2:]) for pair in guides]
+    inputs = [Path(style), *(path for pair in pairs for path in (pair.source, pair.target))]
+    for path in (output, nnf):
+        if path is not None:
+            check_output(Path(path), inputs, force=force)
+    if patch_size % 2 == 0:
+        raise UsageError(f"patch_size {patch_size}: must be odd")
+    chosen, number = pick_backend(member(Backend, backend, "back end"), device)
+    options = {
+        "uniformity": uniformity, "patch_size": patch_size, "pyramid_levels": pyramid_levels,
+        "search_vote_iterations": search_vote_iterations, "patch_match_iterations": patch_match_iterations,
+        "stop_threshold": stop_threshold, "extra_pass_3x3": extra_pass_3x3, "weighted_vote": weighted_vote,
+        "backend": chosen, "device": number, "seed": seed, "threads": threads,
+    }  # fmt: skip
+    paint(Painting(Path(style), pairs, style_weight, options), Path(output), as_path(nnf), progress)
+    return Path(output)

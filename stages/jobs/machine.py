@@ -1,0 +1,40 @@
+"""Settings of the machine that a job runs on. They are job keys and command-line options alike."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
+
+from stages.base.mistakes import Strict
+from stages.base.numbers import Positive
+
+DEVICES = ("auto", "cpu", "cuda", "cuda:1", "mps")  # examples
+
+
+def check_device_name(value: str) -> str:
+    """Return `value` if it names a device, else raise ValueError."""
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]{1,3})?", value):
+        raise ValueError(f"unknown device {value!r}; choose auto, cpu, cuda, cuda:N or mps")
+    return value
+
+
+class MachineSettings(Strict):
+    """Where and how networks run. Apart from `dtype`, these change results by rounding at most."""
+
+    device: Annotated[str, AfterValidator(check_device_name)] = Field("auto", examples=list(DEVICES))
+    """Device for networks and smoothing: auto, cpu, cuda, cuda:N or mps (networks only)."""
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    """Number type of the networks. auto: float16 on a GPU, float32 elsewhere."""
+    batch_size: Positive | None = None
+    """Groups of frames per pass through the networks. By default, as many as fit in memory."""
+    low_vram: bool = False
+    """Offload idle networks to CPU memory: needs less GPU memory, takes longer."""
+    compile: bool = False
+    """Compile the networks first. Takes minutes once, then each step on a GPU is faster."""
+    attention_backend: Literal["sdpa", "xformers"] = "sdpa"
+    """What computes attention: sdpa (PyTorch) or xformers (CUDA only; `pip install 'diffsynth-cli[xformers]'`)."""
+    allow_pickle: bool = False
+    """Also load models from pickles (`.ckpt`, `.pt`, `.pth`, `.bin`). A pickle can run code on this machine, so use it
+    only with files from sources you trust."""

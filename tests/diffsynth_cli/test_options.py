@@ -1,0 +1,144 @@
+"""Options: declared once, the same on the command line and in the job file, completed and exemplified."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+from diffsynth_cli.__main__ import main
+from diffsynth_cli.app import COMMANDS, STAGE_COMMANDS, load
+from diffsynth_cli.failures import Call
+from stages.jobs.job_file import read_job
+from stages.jobs.machine import MachineSettings
+
+GIVEN = {  # for each machine setting, a value other than the default, as words of a command line and in the job
+    "device": (["--device", "cpu"], "cpu"),
+    "dtype": (["--dtype", "bfloat16"], "bfloat16"),
+    "batch_size": (["--batch-size", "3"], 3),
+    "low_vram": (["--low-vram"], True),
+    "compile": (["--compile"], True),
+    "attention_backend": (["--attention-backend", "xformers"], "xformers"),
+    "allow_pickle": (["--allow-pickle"], True),
+}
+
+
+def test_machine_settings_mean_the_same_on_the_command_line_and_in_the_job(tmp_path, make_job, cli):
+    assert set(GIVEN) == set(MachineSettings.model_fields)
+    words = [word for given, _ in GIVEN.values() for word in given]
+    values = {name: value for name, (_, value) in GIVEN.items()}
+    assert cli("extract", make_job(1), "-q", *words) == (0, "")
+    written = json.loads((tmp_path / "out/config.json").read_text())
+    assert {name: written[name] for name in GIVEN} == values
+    job, _ = read_job(make_job(1, **values))
+    assert {name: getattr(job, name) for name in GIVEN} == values
+
+
+def test_the_command_line_overrides_the_job(tmp_path, make_job, cli):
+    job = make_job(1, batch_size=5, low_vram=True)
+    assert cli("extract", job, "-q", "--batch-size", 2) == (0, "")
+    written = json.loads((tmp_path / "out/config.json").read_text())
+    assert written["batch_size"] == 2 and written["low_vram"] is True
+
+
+def test_only_dtype_makes_a_stage_stale(make_job, cli):
+    assert cli("run", make_job(1), "-q") == (0, "")
+    rest = [word for name, (given, _) in GIVEN.items() if name != "dtype" for word in given]
+    assert json.loads(cli("status", make_job(1, batch_size=2, low_vram=True), "--json")[1])["next"] is None
+    code, said = cli("deflicker", make_job(1), *rest)
+    assert code == 0 and "nothing to do" in said
+    assert "stale" in cli("status", make_job(1, dtype="bfloat16"))[1]
+
+
+def test_what_a_job_asks_for_is_what_renders(make_job, cli, monkeypatch):
+    from stages import render
+
+    seen = []
+    load = render.load_denoiser
+    monkeypatch.setattr(render, "load_denoiser", lambda job, options: seen.append(options) or load(job, options))
+    assert cli("run", make_job(2, batch_size=2, low_vram=True), "-q") == (0, "")
+    assert {(options.batch_size, options.low_vram) for options in seen} == {(2, True)}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_examples_parse_and_help_shows_them(name, capsys):
+    for example in COMMANDS[name].examples:
+        program, called, *words = shlex.split(example.partition(" > ")[0])
+        assert (program, called) == ("diffsynth", name)
+        load(name).make_context(name, words)
+    assert main([name, "--help"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Examples:" in said and COMMANDS[name].examples[0] in said
+
+
+def test_stages_take_the_same_options():
+    (options,) = {tuple(param.name for param in load(name).params) for name in STAGE_COMMANDS}
+    assert set(GIVEN) <= set(options)
+
+
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [
+        ("export job.json --codec ", "h264 hevc vp9 av1 prores ffv1 png"),
+        ("init text", "text_guided text_guided_lcm"),
+        ("smooth a.mp4 --mode i", "interpolate"),
+        ("run job.json --dtype f", "float32 float16"),
+        ("smooth a.mp4 --device c", "cpu cuda cuda:1"),
+        ("ebsynth --backend n", "numba"),
+        ("sm", "smooth"),
+    ],
+)
+def test_choices_are_completed(words, completed, monkeypatch, capsys):
+    monkeypatch.setenv("_DIFFSYNTH_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", f"diffsynth {words}")
+    monkeypatch.setenv("COMP_CWORD", str(len(words.split()) + words.endswith(" ")))
+    assert main([]) == 0
+    assert capsys.readouterr().out.split() == completed.split()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("export job.json --codec h266", "unknown codec 'h266'; did you mean 'h265'?"),
+        ("init restyle clip.mp4", "unknown task 'restyle'"),
+        ("smooth a.mp4 -o b --mode interpolat", "did you mean 'interpolate'?"),
+        ("run job.json --dtype flot16", "did you mean 'float16'?"),
+        ("run job.json --batch-size many", "must be a number, not many"),
+        ("run job.json --batch-size 0", "must be greater than or equal to 1, not 0"),
+        ("smooth a.mp4 -o b --device tpu", "unknown device 'tpu'; choose auto, cpu, cuda, cuda:N or mps"),
+        ("smooth a.mp4 -o b --offset soon", "give auto, or a number such as 3 or -1.5"),
+        ("smooth a.mp4 -o b --patch-size 6", "must be odd"),
+        ("rum job.json", "Did you mean 'run'?"),
+    ],
+)
+def test_wrong_values_end_with_2_and_the_nearest_spelling(words, message, capsys):
+    assert main(words.split()) == 2
+    said = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert message in said
+
+
+@pytest.mark.parametrize(
+    ("command", "restart", "expected"),
+    [
+        ("render", True, ["render", "--set", "a=1"]),
+        ("run", True, ["run", "--set", "a=1", "--restart"]),
+        ("render", False, ["render", "--set", "a=1", "--restart"]),  # the word was a value
+    ],
+)
+def test_a_stage_is_resumed_without_restarting_it(command, restart, expected):
+    call = Call([command, "--set", "a=1", "--restart"], command, {"restart": restart})
+    assert call.resumption == expected
+
+
+def test_help_of_a_command_imports_no_networks():
+    program = """
+import sys
+from diffsynth_cli.__main__ import main
+assert main(["run", "--help"]) == main(["smooth", "--help"]) == 0
+sys.exit(" ".join({"torch", "av", "diffusers", "transformers"} & set(sys.modules)) or None)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

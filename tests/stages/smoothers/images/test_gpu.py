@@ -1,0 +1,185 @@
+"""Smoothing with torch: beside what the processor does, and whether it would stay on the GPU if there were one."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+from native import binding
+from stages.smoothers import SMOOTHERS, bring, build
+from stages.smoothers.images import gpu, pixels
+from stages.smoothers.images.keyframes import Interpolator
+from tests.stages.smoothers.scenes import HEIGHT, SPEED, WIDTH, scene, squared_error
+
+CPU = torch.device("cpu")
+ON_GPU = [name for name, options in SMOOTHERS.built_in.items() if options.on_gpu]
+OPERATIONS = {
+    "box": lambda image: pixels.box(image, 5),
+    "gauss": lambda image: pixels.gauss(image, 1.5),
+    "gauss, wider than the image": lambda image: pixels.gauss(image, 30.0),
+    "shrink": lambda image: pixels.shrink(image, 24, 32),
+    "shrink, unevenly": lambda image: pixels.shrink(image, 29, 41),
+    "enlarge": lambda image: pixels.enlarge(image, 150, 203),
+    "percentile": lambda image: pixels.percentile(image[..., :1], 20),
+    "halves": pixels.halves,
+}
+
+
+ON_A_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=ON_A_GPU)])
+def on_torch(request, monkeypatch):
+    """The GPU is a GPU, or torch on the processor, so that what a GPU would do can be seen without one."""
+    device = torch.device(request.param)
+    monkeypatch.setattr("stages.models.weights.pick_gpu", lambda name: device if name == "cuda" else None)
+
+
+@pytest.fixture(scope="module")
+def image():
+    return np.random.default_rng(0).uniform(0, 255, (96, 128, 3)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def swimming():
+    return scene("swimming")
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_operations_give_the_same_on_both(name, image):
+    expected = OPERATIONS[name](image)
+    found = OPERATIONS[name](torch.from_numpy(image))
+    assert found.dtype == (torch.float16 if name == "halves" else torch.float32)
+    np.testing.assert_allclose(found.numpy(), expected, atol=0.02)
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_a_stack_is_its_images(name, image):
+    stack = torch.from_numpy(np.stack([image, 255 - image, image[::-1].copy()]))
+    found = OPERATIONS[name](stack)
+    for one, alone in zip(found, stack, strict=True):
+        torch.testing.assert_close(one, OPERATIONS[name](alone), atol=1e-3, rtol=1e-5)
+
+
+def test_no_image_depends_on_how_many_come_with_it(image):
+    stack = torch.from_numpy(np.stack([image * share for share in np.linspace(0.1, 1, 11, dtype=np.float32)]))
+    sizes = []
+
+    def blurred(images: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+        sizes.append((len(images), len(others)))
+        return pixels.gauss(images - others, 1.0)
+
+    found = pixels.each(stack, blurred, stack / 2)
+    assert found.shape == stack.shape and set(sizes) == {(pixels.AT_ONCE, pixels.AT_ONCE)}
+    for one, alone in zip(found, stack, strict=True):
+        torch.testing.assert_close(one[None], pixels.each(alone[None], blurred, alone[None] / 2), atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("cubic", [False, True])
+def test_samples_between_pixels_and_outside(cubic, image):
+    smooth = pixels.gauss(image, 3.0)  # OpenCV's places are multiples of 1/32 px
+    places = np.random.default_rng(1).uniform(-20, 140, (50, 60, 2)).astype(np.float32)
+    expected = pixels.sample(smooth, places, cubic)
+    found = pixels.sample(*(torch.from_numpy(array) for array in (smooth, places)), cubic)
+    np.testing.assert_allclose(found.numpy(), expected, atol=0.6)
+    assert np.abs(found.numpy() - expected).mean() < 0.1
+
+
+def test_medians_of_a_stack(image):
+    stack = np.stack([image, 255 - image, image[::-1], image[:, ::-1]])
+    expected = pixels.median(stack)
+    np.testing.assert_allclose(pixels.median(torch.from_numpy(stack)).numpy(), expected, atol=1e-3)
+
+
+def test_bytes_are_rounded_and_clipped_as_on_the_processor():
+    values = np.array([[[-3.0, 0.5, 1.5], [254.49, 254.5, 300.0]]], np.float32)
+    np.testing.assert_array_equal(pixels.fetch(torch.from_numpy(values)), pixels.fetch(values))
+
+
+@pytest.mark.parametrize("load", [np.asarray, partial(gpu.load, device=CPU)], ids=["processor", "torch"])
+@pytest.mark.parametrize("frames", [1, 2, 6])
+def test_flow_finds_what_moved(load, frames, swimming):
+    found = np.asarray(pixels.flow(load(swimming.guides[0]), load(swimming.guides[frames])))
+    inner = found[12:-12, (2 + frames) * SPEED : -12] - (-frames * SPEED, 0)
+    assert np.median(np.abs(inner)) < 0.1
+    assert np.linalg.norm(inner, axis=2).mean() < (0.3 if frames < 6 else 1.5)
+
+
+def test_stiff_flow_finds_small_shifts(swimming):
+    a, b = (gpu.load(swimming.guides[0][:, first : first + 100], CPU) for first in (0, 1))
+    found = pixels.flow(a, b, stiff=True)[12:-12, 12:-12]
+    torch.testing.assert_close(found.mean((0, 1)), torch.tensor([-1.0, 0.0]), atol=0.2, rtol=0)
+
+
+def test_stiff_flow_is_not_led_by_noise(swimming):
+    rng = np.random.default_rng(0)
+    still = [swimming.guides[0] / 8 + 100 + rng.normal(0, 6, swimming.guides[0].shape) for _ in range(2)]
+    pair = [gpu.load(np.clip(image, 0, 255).astype(np.uint8), CPU) for image in still]
+    loose, stiff = (float(pixels.flow(*pair, stiff).norm(dim=-1).mean()) for stiff in (False, True))
+    assert stiff < 0.5 * loose
+
+
+@pytest.mark.parametrize("name", ON_GPU)
+def test_smoothers_do_what_they_do_on_the_processor(name, swimming, on_torch):
+    errors = []
+    for device in ("cpu", "cuda"):
+        smoothed = build(name, {}, swimming.guides, swimming.styles, device=device).smooth(0, 12)
+        assert smoothed.dtype == np.uint8
+        errors.append(squared_error(smoothed, swimming.truth))
+    assert errors[1] < 1.15 * errors[0]
+
+
+def test_chunks_do_not_show_in_the_result(swimming, on_torch):
+    whole = build("PatchBlendSmoother", {}, swimming.guides, swimming.styles, device="cuda").smooth(0, 6)
+    fresh = build("PatchBlendSmoother", {}, swimming.guides, swimming.styles, device="cuda").smooth(3, 5)
+    np.testing.assert_array_equal(fresh, whole[3:5])
+
+
+def test_frames_between_keyframes_are_painted_as_on_the_processor(swimming, on_torch):
+    keys, errors = [0, 6, 11], []
+    for device in ("cpu", "cuda"):
+        guides, keyframes = (bring(frames, device) for frames in (swimming.guides, swimming.truth[keys]))
+        frames, _ = zip(*(Interpolator(guides, keyframes, keys).paint(index) for index in range(12)), strict=True)
+        errors.append(squared_error(np.stack(frames), swimming.truth))
+    assert max(errors) < 4  # frames that stood still would have hundreds
+
+
+@pytest.fixture
+def no_gpu_needed():
+    """Tensors without contents: they know what device they would be on, and refuse to be looked into."""
+    kept = (gpu._constant, gpu._mirror, gpu._resizing, gpu._grid)
+    with FakeTensorMode() as mode:
+        for cached in kept:
+            cached.cache_clear()
+        yield mode
+    for cached in kept:
+        cached.cache_clear()
+
+
+@pytest.mark.parametrize("name", ON_GPU)
+def test_nothing_leaves_the_gpu_but_finished_frames(name, no_gpu_needed, monkeypatch):
+    cuda, fetched, matched = torch.device("cuda:0"), [], []
+
+    def fetch(image: FakeTensor) -> np.ndarray:
+        assert image.device == cuda
+        fetched.append(tuple(image.shape))
+        return np.zeros(image.shape, np.uint8)
+
+    def match(source: torch.Tensor, target: torch.Tensor, *, nnf: torch.Tensor, **options: object) -> binding.Fields:
+        assert {array.device for array in (source, target, nnf)} == {cuda} and options["device"] == 0
+        matched.append(tuple(nnf.shape))
+        return binding.Fields(torch.empty_like(nnf), None)
+
+    monkeypatch.setattr(binding, "match", match)
+    monkeypatch.setattr(gpu, "_library_has_cuda", lambda: True)
+    pixels.fetch.register(FakeTensor, fetch)
+    monkeypatch.setattr("stages.models.weights.pick_gpu", lambda name: cuda)
+    frames = np.zeros((9, HEIGHT, WIDTH, 3), np.uint8)
+    smoothed = build(name, {}, frames, frames, device="cuda").smooth(0, 9)
+    assert smoothed.shape == frames.shape
+    assert fetched == [(HEIGHT, WIDTH, 3)] * 9
+    assert set(matched) == {(pixels.AT_ONCE, HEIGHT, WIDTH, 2)}

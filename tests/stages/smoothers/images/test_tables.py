@@ -1,0 +1,68 @@
+"""Windows, and sums over them by doubling."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from stages.smoothers.images.pixels import AT_ONCE
+from stages.smoothers.images.tables import WindowSums, window
+
+
+def test_windows_are_moved_inwards_at_the_ends():
+    assert window(5, 20, 3) == range(2, 9)
+    assert window(0, 20, 3) == range(7)
+    assert window(19, 20, 3) == range(13, 20)
+    assert window(2, 4, 30) == range(4)
+    assert window(3, 9, 0) == range(3, 4)
+
+
+class Counted:
+    """Frames are numbers; carrying one costs a count."""
+
+    def __init__(self, count: int):
+        self.values = np.random.default_rng(0).integers(0, 100, count).astype(np.float32)
+        self.carried = 0
+        self.sums = WindowSums(lambda index: self.values[index].reshape(1, 1, 1), self.link, self.carry)
+
+    def link(self, pairs: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        assert 0 < len(pairs) <= AT_ONCE
+        assert all(index != other for index, other in pairs)
+        return pairs
+
+    def carry(self, link: tuple[int, int], held: np.ndarray) -> np.ndarray:
+        self.carried += 1
+        return held
+
+
+@pytest.mark.parametrize("reach", [0, 1, 2, 5, 7, 15, 30, 200])
+def test_sums_are_those_of_the_window(reach):
+    video = Counted(50)
+    for index in range(50):
+        frames = window(index, 50, reach)
+        assert video.sums.total(index, frames).item() == video.values[frames.start : frames.stop].sum()
+        video.sums.forget(index, frames)
+
+
+@pytest.mark.parametrize("reach", [15, 30])
+def test_work_a_frame_grows_with_the_windows_logarithm_and_what_is_kept_with_the_window(reach):
+    video, kept = Counted(400), 0
+    for index in range(100, 300):
+        frames = window(index, 400, reach)
+        if index == 150:
+            video.carried = 0
+        video.sums.total(index, frames)
+        video.sums.forget(index, frames)
+        kept = max(kept, len(video.sums.runs))
+    levels = reach.bit_length()
+    assert video.carried / 150 <= 4 * levels
+    assert kept <= 2 * (levels + 1) * (reach + 1)
+
+
+def test_what_was_asked_before_does_not_matter():
+    one, other = Counted(60), Counted(60)
+    for index in range(20, 40):
+        one.sums.total(index, window(index, 60, 9))
+        one.sums.forget(index, window(index, 60, 9))
+    frames = window(30, 60, 9)
+    assert one.sums.total(30, frames) == other.sums.total(30, frames)
