@@ -168,10 +168,11 @@ def ours(job: Any, clock: Clock, batch_size: int) -> tuple[np.ndarray, float]:
     from stages.base.cache import FrameCache
     from stages.base.engine import Options, Run, run_stage
     from stages.base.record import CACHE_NAME
-    from stages.render import STAGE, load_denoiser
+    from stages.diffusion.denoise import denoiser
+    from stages.render import STAGE, denoiser_settings
 
     options = Options(batch_size)
-    networks = load_denoiser(job, options).networks
+    networks = denoiser(denoiser_settings(job, options)).networks
     clock.watch((networks.unet, *networks.controlnets, *networks.map_embeddings), networks.unet)
     cache = FrameCache(Path(job.output_path) / CACHE_NAME, arrays=arrays())
     steps = Steps(clock)
@@ -202,10 +203,12 @@ def plain(job: Any, clock: Clock) -> tuple[np.ndarray, float]:
     from stages.base.cache import FrameCache
     from stages.base.engine import Options
     from stages.base.record import CACHE_NAME
+    from stages.diffusion.denoise import denoiser
     from stages.jobs.maps import recorded_maps
-    from stages.render import attended_frames, load_denoiser
+    from stages.render import denoiser_settings
+    from stages.render.pattern import attended_frames
 
-    ready = load_denoiser(job, Options())
+    ready = denoiser(denoiser_settings(job, Options()))
     sampler, text, device = ready.sampler, ready.text, ready.networks.device
 
     class Group(AttnProcessor2_0):

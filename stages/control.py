@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
 
 from stages.annotators import Annotator, FromFiles, OverTime, build
 from stages.base.cache import ArraySpec, FrameCache
-from stages.base.engine import Footage, Phase, Plan, Reporter, Run, Stage
+from stages.base.engine import Footage, Phase, Plan, Reporter, Run, Stage, Task
 from stages.base.errors import DiffSynthError, UsageError
 from stages.base.fingerprint import fingerprint
 from stages.base.words import counted
 from stages.jobs.job import Job
 from stages.jobs.maps import map_names
 from stages.models.weights import Weights
+from stages.tasks import DecodeTask
 from stages.video import Shot, certain_length, fit, open_source, read_image
 
 CHUNK = 8  # frames
@@ -27,9 +28,9 @@ COMPRESSED = (0.01, 0.5)  # edge maps need 0.02 to 0.04 of their size in memory 
 # --- maps that are made ---------------------------------------------------------------------------------
 
 
-@dataclass
+@dataclass(frozen=True)
 class Maker:
-    """The annotator of one map, built when it is first needed."""
+    """What the annotator of one map is built from."""
 
     name: str
     options: dict[str, Any]
@@ -37,61 +38,68 @@ class Maker:
     style_image: str | None
     device: str
     size: tuple[int, int]
-    _annotator: Annotator | OverTime | None = field(default=None, init=False, repr=False)
+
+    def build(self) -> Annotator | OverTime:
+        style = fit(read_image(self.style_image), *self.size) if self.style_image else None
+        return build(self.name, self.options, style, self.weights, self.device)
+
+
+@dataclass
+class AnnotatorTask(Task):
+    """A task of one annotator, which is built for the first chunk."""
+
+    maker: Maker
+    _built: Annotator | OverTime | None = field(default=None, init=False, repr=False)
 
     @property
     def annotator(self) -> Annotator | OverTime:
-        if self._annotator is None:
-            style = fit(read_image(self.style_image), *self.size) if self.style_image else None
-            self._annotator = build(self.name, self.options, style, self.weights, self.device)
-        return self._annotator
+        if self._built is None:
+            self._built = self.maker.build()
+        return self._built
 
-    def free(self) -> None:
-        """Lets the networks go: the next map's need their memory."""
-        self._annotator = None
+    def close(self) -> None:
+        self._built = None
 
 
 @dataclass
-class AnnotateTask:
+class AnnotateTask(AnnotatorTask):
     """Maps from images."""
 
-    maker: Maker
     source: str
     target: str
-    last: bool  # are there no more images after these?
 
     def run(self, cache: FrameCache, start: int, stop: int) -> None:
-        self.write(cache, start, cache[self.source].read(range(start, stop)))
-        if self.last and stop == len(cache[self.source]):
-            self.maker.free()
-
-    def write(self, cache: FrameCache, start: int, images: np.ndarray) -> None:
-        annotator = cast(Annotator, self.maker.annotator)
-        cache[self.target].write(start, annotator.maps(images))
+        annotator = cast(Annotator, self.annotator)
+        cache[self.target].write(start, annotator.maps(cache[self.source].read(range(start, stop))))
 
 
 @dataclass
-class LookTask(AnnotateTask):
+class LookTask(AnnotatorTask):
     """What an annotator that needs the whole video notes of each image."""
 
-    def write(self, cache: FrameCache, start: int, images: np.ndarray) -> None:
-        annotator = cast(OverTime, self.maker.annotator)
-        notes = annotator.look(images)
+    source: str
+    target: str
+
+    def run(self, cache: FrameCache, start: int, stop: int) -> None:
+        annotator = cast(OverTime, self.annotator)
+        notes = annotator.look(cache[self.source].read(range(start, stop)))
         cache[beside("measures", self.target)].write(start, annotator.measure(notes))
         cache[beside("notes", self.target)].write(start, notes)
 
 
 @dataclass
-class DrawTask:
-    """Maps from notes, in the light of the whole video."""
+class DrawTask(AnnotatorTask):
+    """Maps from notes, given those of the whole video.
 
-    maker: Maker
+    `video` is the map of the frames; `target` may be that of the references.
+    """
+
     target: str
-    video: str  # the map of the frames; `target` may be that of the references
+    video: str
     _measures: np.ndarray | None = field(default=None, init=False, repr=False)
 
     def run(self, cache: FrameCache, start: int, stop: int) -> None:
-        annotator, notes = cast(OverTime, self.maker.annotator), cache[beside("notes", self.target)]
+        annotator, notes = cast(OverTime, self.annotator), cache[beside("notes", self.target)]
         if self._measures is None:
             self._measures = cache[beside("measures", self.video)][:]
         if self.target == self.video:
@@ -100,6 +108,10 @@ class DrawTask:
             stills = [annotator.draw_still(notes[k], self._measures, self.maker.size) for k in range(start, stop)]
             maps = np.stack(stills)
         cache[self.target].write(start, maps)
+
+    def close(self) -> None:
+        super().close()
+        self._measures = None
 
 
 def beside(part: str, target: str) -> str:
@@ -110,24 +122,9 @@ def beside(part: str, target: str) -> str:
 # --- maps from files ------------------------------------------------------------------------------------
 
 
-@dataclass
-class MapFilesTask:
-    """Maps from a video or a folder of images."""
-
-    path: str
-    settings: FromFiles
-    target: str
-    _shots: Iterator[Shot] = field(default=iter(()), init=False, repr=False)
-    _next: int = field(default=-1, init=False, repr=False)
-
-    def run(self, cache: FrameCache, start: int, stop: int) -> None:
-        if self._next != start:
-            self._shots = islice(open_source(self.path, values=True).shots(), start, None)
-        target = cache[self.target]
-        height, width = target.shape[1:3]
-        maps = (self.settings.as_map(shot.image()) for shot in islice(self._shots, stop - start))
-        target.write(start, np.stack([fit(image, height, width) for image in maps]))
-        self._next = stop
+def map_shots(path: str) -> Iterator[Shot]:
+    """The frames of a video or a folder of images, with their own values."""
+    return open_source(path, values=True).shots()
 
 
 # --- the stage ------------------------------------------------------------------------------------------
@@ -156,7 +153,7 @@ def _check_annotator(job: Job, index: int, size: tuple[int, int], footage: Foota
     maker = _maker(job, index, size)
     if maker.weights is not None:
         maker.weights.check()
-    _ = maker.annotator
+    maker.build()
 
 
 def _check_length(where: str, path: str, least: float, most: float) -> None:
@@ -203,7 +200,7 @@ def plan(run: Run[Job], resume: bool) -> Plan:
             cache["references"].write(0, np.stack(references))
 
     arrays = [replace(spec, attributes=of_frames) for spec in arrays]
-    return Plan(count, arrays, phases, scratch=("notes",), begin=begin, kept=tuple(kept))
+    return Plan(count, arrays, phases, begin=begin, kept=tuple(kept))
 
 
 @dataclass(frozen=True)
@@ -242,22 +239,26 @@ def _phases(
     if isinstance(settings, FromFiles):
         if not resume:
             _check_files(where, settings, wanted, size, len(job.frames_reference), run.reporter)
-        paths = {"frames": settings.path, "references": settings.references or ""}
         return [], [
-            Phase(f"{label}: {map_.source}", map_.count, CHUNK,
-                  MapFilesTask(paths[map_.source], settings, map_.target), completes=map_.target)
+            Phase(f"{label}: {map_.source}", map_.count, CHUNK, _decode(settings, map_), completes=map_.target)
             for map_ in wanted
-        ]  # fmt: skip
+        ]
     maker = _maker(job, index, size)
     if maker.weights and not resume:
         maker.weights.folder()
-    if isinstance(maker.annotator, OverTime):
-        return _in_two_passes(maker, maker.annotator, label, wanted, video)
+    annotator = maker.build()
+    if isinstance(annotator, OverTime):
+        return _in_two_passes(maker, annotator, label, wanted, video)
     return [], [
         Phase(f"{label}: {map_.source}", map_.count, CHUNK,
-              AnnotateTask(maker, map_.source, map_.target, last=map_ is wanted[-1]), completes=map_.target)
+              AnnotateTask(maker, map_.source, map_.target), completes=map_.target)
         for map_ in wanted
     ]  # fmt: skip
+
+
+def _decode(settings: FromFiles, map_: Wanted) -> DecodeTask:
+    path = settings.path if map_.source == "frames" else settings.references or ""
+    return DecodeTask(path, partial(map_shots, path), map_.target, settings.as_map)
 
 
 def _maker(job: Job, index: int, size: tuple[int, int]) -> Maker:
@@ -277,10 +278,13 @@ def _in_two_passes(
     for map_ in wanted:
         arrays.append(ArraySpec(beside("notes", map_.target), (map_.count, *note), "float32"))
         arrays.append(ArraySpec(beside("measures", map_.target), (map_.count, annotator.MEASURES), "float64"))
-        looking = LookTask(maker, map_.source, map_.target, last=map_ is wanted[-1])
+        looking = LookTask(maker, map_.source, map_.target)
         drawing = DrawTask(maker, map_.target, video)
         look.append(Phase(f"{label}: look at {map_.source}", map_.count, CHUNK, looking))
-        draw.append(Phase(f"{label}: draw {map_.source}", map_.count, CHUNK, drawing, completes=map_.target))
+        notes = (beside("notes", map_.target),)
+        draw.append(
+            Phase(f"{label}: draw {map_.source}", map_.count, CHUNK, drawing, completes=map_.target, drops=notes)
+        )
     return arrays, look + draw
 
 

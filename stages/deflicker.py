@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,15 @@ from typing import Any
 import numpy as np
 
 from stages.base.cache import ArraySpec, FrameCache
-from stages.base.engine import Footage, Phase, Plan, Reporter, Run, Stage, told
+from stages.base.engine import Footage, Phase, Plan, Reporter, Run, Stage, Task, told
 from stages.base.outputs import FRAMES, SIGNATURE, VIDEO
 from stages.base.record import read_json, write_json
 from stages.base.words import counted, per_second
 from stages.jobs.job import Job
 from stages.models.weights import check_device, pick_gpu
-from stages.smoothers import SMOOTHERS, Smoother, build
+from stages.smoothers import SMOOTHERS, build
 from stages.smoothers.ebsynth import Ebsynth
+from stages.tasks import ChunkSmoother, SmoothTask
 from stages.video import Audio, Encoding, check_encoder, encode, frame_files, write_frames
 
 CHUNK = 8  # frames that are handed through at once
@@ -27,29 +28,8 @@ SAME_SPEED = 1e-3  # audio is kept when the speed changes by less than this part
 
 
 @dataclass
-class SmoothTask:
-    """Deflickers a chunk of rendered frames."""
-
-    smoother: str
-    config: dict[str, Any]
-    device: str
-    made: Smoother | None = field(default=None, init=False)  # for all chunks: it keeps what the next one needs, too
-
-    @property
-    def chunk(self) -> int:
-        return SMOOTHERS[self.smoother].chunk
-
-    def run(self, cache: FrameCache, start: int, stop: int) -> None:
-        if self.made is None:
-            self.made = build(self.smoother, self.config, cache["frames"], cache["rendered"], self.device)
-        cache["deflickered"].write(start, self.made.smooth(start, stop))
-
-
-@dataclass
-class PassTask:
-    """Hands rendered frames through as they are."""
-
-    chunk = CHUNK
+class PassTask(Task):
+    """Copy rendered frames as they are."""
 
     def run(self, cache: FrameCache, start: int, stop: int) -> None:
         cache["deflickered"].write(start, cache["rendered"].read(range(start, stop)))
@@ -59,7 +39,7 @@ def check(run: Run[Job], footage: Footage) -> list[ArraySpec]:
     job, task = run.job, _task(run.job, footage.count or 1)
     check_device(job.device)
     if isinstance(task, SmoothTask):
-        build(task.smoother, task.config, [], [])
+        build(task.smoother.name, dict(task.smoother.config), [], [])
     rate = footage.fps if job.fps is None else _rate(job.fps)
     check_encoder(Path(job.output_path) / VIDEO, "h264", footage.height, footage.width, rate)
     shape = (footage.count or 0, footage.height, footage.width, 3)
@@ -70,23 +50,31 @@ def check(run: Run[Job], footage: Footage) -> list[ArraySpec]:
 def plan(run: Run[Job], resume: bool) -> Plan:
     shape = run.cache["rendered"].shape
     task = _task(run.job, shape[0])
-    if isinstance(task, SmoothTask) and SMOOTHERS[task.smoother].on_gpu:
-        pick_gpu(task.device)  # refuses what is not there, before anything is begun
+    chunk = CHUNK
+    if isinstance(task, SmoothTask):
+        smoother = SMOOTHERS[task.smoother.name]
+        chunk = smoother.chunk
+        if smoother.on_gpu:
+            pick_gpu(run.job.device)  # refuses what is not there, before anything is begun
     return Plan(
         frames=shape[0],
         arrays=[ArraySpec("deflickered", shape, "uint8")],
-        phases=[Phase("smooth", shape[0], task.chunk, task)],
+        phases=[Phase("smooth", shape[0], chunk, task)],
         begin=_forget_outputs,
     )
 
 
 def _task(job: Job, frames: int) -> SmoothTask | PassTask:
     if job.post_smoother is not None:
-        return SmoothTask(job.post_smoother, job.post_smoother_config, job.device)
+        return _smoothed(ChunkSmoother(job.post_smoother, job.post_smoother_config, job.device))
     if job.extra_deflickering_range:  # Ebsynth's, as published, whatever the job's smoother is
         reach = min(job.extra_deflickering_range, frames - 1)
-        return SmoothTask(Ebsynth.name, {"smooth_index": [*range(-reach, reach + 1)]}, job.device)
+        return _smoothed(ChunkSmoother(Ebsynth.name, {"smooth_index": [*range(-reach, reach + 1)]}, job.device))
     return PassTask()
+
+
+def _smoothed(smoother: ChunkSmoother) -> SmoothTask:
+    return SmoothTask(smoother, "frames", "rendered", "deflickered")
 
 
 def deliver(run: Run[Job], fingerprint: str) -> None:

@@ -4,47 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import partial
 from itertools import islice
 
 import numpy as np
 
 from stages.base.cache import ArraySpec, FrameCache
 from stages.base.engine import Footage, Phase, Plan, Reporter, Run, Stage
-from stages.base.errors import DiffSynthError, UsageError
+from stages.base.errors import UsageError
 from stages.base.words import counted
 from stages.jobs.job import Job
-from stages.video import TIME_TOLERANCE, Shot, Source, certain_length, describe, fit, open_source, stated_length
+from stages.tasks import DecodeTask
+from stages.video import TIME_TOLERANCE, Shot, Source, certain_length, describe, open_source, stated_length
 
 CHUNK = 8  # frames; at 4K that is 200 MB
 SIZE_GRID = 8  # px to a latent
 
 
-@dataclass
-class ExtractTask:
-    """Decodes, fits and writes a chunk of the used frames. Chunks in order need each frame decoded once."""
-
-    job: Job
-    height: int
-    width: int
-    _source: Source | None = field(default=None, init=False, repr=False)
-    _shots: Iterator[Shot] = field(default=iter(()), init=False, repr=False)
-    _next: int = field(default=-1, init=False, repr=False)
-
-    def run(self, cache: FrameCache, start: int, stop: int) -> None:
-        if self._source is None or self._next != start:
-            self._source = open_source(self.job.input_video)
-            self._shots = islice(used_shots(self._source, self.job), start, None)
-        shown = (self._source.height, self._source.width)
-        shots = islice(self._shots, stop - start)
-        frames = [fit(shot.image(), self.height, self.width, shown) for shot in shots]
-        if len(frames) < stop - start:
-            raise DiffSynthError(
-                f"{self.job.input_video} has fewer frames than it had", "did it change while it was read?"
-            )
-        cache["frames"].write(start, np.stack(frames))
-        self._next = stop
+def opened_shots(job: Job) -> Iterator[Shot]:
+    """The frames of its source that `job` uses."""
+    return used_shots(open_source(job.input_video), job)
 
 
 def used_shots(source: Source, job: Job) -> Iterator[Shot]:
@@ -139,10 +119,13 @@ def plan(run: Run[Job], resume: bool) -> Plan:
     def begin(cache: FrameCache) -> None:
         cache["frames"].attrs.update(attributes)
 
+    shown = (source.height, source.width)
+    task = DecodeTask(job.input_video, partial(opened_shots, job), "frames", shown=shown)
+
     return Plan(
         frames=count,
         arrays=[_frames_array(count, height, width)],
-        phases=[Phase("decode and fit", count, CHUNK, ExtractTask(job, height, width))],
+        phases=[Phase("decode and fit", count, CHUNK, task)],
         begin=begin,
     )
 

@@ -42,13 +42,14 @@ DAMAGED_METADATA = (ValueError, KeyError, TypeError, AttributeError)
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """An array to be made: `shape` [N, ...] with one chunk a frame; `steps` puts a leading axis before N. `compressed`:
-    what it needs on the disk, as a share of its bytes in memory, at least and as a rule, if that is known."""
+    """An array to be made: `shape` [N, ...] with one chunk per frame.
+
+    `compressed`: what it needs on the disk, as a share of its bytes in memory, at least and as a rule, if known.
+    """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
-    steps: int | None = None
     attributes: dict[str, Any] = field(default_factory=dict)
     compressed: tuple[float, float] | None = None
 
@@ -56,19 +57,13 @@ class ArraySpec:
 class FrameArray(Sequence[np.ndarray]):
     """Frames by index, read from the cache when asked for. Indexing gives one frame, without the N axis."""
 
-    def __init__(self, array: zarr.Array, folder: Path, name: str, mend: str, prefix: tuple[int, ...] = ()):
-        self.array, self.folder, self.name, self.mend, self.prefix = array, folder, name, mend, prefix
-        self.shape: tuple[int, ...] = array.shape[len(prefix) :]
+    def __init__(self, array: zarr.Array, folder: Path, name: str, mend: str):
+        self.array, self.folder, self.name, self.mend = array, folder, name, mend
+        self.shape: tuple[int, ...] = array.shape
         self.attrs = array.attrs
 
     def __len__(self) -> int:
         return self.shape[0]
-
-    @property
-    def is_stepped(self) -> bool:
-        """Is it an array [steps, N, ...] as a whole?"""
-        names = getattr(self.array.metadata, "dimension_names", None)  # Zarr's older format has none
-        return not self.prefix and names is not None and names[0] == "step"
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
@@ -76,10 +71,6 @@ class FrameArray(Sequence[np.ndarray]):
         if not -len(self) <= index < len(self):
             raise IndexError(index)
         return self._frame(index % len(self))
-
-    def step(self, index: int) -> FrameArray:
-        """The frames of one step of an array [steps, N, ...]."""
-        return FrameArray(self.array, self.folder, self.name, self.mend, (*self.prefix, index))
 
     def read(self, indices: Iterable[int]) -> np.ndarray:
         """Frames [len(indices), ...] in the order asked for; each is read once."""
@@ -101,7 +92,7 @@ class FrameArray(Sequence[np.ndarray]):
     def write(self, start: int, frames: np.ndarray) -> None:
         """Writes frames [K, ...] at `start` and waits until they are on the disk."""
         for offset, frame in enumerate(frames):
-            self.array[(*self.prefix, start + offset)] = frame
+            self.array[start + offset] = frame
         _flush([self._chunk_path(start + offset) for offset in range(len(frames))])
 
     def _frame(self, index: int) -> np.ndarray:
@@ -109,16 +100,15 @@ class FrameArray(Sequence[np.ndarray]):
         if not self._chunk_path(index).exists():
             raise self._damaged(index, "is missing")
         try:
-            return np.asarray(self.array[(*self.prefix, index)])
+            return np.asarray(self.array[index])
         except (ValueError, RuntimeError, OSError) as error:
             raise self._damaged(index, "does not match its checksum") from error
 
     def _damaged(self, index: int, how: str) -> DiffSynthError:
-        step = f" of step {self.prefix[0] + 1}" if self.prefix else ""
-        return DiffSynthError(f"{self.folder}: frame {index}{step} of the array '{self.name}' {how}", self.mend)
+        return DiffSynthError(f"{self.folder}: frame {index} of the array '{self.name}' {how}", self.mend)
 
     def _chunk_path(self, index: int) -> Path:
-        where = (*self.prefix, index, *(0 for _ in self.shape[1:]))
+        where = (index, *(0 for _ in self.shape[1:]))
         return self.folder / self.name / f"c.{'.'.join(map(str, where))}"
 
 
@@ -181,30 +171,34 @@ class FrameCache:
 
     def create(self, spec: ArraySpec) -> FrameArray:
         """Makes an empty array, in place of one of the same name."""
-        lead = () if spec.steps is None else (spec.steps,)
-        chunks = (*(1 for _ in lead), 1, *spec.shape[1:])
         place = self.path / spec.name
         group = self.group if place.parent == self.path else self._open(place.parent)
         group.create_array(
             place.name,
-            shape=(*lead, *spec.shape),
-            chunks=tuple(max(1, size) for size in chunks),
+            shape=spec.shape,
+            chunks=(1, *(max(1, size) for size in spec.shape[1:])),
             dtype=spec.dtype,
             compressors=[ZstdCodec(level=ZSTD_LEVEL), Crc32cCodec()],
             chunk_key_encoding={"name": "default", "separator": "."},
-            dimension_names=[*("step" for _ in lead), "frame", *(None for _ in spec.shape[1:])],
+            dimension_names=["frame", *(None for _ in spec.shape[1:])],
             attributes=spec.attributes,
             overwrite=True,
         )
         return self[spec.name]
 
     def remove(self, name: str) -> None:
-        shutil.rmtree(self.path / name, ignore_errors=True)
+        """Remove an array, and the group that it leaves empty."""
+        folder = self.path / name
+        shutil.rmtree(folder, ignore_errors=True)
+        if folder.parent != self.path and not any(folder.parent.glob("*/")):
+            shutil.rmtree(folder.parent, ignore_errors=True)
 
     def remove_all(self, patterns: Iterable[str], keep: Iterable[str] = ()) -> None:
         """Removes every array of these names, but those of `keep`."""
-        for name in {*self.arrays(*patterns)}.difference(keep):
-            self.remove(name)
+        for folder in [folder for pattern in patterns for folder in self.path.glob(pattern)]:
+            name = folder.relative_to(self.path).as_posix()
+            if folder.is_dir() and name not in keep:
+                self.remove(name)
 
     def arrays(self, *patterns: str) -> list[str]:
         """The arrays of these names; `control/*` is for all in the group `control`."""
@@ -223,8 +217,7 @@ class FrameCache:
             except DiffSynthError as error:
                 yield error.message
                 continue
-            for frames in [array.step(step) for step in range(len(array))] if array.is_stepped else [array]:
-                yield from frames.damage(record.complete)
+            yield from array.damage(record.complete)
 
     def sweep(self, names: Iterable[str]) -> None:
         """Removes the half-written files that a killed process left in these arrays."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
@@ -23,22 +24,33 @@ from stages.base.words import counted
 
 
 class Task(Protocol):
-    """Work on a chunk of frames. A small picklable object that loads what it needs once a process."""
+    """Work on chunks of frames: a small picklable object that loads what it needs once per process.
+
+    Chunks may run in any order and in any process, more than once, and give the same bytes.
+    """
 
     def run(self, cache: FrameCache, start: int, stop: int) -> None:
-        """Writes the results of frames start..stop-1 to the cache."""
+        """Write the results of frames start..stop-1 to the cache."""
+
+    def close(self) -> None:
+        """Drop what is kept between chunks. The task may be run again afterwards."""
+        return
 
 
 @dataclass(frozen=True)
 class Phase:
-    """One task over all frames, `chunk` at a time. `completes`: the array that is whole when it has ended, if it may
-    outlive the run (attribute `whole`)."""
+    """One task over all frames, `chunk` at a time.
+
+    `completes`: the array that is whole when it has ended, if it may outlive the run (attribute `whole`).
+    `drops`: arrays that no later phase reads, removed when it has ended.
+    """
 
     name: str
     frames: int
     chunk: int
     task: Task
     completes: str | None = None
+    drops: tuple[str, ...] = ()
 
     def chunks(self) -> list[tuple[int, int]]:
         return [(start, min(start + self.chunk, self.frames)) for start in range(0, self.frames, self.chunk)]
@@ -48,16 +60,23 @@ class Phase:
 class Plan:
     """What a stage is going to do: the arrays it makes and the phases that fill them.
 
-    `begin` fills what is known from the start once the arrays have been made; arrays in `scratch` go when all is done.
-    Of an earlier run's arrays, those in `kept` stay.
+    `begin` fills what is known from the start once the arrays have been made. Of an earlier run's arrays, those in
+    `kept` stay. `trial` runs before an earlier run's results are removed: it raises if the work cannot be done, where
+    only a process that loads the models can tell.
     """
 
     frames: int
     arrays: list[ArraySpec]
     phases: list[Phase]
-    scratch: tuple[str, ...] = ()
     begin: Callable[[FrameCache], None] = lambda cache: None
     kept: tuple[str, ...] = ()
+    trial: Task | None = None
+
+    @property
+    def results(self) -> list[str]:
+        """The arrays that are there when all phases have ended."""
+        dropped = {name for phase in self.phases for name in phase.drops}
+        return [name for name in (*(spec.name for spec in self.arrays), *self.kept) if name not in dropped]
 
 
 @dataclass(frozen=True)
@@ -68,29 +87,33 @@ class Options:
         batch_size: Groups of frames per pass; None for as many as fit.
         low_vram: Offload idle networks to CPU memory.
         compiled: Compile the networks first.
-        passes_apart: Run the two guidance passes one after the other, as before an interruption.
     """
 
     batch_size: int | None = None
     low_vram: bool = False
     compiled: bool = False
-    passes_apart: bool = False
+
+
+Chunk = tuple[int, int]
+"""The first frame of a chunk, and the first behind it."""
 
 
 class Engine(Protocol):
     """Where chunks run."""
 
-    def map(self, task: Task, cache: FrameCache, chunks: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-        """Runs `task` on every chunk; yields each when its data is on the disk, in any order."""
+    def map(self, task: Task, cache: FrameCache, chunks: Iterable[Chunk]) -> Generator[Chunk]:
+        """Run `task` on every chunk and close it, whatever happens; yield each chunk, in any order, when its data is
+        on the disk."""
 
 
 class LocalEngine:
     """Chunks one after the other in this process."""
 
-    def map(self, task: Task, cache: FrameCache, chunks: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-        for start, stop in chunks:
-            task.run(cache, start, stop)
-            yield start, stop
+    def map(self, task: Task, cache: FrameCache, chunks: Iterable[Chunk]) -> Generator[Chunk]:
+        with closing(task):
+            for start, stop in chunks:
+                task.run(cache, start, stop)
+                yield start, stop
 
 
 class Job(Protocol):
@@ -211,6 +234,8 @@ def fill(stage: Stage, run: Run[Any], resume: bool) -> None:
     cache, reporter, inputs = run.cache, run.reporter, run.inputs
     record = cache.record(stage.name)
     plan = stage.plan(run, resume)
+    if plan.trial is not None:
+        list(run.engine.map(plan.trial, cache, [(0, 0)]))
     cache.sweep(spec.name for spec in plan.arrays)
     if not resume:  # all that can be wrong has been checked: only now may old results go
         record.clear()
@@ -230,18 +255,20 @@ def fill(stage: Stage, run: Run[Any], resume: bool) -> None:
         if chunks:
             reporter.phase(phase.name)
         started = time.monotonic()
-        for start, stop in run.engine.map(phase.task, cache, chunks):
-            record.mark(phase.name, start, time.monotonic() - started)
-            reporter.advance(stop - start)
-            started = time.monotonic()
+        with closing(run.engine.map(phase.task, cache, chunks)) as finished:
+            for start, stop in finished:
+                record.mark(phase.name, start, time.monotonic() - started)
+                reporter.advance(stop - start)
+                started = time.monotonic()
         if phase.completes:
             cache[phase.completes].attrs["whole"] = True
-    for name in plan.scratch:
-        cache.remove(name)
+        for name in phase.drops:
+            cache.remove(name)
+    for name in (name for phase in plan.phases for name in phase.drops):
+        cache.remove(name)  # again: a worker that was thought dead may have written to it since
     if stage.deliver is not None:  # before the receipt, which make takes for the whole
         stage.deliver(run, fingerprint(inputs))
-    made = {*(spec.name for spec in plan.arrays), *plan.kept}
-    record.finish(fingerprint(inputs), plan.frames, [name for name in made if name.split("/")[0] not in plan.scratch])
+    record.finish(fingerprint(inputs), plan.frames, plan.results)
     reporter.end(stage.name, f"{counted(plan.frames, 'frame')} in {record.seconds:.1f} s")
 
 

@@ -71,7 +71,7 @@ def _left(state: Progress, redone: bool) -> float:
 def _room(spec: ArraySpec, left: float) -> tuple[float, float]:
     """The bytes that what is left of an array needs on the disk: at least, and as a rule."""
     dtype = np.dtype(spec.dtype)
-    size = math.prod(spec.shape) * (spec.steps or 1) * dtype.itemsize * left
+    size = math.prod(spec.shape) * dtype.itemsize * left
     least, likely = spec.compressed or (PICTURES if dtype == np.uint8 else NUMBERS)
     return least * size, likely * size
 

@@ -51,20 +51,24 @@ def pick_product(backend: str, device: torch.device) -> Product:
 
 
 class View(Protocol):
-    """Whom the frames of a batch see."""
+    """Whom the frames of a pass see. It goes through the networks with the pass (`cross_attention_kwargs`)."""
 
-    def attend(self, layer: CrossFrameAttention, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor: ...
+    def attend(self, layer: CrossFrameAttention, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """What the frames see in a layer, [passes * frames, tokens, heads, d]."""
 
 
 class CrossFrameAttention:
-    """The processor of one attention layer of one network; `view` is common to all of them."""
+    """The processor of one attention layer of one network.
 
-    def __init__(self, view: View, product: Product, last: bool = False):
-        self.view, self.product = view, product
-        self.last = last  # no later layer of its network lets frames see each other
-        self.text: torch.Tensor | None = None  # the one that text_keys are of
+    Args:
+        product: The kernel.
+        last: Whether no later layer of its network lets frames see each other.
+    """
+
+    def __init__(self, product: Product, last: bool = False):
+        self.product, self.last = product, last
+        self.text: torch.Tensor | None = None  # the one that text_keys were computed from
         self.text_keys: tuple[torch.Tensor, torch.Tensor] | None = None
-        self.kept: tuple[torch.Tensor, torch.Tensor] | None = None  # keys and values of anchors
 
     def __call__(
         self,
@@ -73,13 +77,15 @@ class CrossFrameAttention:
         encoder_hidden_states: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         temb: torch.Tensor | None = None,
+        view: View | None = None,
     ) -> torch.Tensor:
         q = attn.to_q(hidden_states)
-        if encoder_hidden_states is None:
-            found = self.view.attend(self, *_heads(attn, q, attn.to_k(hidden_states), attn.to_v(hidden_states)))
-        else:
+        if encoder_hidden_states is not None:
             k, v = self._of_text(attn, encoder_hidden_states)
             found = self.product(*_heads(attn, q.reshape(len(k), -1, q.shape[-1]), k, v))
+        else:
+            parts = _heads(attn, q, attn.to_k(hidden_states), attn.to_v(hidden_states))
+            found = self.product(*parts) if view is None else view.attend(self, *parts)
         return attn.to_out[0](found.reshape(q.shape).to(q.dtype))
 
     def _of_text(self, attn: Attention, text: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -93,10 +99,12 @@ def _heads(attn: Attention, *parts: torch.Tensor) -> list[torch.Tensor]:
     return [part.unflatten(-1, (attn.heads, -1)) for part in parts]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Joint:
-    """The batch is a run of groups, each of `group` consecutive frames, of which the one at `own` is asked for: in the
-    last layer the others need not look any more."""
+    """The batch is a run of groups of `group` consecutive frames, which attend to each other.
+
+    Only the frame at `own` of each group is asked for: in the last layer the others attend to nothing.
+    """
 
     group: int
     own: int = 0
@@ -110,22 +118,28 @@ class Joint:
         return found.flatten(0, 1)
 
 
-@dataclass
-class Shared:
-    """`sources` int64 [frames, seen]: the frames that each frame sees, numbers in the batch or, if the batch is
-    `anchored`, from its length on those of the anchors, which went through the networks before, `keeping` their keys
-    and values."""
+Kept = dict[CrossFrameAttention, tuple[torch.Tensor, torch.Tensor]]
+"""Keys and values of anchors, [passes, anchors, tokens, heads, d], in every layer that lets frames see each other."""
 
-    sources: torch.Tensor = field(default_factory=lambda: torch.zeros((1, 1), dtype=torch.int64))
-    keeping: bool = False
-    anchored: bool = False
+
+@dataclass(frozen=True)
+class Shared:
+    """`sources` int64 [frames, seen]: the frames that each frame of the batch sees, by their indexes in the batch.
+
+    `anchors`: keys and values from an earlier pass; their frames have the indexes after those of the batch. `keep`:
+    where this pass stores its own.
+    """
+
+    sources: torch.Tensor
+    anchors: Kept = field(default_factory=dict)
+    keep: Kept | None = None
 
     def attend(self, layer: CrossFrameAttention, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         passes = len(q) // len(self.sources)
         k, v = (part.unflatten(0, (passes, -1)) for part in (k, v))
-        if self.keeping:
-            layer.kept = k, v
-        elif self.anchored and layer.kept is not None:
-            k, v = (torch.cat([part, kept], dim=1) for part, kept in zip((k, v), layer.kept, strict=True))
+        if self.keep is not None:
+            self.keep[layer] = k, v
+        if layer in self.anchors:
+            k, v = (torch.cat([part, kept], dim=1) for part, kept in zip((k, v), self.anchors[layer], strict=True))
         k, v = (part[:, self.sources].flatten(2, 3).flatten(0, 1) for part in (k, v))
         return layer.product(q, k, v)

@@ -8,41 +8,23 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
 import torch
 
-from stages.base.errors import DiffSynthError
 from stages.diffusion import LATENT_CHANNELS, LATENT_FACTOR
-from stages.diffusion.attention import Joint, Shared
+from stages.diffusion.attention import Joint, Kept, Shared, View
 from stages.diffusion.compilation import compile_blocks
 from stages.diffusion.guidance import embed_guidance, takes_guidance
-from stages.diffusion.loading import ModelNames, Networks, load_networks
+from stages.diffusion.loading import Networks, load_networks
 from stages.diffusion.sampler import SAMPLERS
+from stages.diffusion.settings import Batches, Settings
 
 FILL = 0.8  # of a GPU's free memory is used
 MOST_AT_ONCE = 16  # groups; more are no faster
 WORTH_WHILE = 4096  # latents: matrices of so many rows use a processor well
-
-
-@dataclass(frozen=True)
-class Settings:
-    """All that a denoising step depends on besides the frames. `scales`: one for each of the ControlNets loaded."""
-
-    models: ModelNames
-    scales: tuple[float, ...]
-    prompt: str
-    negative_prompt: str
-    guidance: float
-    steps: int
-    strength: float
-    seed: int
-    scheduler: str = "ddim"
-    tiled: bool = False
-    low_vram: bool = False
-    compiled: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,35 +65,21 @@ class Denoiser:
         with torch.inference_mode():
             negative = settings.negative_prompt if self.passes == 2 else None
             self.text = encode_prompts(networks, settings.prompt, negative)
-        self.texts = (self.text,)  # those that go through the networks in one batch; apart when memory runs out
+        self.texts_apart = self.text.split(1)
         self.positive = self.text[-1:]
-        self.batch_size = self.asked_batch_size = 1  # groups or images at once; halved when memory runs out
         if settings.tiled:
             networks.vae.enable_tiling()
         if settings.compiled:
             compile_blocks(networks.unet, *networks.controlnets)
-        self.anchors: tuple[Any, ...] | None = None  # whose keys and values the networks keep, and of when
+        self.anchors: tuple[Frames, float, torch.Tensor, Kept] | None = None  # the last ones, and their keys
 
-    def use_batches(self, size: int, passes_apart: bool = False) -> None:
-        """So many groups or images go through the networks at once, or as many of these as there is memory for.
-        `passes_apart`: those with and without the prompt go through one after the other."""
-        if size != self.asked_batch_size:
-            self.batch_size = self.asked_batch_size = size
-        if passes_apart and len(self.texts) < self.passes:
-            self.texts = self.text.split(1)
+    def fitting_batch(self, height: int, width: int, group: int, joint: bool = True) -> int:
+        """How many groups, or images, of this size to process at once.
 
-    @property
-    def reduced(self) -> dict[str, Any] | None:
-        """What is used in place of the batches asked for since memory ran out; None if it has not."""
-        passes_apart = len(self.texts) > 1
-        if self.batch_size == self.asked_batch_size and not passes_apart:
-            return None
-        return {"batch_size": self.batch_size, "passes_apart": passes_apart}
-
-    def fitting_batch(self, height: int, width: int) -> int:
-        """How many groups, or images, of this size to take at once: on a GPU as many as it has room for, by what one
-        takes; elsewhere as many as make a batch worth while."""
-        device, group = self.networks.device, self.settings.models.group
+        On a GPU that is as many as it has room for, measured on one; elsewhere as many as make a batch worthwhile.
+        `group`: frames in a group. `joint`: whether groups go through the networks.
+        """
+        device = self.networks.device
         if device.type != "cuda":
             latents_a_group = self.passes * group * height * width // LATENT_FACTOR**2
             return min(max(WORTH_WHILE // latents_a_group, 1), MOST_AT_ONCE)
@@ -119,9 +87,9 @@ class Denoiser:
         maps = [np.zeros((group, height, width, 3), np.uint8)] * len(self.networks.controlnets)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
-        if isinstance(self.networks.view, Joint):
-            self.predict_noise(Frames(latents, maps), [range(group)], 0, self.sampler.timesteps[0])
-        self.decode(latents[:1])
+        if joint:
+            self.predict_noise(Frames(latents, maps), [range(group)], 0, self.sampler.timesteps[0], Batches())
+        self.decode(latents[:1], Batches())
         taken = torch.cuda.max_memory_allocated(device) - before
         torch.cuda.empty_cache()
         free, _ = torch.cuda.mem_get_info(device)
@@ -132,7 +100,7 @@ class Denoiser:
         shape = (1, LATENT_CHANNELS, height // LATENT_FACTOR, width // LATENT_FACTOR)
         return torch.randn(shape, generator=torch.Generator("cpu").manual_seed(self.settings.seed))
 
-    def encode(self, images: np.ndarray, predicted: bool = False) -> torch.Tensor:
+    def encode(self, images: np.ndarray, batches: Batches, predicted: bool = False) -> torch.Tensor:
         """The clean latents of images: the VAE's mean, scaled. `predicted`: of images of a step that is not the last,
         for which a tiny autoencoder does, if there is one."""
         tiny = self.networks.tiny_vae if predicted else None
@@ -145,9 +113,9 @@ class Denoiser:
 
         vae = self.networks.vae
         self._bring(tiny or vae)
-        return torch.cat([latents.float().cpu() for latents in self._batched(one, images)])
+        return torch.cat([latents.float().cpu() for latents in self._batched(one, images, batches)])
 
-    def decode(self, latents: torch.Tensor, predicted: bool = False) -> np.ndarray:
+    def decode(self, latents: torch.Tensor, batches: Batches, predicted: bool = False) -> np.ndarray:
         """The images of clean latents."""
         vae = (self.networks.tiny_vae if predicted else None) or self.networks.vae
 
@@ -155,91 +123,97 @@ class Denoiser:
             return vae.decode(self._to_device(batch) / vae.config["scaling_factor"]).sample
 
         self._bring(vae)
-        images = [self._bytes(batch) for batch in self._batched(one, latents)]
+        images = [self._bytes(batch) for batch in self._batched(one, latents, batches)]
         return np.concatenate(images)
 
-    def predict_noise(self, frames: Frames, groups: Sequence[Sequence[int]], own: int, timestep: float) -> torch.Tensor:
+    def predict_noise(
+        self, frames: Frames, groups: Sequence[Sequence[int]], own: int, timestep: float, batches: Batches
+    ) -> torch.Tensor:
         """The noise in every group's own frame (`attention`: joint), float32 [len(groups), 4, h, w].
 
-        Each group lists, as indexes into `frames`, those that attend to each other; its member at `own` is the one that
-        is asked for.
+        Each group lists, as indexes into `frames`, those that attend to each other; all are of one length. The noise
+        of the member at `own` is returned.
         """
         self._bring_denoisers()
-        view = self.networks.view
-        if not isinstance(view, Joint):
-            raise DiffSynthError("these networks were loaded for shared attention")
-        view.own = own
-        latents, embedded = frames.latents, self._embed(frames.maps)
+        latents, embedded = frames.latents, self._embed(frames.maps, batches)
+        view = Joint(len(groups[0]), own)
 
         def one(batch: Sequence[Sequence[int]]) -> torch.Tensor:
             members = [frame for group in batch for frame in group]
             inputs = latents[members], [part[members] for part in embedded]
-            predicted = torch.cat([self._predict(*inputs, timestep, text) for text in self.texts])
+            predicted = torch.cat([self._predict(*inputs, timestep, text, view) for text in self._texts(batches)])
             asked = predicted.unflatten(1, (len(batch), -1))[:, :, own]
             return self._guided_noise(asked, latents[[group[own] for group in batch]], timestep)
 
-        return torch.cat([noise.float().cpu() for noise in self._batched(one, groups)])
+        return torch.cat([noise.float().cpu() for noise in self._batched(one, groups, batches)])
 
     def predict_shared_noise(
-        self, frames: Frames, sources: Sequence[Sequence[int]], anchors: Frames, timestep: float
+        self, frames: Frames, sources: Sequence[Sequence[int]], anchors: Frames, timestep: float, batches: Batches
     ) -> torch.Tensor:
         """The noise in every frame of a window (`attention`: shared), float32 [F, 4, h, w].
 
         `sources` lists for each frame those that it sees, as indexes into `frames` and, from F on, into `anchors`:
-        frames that are the same for all windows, and see each other. They go through the networks once a timestep.
+        frames that are the same for all windows, and see each other. They go through the networks once per timestep.
         """
         self._bring_denoisers()
-        view = self.networks.view
-        if not isinstance(view, Shared):
-            raise DiffSynthError("these networks were loaded for joint attention")
-        device, embedded = self.networks.device, self._embed(frames.maps)
+        embedded, seen = self._embed(frames.maps, batches), torch.tensor(sources, device=self.networks.device)
 
         def one(batch: Sequence[Frames]) -> torch.Tensor:
-            predicted = []
-            for text in self.texts:
-                self._keep_anchors(anchors, timestep, text)
-                view.sources, view.keeping = torch.tensor(sources, device=device), False
-                view.anchored = len(anchors.latents) > 0
-                predicted.append(self._predict(batch[0].latents, embedded, timestep, text))
-            return self._guided_noise(torch.cat(predicted), batch[0].latents, timestep)
+            latents, predicted = batch[0].latents, []
+            for text in self._texts(batches):
+                view = Shared(seen, self._keys_of(anchors, timestep, text, batches))
+                predicted.append(self._predict(latents, embedded, timestep, text, view))
+            return self._guided_noise(torch.cat(predicted), latents, timestep)
 
-        return self._batched(one, [frames])[0].float().cpu()
+        return self._batched(one, [frames], batches)[0].float().cpu()
 
-    def _keep_anchors(self, anchors: Frames, timestep: float, text: torch.Tensor) -> None:
-        """Lets the networks keep the keys and values of these frames, which see each other."""
-        view = self.networks.view
-        if not isinstance(view, Shared) or not len(anchors.latents) or self.anchors == (anchors, timestep, id(text)):
-            return
-        everyone = torch.arange(len(anchors.latents), device=self.networks.device)
-        view.sources, view.keeping = everyone.expand(len(everyone), -1), True
-        self._predict(anchors.latents, self._embed(anchors.maps), timestep, text)
-        self.anchors = anchors, timestep, id(text)
+    def _keys_of(self, anchors: Frames, timestep: float, text: torch.Tensor, batches: Batches) -> Kept:
+        """The keys and values of these frames, which see each other, in all layers. The last result is remembered."""
+        if not len(anchors.latents):
+            return {}
+        if self.anchors is None or self.anchors[:2] != (anchors, timestep) or self.anchors[2] is not text:
+            kept: Kept = {}
+            everyone = torch.arange(len(anchors.latents), device=self.networks.device)
+            view = Shared(everyone.expand(len(everyone), -1), keep=kept)
+            self._predict(anchors.latents, self._embed(anchors.maps, batches), timestep, text, view)
+            self.anchors = anchors, timestep, text, kept
+        return self.anchors[3]
 
-    def _embed(self, maps: Sequence[np.ndarray]) -> list[torch.Tensor]:
+    def _texts(self, batches: Batches) -> tuple[torch.Tensor, ...]:
+        """The embeddings of those passes of guidance that go through the networks in one batch."""
+        return self.texts_apart if batches.passes_apart else (self.text,)
+
+    def _embed(self, maps: Sequence[np.ndarray], batches: Batches) -> list[torch.Tensor]:
         """What the ControlNets' first layers make of control maps: [F, channels, h, w] each, on the device."""
+
+        def one(embed: torch.nn.Module, batch: np.ndarray) -> torch.Tensor:
+            embedded: torch.Tensor = embed(self._pixels(batch))
+            return embedded
+
         return [
-            torch.cat(self._batched(lambda batch, embed=embed: embed(self._pixels(batch)), net_maps))
+            torch.cat(self._batched(partial(one, embed), net_maps, batches))
             for embed, net_maps in zip(self.networks.map_embeddings, maps, strict=True)
         ]
 
     def _predict(
-        self, latents: torch.Tensor, embedded: list[torch.Tensor], timestep: float, text: torch.Tensor
+        self, latents: torch.Tensor, embedded: list[torch.Tensor], timestep: float, text: torch.Tensor, view: View
     ) -> torch.Tensor:
         """What the U-Net gives for each pass of `text`, float32 [passes, F, 4, h, w]."""
         batch = self._to_device(latents).repeat(len(text), 1, 1, 1)
-        residuals = self._control_residuals(batch, embedded, timestep, text)
+        residuals = self._control_residuals(batch, embedded, timestep, text, view)
         predicted = self.networks.unet(
             batch,
             timestep,
             text,
             down_block_additional_residuals=residuals[:-1] or None,
             mid_block_additional_residual=residuals[-1] if residuals else None,
+            cross_attention_kwargs={"view": view},
             return_dict=False,
         )[0]
         return predicted.float().unflatten(0, (len(text), -1))
 
     def _control_residuals(
-        self, latents: torch.Tensor, embedded: list[torch.Tensor], timestep: float, text: torch.Tensor
+        self, latents: torch.Tensor, embedded: list[torch.Tensor], timestep: float, text: torch.Tensor, view: View
     ) -> list[torch.Tensor]:
         """What the ControlNets add to the U-Net's skip connections and, last, to its middle."""
         total: list[torch.Tensor] = []
@@ -247,7 +221,7 @@ class Denoiser:
             frames = len(maps)
             # A net that pools over space (shuffle) says nothing of layout: the negative pass gets zeros from it.
             pooled = bool(controlnet.config["global_pool_conditions"]) and self.passes == 2
-            if pooled and len(self.texts) == 2 and text is self.texts[0]:
+            if pooled and text is self.texts_apart[0]:
                 continue
             run = latents[-frames:] if pooled else latents
             down, middle = controlnet(
@@ -256,6 +230,7 @@ class Denoiser:
                 self.positive if pooled else text,
                 maps.repeat(len(run) // frames, 1, 1, 1),
                 conditioning_scale=scale,
+                cross_attention_kwargs={"view": view},
                 return_dict=False,
             )
             residuals = [*down, middle]
@@ -275,32 +250,22 @@ class Denoiser:
             return guided
         return self.sampler.noise_of_v(self._to_device(latents).float(), guided, timestep)
 
-    def _batched(self, function: Callable, items: Any) -> list[torch.Tensor]:
-        """`function` of all items, `batch_size` at a time, and of less when the device's memory runs out."""
+    def _batched(self, function: Callable[[Any], torch.Tensor], items: Any, batches: Batches) -> list[torch.Tensor]:
+        """`function` of all items, a batch at a time; smaller batches when the device runs out of memory."""
         results: list[torch.Tensor] = []
         start = 0
         with torch.inference_mode():
             while start < len(items):
-                batch = items[start : start + self.batch_size]
+                batch = items[start : start + batches.size]
                 try:
                     results.append(function(batch))
                     start += len(batch)
                     continue
                 except torch.OutOfMemoryError:
-                    if not self._take_less(len(batch)):
+                    if not batches.reduce(len(batch), self.passes):
                         raise
                 torch.cuda.empty_cache()  # not before: the error holds on to what had been computed
         return results
-
-    def _take_less(self, items: int) -> bool:
-        """Half of what was too much: of the batch's items or, where it held but one, of the passes of guidance."""
-        if items > 1:
-            self.batch_size = items // 2
-        elif len(self.texts) < self.passes:
-            self.texts = self.text.split(1)
-        else:
-            return False
-        return True
 
     def _bring_denoisers(self) -> None:
         networks = self.networks

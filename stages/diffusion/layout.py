@@ -3,6 +3,7 @@ diffusers, so that a job can be checked in no time."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from stages.models import SINGLE_FILES, embedded
@@ -56,6 +57,14 @@ def check_model(key: str, name: str, parts: tuple[str, ...], allow_pickle: bool 
         weights = first_there(folder, weight_names(part, allow_pickle))
         if weights is not None:
             check_tensor_file(key, folder / weights)
+
+
+def guidance_is_input(name: str, allow_pickle: bool = False) -> bool:
+    """Whether the U-Net of a model takes the scale of guidance as an input, by its configuration."""
+    if is_single_file(name):
+        return False
+    config = find_model("model_id", name, NETWORKS, allow_pickle) / "unet/config.json"
+    return json.loads(config.read_text(encoding="utf-8")).get("time_cond_proj_dim") is not None
 
 
 def weight_names(part: str, allow_pickle: bool) -> tuple[str, ...]:

@@ -17,10 +17,11 @@ from transformers.utils import logging as transformers_logging
 
 from stages.base.errors import DiffSynthError
 from stages.diffusion import LATENT_CHANNELS, LATENT_FACTOR
-from stages.diffusion.attention import CrossFrameAttention, Joint, Product, Shared, pick_product
+from stages.diffusion.attention import CrossFrameAttention, Product, pick_product
 from stages.diffusion.embeddings import add_embedding
 from stages.diffusion.layout import NETWORKS, find_model, is_single_file, vae_part, weight_names
 from stages.diffusion.lora import add_lora
+from stages.diffusion.settings import ModelNames
 from stages.diffusion.single_file import load_checkpoint, load_controlnet, load_vae
 from stages.diffusion.vocabulary import clip_tokenizer
 from stages.models import TOKENIZER
@@ -32,32 +33,12 @@ PREDICTIONS = ("epsilon", "v_prediction")  # the noise; or v, a mixture of noise
 
 
 @dataclass(frozen=True)
-class ModelNames:
-    """What to load, and onto what. `group`: how many frames attend to each other (`attention`: joint). `vae`: another
-    one, if it is not the model's own; `loras`: files and scales; `embeddings`: files and the words for them;
-    `backend`: the attention kernel."""
-
-    model_id: str
-    controlnets: tuple[str, ...]
-    device: str
-    dtype: str
-    group: int
-    vae: str | None = None
-    loras: tuple[tuple[str, float], ...] = ()
-    embeddings: tuple[tuple[str, str], ...] = ()
-    allow_pickle: bool = False
-    attention: str = "joint"
-    backend: str = "sdpa"
-
-
-@dataclass(frozen=True)
 class Networks:
     """The networks of one Stable Diffusion model with its ControlNets, in evaluation mode, on the host: who uses them
     brings them to `device`.
 
     `tiny_vae`: an autoencoder for predicted frames, which are decoded only to be smoothed. `map_embeddings`: the
     ControlNets' first layers, which see nothing but the control map; the rest of each net takes what they give.
-    `view`: whom the frames see in the attention layers of U-Net and ControlNets.
     `alphas` float32 [1000], on the host: the cumulative products of 1 - beta. `prediction`: what the U-Net gives,
     one of PREDICTIONS. `inverted`: for ids of words that textual inversion brought, the ids of their vectors.
     """
@@ -69,7 +50,6 @@ class Networks:
     tiny_vae: AutoencoderTiny | None
     controlnets: tuple[ControlNetModel, ...]
     map_embeddings: tuple[nn.Module, ...]
-    view: Joint | Shared
     alphas: torch.Tensor
     prediction: str
     inverted: Mapping[int, tuple[int, ...]]
@@ -100,7 +80,6 @@ def load_networks(names: ModelNames) -> Networks:
             tiny_vae=tiny,
             controlnets=tuple(controlnets),
             map_embeddings=tuple(controlnet.controlnet_cond_embedding for controlnet in controlnets),
-            view=Joint(names.group) if names.attention == "joint" else Shared(),
             alphas=scheduler.alphas_cumprod.float(),
             prediction=scheduler.config["prediction_type"],
             inverted={},
@@ -126,13 +105,13 @@ def _adapt(networks: Networks, names: ModelNames) -> Networks:
 
 
 def _let_see(networks: Networks, product: Product) -> None:
-    """Takes the ControlNets' first layers out, which are run before, once a map; gives all attention layers `view`."""
+    """Take out the ControlNets' first layers, which run once per map; let frames see each other in attention layers."""
     for controlnet in networks.controlnets:
         controlnet.controlnet_cond_embedding = nn.Identity()
     for network in (networks.unet, *networks.controlnets):
         seeing = [name for name in network.attn_processors if name.startswith("up_blocks") and ".attn1." in name]
         last = seeing[-1] if seeing else None
-        layers = {name: CrossFrameAttention(networks.view, product, name == last) for name in network.attn_processors}
+        layers = {name: CrossFrameAttention(product, name == last) for name in network.attn_processors}
         network.set_attn_processor(layers)
 
 

@@ -212,7 +212,7 @@ class Job(MachineSettings):
     for each frame that sees it. shared: it goes through them once, and sees what the others are then: nearly the same,
     with less work the longer the pattern is."""
     keep_steps: bool = False
-    """Keep the latents of every step in the cache (array latents_steps)."""
+    """Keep the latents of every step in the cache (arrays `step_latents/0001` and so on)."""
 
     @property
     def networks_run(self) -> list[bool]:

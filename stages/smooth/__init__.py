@@ -23,11 +23,13 @@ from stages.smooth.guidance import Guidance, find_guidance, find_key_offset, fra
 from stages.smooth.keys import key_numbers, keys_inside
 from stages.smooth.output import check_smoothing_output, deliver, finished_from
 from stages.smooth.request import NAME, Smoothing
-from stages.smooth.tasks import SMOOTHER, DecodeTask, PaintTask, SmoothTask
 from stages.smoothers import SMOOTHERS
 from stages.smoothers.images.changes import Changes
+from stages.smoothers.patch_blend import PatchBlend
+from stages.tasks import ChunkSmoother, DecodeTask, PaintTask, SmoothTask
 from stages.video import Shot, Source, check_shape, default_codec, describe, open_source, padded_size
 
+SMOOTHER = PatchBlend.name
 CHUNK = 8  # frames that are decoded at once
 PAINT_CHUNK = 1  # frames that are painted at once
 
@@ -142,15 +144,17 @@ def plan(run: Run[Smoothing], resume: bool) -> Plan:
         _tell_size(smoothing, style, run.reporter)
         count, notes = len(times), {**describe(clock, times), "guided": guidance.guided, "offset": guidance.offset}
     shape = (count, style.height, style.width, 3)
-    decode_style = Phase("decode the style", count, CHUNK, DecodeTask("styles", partial(_alone, smoothing.style)))
+    decode = DecodeTask(str(smoothing.style), partial(_alone, smoothing.style), "styles")
     arrays = [ArraySpec("styles", shape, "uint8"), ArraySpec("smoothed", shape, "uint8")]
-    phases = [decode_style]
+    phases = [Phase("decode the style", count, CHUNK, decode)]
     if guidance.guided:
         assert smoothing.guide is not None
         shots = GuideShots(smoothing.guide, smoothing.style, guidance.offset)
         arrays.insert(0, ArraySpec("guides", shape, "uint8"))
-        phases.insert(0, Phase("decode the guide", count, CHUNK, DecodeTask("guides", shots)))
-    task = SmoothTask(smoothing.config, smoothing.device, "guides" if guidance.guided else "styles")
+        decode = DecodeTask(str(smoothing.guide), shots, "guides")
+        phases.insert(0, Phase("decode the guide", count, CHUNK, decode))
+    smoother = ChunkSmoother(SMOOTHER, smoothing.config, smoothing.device)
+    task = SmoothTask(smoother, "guides" if guidance.guided else "styles", "styles", "smoothed")
     return Plan(
         frames=count,
         arrays=arrays,
@@ -177,6 +181,9 @@ def _plan_painting(run: Run[Smoothing], resume: bool) -> Plan:
         count, notes = len(times), {**describe(guide, times), "guided": True, "offset": 0.0, "key_offset": offset}
     first, keys = keys_inside(numbers, offset, count, style, guide, run.reporter)
     size = (style.height, style.width, 3)
+    decode_guide = DecodeTask(str(guide.path), partial(_alone, guide.path), "guides")
+    decode_style = DecodeTask(str(style.path), partial(_from, style.path, first), "styles")
+    paint = PaintTask("guides", "styles", keys, "smoothed", "guessed", smoothing.device, smoothing.config["patch_size"])
     return Plan(
         frames=count,
         arrays=[
@@ -186,14 +193,9 @@ def _plan_painting(run: Run[Smoothing], resume: bool) -> Plan:
             ArraySpec("guessed", (count,), "float32"),
         ],
         phases=[
-            Phase("decode the guide", count, CHUNK, DecodeTask("guides", partial(_alone, guide.path))),
-            Phase("decode the style", len(keys), CHUNK, DecodeTask("styles", partial(_from, style.path, first))),
-            Phase(
-                "paint",
-                count,
-                PAINT_CHUNK,
-                PaintTask(keys, smoothing.config["patch_size"], smoothing.device),
-            ),
+            Phase("decode the guide", count, CHUNK, decode_guide),
+            Phase("decode the style", len(keys), CHUNK, decode_style),
+            Phase("paint", count, PAINT_CHUNK, paint),
         ],
         begin=lambda cache: cache["smoothed"].attrs.update(notes),
     )

@@ -14,14 +14,24 @@ from safetensors.torch import save_file
 from diffsynth_cli.__main__ import Interrupted
 from stages import render as stage
 from stages.base.cache import FrameCache
+from stages.base.engine import Options
 from stages.diffusion import denoise
 from stages.diffusion.sampler import SAMPLERS
+from stages.diffusion.settings import Batches
 from stages.jobs.job import Job
-from stages.render import attended_frames, is_smoothed, shared_window
+from stages.render.pattern import attended_frames, shared_window
 from stages.smoothers import SMOOTHERS
 from tests.conftest import CONTROLNET, GOLDEN, MODEL, scene, write_images
 
 POOLING_CONTROLNET = GOLDEN / "models/control2"  # global_pool_conditions, as shuffle has it
+
+
+def assert_same(one: FrameCache, other: FrameCache) -> None:
+    """Both hold the same latents after every step, and the same rendered frames."""
+    names = [*one.arrays("step_latents/*"), "latents", "rendered"]
+    assert len(names) > 2 and names[:-2] == other.arrays("step_latents/*")
+    for name in names:
+        np.testing.assert_array_equal(one[name][:], other[name][:])
 
 
 def test_pattern_is_clamped_and_references_are_kept():
@@ -43,10 +53,10 @@ def test_pattern_is_clamped_and_references_are_kept():
     ],
 )
 def test_steps_that_are_smoothed(keys, expected):
-    job = Job.model_construct(
-        **({"smoother": "TemporalMeanSmoother", "smoother_interval": 1, "ignore_smoother_steps": 0} | keys)
-    )
-    assert [step for step in range(6) if is_smoothed(job, step, 6)] == expected
+    given = {"model_id": "m", "prompt": "p", "input_video": "v", "output_path": "o", "num_inference_steps": 6}
+    job = Job.model_validate({**given, "smoother": "TemporalMeanSmoother", **keys})
+    plan = stage.make_plan(job, Options(), (1, 64, 64), keys=(0,), maps=(), multistep=False)
+    assert [step for step in range(6) if plan.is_smoothed(step)] == expected
 
 
 def test_a_lora_changes_what_is_rendered_and_its_content_counts(render, tmp_path, make_job, cli):
@@ -125,7 +135,7 @@ def test_a_smoother_that_keeps_tables_goes_on_in_the_loop(render, make_job, cli,
     keys = {"smoother": smoother, "smoother_config": config, "keep_steps": True}
     straight = render("straight", **keys)
     smoothed: list[int] = []
-    real = stage.SmoothTask.run
+    real = stage.SmoothStepTask.run
 
     def run(task, cache, start, stop):
         smoothed.append(start)
@@ -133,12 +143,11 @@ def test_a_smoother_that_keeps_tables_goes_on_in_the_loop(render, make_job, cli,
             raise Interrupted
         real(task, cache, start, stop)
 
-    monkeypatch.setattr(stage.SmoothTask, "run", run)
+    monkeypatch.setattr(stage.SmoothStepTask, "run", run)
     assert cli("run", make_job(**keys, output_path="interrupted"), "-q", "--batch-size", 2)[0] == 130
     interrupted = render("interrupted", **keys)
     assert smoothed == [0, 1, 2, 3, *range(3, 6), *range(6)]
-    for name in ("latents_steps", "rendered"):
-        np.testing.assert_array_equal(straight.group[name][:], interrupted.group[name][:])
+    assert_same(straight, interrupted)
 
 
 def test_the_device_of_the_job_is_what_smooths(render, monkeypatch):
@@ -154,7 +163,7 @@ def test_scratch_arrays_go_and_the_others_stay(render):
         smoother="TemporalMeanSmoother", combine_pattern=["reference_0", 0], frames_reference=["images/0.png"]
     )
     assert all(name in cache for name in ("frames", "references", "latents", "rendered", "deflickered"))
-    assert not any(name in cache for name in ("latents_other", "predicted", "reference_latents", "latents_steps"))
+    assert not any(name in cache for name in ("step_latents", "step_predicted", "reference_latents"))
 
 
 def test_black_frames_go_all_the_way(render, tmp_path):
@@ -230,8 +239,7 @@ def test_shared_attention_goes_on_to_the_same_bytes(render, make_job, cli, monke
     assert cli("run", make_job(**keys, output_path="interrupted"), "-q", "--batch-size", 2)[0] == 130
     denoise.denoiser.cache_clear()  # a process that was killed remembers nothing
     interrupted = render("interrupted", **keys)
-    for name in ("latents_steps", "rendered"):
-        np.testing.assert_array_equal(straight.group[name][:], interrupted.group[name][:])
+    assert_same(straight, interrupted)
 
 
 def test_a_tiny_autoencoder_serves_smoothing_steps_alone(render, tmp_path):
@@ -284,7 +292,7 @@ def test_models_that_predict_v_and_img2img_go_with_every_scheduler(render, tmp_p
     config.write_text(json.dumps(json.loads(config.read_text()) | {"prediction_type": "v_prediction"}))
     keys = {"scheduler": scheduler, "model_id": "./v", **THREE, "keep_steps": True}
     cache = render(**keys, img2img_strength=0.7)
-    assert cache["latents_steps"].array.shape[0] == 2
+    assert cache.arrays("step_latents/*") == ["step_latents/0000", "step_latents/0001"]
     assert np.isfinite(cache["latents"][:]).all() and cache["rendered"][:].std() > 1
 
 
@@ -317,18 +325,17 @@ def test_a_render_that_is_killed_after_every_chunk_ends_in_the_same_bytes(
 
         return run
 
-    for kind in (stage.StepTask, stage.SmoothTask):
+    for kind in (stage.StepTask, stage.SmoothStepTask):
         monkeypatch.setattr(kind, "run", dying_once(kind.run))
     job = make_job(**keys, output_path="killed")
     while (code := cli("run", job, "-q", "--batch-size", 2)[0]) == 130:
         pass
-    steps = straight["latents_steps"].array.shape[0]
+    steps = len(straight.arrays("step_latents/*")) + ("img2img_strength" not in more)
     assert code == 0 and len([name for name, _, _ in killed if name == "StepTask"]) == 2 * steps
-    assert ("smoother" in more) == any(name == "SmoothTask" for name, _, _ in killed)
+    assert ("smoother" in more) == any(name == "SmoothStepTask" for name, _, _ in killed)
     cache = FrameCache(tmp_path / "killed/cache.zarr")
-    for name in ("latents_steps", "latents", "rendered"):
-        np.testing.assert_array_equal(straight.group[name][:], cache.group[name][:])
-    assert not any(name in cache for name in ("clean", "clean_other"))
+    assert_same(straight, cache)
+    assert not any(name in cache for name in ("step_clean", "step_predicted"))
 
 
 @pytest.mark.parametrize("scheduler", ["dpm++2m", "lcm"])
@@ -341,16 +348,22 @@ def test_chunks_of_another_size_change_nothing(render, monkeypatch, scheduler):
 
 def test_dpm_looks_back_at_clean_latents_as_they_were_smoothed(make_job, cli, monkeypatch):
     keys = {"scheduler": "dpm++2m", "num_inference_steps": 4, **SMOOTHED}
-    real, seen = stage.StepTask.clean_before, {}
+    real_run, real, seen = stage.SmoothStepTask.run, stage.StepTask.clean_before, {}
+
+    def run(task, cache, start, stop):
+        if task.step == 0:
+            seen["predicted"] = cache[task.plan.predicted(0)][:]
+        real_run(task, cache, start, stop)
 
     def look(task, cache, frames):
         found = real(task, cache, frames)
         if task.step == 1:
-            images = np.stack([cache["predicted"][:][max(0, i - 1) : i + 2].mean(axis=0).round() for i in frames])
-            seen["expected"] = task.denoiser.encode(images.astype(np.uint8))
+            images = np.stack([seen["predicted"][max(0, i - 1) : i + 2].mean(axis=0).round() for i in frames])
+            seen["expected"] = task.denoiser.encode(images.astype(np.uint8), Batches())
             seen["found"] = found
         return found
 
+    monkeypatch.setattr(stage.SmoothStepTask, "run", run)
     monkeypatch.setattr(stage.StepTask, "clean_before", look)
     assert cli("run", make_job(**keys), "-q")[0] == 0
     torch.testing.assert_close(seen["found"], seen["expected"], atol=2e-2, rtol=0)  # a pixel may round the other way

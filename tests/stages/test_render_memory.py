@@ -11,7 +11,7 @@ from stages import render as stage
 from stages.base.cache import FrameCache
 from stages.diffusion import compilation, denoise
 from tests.conftest import CONTROLNET
-from tests.stages.test_render import POOLING_CONTROLNET
+from tests.stages.test_render import POOLING_CONTROLNET, assert_same
 
 
 @pytest.fixture
@@ -23,11 +23,11 @@ def short_of_memory(monkeypatch):
     def limit(most: int) -> list[tuple[int, int]]:
         tried = []
 
-        def predict(self, latents, embedded, timestep, text):
+        def predict(self, latents, embedded, timestep, text, view):
             tried.append((len(latents) * len(text), len(text)))
             if tried[-1][0] > most:
                 raise torch.OutOfMemoryError
-            return real(self, latents, embedded, timestep, text)
+            return real(self, latents, embedded, timestep, text, view)
 
         monkeypatch.setattr(denoise.Denoiser, "_predict", predict)
         denoise.denoiser.cache_clear()
@@ -73,8 +73,7 @@ def test_a_render_that_ran_out_of_memory_goes_on_in_its_smaller_batches(
     tried = short_of_memory(1000)  # there is memory again
     interrupted = render("interrupted", batch_size=4, **keys)
     assert tried and all(size <= most for size, _ in tried)
-    for name in ("latents_steps", "rendered"):
-        np.testing.assert_array_equal(straight.group[name][:], interrupted.group[name][:])
+    assert_same(straight, interrupted)
 
 
 def test_windows_of_shared_attention_take_passes_apart_when_memory_runs_out(render, short_of_memory):
@@ -92,7 +91,7 @@ def test_compiled_networks_give_the_same_and_stay_compiled(render, make_job, cli
     real, runs = stage.StepTask.run, []
 
     def run(task, cache, start, stop):
-        runs.append(task.options.compiled)
+        runs.append(task.plan.settings.compiled)
         if len(runs) == 2:
             raise Interrupted
         real(task, cache, start, stop)

@@ -26,8 +26,9 @@ import diffsynth_cli as ds
 from diffsynth_cli.demo import write_demo
 from stages.base.cache import FrameCache
 from stages.base.record import CACHE_NAME
-from stages.diffusion.denoise import Denoiser, Frames, ModelNames, Settings
+from stages.diffusion.denoise import Denoiser, Frames
 from stages.diffusion.loading import load_networks
+from stages.diffusion.settings import Batches, ModelNames, Settings
 from stages.models import FOLDER as EMBEDDED
 from stages.smoothers.images.metrics import measure
 from stages.video import open_source
@@ -53,9 +54,8 @@ def main() -> None:
     parser.add_argument("--sheet", type=Path, default=FOLDER / "evaluation.png", help="pictures to look at")
     options = parser.parse_args()
     model = str(options.model.resolve())
-    names = ModelNames(model, (), "auto", "auto", group=1)
-    autoencoder = Denoiser(load_networks(names), Settings(names, (), "", "", 1.0, 1, 1.0, 0))
-    autoencoder.use_batches(BATCH)
+    names = ModelNames(model_id=model)
+    autoencoder = Denoiser(load_networks(names), Settings(models=names))
     classifier = trained_classifier(autoencoder)
     scenes = [
         random_view(random_scene(UNSEEN + k), np.random.default_rng((UNSEEN + k, 0))) for k in range(options.scenes)
@@ -112,22 +112,24 @@ def show_steadiness(model: str) -> None:
 
 def one_by_one(model: str, maps: np.ndarray, seeds: list[int]) -> np.ndarray:
     """Frames uint8 [N, H, W, 3] of these maps, none of which knows of the others."""
-    names = ModelNames(model, (f"{model}/canny",), "auto", "auto", group=1)
+    names = ModelNames(model_id=model, controlnets=(f"{model}/canny",))
     networks = load_networks(names)
-    settings = Settings(names, (SCALE,), PROMPT, "", GUIDANCE, STEPS, 1.0, 0, SCHEDULER)
+    settings = Settings(
+        models=names, scales=(SCALE,), prompt=PROMPT, guidance=GUIDANCE, steps=STEPS, scheduler=SCHEDULER
+    )
     noises = [Denoiser(networks, replace(settings, seed=seed)).initial_noise(*maps.shape[1:]) for seed in seeds]
     return denoised(Denoiser(networks, settings), torch.cat(noises), maps)
 
 
 def denoised(denoiser: Denoiser, latents: torch.Tensor, maps: np.ndarray) -> np.ndarray:
-    denoiser.use_batches(BATCH)
+    batches = Batches(BATCH)
     control = [np.repeat(maps[..., None], 3, axis=3)] * len(denoiser.networks.controlnets)
     sampler, before = denoiser.sampler, None
     for timestep in sampler.timesteps:
-        noise = denoiser.predict_noise(Frames(latents, control), [[k] for k in range(len(maps))], 0, timestep)
+        noise = denoiser.predict_noise(Frames(latents, control), [[k] for k in range(len(maps))], 0, timestep, batches)
         clean = sampler.clean(latents, noise, timestep)
         latents, before = sampler.step(latents, clean, timestep, before), clean
-    return denoiser.decode(latents)
+    return denoiser.decode(latents, batches)
 
 
 def _shuffled_looks() -> list[Look]:
@@ -141,9 +143,10 @@ def _shuffled_looks() -> list[Look]:
 def generate(model: str, looks: list[Look | None], maps: np.ndarray, scale: float) -> np.ndarray:
     """One picture a map, uint8 [N, S, S, 3], by the denoising loop that the program uses. A look of None: no prompt."""
     controlnets = (f"{model}/canny",) if scale else ()
-    names = ModelNames(model, controlnets, "auto", "auto", group=1)
+    names = ModelNames(model_id=model, controlnets=controlnets)
     networks = load_networks(names)
-    settings = Settings(names, (scale,) * len(controlnets), "", "", GUIDANCE, STEPS, 1.0, 0, SCHEDULER)
+    scales = (scale,) * len(controlnets)
+    settings = Settings(models=names, scales=scales, guidance=GUIDANCE, steps=STEPS, scheduler=SCHEDULER)
     images = np.zeros((*maps.shape, 3), np.uint8)
     for look in track(dict.fromkeys(looks), f"scale {scale}", transient=True):
         mine = [k for k, other in enumerate(looks) if other == look]
@@ -210,7 +213,11 @@ def trained_classifier(autoencoder: Denoiser, steps: int = 4000, batch: int = 32
 def given_back(autoencoder: Denoiser, images: np.ndarray) -> np.ndarray:
     """The images, encoded and decoded, uint8 [N, H, W, 3]."""
     parts = [images[start : start + BATCH] for start in range(0, len(images), BATCH)]
-    made = [autoencoder.decode(autoencoder.encode(part)) for part in track(parts, "autoencoder", transient=True)]
+    batches = Batches(BATCH)
+    made = [
+        autoencoder.decode(autoencoder.encode(part, batches), batches)
+        for part in track(parts, "autoencoder", transient=True)
+    ]
     return np.concatenate(made)
 
 

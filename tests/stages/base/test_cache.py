@@ -103,12 +103,23 @@ def test_damaged_metadata_is_named(cache, frames):
         FrameCache(cache.path)["frames"]
 
 
-def test_steps_are_kept_apart(cache):
-    steps = cache.create(ArraySpec("latents_steps", (3, 4, 2, 2), "float32", steps=2))
-    steps.step(1).write(2, np.ones((1, 4, 2, 2), np.float32))
-    assert cache["latents_steps"].step(1)[2].sum() == 16
-    with pytest.raises(DiffSynthError, match="frame 2 of step 1 of the array 'latents_steps' is missing"):
-        steps.step(0)[2]
+def test_a_group_is_removed_with_its_last_array(cache, frames):
+    for name in ("step_latents/0001", "step_latents/0002"):
+        cache.create(replace(SPEC, name=name)).write(0, frames)
+    cache.remove("step_latents/0001")
+    assert cache.arrays("step_latents/*") == ["step_latents/0002"]
+    cache.remove("step_latents/0002")
+    assert not (cache.path / "step_latents").exists()
+    assert cache.create(replace(SPEC, name="step_latents/0001")).shape == SPEC.shape
+
+
+def test_what_a_late_writer_left_of_a_removed_array_goes_with_the_stage(cache, frames):
+    late = cache.create(replace(SPEC, name="step_latents/0001"))
+    cache.remove("step_latents/0001")
+    late.write(0, frames[:1])
+    assert (cache.path / "step_latents/0001").exists() and cache.arrays("step_latents/*") == []
+    cache.remove_all(["step_latents/*"])
+    assert not (cache.path / "step_latents").exists()
 
 
 def test_half_written_files_are_swept_away(cache, frames):

@@ -7,7 +7,7 @@ import torch
 from diffusers.models.attention_processor import Attention
 
 from stages.base.errors import DiffSynthError
-from stages.diffusion.attention import CrossFrameAttention, Joint, Shared, pick_product, sdpa
+from stages.diffusion.attention import CrossFrameAttention, Joint, Kept, Shared, pick_product, sdpa
 
 
 def layer(**how) -> Attention:
@@ -18,8 +18,8 @@ def layer(**how) -> Attention:
 @torch.inference_mode()
 def test_all_tokens_of_a_group_attend_to_all_its_tokens():
     attention, states = layer(), torch.randn(6, 5, 16)  # two groups of three frames of five tokens
-    attention.set_processor(CrossFrameAttention(Joint(3), sdpa))
-    found = attention(states)
+    attention.set_processor(CrossFrameAttention(sdpa))
+    found = attention(states, view=Joint(3))
     for group in range(2):
         tokens = states[3 * group : 3 * group + 3].reshape(15, 16)
         q, k, v = (
@@ -33,15 +33,15 @@ def test_all_tokens_of_a_group_attend_to_all_its_tokens():
 @torch.inference_mode()
 def test_groups_do_not_see_each_other():
     attention, states = layer(), torch.randn(4, 5, 16)
-    attention.set_processor(CrossFrameAttention(Joint(2), sdpa))
+    attention.set_processor(CrossFrameAttention(sdpa))
     other = torch.cat([states[:2], torch.randn(2, 5, 16)])
-    torch.testing.assert_close(attention(states)[:2], attention(other)[:2])
+    torch.testing.assert_close(attention(states, view=Joint(2))[:2], attention(other, view=Joint(2))[:2])
 
 
 @torch.inference_mode()
 def test_attention_to_text_is_each_frames_own():
     attention, states, text = layer(cross_attention_dim=12), torch.randn(4, 5, 16), torch.randn(4, 7, 12)
-    attention.set_processor(CrossFrameAttention(Joint(2), sdpa))
+    attention.set_processor(CrossFrameAttention(sdpa))
     found = attention(states, encoder_hidden_states=text)
     torch.testing.assert_close(
         found[1:2], attention(states[1:2], encoder_hidden_states=text[1:2]), atol=1e-5, rtol=1e-5
@@ -51,7 +51,7 @@ def test_attention_to_text_is_each_frames_own():
 @torch.inference_mode()
 def test_text_comes_once_a_pass_and_a_new_text_counts():
     attention, states = layer(cross_attention_dim=12), torch.randn(4, 5, 16)
-    attention.set_processor(CrossFrameAttention(Joint(1), sdpa))
+    attention.set_processor(CrossFrameAttention(sdpa))
     for text in (torch.randn(2, 7, 12), torch.randn(2, 7, 12)):  # two passes of two frames
         found, again = attention(states, encoder_hidden_states=text), attention(states, encoder_hidden_states=text)
         torch.testing.assert_close(found, again, rtol=0, atol=0)
@@ -62,12 +62,11 @@ def test_text_comes_once_a_pass_and_a_new_text_counts():
 @torch.inference_mode()
 def test_shared_queries_see_the_keys_of_their_sources_and_of_anchors():
     attention, frames, anchors = layer(), torch.randn(2 * 3, 5, 16), torch.randn(2 * 2, 5, 16)  # two passes
-    view = Shared(torch.tensor([[0, 1], [0, 1]]), keeping=True)
-    attention.set_processor(CrossFrameAttention(view, sdpa))
-    attention(anchors)
+    attention.set_processor(CrossFrameAttention(sdpa))
+    kept: Kept = {}
+    attention(anchors, view=Shared(torch.tensor([[0, 1], [0, 1]]), keep=kept))
     sources = [[0, 1, 3], [4, 0, 1], [2, 2, 4]]  # 3 and 4: the anchors
-    view.sources, view.keeping, view.anchored = torch.tensor(sources), False, True
-    found = attention(frames)
+    found = attention(frames, view=Shared(torch.tensor(sources), kept))
     plain = layer()
     for one in range(2):
         every = torch.cat([frames[3 * one : 3 * one + 3], anchors[2 * one : 2 * one + 2]])
@@ -78,11 +77,10 @@ def test_shared_queries_see_the_keys_of_their_sources_and_of_anchors():
 
 @torch.inference_mode()
 def test_anchors_of_another_video_are_forgotten_where_there_are_none():
-    attention, view = layer(), Shared(torch.tensor([[0]]), keeping=True)
-    attention.set_processor(CrossFrameAttention(view, sdpa))
-    attention(torch.randn(1, 9, 16))  # of frames of another size
-    view.keeping, states = False, torch.randn(1, 5, 16)
-    torch.testing.assert_close(attention(states), layer()(states), atol=1e-5, rtol=1e-5)
+    attention, view, states = layer(), Shared(torch.tensor([[0]])), torch.randn(1, 5, 16)
+    attention.set_processor(CrossFrameAttention(sdpa))
+    attention(torch.randn(1, 9, 16), view=Shared(torch.tensor([[0]]), keep={}))  # of frames of another size
+    torch.testing.assert_close(attention(states, view=view), layer()(states), atol=1e-5, rtol=1e-5)
 
 
 def test_a_kernel_that_cannot_run_here_is_refused():

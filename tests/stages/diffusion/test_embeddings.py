@@ -11,12 +11,13 @@ from safetensors.torch import save_file
 
 from stages.base.errors import DiffSynthError, UsageError
 from stages.diffusion.denoise import encode_prompts
-from stages.diffusion.loading import ModelNames, load_networks
+from stages.diffusion.loading import load_networks
+from stages.diffusion.settings import ModelNames
 from stages.diffusion.vocabulary import clip_tokenizer
 from tests.conftest import MODEL
 
 WIDTH = 32
-PLAIN = ModelNames(str(MODEL), (), "cpu", "float32", group=1)
+PLAIN = ModelNames(model_id=str(MODEL), device="cpu")
 
 
 def vectors(count=2):

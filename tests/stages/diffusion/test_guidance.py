@@ -11,7 +11,9 @@ import pytest
 import torch
 from diffusers import LatentConsistencyModelPipeline, UNet2DConditionModel
 
-from stages.diffusion.denoise import Frames, ModelNames, Settings, denoiser
+from stages.diffusion.denoise import Frames, denoiser
+from stages.diffusion.layout import guidance_is_input
+from stages.diffusion.settings import Batches, ModelNames, Settings
 from tests.conftest import MODEL
 
 
@@ -28,13 +30,21 @@ def model(tmp_path) -> Path:
 
 def test_guidance_that_is_an_input_is_what_diffusers_makes_of_it(model):
     unet = UNet2DConditionModel.from_pretrained(model / "unet").eval()
-    settings = Settings(ModelNames(str(model), (), "cpu", "float32", 1), (), "winter", "blurry", 8.0, 4, 1.0, 0, "lcm")
+    settings = Settings(
+        models=ModelNames(model_id=str(model), device="cpu"),
+        prompt="winter",
+        negative_prompt="blurry",
+        guidance=8.0,
+        steps=4,
+        scheduler="lcm",
+    )
     ours = denoiser(settings)
     latents = ours.initial_noise(64, 64)
     embedding = LatentConsistencyModelPipeline.get_guidance_scale_embedding(None, torch.tensor([7.0]), 16)
     with torch.inference_mode():
         expected = unet(latents, 999, ours.text, timestep_cond=embedding).sample
-    found = ours.predict_noise(Frames(latents, []), [[0]], 0, 999)
+    found = ours.predict_noise(Frames(latents, []), [[0]], 0, 999, Batches())
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
-    other = denoiser(replace(settings, guidance=1.0)).predict_noise(Frames(latents, []), [[0]], 0, 999)
+    assert guidance_is_input(str(model)) and not guidance_is_input(str(MODEL))
+    other = denoiser(replace(settings, guidance=1.0)).predict_noise(Frames(latents, []), [[0]], 0, 999, Batches())
     assert (other - found).abs().max() > 1e-3

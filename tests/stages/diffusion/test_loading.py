@@ -12,12 +12,13 @@ import torch
 from stages.base.errors import DiffSynthError
 from stages.diffusion.denoise import encode_prompts
 from stages.diffusion.layout import NETWORKS, find_model
-from stages.diffusion.loading import ModelNames, load_networks
+from stages.diffusion.loading import load_networks
+from stages.diffusion.settings import ModelNames
 from tests.conftest import CONTROLNET, MODEL
 
 
 def names(model=MODEL, *controlnets, device="cpu"):
-    return ModelNames(str(model), tuple(map(str, controlnets)), device, "float32", group=2)
+    return ModelNames(model_id=str(model), controlnets=tuple(map(str, controlnets)), device=device, dtype="float32")
 
 
 @pytest.fixture

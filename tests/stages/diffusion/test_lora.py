@@ -11,8 +11,9 @@ from safetensors.torch import save_file
 from transformers import CLIPTextModel
 
 from stages.base.errors import DiffSynthError
-from stages.diffusion.loading import ModelNames, load_networks
+from stages.diffusion.loading import load_networks
 from stages.diffusion.lora import add_lora
+from stages.diffusion.settings import ModelNames
 from tests.conftest import MODEL
 
 ATTENTION = "down_blocks.0.attentions.0.transformer_blocks.0.attn1"
@@ -66,7 +67,7 @@ def write(path, layers, layout, rank=RANK, alpha=1.5):
 
 
 def load(*loras):
-    networks = load_networks(ModelNames(str(MODEL), (), "cpu", "float32", 1, None, loras))
+    networks = load_networks(ModelNames(model_id=str(MODEL), device="cpu", loras=loras))
     return {"unet": networks.unet, "text_encoder": networks.text_encoder}
 
 

@@ -15,7 +15,8 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from stages.base.errors import DiffSynthError, UsageError
 from stages.diffusion import single_file
 from stages.diffusion.denoise import encode_prompts
-from stages.diffusion.loading import ModelNames, load_networks
+from stages.diffusion.loading import load_networks
+from stages.diffusion.settings import ModelNames
 from stages.diffusion.vocabulary import clip_tokenizer
 from tests.conftest import MODEL
 from tests.stages.diffusion import original_layout
@@ -63,7 +64,9 @@ def folder(tmp_path_factory):
 
 def names(folder, model="model.safetensors", *controlnets, **more):
     return ModelNames(
-        str(folder / model), tuple(str(folder / net) for net in controlnets), "cpu", "float32", group=1, **more
+        model_id=str(folder / model),
+        controlnets=tuple(str(folder / net) for net in controlnets),
+        **{"device": "cpu", "dtype": "float32", **more},
     )
 
 
@@ -341,7 +344,7 @@ def test_float16_alone_in_the_hub_cache_is_found_offline(folder, other_form, mon
     (place / "hub/models--owner--half/refs").mkdir()
     (place / "hub/models--owner--half/refs/main").write_text(snapshot.name)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(place / "hub"))
-    hub = ModelNames("owner/half", (), "cpu", "float32", group=1)
+    hub = ModelNames(model_id="owner/half", device="cpu")
     same(noise(load_networks(hub)), noise(load_networks(names(place, "sd"))))
     (snapshot / "unet/diffusion_pytorch_model.fp16.safetensors").unlink()
     with pytest.raises(DiffSynthError, match=r"unet/diffusion_pytorch_model\.safetensors of the hub model") as error:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from stages.diffusion.loading import ModelNames, load_networks
+from stages.diffusion.loading import load_networks
+from stages.diffusion.settings import ModelNames
 from stages.models import EMBEDDED, FOLDER, embedded
 
 
@@ -12,6 +13,6 @@ def test_embedded_models_are_found_by_name_alone():
 
 
 def test_it_loads_and_weighs_little():
-    networks = load_networks(ModelNames("mini", ("mini/canny",), "cpu", "float32", 1))
+    networks = load_networks(ModelNames(model_id="mini", controlnets=("mini/canny",), device="cpu"))
     assert networks.prediction == "v_prediction" and len(networks.controlnets) == 1
     assert sum(file.stat().st_size for file in (FOLDER / "mini").rglob("*") if file.is_file()) <= 25e6

@@ -95,12 +95,13 @@ def test_every_network_gets_a_gradient(tokenizer, pictures):
 
 
 def test_what_is_written_is_what_the_program_loads(tmp_path, tokenizer):
-    from stages.diffusion.loading import ModelNames, load_networks
+    from stages.diffusion.loading import load_networks
+    from stages.diffusion.settings import ModelNames
 
     unet = networks.make_unet()
     networks.save_model(tmp_path, tokenizer, networks.make_text_encoder(tokenizer), networks.make_vae(), unet)
     networks.save_network(tmp_path / "canny", networks.make_controlnet(unet))
-    loaded = load_networks(ModelNames(str(tmp_path), (str(tmp_path / "canny"),), "cpu", "float32", 1))
+    loaded = load_networks(ModelNames(model_id=str(tmp_path), controlnets=(str(tmp_path / "canny"),), device="cpu"))
     assert loaded.prediction == "v_prediction"
     assert sum(file.stat().st_size for file in tmp_path.rglob("*") if file.is_file()) < 25e6
     torch.testing.assert_close(loaded.unet.conv_in.weight, unet.conv_in.weight.detach().half().float())

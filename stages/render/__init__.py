@@ -1,0 +1,308 @@
+"""Render the frames with Stable Diffusion and ControlNet, guided by the control maps.
+
+A step is one phase over all frames, from its array of latents to the next step's, so that every frame sees its
+neighbours at the same timestep. A smoothed step is two phases: predict clean frames, then deflicker them and continue
+from these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from stages.base.cache import ArraySpec, FrameArray
+from stages.base.engine import Footage, Options, Phase, Plan, Reporter, Run, Stage
+from stages.base.errors import DiffSynthError, UsageError
+from stages.diffusion.layout import NETWORKS, check_model, guidance_is_input, vae_part
+from stages.diffusion.sampler import SAMPLERS
+from stages.diffusion.settings import ModelNames, Settings
+from stages.jobs.job import Job
+from stages.jobs.maps import recorded_maps
+from stages.models.weights import check_device, check_tensor_file
+from stages.render.plan import RenderPlan
+from stages.render.tasks import (
+    DecodeLatentsTask,
+    EncodeReferencesTask,
+    LoadTask,
+    MeasureTask,
+    NoiseFramesTask,
+    SmoothStepTask,
+    StepTask,
+)
+from stages.smoothers import SMOOTHERS, bring, build
+from stages.tasks import ChunkSmoother, PaintTask
+
+CHUNK = 8  # frames; what is done again after a kill
+SHARED_PIXELS = 16 * 512 * 960  # of the frames that go through the networks together where attention is shared
+SHARED_CHUNK = 4, 16  # frames, at least and at most
+PAINT_CHUNK = 2  # frames that are painted from keyframes
+
+
+def running_nets(job: Job) -> list[int]:
+    """The indexes of the ControlNets that are run."""
+    return [index for index, runs in enumerate(job.networks_run) if runs]
+
+
+def rendered_frames(job: Job, guides: FrameArray, reporter: Reporter) -> tuple[int, ...]:
+    """The numbers of the frames that are rendered, ascending."""
+    count = len(guides)
+    if job.keyframes == "auto":
+        from stages.smoothers.images.keyframes import choose
+
+        reporter.begin("render", count)
+        reporter.phase("choose keyframes")
+        return tuple(choose(bring(guides, job.device), reporter.advance))
+    if isinstance(job.keyframes, list):
+        check_keyframes(job.keyframes, count)
+        return tuple(sorted(set(job.keyframes)))
+    return (*range(0, count - 1, job.keyframes), count - 1)
+
+
+def check_keyframes(listed: Sequence[int], count: float) -> None:
+    """Raises UsageError if these are no numbers of `count` frames."""
+    if not listed or max(listed) >= count:
+        raise UsageError(f"keyframes: there are {int(count)} frames, 0 to {int(count) - 1}", "list some of them")
+
+
+def check(run: Run[Job], footage: Footage) -> list[ArraySpec]:
+    job = run.job
+    if isinstance(job.keyframes, list):
+        check_keyframes(job.keyframes, footage.most)
+    check_device(job.device)
+    if job.attention_backend == "xformers" and find_spec("xformers") is None:
+        raise UsageError(
+            "attention_backend: xformers is not installed", "pip install 'diffsynth-cli[xformers]', or take sdpa"
+        )
+    check_model("model_id", job.model_id, NETWORKS, job.allow_pickle)
+    for index in running_nets(job):
+        check_model(f"controlnet_model_id[{index}]", job.controlnet_model_id[index], ("",), job.allow_pickle)
+    if job.vae is not None:
+        check_model("vae", job.vae, (vae_part(job.vae),), job.allow_pickle)
+    files = [(f"loras[{index}]", lora.path) for index, lora in enumerate(job.loras)]
+    files += [(f"embeddings[{index}]", embedding.path) for index, embedding in enumerate(job.embeddings)]
+    for key, path in files:
+        check_tensor_file(key, Path(path))
+    if job.smoother is not None:
+        build(job.smoother, job.smoother_config, [], [])
+    count = footage.count or 0
+    keys = -(-count // job.keyframes) if isinstance(job.keyframes, int) else count
+    size = (footage.height, footage.width)
+    return make_plan(
+        job, run.options, (count, *size), keys=tuple(range(keys)), maps=(), multistep=SAMPLERS[job.scheduler].multistep
+    ).most_at_once()
+
+
+def plan(run: Run[Job], resume: bool) -> Plan:
+    job, cache = run.job, run.cache
+    begun: dict[str, Any] = cache["rendered"].attrs.asdict() if resume else {}
+    if resume and "latents_other" in cache:
+        raise DiffSynthError(
+            f"{cache.path}: this render was started by an earlier version, which stored its steps differently",
+            f"{cache.command('render')} --restart redoes it",
+        )
+    run.reporter.begin("render", None)
+    _warn_of_guidance(job, run.reporter)
+    count, height, width, _ = cache["frames"].shape
+    rendering = make_plan(
+        job,
+        _resumed(run.options, begun),
+        (count, height, width),
+        keys=tuple(begun["keys"]) if resume else rendered_frames(job, cache["frames"], run.reporter),
+        maps=tuple(recorded_maps(cache)),
+        multistep=SAMPLERS[job.scheduler].multistep,
+    )
+    noted: dict[str, Any] = {"keys": list(rendering.keys), "compiled": rendering.settings.compiled}
+    if rendering.batch_size is not None:
+        noted["batch_size"] = rendering.batch_size
+    run.reporter.phase("load models")
+    return Plan(
+        frames=count,
+        arrays=rendering.arrays(),
+        phases=_phases(rendering),
+        begin=lambda cache: cache["rendered"].attrs.update(noted),
+        trial=LoadTask(rendering),
+    )
+
+
+def make_plan(
+    job: Job,
+    options: Options,
+    shape: tuple[int, int, int],
+    *,
+    keys: tuple[int, ...],
+    maps: tuple[tuple[str, str], ...],
+    multistep: bool,
+) -> RenderPlan:
+    """What rendering the frames `keys` of a video of this shape (count, height, width) takes."""
+    count, height, width = shape
+    return RenderPlan(
+        settings=denoiser_settings(job, options),
+        pattern=tuple(job.combine_pattern),
+        joint=job.attention == "joint",
+        size=(height, width),
+        frames=count,
+        keys=keys,
+        references=len(job.frames_reference),
+        maps=maps,
+        steps=int(job.num_inference_steps * job.img2img_strength),
+        multistep=multistep,
+        smoother=None if job.smoother is None else (job.smoother, job.smoother_config),
+        smoother_interval=job.smoother_interval,
+        unsmoothed=job.ignore_smoother_steps,
+        keep_steps=job.keep_steps,
+        batch_size=options.batch_size,
+    )
+
+
+def denoiser_settings(job: Job, options: Options) -> Settings:
+    """What the denoiser of a job is made from."""
+    nets = running_nets(job)
+    models = ModelNames(
+        model_id=job.model_id,
+        controlnets=tuple(job.controlnet_model_id[index] for index in nets),
+        device=job.device,
+        dtype=job.dtype,
+        vae=job.vae,
+        loras=tuple((lora.path, lora.scale) for lora in job.loras),
+        embeddings=tuple((item.path, item.word) for item in job.embeddings),
+        allow_pickle=job.allow_pickle,
+        backend=job.attention_backend,
+    )
+    return Settings(
+        models=models,
+        scales=tuple(job.controlnet_scale[index] for index in nets),
+        prompt=job.prompt,
+        negative_prompt=job.negative_prompt,
+        guidance=job.guidance_scale,
+        steps=job.num_inference_steps,
+        strength=job.img2img_strength,
+        seed=job.seed_of_noise,
+        scheduler=job.scheduler,
+        tiled=job.vae_tiling,
+        low_vram=options.low_vram,
+        compiled=options.compiled,
+    )
+
+
+def _warn_of_guidance(job: Job, reporter: Reporter) -> None:
+    most = SAMPLERS[job.scheduler].most_guidance
+    if most is None or job.guidance_scale <= most or guidance_is_input(job.model_id, job.allow_pickle):
+        return
+    reporter.warn(
+        f"guidance_scale {job.guidance_scale:g} is too high for {job.scheduler}; "
+        f"use 1 to {most:g} to avoid oversaturated colours"
+    )
+
+
+def _resumed(options: Options, begun: dict[str, Any]) -> Options:
+    """The options that a render is resumed with: in other batches, or not compiled, numbers would round differently."""
+    return replace(
+        options,
+        batch_size=options.batch_size or begun.get("batch_size"),
+        compiled=options.compiled or begun.get("compiled", False),
+    )
+
+
+def shared_chunk(height: int, width: int) -> int:
+    """How many frames of this size are predicted together where attention is shared."""
+    least, most = SHARED_CHUNK
+    return min(max(SHARED_PIXELS // (height * width), least), most)
+
+
+def _phases(plan: RenderPlan) -> list[Phase]:
+    keys, phases = len(plan.keys), []
+    if plan.batch_size is None:
+        phases.append(Phase("measure memory", 1, 1, MeasureTask(plan)))
+    if plan.references:
+        phases.append(Phase("encode references", plan.references, CHUNK, EncodeReferencesTask(plan)))
+    if plan.img2img:
+        phases.append(Phase("noise the frames", keys, CHUNK, NoiseFramesTask(plan)))
+    for step in range(plan.steps):
+        phases += _step_phases(plan, step)
+    phases.append(Phase("decode", keys, CHUNK, DecodeLatentsTask(plan)))
+    if plan.decoded == "keyframes":
+        phases.append(_paint_phase(plan))
+    return phases
+
+
+def _step_phases(plan: RenderPlan, step: int) -> list[Phase]:
+    name, keys = f"step {step + 1}/{plan.steps}", len(plan.keys)
+    chunk = CHUNK if plan.joint else shared_chunk(*plan.size)
+    phases = [Phase(name, keys, chunk, StepTask(plan, step))]
+    if plan.smoother is not None and plan.is_smoothed(step):
+        smoother = ChunkSmoother(*plan.smoother, plan.settings.models.device)
+        task = SmoothStepTask(plan, step, smoother)
+        phases.append(Phase(f"{name} smooth", keys, SMOOTHERS[smoother.name].chunk, task))
+    return [*phases[:-1], replace(phases[-1], drops=plan.drops(step))]
+
+
+def _paint_phase(plan: RenderPlan) -> Phase:
+    from stages.smoothers.images.matching import PATCH
+
+    device = plan.settings.models.device
+    task = PaintTask("frames", "keyframes", plan.keys, "rendered", "unseen", device, PATCH)
+    return Phase("paint the frames between", plan.frames, PAINT_CHUNK, task, drops=("keyframes",))
+
+
+def deliver(run: Run[Job], fingerprint: str) -> None:
+    """Says which frames show what no keyframe shows."""
+    if "unseen" not in run.cache:
+        return
+    from stages.smoothers.images.keyframes import guessed
+
+    if worst := guessed(run.cache["unseen"][:]):
+        run.reporter.warn(f'{worst}; "keyframes": "auto", or a list with these, renders them')
+
+
+STAGE = Stage(
+    name="render",
+    reads=(
+        "model_id",
+        "controlnet_model_id",
+        "controlnet_scale",
+        "loras",
+        "embeddings",
+        "vae",
+        "vae_tiling",
+        "dtype",
+        "smoother",
+        "smoother_config",
+        "ignore_smoother_steps",
+        "smoother_interval",
+        "prompt",
+        "negative_prompt",
+        "num_inference_steps",
+        "scheduler",
+        "guidance_scale",
+        "seed_of_noise",
+        "img2img_strength",
+        "combine_pattern",
+        "keyframes",
+        "attention",
+        "keep_steps",
+    ),
+    after=("extract", "control"),
+    arrays=(
+        "step_latents/*",
+        "step_clean/*",
+        "step_predicted/*",
+        "latents",
+        "reference_latents",
+        "keyframes",
+        "rendered",
+        "unseen",
+        # Earlier versions made these. They are removed when the stage is redone.
+        "latents_other",
+        "latents_steps",
+        "clean",
+        "clean_other",
+        "predicted",
+    ),
+    plan=plan,
+    deliver=deliver,
+    check=check,
+    shown=lambda cache: {"rendered": "rendered"},
+)

@@ -1,0 +1,139 @@
+"""What a render is going to do: made once, and what all of its tasks read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from stages.base.cache import ArraySpec, FrameCache
+from stages.diffusion import LATENT_CHANNELS, LATENT_FACTOR
+from stages.diffusion.settings import Batches, Settings
+from stages.render.pattern import Item
+
+# Arrays of one step: what it reads and writes, and never the next step's.
+STEP_LATENTS, STEP_CLEAN, STEP_PREDICTED = "step_latents", "step_clean", "step_predicted"
+MOST_AT_ONCE = {STEP_LATENTS: 1, STEP_CLEAN: 2, STEP_PREDICTED: 1}  # beside the final latents
+
+
+@dataclass(frozen=True, kw_only=True)
+class RenderPlan:
+    """Everything that the tasks of a render need to know besides what lies in the cache.
+
+    Steps count from 0; step -1 is the start. What a step writes is never overwritten by another one.
+
+    Args:
+        settings: Models, prompts and numbers of the denoiser.
+        pattern: The frames that each frame attends to.
+        joint: Whether these form groups (`attention`: joint) or each frame goes through the networks once.
+        size: (height, width) of the frames.
+        frames: Number of frames of the video.
+        keys: Which of them are rendered; arrays of latents hold one item for each.
+        references: Number of reference images.
+        maps: For each ControlNet that runs, the arrays of its maps of the frames and of the references.
+        steps: Number of denoising steps.
+        multistep: Whether the sampler looks back at the clean latents of the step before.
+        smoother: Its name and options; None if no step is smoothed.
+        smoother_interval: Every how many steps, counted from the first, are smoothed.
+        unsmoothed: How many of the last steps are not.
+        keep_steps: Whether the latents of all steps stay.
+        batch_size: Groups of frames that go through the networks at once; None until it has been measured.
+    """
+
+    settings: Settings
+    pattern: tuple[Item, ...]
+    joint: bool
+    size: tuple[int, int]
+    frames: int
+    keys: tuple[int, ...]
+    references: int
+    maps: tuple[tuple[str, str], ...]
+    steps: int
+    multistep: bool
+    smoother: tuple[str, Mapping[str, Any]] | None
+    smoother_interval: int
+    unsmoothed: int
+    keep_steps: bool
+    batch_size: int | None
+
+    @property
+    def img2img(self) -> bool:
+        """Whether rendering starts from the frames themselves."""
+        return self.settings.strength < 1
+
+    def is_smoothed(self, step: int) -> bool:
+        """Whether the predicted frames of this step are smoothed."""
+        within = step % self.smoother_interval == 0 and step < self.steps - self.unsmoothed
+        return self.smoother is not None and within
+
+    # --- arrays -----------------------------------------------------------------------------------------
+
+    def latents(self, step: int) -> str:
+        """The array of latents that a step writes; the last one writes the render's own."""
+        return "latents" if step == self.steps - 1 else f"{STEP_LATENTS}/{step + 1:04}"
+
+    def clean(self, step: int) -> str:
+        """The array of the clean latents that a step continued from, smoothed if it was."""
+        return f"{STEP_CLEAN}/{step + 1:04}"
+
+    def predicted(self, step: int) -> str:
+        """The array of the predicted frames of a step that is smoothed."""
+        return f"{STEP_PREDICTED}/{step + 1:04}"
+
+    @property
+    def decoded(self) -> str:
+        """The array that the final latents are decoded to."""
+        return "rendered" if len(self.keys) == self.frames else "keyframes"
+
+    def keeps_clean(self, step: int) -> bool:
+        """Whether the next step looks back at the clean latents of this one."""
+        return self.multistep and step < self.steps - 1
+
+    def drops(self, step: int) -> tuple[str, ...]:
+        """The arrays that nothing reads once a step is complete."""
+        has_start = step > 0 or self.img2img
+        return (
+            *([self.latents(step - 1)] if has_start and not self.keep_steps else []),
+            *([self.clean(step - 1)] if step > 0 and self.keeps_clean(step - 1) else []),
+            *([self.predicted(step)] if self.is_smoothed(step) else []),
+            *(["reference_latents"] if self.references and step == self.steps - 1 else []),
+        )
+
+    def arrays(self) -> list[ArraySpec]:
+        """All arrays that the render makes."""
+        count, keys = self.frames, len(self.keys)
+        latents = (keys, LATENT_CHANNELS, *(side // LATENT_FACTOR for side in self.size))
+        steps = range(self.steps)
+        arrays = [ArraySpec(self.latents(step), latents, "float32") for step in ([-1] if self.img2img else [])]
+        arrays += [ArraySpec(self.latents(step), latents, "float32") for step in steps]
+        arrays += [ArraySpec(self.clean(step), latents, "float32") for step in steps if self.keeps_clean(step)]
+        images = (keys, *self.size, 3)
+        arrays += [ArraySpec(self.predicted(step), images, "uint8") for step in steps if self.is_smoothed(step)]
+        if self.references:
+            arrays.append(ArraySpec("reference_latents", (self.references, *latents[1:]), "float32"))
+        arrays.append(ArraySpec("rendered", (count, *self.size, 3), "uint8"))
+        if keys < count:
+            arrays += [ArraySpec("keyframes", images, "uint8"), ArraySpec("unseen", (count,), "float32")]
+        return arrays
+
+    def most_at_once(self) -> list[ArraySpec]:
+        """Those of the arrays that are full at the same time."""
+        limits = {**MOST_AT_ONCE, **({STEP_LATENTS: self.steps + 1} if self.keep_steps else {})}
+        found: list[ArraySpec] = []
+        for spec in self.arrays():
+            group = spec.name.partition("/")[0]
+            if sum(other.name.partition("/")[0] == group for other in found) < limits.get(group, 1):
+                found.append(spec)
+        return found
+
+    # --- batches ----------------------------------------------------------------------------------------
+
+    def batches(self, cache: FrameCache) -> Batches:
+        """How much goes through the networks at once: what was asked for or measured, or less since memory ran out.
+
+        All processes, and a resumed render, read it from the cache: in other batches numbers round differently.
+        """
+        noted: dict[str, Any] = cache["rendered"].attrs.asdict()
+        reduced = noted.get("reduced", {})
+        size = self.batch_size or noted["batch_size"]
+        return Batches(min(size, reduced.get("batch_size", size)), reduced.get("passes_apart", False))

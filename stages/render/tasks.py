@@ -1,0 +1,208 @@
+"""The tasks of a render. Each loads the networks once per process and takes everything else from the plan."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stages.base.cache import FrameArray, FrameCache
+from stages.base.engine import Task
+from stages.diffusion.settings import Batches
+from stages.render.pattern import Item, attended_frames, ordered, reference_number, shared_window
+from stages.render.plan import RenderPlan
+from stages.tasks import ChunkSmoother
+
+if TYPE_CHECKING:  # importing torch takes seconds; tasks do it when they run
+    import torch
+
+    from stages.diffusion.denoise import Denoiser, Frames
+
+
+class Picked(Sequence[np.ndarray]):
+    """Some frames of an array."""
+
+    def __init__(self, frames: FrameArray, keys: Sequence[int]):
+        self.frames, self.keys = frames, keys
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.frames[self.keys[index]]
+
+    def read(self, indices: Iterable[int]) -> np.ndarray:
+        return self.frames.read(self.keys[index] for index in indices)
+
+
+@dataclass
+class RenderTask(Task):
+    """What the tasks of this stage share."""
+
+    plan: RenderPlan
+
+    @property
+    def denoiser(self) -> Denoiser:
+        from stages.diffusion.denoise import denoiser
+
+        return denoiser(self.plan.settings)
+
+    def rendered_frames(self, cache: FrameCache, name: str) -> Picked:
+        """Those of an array's frames that are rendered."""
+        return Picked(cache[name], self.plan.keys)
+
+    @contextmanager
+    def batches(self, cache: FrameCache) -> Iterator[Batches]:
+        """The batches of a chunk. If memory ran out in it, this is noted at its end for the chunks that follow."""
+        batches = self.plan.batches(cache)
+        before = replace(batches)
+        yield batches
+        if batches != before:
+            reduced = {"batch_size": batches.size, "passes_apart": batches.passes_apart}
+            cache["rendered"].attrs["reduced"] = reduced
+
+
+@dataclass
+class LoadTask(RenderTask):
+    """Load the networks; raises DiffSynthError if that fails."""
+
+    def run(self, cache: FrameCache, start: int, stop: int) -> None:
+        _ = self.denoiser
+
+
+@dataclass
+class MeasureTask(RenderTask):
+    """Note how many groups of frames go through the networks at once."""
+
+    def run(self, cache: FrameCache, start: int, stop: int) -> None:
+        plan = self.plan
+        fitting = self.denoiser.fitting_batch(*plan.size, len(plan.pattern), plan.joint)
+        cache["rendered"].attrs["batch_size"] = fitting
+
+
+@dataclass
+class EncodeReferencesTask(RenderTask):
+    """The clean latents of the references, which every step noises again."""
+
+    def run(self, cache: FrameCache, start: int, stop: int) -> None:
+        images = cache["references"].read(range(start, stop))
+        with self.batches(cache) as batches:
+            cache["reference_latents"].write(start, self.denoiser.encode(images, batches).numpy())
+
+
+@dataclass
+class NoiseFramesTask(RenderTask):
+    """img2img: start from the frames' own latents, noised to the first timestep."""
+
+    def run(self, cache: FrameCache, start: int, stop: int) -> None:
+        denoiser = self.denoiser
+        with self.batches(cache) as batches:
+            clean = denoiser.encode(self.rendered_frames(cache, "frames").read(range(start, stop)), batches)
+            noise = denoiser.initial_noise(*self.plan.size)
+            latents = denoiser.sampler.add_noise(clean, noise, denoiser.sampler.timesteps[0])
+            cache[self.plan.latents(-1)].write(start, latents.numpy())
+
+
+@dataclass
+class StepTask(RenderTask):
+    """One denoising step; if it is smoothed its first half, which ends with predicted frames."""
+
+    step: int
+
+    def run(self, cache: FrameCache, start: int, stop: int) -> None:
+        denoiser, frames = self.denoiser, range(start, stop)
+        sampler, timestep = denoiser.sampler, denoiser.sampler.timesteps[self.step]
+        with self.batches(cache) as batches:
+            noise = self._predict(cache, frames, timestep, batches)
+            latents = self.latents(cache, frames)
+            clean = sampler.clean(latents, noise, timestep)
+            if self.plan.is_smoothed(self.step):
+                cache[self.plan.predicted(self.step)].write(start, denoiser.decode(clean, batches, predicted=True))
+            else:
+                self.write_next(cache, frames, latents, clean)
+
+    def latents(self, cache: FrameCache, frames: Sequence[int]) -> torch.Tensor:
+        """What the step starts from, float32 [len(frames), 4, h, w]."""
+        import torch
+
+        if self.step == 0 and not self.plan.img2img:
+            return self.denoiser.initial_noise(*self.plan.size).repeat(len(frames), 1, 1, 1)
+        return torch.from_numpy(cache[self.plan.latents(self.step - 1)].read(frames))
+
+    def write_next(self, cache: FrameCache, frames: range, latents: torch.Tensor, clean: torch.Tensor) -> None:
+        """Write the latents that these clean latents lead to."""
+        sampler = self.denoiser.sampler
+        before = self.clean_before(cache, frames) if self.plan.multistep else None
+        following = sampler.step(latents, clean, sampler.timesteps[self.step], before)
+        if self.plan.keeps_clean(self.step):
+            cache[self.plan.clean(self.step)].write(frames.start, clean.numpy())
+        cache[self.plan.latents(self.step)].write(frames.start, following.numpy())
+
+    def clean_before(self, cache: FrameCache, frames: Sequence[int]) -> torch.Tensor | None:
+        """The clean latents that the step before continued from, smoothed if it was; None for the first step."""
+        import torch
+
+        return torch.from_numpy(cache[self.plan.clean(self.step - 1)].read(frames)) if self.step else None
+
+    def _predict(self, cache: FrameCache, chunk: range, timestep: float, batches: Batches) -> torch.Tensor:
+        pattern, count = self.plan.pattern, len(self.plan.keys)
+        if not self.plan.joint:
+            frames, anchors, sources = shared_window(pattern, chunk, count)
+            inputs, fixed = (self._inputs(cache, items, timestep) for items in (frames, anchors))
+            noise = self.denoiser.predict_shared_noise(inputs, sources, fixed, timestep, batches)
+            return noise[[frames.index(frame) for frame in chunk]]
+        groups = attended_frames(pattern, chunk, count)
+        members = ordered(item for group in groups for item in group)
+        inputs = self._inputs(cache, members, timestep)
+        indexes = [[members.index(item) for item in group] for group in groups]
+        return self.denoiser.predict_noise(inputs, indexes, pattern.index(0), timestep, batches)
+
+    def _inputs(self, cache: FrameCache, items: Sequence[Item], timestep: float) -> Frames:
+        """Latents and control maps of frames and, after them, of references, noised to this timestep."""
+        import torch
+
+        from stages.diffusion.denoise import Frames
+
+        frames = [item for item in items if isinstance(item, int)]
+        references = [reference_number(item) for item in items if isinstance(item, str)]
+        latents = self.latents(cache, frames)
+        maps = [self.rendered_frames(cache, name).read(frames) for name, _ in self.plan.maps]
+        if references:
+            noise = self.denoiser.initial_noise(*self.plan.size)
+            clean = torch.from_numpy(cache["reference_latents"].read(references))
+            latents = torch.cat([latents, self.denoiser.sampler.add_noise(clean, noise, timestep)])
+            of_references = [cache[name].read(references) for _, name in self.plan.maps]
+            maps = [np.concatenate(pair) for pair in zip(maps, of_references, strict=True)]
+        return Frames(latents, maps)
+
+
+@dataclass
+class SmoothStepTask(StepTask):
+    """The second half of a smoothed step: predicted frames, deflickered, turned into the next latents."""
+
+    smoother: ChunkSmoother
+
+    def run(self, cache: FrameCache, start: int, stop: int) -> None:
+        guides, styles = self.rendered_frames(cache, "frames"), cache[self.plan.predicted(self.step)]
+        images, frames = self.smoother.smooth(guides, styles, start, stop), range(start, stop)
+        with self.batches(cache) as batches:
+            clean = self.denoiser.encode(images, batches, predicted=True)
+            self.write_next(cache, frames, self.latents(cache, frames), clean)
+
+    def close(self) -> None:
+        self.smoother.close()
+
+
+@dataclass
+class DecodeLatentsTask(RenderTask):
+    """The finished latents as images."""
+
+    def run(self, cache: FrameCache, start: int, stop: int) -> None:
+        import torch
+
+        latents = torch.from_numpy(cache["latents"].read(range(start, stop)))
+        with self.batches(cache) as batches:
+            cache[self.plan.decoded].write(start, self.denoiser.decode(latents, batches))

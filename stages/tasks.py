@@ -1,0 +1,140 @@
+"""What is done to a chunk of frames in more than one stage: decode it, smooth it, paint it from keyframes.
+
+A task pickles, runs its chunks in any order and in any process, and drops what it keeps between chunks in `close()`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from stages.base.cache import FrameCache
+from stages.base.engine import Task
+from stages.base.errors import DiffSynthError
+from stages.smoothers import Frames, Smoother, bring, build
+from stages.video import Shot, fit
+
+
+def unchanged(image: np.ndarray) -> np.ndarray:
+    """The image itself."""
+    return image
+
+
+@dataclass
+class DecodeTask(Task):
+    """Decode a chunk of a source into an array, cropped and resized to the array's frames.
+
+    A chunk that follows the last one continues decoding there; any other one decodes from the beginning.
+
+    Args:
+        source: What is decoded, for messages.
+        shots: Opens the source and yields its frames from the first on.
+        target: The array that is written.
+        convert: Turns a decoded image into uint8 RGB [H, W, 3].
+        shown: (height, width) at which the source is meant to be seen, if its pixels are not square.
+    """
+
+    source: str
+    shots: Callable[[], Iterator[Shot]]
+    target: str
+    convert: Callable[[np.ndarray], np.ndarray] = unchanged
+    shown: tuple[int, int] | None = None
+    _left: Iterator[Shot] | None = field(default=None, init=False, repr=False)
+    _next: int = field(default=0, init=False, repr=False)
+
+    def run(self, cache: FrameCache, start: int, stop: int) -> None:
+        target = cache[self.target]
+        height, width = target.shape[1:3]
+        shots = islice(self._from(start), stop - start)
+        frames = [fit(self.convert(shot.image()), height, width, self.shown) for shot in shots]
+        self._next = start + len(frames)
+        if self._next < stop:
+            raise DiffSynthError(f"{self.source} has fewer frames than it had", "did it change while it was read?")
+        target.write(start, np.stack(frames))
+
+    def _from(self, start: int) -> Iterator[Shot]:
+        if self._left is None or self._next != start:
+            self._left = islice(self.shots(), start, None)
+        return self._left
+
+    def close(self) -> None:
+        self._left = None
+
+
+@dataclass
+class ChunkSmoother:
+    """A smoother that is built when the first chunk needs it.
+
+    It is kept for the chunk that follows, for which it may hold results; any other chunk gets a new one, which bounds
+    the memory whatever the order is.
+    """
+
+    name: str
+    config: Mapping[str, Any]
+    device: str
+    _smoother: Smoother | None = field(default=None, init=False, repr=False)
+    _next: int = field(default=0, init=False, repr=False)
+
+    def smooth(self, guides: Frames, styles: Frames, start: int, stop: int) -> np.ndarray:
+        """Frames start..stop-1 of the whole video `styles`, deflickered."""
+        if self._smoother is None or self._next != start:
+            self._smoother = build(self.name, dict(self.config), guides, styles, self.device)
+        self._next = stop
+        return self._smoother.smooth(start, stop)
+
+    def close(self) -> None:
+        self._smoother = None
+
+
+@dataclass
+class SmoothTask(Task):
+    """Deflicker a chunk of the array `styles`; `guides` may name the same array."""
+
+    smoother: ChunkSmoother
+    guides: str
+    styles: str
+    target: str
+
+    def run(self, cache: FrameCache, start: int, stop: int) -> None:
+        styles = cache[self.styles]
+        guides = styles if self.guides == self.styles else cache[self.guides]
+        cache[self.target].write(start, self.smoother.smooth(guides, styles, start, stop))
+
+    def close(self) -> None:
+        self.smoother.close()
+
+
+@dataclass
+class PaintTask(Task):
+    """Paint a chunk from keyframes.
+
+    Args:
+        guides: The array of the original video's frames.
+        styles: The array of the stylised keyframes.
+        keys: Which frames of the video these are, in ascending order.
+        target: The array of painted frames.
+        unseen: The array of the share of each frame that no keyframe shows.
+        device: Device of the job.
+        patch_size: Side of the patches in pixels.
+    """
+
+    guides: str
+    styles: str
+    keys: Sequence[int]
+    target: str
+    unseen: str
+    device: str
+    patch_size: int
+
+    def run(self, cache: FrameCache, start: int, stop: int) -> None:
+        from stages.smoothers.images.keyframes import Interpolator
+
+        guides, styles = (bring(cache[name], self.device) for name in (self.guides, self.styles))
+        painter = Interpolator(guides, styles, self.keys, self.patch_size)
+        frames, unseen = zip(*(painter.paint(index) for index in range(start, stop)), strict=True)
+        cache[self.target].write(start, np.stack(frames))
+        cache[self.unseen].write(start, np.array(unseen, np.float32))

@@ -1,0 +1,168 @@
+"""The arrays of a render's steps: written once, dropped when nothing reads them, and never another step's."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+
+from diffsynth_cli.__main__ import Interrupted
+from stages import render as stage
+from stages.base.cache import ArraySpec, FrameCache
+from stages.base.engine import LocalEngine, Options
+from stages.base.errors import DiffSynthError
+from stages.diffusion import denoise
+from stages.jobs.job import Job
+from tests.conftest import MODEL
+from tests.stages.test_render import SMOOTHED
+
+CASES = {
+    "plain": {"combine_pattern": [-1, 0, 1]},
+    "img2img": {"img2img_strength": 0.9, "num_inference_steps": 6},
+    "smoothed, looking back": {**SMOOTHED, "scheduler": "dpm++2m"},
+    "kept": {**SMOOTHED, "keep_steps": True},
+}
+STEPS = {"num_inference_steps": 5, "guidance_scale": 1.0}
+GROUPS = ("step_latents", "step_clean", "step_predicted")
+
+
+class LateWriter:
+    """An engine with a worker that runs every chunk of step k again after step k+2, or after the last one.
+
+    The worker also writes noise through arrays that it opened before they were dropped.
+
+    `refused`: what its attempts ended with. `fullest`: how many arrays of each kind held frames at the same time.
+    """
+
+    def __init__(self):
+        self.ordinary = LocalEngine.map
+        self.ran, self.opened, self.refused, self.fullest = {}, {}, [], dict.fromkeys(GROUPS, 0)
+
+    def map(self, task, cache, chunks):
+        step = getattr(task, "step", None)
+        if step is None and self.ran:
+            step = max(self.ran) + 3  # no step is left
+        for late in [late for late in self.ran if step is not None and late <= step - 3]:
+            self.write_again(cache, late)
+        for chunk in self.ordinary(LocalEngine(), task, cache, chunks):
+            if hasattr(task, "step"):
+                self.ran.setdefault(task.step, []).append((pickle.dumps(task), chunk))
+            self.look(cache)
+            yield chunk
+
+    def look(self, cache):
+        for group in GROUPS:
+            names = cache.arrays(f"{group}/*")
+            self.opened |= {name: cache[name] for name in names}
+            full = [name for name in names if any((cache.path / name).glob("c.*"))]
+            self.fullest[group] = max(self.fullest[group], len(full))
+
+    def write_again(self, cache, step):
+        for task, chunk in self.ran.pop(step):
+            try:
+                pickle.loads(task).run(cache, *chunk)
+            except DiffSynthError as error:
+                self.refused.append(error.message)
+        for name in [name for name in self.opened if name not in cache]:
+            array = self.opened[name]
+            array.write(0, np.full((1, *array.shape[1:]), 77, array.array.dtype))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_late_writer_changes_no_byte(case, render, monkeypatch):
+    keys = {"frames": 10, **STEPS, **CASES[case]}
+    straight = render("straight", **keys)
+    late = LateWriter()
+    monkeypatch.setattr(LocalEngine, "map", lambda self, *arguments: late.map(*arguments))
+    disturbed = render("disturbed", **keys)
+    assert late.ran == {} and (late.refused or case == "kept")
+    assert all("is missing" in message for message in late.refused)
+    for name in ("latents", "rendered", *straight.arrays("step_latents/*")):
+        np.testing.assert_array_equal(straight[name][:], disturbed[name][:])
+    folders = [{path.name for path in cache.path.iterdir()} for cache in (straight, disturbed)]
+    assert folders[0] == folders[1] and ("step_latents" in folders[0]) == (case == "kept")
+    assert late.fullest["step_latents"] == (4 if case == "kept" else 2)
+    assert late.fullest["step_clean"] == (2 if case == "smoothed, looking back" else 0)
+    assert late.fullest["step_predicted"] == ("smoother" in keys)
+
+
+@pytest.mark.parametrize("moment", ["before", "half way", "after"])
+def test_a_kill_while_an_array_is_dropped_changes_nothing(moment, render, make_job, cli, monkeypatch):
+    keys = {"frames": 10, **STEPS, **CASES["smoothed, looking back"]}
+    straight = render("straight", **keys)
+    dropped: set[str] = set()
+    real = FrameCache.remove
+
+    def remove(cache, name):
+        killed, folder = name.startswith(GROUPS) and name not in dropped, cache.path / name
+        if killed:
+            dropped.add(name)
+        if killed and moment == "half way":
+            for chunk in [folder / "zarr.json", *folder.glob("c.*")][:4]:
+                chunk.unlink(missing_ok=True)
+        if not killed or moment == "after":
+            real(cache, name)
+        if killed:
+            raise Interrupted
+
+    monkeypatch.setattr(FrameCache, "remove", remove)
+    job = make_job(**keys, output_path="killed")
+    while (code := cli("run", job, "-q", "--batch-size", 2)[0]) == 130:
+        pass
+    assert code == 0 and len(dropped) == 11  # 4 of latents, 4 of clean latents, 3 of predicted frames
+    cache = FrameCache(job.parent / "killed/cache.zarr")
+    for name in ("latents", "rendered"):
+        np.testing.assert_array_equal(straight[name][:], cache[name][:])
+    assert sorted(path.name for path in cache.path.iterdir()) == sorted(path.name for path in straight.path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("keys", "kinds"),
+    [
+        ({}, ["step_latents"]),
+        ({"num_inference_steps": 1}, []),
+        ({"img2img_strength": 0.5}, ["step_latents"]),
+        ({"smoother": "TemporalMeanSmoother"}, ["step_latents", "step_predicted"]),
+        ({"keep_steps": True}, ["step_latents"] * 3),
+    ],
+)
+def test_disk_space_is_asked_for_what_is_there_at_once(keys, kinds):
+    given = {"model_id": "m", "prompt": "p", "input_video": "v", "output_path": "o", "num_inference_steps": 4}
+    job = Job.model_validate({**given, **keys})
+    plan = stage.make_plan(job, Options(), (3, 64, 64), keys=(0, 1, 2), maps=(), multistep=False)
+    found = [spec.name.partition("/")[0] for spec in plan.most_at_once()]
+    assert sorted(found) == sorted([*kinds, "latents", "rendered"])
+
+
+def test_a_render_that_an_earlier_version_started_is_redone_only_when_asked(make_job, cli, monkeypatch):
+    """Its two arrays of latents took turns, so that what is in them cannot be known."""
+    job = make_job(**STEPS)
+
+    def interrupted(task, cache, start, stop):
+        raise Interrupted
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage.StepTask, "run", interrupted)
+        assert cli("run", job, "-q")[0] == 130
+    cache = FrameCache(job.parent / "out/cache.zarr")
+    for name in ("latents_other", "clean", "clean_other", "predicted", "latents_steps"):
+        cache.create(ArraySpec(name, (6, 4, 8, 8), "float32"))
+    code, said = cli("run", job)
+    assert code == 1 and "was started by an earlier version" in said and f"render {job} --restart" in said
+    assert cli("render", job, "-q", "--restart") == (0, "")
+    assert "rendered" in cache and not any(name in cache for name in ("latents_other", "predicted", "latents_steps"))
+
+
+def test_models_that_cannot_be_loaded_cost_no_earlier_result(make_job, cli, tmp_path):
+    shutil.copytree(MODEL, tmp_path / "model")
+    assert cli("run", make_job(model_id="model"), "-q") == (0, "")
+    config = tmp_path / "model/unet/config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"in_channels": 9}))
+    denoise.denoiser.cache_clear()
+    code, said = cli("render", make_job(model_id="model"), "--restart")
+    assert code == 1 and "model_id" in said
+    cache = FrameCache(tmp_path / "out/cache.zarr")
+    assert cache.record("render").complete and cache["rendered"][5].any()

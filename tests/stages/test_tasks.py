@@ -1,0 +1,177 @@
+"""Tasks of all stages: pickled to other processes, and run in any order, they give the same bytes."""
+
+from __future__ import annotations
+
+import importlib
+import pickle
+import pkgutil
+import random
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForDepthEstimation
+
+import stages
+from stages.base.engine import LocalEngine, Task
+from stages.diffusion import denoise
+from tests.conftest import CONTROLNET, scene, write_images
+from tests.stages.annotators.random_weights import write_depth_model
+
+FRAMES = 18  # three chunks in most phases
+RENDERED = {"DecodeTask", "LoadTask", "MeasureTask", "StepTask", "DecodeLatentsTask"}
+JOBS = {
+    "every frame": (
+        {
+            "controlnet_processor": [
+                "canny",
+                {"name": "file", "path": "maps", "references": "reference"},
+                {"name": "depth_video", "model": "./depth"},
+            ],
+            "frames_reference": ["reference/0.png"],
+            "combine_pattern": ["reference_0", -1, 0, 1],
+            "img2img_strength": 0.7,
+            "num_inference_steps": 3,
+            "scheduler": "dpm++2m",
+            "smoother": "PatchBlendSmoother",
+            "smoother_config": {"window": 2},
+            "smoother_interval": 2,
+            "post_smoother": "PySynthSmoother",
+            "post_smoother_config": {"speed": "fastest", "window_size": 2},
+            "keep_steps": True,
+        },
+        {
+            *RENDERED, "AnnotateTask", "LookTask", "DrawTask", "EncodeReferencesTask", "NoiseFramesTask",
+            "SmoothStepTask", "SmoothTask",
+        },
+    ),
+    "keyframes, shared attention": (
+        {"attention": "shared", "combine_pattern": [-10000, -1, 0], "keyframes": 3},
+        {*RENDERED, "AnnotateTask", "PaintTask", "PassTask"},
+    ),
+}  # fmt: skip
+CALLS = {
+    "smooth": (["guide", "style", "--window", 2], {"DecodeTask", "SmoothTask"}),
+    "interpolate": (["guide", "keys", "--mode", "interpolate"], {"DecodeTask", "PaintTask"}),
+}
+
+
+class Workers:
+    """An engine of two processes that take chunks in a random order, each with its own copy of the task.
+
+    `ran`: the names of the tasks that ran.
+    """
+
+    def __init__(self):
+        self.chance, self.ran = random.Random(0), set()
+
+    def map(self, task, cache, chunks):
+        self.ran.add(type(task).__name__)
+        workers = [pickle.loads(pickle.dumps(task)) for _ in range(2)]
+        shuffled = list(chunks)
+        self.chance.shuffle(shuffled)
+        for start, stop in shuffled:
+            self.chance.choice(workers).run(cache, start, stop)
+            yield start, stop
+        for worker in workers:
+            worker.close()
+            pickle.dumps(worker)  # nothing that it needed is kept
+
+
+@pytest.fixture
+def workers(monkeypatch):
+    """From the call on, chunks of all stages run on two workers."""
+
+    def use() -> Workers:
+        engine = Workers()
+        monkeypatch.setattr(LocalEngine, "map", lambda self, *arguments: engine.map(*arguments))
+        return engine
+
+    return use
+
+
+@pytest.fixture
+def footage(tmp_path):
+    """Everything that the jobs and calls read."""
+    images = [scene(i) for i in range(FRAMES)]
+    write_images(tmp_path / "guide", images)
+    write_images(tmp_path / "maps", [scene(i + 50) for i in range(FRAMES)])
+    write_images(
+        tmp_path / "style", [(image * (0.8 + 0.1 * (i % 3))).astype("uint8") for i, image in enumerate(images)]
+    )
+    write_images(tmp_path / "reference", [scene(40)])
+    write_images(tmp_path / "keys", [scene(0), scene(10)])
+    (tmp_path / "keys/1.png").rename(tmp_path / "keys/10.png")
+    write_depth_model(tmp_path / "depth")
+    return tmp_path
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """All frames in a folder, and all videos."""
+    files = sorted(path for path in folder.rglob("*") if path.name.startswith("c.") or path.suffix in (".png", ".mp4"))
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+@pytest.mark.parametrize("case", JOBS)
+def test_a_job_gives_the_same_bytes_in_any_order(case, footage, make_job, cli, workers):
+    keys, tasks = JOBS[case]
+    nets = len(keys.get("controlnet_processor", ["canny"]))
+    keys = {"controlnet_model_id": [str(CONTROLNET)] * nets, **keys}
+    assert cli("run", make_job(FRAMES, **keys, output_path="ordered"), "-q") == (0, "")
+    engine = workers()
+    assert cli("run", make_job(FRAMES, **keys, output_path="shuffled"), "-q") == (0, "")
+    assert engine.ran == tasks
+    ordered = contents(footage / "ordered")
+    assert len(ordered) > 3 * FRAMES and ordered == contents(footage / "shuffled")
+
+
+def test_models_are_loaded_by_the_engine_alone(footage, make_job, cli, monkeypatch):
+    """Where a job is planned, there need be neither a GPU nor the memory for its models."""
+    ordinary, inside, loaded = LocalEngine.map, [False], []
+
+    def observed(self, task, cache, chunks):
+        for chunk in chunks:
+            inside[0] = True
+            list(ordinary(self, task, cache, [chunk]))
+            inside[0] = False
+            yield chunk
+
+    def watched(load):
+        def call(*arguments, **keys):
+            loaded.append(inside[0])
+            return load(*arguments, **keys)
+
+        return call
+
+    monkeypatch.setattr(LocalEngine, "map", observed)
+    monkeypatch.setattr(denoise, "load_networks", watched(denoise.load_networks))
+    depth = AutoModelForDepthEstimation
+    monkeypatch.setattr(depth, "from_pretrained", watched(depth.from_pretrained))
+    denoise.denoiser.cache_clear()
+    processor = {"name": "depth_video", "model": "./depth"}
+    job = make_job(FRAMES, controlnet_processor=[processor], controlnet_model_id=[str(CONTROLNET)])
+    assert cli("run", job, "-q") == (0, "")
+    assert len(loaded) > 1 and all(loaded)
+
+
+@pytest.mark.parametrize("case", CALLS)
+def test_smoothing_two_videos_gives_the_same_bytes_in_any_order(case, footage, cli, workers):
+    (guide, style, *options), tasks = CALLS[case]
+    arguments = ("smooth", footage / guide, footage / style, *options, "--offset", 0)
+    assert cli(*arguments, "-o", footage / "ordered", "-q")[0] == 0
+    engine = workers()
+    assert cli(*arguments, "-o", footage / "shuffled", "-q")[0] == 0
+    assert engine.ran == tasks
+    ordered = contents(footage / "ordered")
+    assert len(ordered) == FRAMES and ordered == contents(footage / "shuffled")
+
+
+def test_every_task_runs_in_one_of_these():
+    for module in pkgutil.walk_packages(stages.__path__, "stages."):
+        importlib.import_module(module.name)
+    assert names(Task) == {name for _, tasks in (*JOBS.values(), *CALLS.values()) for name in tasks}
+
+
+def names(kind: type) -> set[str]:
+    """The names of all subclasses that can run."""
+    found = {kind.__name__} if "run" in vars(kind) and kind is not Task else set()
+    return found.union(*(names(other) for other in kind.__subclasses__() if other.__module__.startswith("stages.")))
