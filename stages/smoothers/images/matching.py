@@ -22,6 +22,7 @@ from stages.smoothers.images.pixels import Array, box, floats, flow, match, perc
 PATCH = 5  # px
 SEARCH_RADIUS = 64  # px around a match that the random search tries: how far things may jump
 SWEEPS = 2
+LEVELS = 3  # sizes of the picture, coarse to fine: what moves far is found where it moves few pixels
 JUMP = 1.0  # px between flow and patch match beyond which they disagree
 LIKENESS = 8.0  # levels (root mean square) of the guide's colours at which a carried pixel's weight falls to 1/√e
 LIGHT = 31  # px a side; differences that are even over this much are light, and say nothing about the match
@@ -48,8 +49,8 @@ def field(guide: Array, other: Array, start: Array, patch_size: int = PATCH, **w
     places = xp.flip(xp.round(start + positions(guide)), axis=-1)  # the library clamps them to the picture
     with library_errors():
         return match(
-            other, guide, places, patch_sizes=(patch_size,) * SWEEPS, patch_match_iterations=1, pyramid_levels=1,
-            search_radius=SEARCH_RADIUS, **where,
+            other, guide, places, patch_sizes=(patch_size,) * SWEEPS, patch_match_iterations=1,
+            pyramid_levels=LEVELS, search_radius=SEARCH_RADIUS, **where,
         )  # fmt: skip
 
 
