@@ -78,7 +78,7 @@ def run(
         from diffsynth_cli.contact_sheet import states, write_contact_sheet
 
         write_contact_sheet(folder / PREVIEW, states(opened.cache))
-    done = _status(opened)
+    done = _status(opened, chosen)
     return RunResult(folder, done.video, folder / PREVIEW if preview else None, done.stages)
 
 
@@ -211,18 +211,19 @@ def as_override(key: str, value: object) -> str:
     return f"{key}={json.dumps(value, ensure_ascii=False, default=str)}"
 
 
-def _status(opened: Opened) -> JobStatus:
+def _status(opened: Opened, stages: Sequence[Stage] | None = None) -> JobStatus:
+    """Return how far `stages` are, by default all of them. Files that other stages read may be missing."""
     from stages.all_stages import all_stages
     from stages.base.engine import progress
     from stages.base.outputs import VIDEO
 
     job, cache, known = opened.job, opened.cache, all_stages()
-    stages = tuple(progress(stage, known, job, cache) for stage in known.values())
+    states = tuple(progress(stage, known, job, cache) for stage in stages or known.values())
     video = Path(job.output_path) / VIDEO
     command = None
-    if any(stage.state != "done" for stage in stages):
-        command = cache.command("run") + (" --restart" if any(stage.state == "stale" for stage in stages) else "")
-    return JobStatus(stages, video if video.exists() else None, command, cache.holder())
+    if any(stage.state != "done" for stage in states):
+        command = cache.command("run") + (" --restart" if any(stage.state == "stale" for stage in states) else "")
+    return JobStatus(states, video if video.exists() else None, command, cache.holder())
 
 
 def _run_stages(stages: Sequence[Stage], opened: Opened, reporter: Reporter, restart: bool, stale_only: bool) -> None:

@@ -53,7 +53,7 @@ class RunResult:
         output_path: The job's output folder.
         video: The finished video; None while deflicker is not complete.
         preview: The contact sheet, if it was asked for.
-        stages: How far each stage is.
+        stages: How far each stage that was to be run is.
     """
 
     output_path: Path

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from diffsynth_cli import jobs
-from diffsynth_cli.console import reporter
+from diffsynth_cli.console import reporter, show_warning
 from diffsynth_cli.options import OUTPUT, Debug, Force, JobFile, Json, Quiet, Set, one_of
 from diffsynth_cli.results import JobStatus
 from stages.base.words import counted
@@ -87,7 +87,10 @@ def schema() -> None:
     """Print the JSON Schema of job files, for editors."""
     from stages.jobs.job import json_schema
 
-    typer.echo(json.dumps(json_schema(), indent=2))
+    description, problems = json_schema()
+    for problem in problems:
+        show_warning(problem)
+    typer.echo(json.dumps(description, indent=2))
 
 
 def show_status(status: JobStatus, as_json: bool) -> None:

@@ -254,7 +254,13 @@ def _versioned(smoother: str | None) -> str | None:
 
 # Keys that no stage depends on: they change no frame, but where networks run, what may be read, where results go and
 # how they are written.
-CHANGE_NO_FRAME = ("device", "attention_backend", "allow_pickle", "output_path", "fps", "keep_audio", "keep_frames")
+CHANGE_NO_FRAME = (
+    *(key for key in MachineSettings.model_fields if key != "dtype"),
+    "output_path",
+    "fps",
+    "keep_audio",
+    "keep_frames",
+)
 
 
 def json_schema() -> tuple[dict[str, Any], list[str]]:

@@ -54,13 +54,13 @@ def test_only_dtype_makes_a_stage_stale(make_job, cli):
 
 
 def test_what_a_job_asks_for_is_what_renders(make_job, cli, monkeypatch):
-    from stages import render
+    from stages.render.plan import RenderPlan
 
     seen = []
-    load = render.load_denoiser
-    monkeypatch.setattr(render, "load_denoiser", lambda job, options: seen.append(options) or load(job, options))
+    batches = RenderPlan.batches
+    monkeypatch.setattr(RenderPlan, "batches", lambda plan, cache: seen.append(plan) or batches(plan, cache))
     assert cli("run", make_job(2, batch_size=2, low_vram=True), "-q") == (0, "")
-    assert {(options.batch_size, options.low_vram) for options in seen} == {(2, True)}
+    assert {(plan.batch_size, plan.settings.low_vram) for plan in seen} == {(2, True)}
 
 
 @pytest.mark.parametrize("name", COMMANDS)
