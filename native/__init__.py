@@ -1,10 +1,10 @@
-"""The patch-matching library, and binding.py, the one door to it."""
+"""Patch matching: the library libebsynth and its Python interface, `native.binding`."""
 
 from enum import StrEnum
 
 
 class Backend(StrEnum):
-    """What computes patch matching, in the order of the library's numbers. All give the same result."""
+    """Back ends of patch matching, in the order of their numbers in ebsynth.h. All give the same results."""
 
     AUTO = "auto"
     CPU = "cpu"

@@ -1,9 +1,9 @@
-"""The structs of include/ebsynth.h, member by member, as ctypes sees them. Only binding.py and tests use them."""
+"""The structs of include/ebsynth.h, member by member, for ctypes."""
 
 from __future__ import annotations
 
 import ctypes
-from typing import Any
+from typing import TypeAlias
 
 PROGRESS = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_float)
 
@@ -11,8 +11,12 @@ _INT, _FLOAT, _POINTER = ctypes.c_int32, ctypes.c_float, ctypes.c_void_p
 _SIZES = ("batch", "source_height", "source_width", "target_height", "target_width")
 
 
-def _fields(**members: Any) -> list[tuple[str, Any]]:
-    head = [("struct_size", ctypes.c_uint32), ("memory", _INT), ("stream", _POINTER)]
+_Member: TypeAlias = type[ctypes.c_int32 | ctypes.c_uint32 | ctypes.c_uint64 | ctypes.c_float | ctypes.c_void_p]
+
+
+def _fields(**members: _Member) -> list[tuple[str, _Member]]:
+    """Return the members that all calls begin with, and these."""
+    head: list[tuple[str, _Member]] = [("struct_size", ctypes.c_uint32), ("memory", _INT), ("stream", _POINTER)]
     return [*head, *((size, _INT) for size in _SIZES), *members.items()]
 
 
@@ -66,7 +70,7 @@ class Synthesis(ctypes.Structure):
     )
 
 
-_PAIR = {
+_PAIR: dict[str, _Member] = {
     "style_channels": _INT,
     "guide_channels": _INT,
     "source_style": _POINTER,

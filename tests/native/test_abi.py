@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from native import abi, binding
+from native.library import load
 
 pytestmark = pytest.mark.skipif(not binding.library_path().exists(), reason="no library was built")
 
@@ -77,7 +78,7 @@ def fill(call: ctypes.Structure, buffers: Buffers, draw: random.Random) -> None:
 
 
 def test_random_calls_always_end_with_a_status():
-    library, draw, buffers = binding._library(), random.Random(0), Buffers()
+    library, draw, buffers = load(), random.Random(0), Buffers()
     settings = abi.Settings(struct_size=ctypes.sizeof(abi.Settings), backend=1, threads=1)
     context = ctypes.c_void_p()
     assert library.ebsynth_create(ctypes.byref(settings), ctypes.byref(context)) == 0
@@ -101,7 +102,7 @@ def test_random_calls_always_end_with_a_status():
 
 
 def test_null_is_an_answer_too():
-    library = binding._library()
+    library = load()
     library.ebsynth_destroy(None)
     assert library.ebsynth_last_error(None) == b""
     assert library.ebsynth_create(None, None) == 1
@@ -117,7 +118,7 @@ def test_wrong_settings_make_no_context(member, value):
     settings = abi.Settings(struct_size=ctypes.sizeof(abi.Settings))
     setattr(settings, member, value)
     context = ctypes.c_void_p(1)
-    assert binding._library().ebsynth_create(ctypes.byref(settings), ctypes.byref(context)) == 1
+    assert load().ebsynth_create(ctypes.byref(settings), ctypes.byref(context)) == 1
     assert context.value is None
 
 
@@ -131,7 +132,7 @@ def test_programs_compiled_with_an_older_header_still_run():
         image=image.ctypes.data, border=1,
     )  # fmt: skip
     settings, context = abi.Settings(struct_size=ctypes.sizeof(abi.Settings), backend=1), ctypes.c_void_p()
-    library = binding._library()
+    library = load()
     assert library.ebsynth_create(ctypes.byref(settings), ctypes.byref(context)) == 0
     assert library.ebsynth_remap(context, ctypes.byref(call)) == 0
     assert (image == 100).all()  # with a border of zeros, pixels beside the border would be darker
