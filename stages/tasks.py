@@ -15,7 +15,7 @@ import numpy as np
 from stages.base.cache import FrameCache
 from stages.base.engine import Task
 from stages.base.errors import DiffSynthError
-from stages.smoothers import Frames, Smoother, bring, build
+from stages.smoothers import Frames, Smoother, build, frames_on_device
 from stages.video import Shot, fit
 
 
@@ -133,7 +133,7 @@ class PaintTask(Task):
     def run(self, cache: FrameCache, start: int, stop: int) -> None:
         from stages.smoothers.images.keyframes import Interpolator
 
-        guides, styles = (bring(cache[name], self.device) for name in (self.guides, self.styles))
+        guides, styles = (frames_on_device(cache[name], self.device) for name in (self.guides, self.styles))
         painter = Interpolator(guides, styles, self.keys, self.patch_size)
         frames, unseen = zip(*(painter.paint(index) for index in range(start, stop)), strict=True)
         cache[self.target].write(start, np.stack(frames))

@@ -32,7 +32,7 @@ from stages.render.tasks import (
     SmoothStepTask,
     StepTask,
 )
-from stages.smoothers import SMOOTHERS, bring, build
+from stages.smoothers import SMOOTHERS, build, frames_on_device
 from stages.tasks import ChunkSmoother, PaintTask
 
 CHUNK = 8  # frames; what is done again after a kill
@@ -54,7 +54,7 @@ def rendered_frames(job: Job, guides: FrameArray, reporter: Reporter) -> tuple[i
 
         reporter.begin("render", count)
         reporter.phase("choose keyframes")
-        return tuple(choose(bring(guides, job.device), reporter.advance))
+        return tuple(choose(frames_on_device(guides, job.device), reporter.advance))
     if isinstance(job.keyframes, list):
         check_keyframes(job.keyframes, count)
         return tuple(sorted(set(job.keyframes)))

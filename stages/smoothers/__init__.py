@@ -1,30 +1,30 @@
-"""Taking the flicker out of a video: smoothers, and what is done to frames after smoothing.
+"""Smoothers, which remove flicker from a video, and the postprocessing of smoothed frames.
 
-All smoothers have one interface: frames are read by index, when asked for, and smoothed frames come in chunks, so that
-a smoother of any window works on a video of any length in bounded memory. Each module of this package registers one:
-its options, what the engine must know about it, and the class that does the work. docs/extending.md says how to add
-one, here or in another package.
+All smoothers have the same interface: they read frames by index and return smoothed frames in chunks, so that they
+process videos of any length in bounded memory. Each module of this package registers one smoother: its options, what
+the engine must know about it, and the class that does the work. docs/extending.md says how to add one, here or in
+another package.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
-from typing import Annotated, Any, ClassVar, Literal, Protocol
+from typing import Annotated, ClassVar, Literal, Protocol, cast, overload
 
 import numpy as np
 from pydantic import AfterValidator, Field
 
+from stages.base.arrays import Frames as Frames
+from stages.base.arrays import Image, Images
 from stages.base.errors import UsageError
+from stages.base.json_types import Json
 from stages.base.mistakes import Strict
 from stages.base.registry import Registry
 
-Frames = Sequence[np.ndarray]
-"""uint8 RGB [H, W, 3] by index; reading one may mean decoding it."""
+CACHED_FRAMES = 8  # per video: the neighbours that detail is compared with, and one more
 
-KEPT = 8  # frames of a video: the neighbours that detail is compared with, and one further off
-
-# Keys of DiffSynth's smoothers that mean nothing here: programs, folders, cards, processes, a choice of engines.
+# Keys of DiffSynth's smoothers that have no meaning here: programs, folders, GPUs, processes, engines.
 OBSOLETE_KEYS = ("bin_path", "cache_path", "engine_name", "gpu_id", "n_jobs", "num_iter", "threads_per_block")
 
 EnhanceFactor = Annotated[float, Field(ge=-1000, le=1000)]
@@ -32,39 +32,47 @@ Enhancement = dict[Literal["contrast", "sharpness", "color", "brightness"], Enha
 
 
 class Smoother(Protocol):
-    """Takes the flicker out of one stylised video.
+    """Removes flicker from one stylised video.
 
-    It is built for `guides`, the frames of the original video, which does not flicker, and `styles`, those of the
-    stylised one; both are the whole video. It may keep what it finds for the frames that come next, in bounded memory,
-    and drops all of it after the last frame.
+    It is built for all frames of the original video, the guides, and of the stylised video, the styles. It may cache
+    intermediate results for the following frames, in bounded memory, and drops them after the last frame.
     """
 
-    def smooth(self, start: int, stop: int) -> np.ndarray:
-        """Frames start..stop-1, deflickered, as uint8 [stop-start, H, W, 3].
+    def smooth(self, start: int, stop: int) -> Images:
+        """Smooth frames start..stop-1.
 
-        The result for a frame must not depend on where a chunk begins, nor on what was asked for before.
+        The result for a frame must not depend on chunk borders or on earlier calls.
+
+        Returns:
+            uint8 [stop-start, H, W, 3].
         """
 
 
 class SmootherOptions(Strict):
-    """A smoother's options, as fields, and what the engine must know about it. Its docstring is its description."""
+    """A smoother's options, as fields, and what the engine must know about it. The docstring is its description."""
 
     name: ClassVar[str]
-    """What jobs call the smoother."""
+    """The smoother's name in job files."""
     chunk: ClassVar[int] = 1
-    """Frames that are smoothed at once, and redone after a kill."""
+    """Frames smoothed at once. An interrupted chunk is redone."""
     on_gpu: ClassVar[bool] = False
-    """Does it work on torch tensors? On an NVIDIA GPU, it is then given the frames as tensors there."""
+    """Whether it accepts torch tensors. If so, it gets the frames as tensors when the device is an NVIDIA GPU."""
     enhances_first: ClassVar[bool] = False
-    """Is `postprocessing` applied to the frames before they are smoothed, too?"""
+    """Whether `postprocessing` is also applied before smoothing."""
     obsolete: ClassVar[tuple[str, ...]] = OBSOLETE_KEYS
-    """Keys of older job files that are ignored."""
+    """Keys of older job files to ignore."""
 
     postprocessing: Enhancement = Field(default_factory=dict)
     """Pillow's ImageEnhance factors (1 = unchanged), applied in the order given after smoothing."""
 
     def build(self, guides: Frames, styles: Frames, device: str) -> Smoother:
-        """The smoother with these options for one video. `device` is the job's: auto, cpu, cuda, cuda:1 or mps."""
+        """Build the smoother for one video.
+
+        Args:
+            guides: Frames of the original video.
+            styles: Frames of the stylised video.
+            device: Device of the job: auto, cpu, cuda, cuda:N or mps.
+        """
         raise NotImplementedError
 
 
@@ -77,14 +85,19 @@ SMOOTHERS: Registry[SmootherOptions] = Registry(
 )
 
 
-def build(name: str, config: dict[str, Any], guides: Frames, styles: Frames, device: str = "cpu") -> Smoother:
-    """The smoother `name` with the options `config`, for one video. It matches patches on `device`."""
+def build(name: str, config: Mapping[str, Json], guides: Frames, styles: Frames, device: str = "cpu") -> Smoother:
+    """Build the smoother `name` with the options `config` for one video.
+
+    Raises:
+        UsageError: There is no such smoother.
+        ValidationError: An option is wrong.
+    """
     options = SMOOTHERS[name].model_validate(config)
     if options.on_gpu:
-        brought = bring(styles, device)
-        guides, styles = brought if guides is styles else bring(guides, device), brought
+        loaded = frames_on_device(styles, device)
+        guides, styles = loaded if guides is styles else frames_on_device(guides, device), loaded
     if options.enhances_first and options.postprocessing:
-        styles = Brought(styles, partial(enhance, postprocessing=options.postprocessing))
+        styles = CachedFrames(styles, partial(enhance, postprocessing=options.postprocessing))
     smoother = options.build(guides, styles, device)
     return Enhanced(smoother, options.postprocessing) if options.postprocessing else smoother
 
@@ -95,46 +108,56 @@ class Enhanced:
     def __init__(self, smoother: Smoother, postprocessing: Enhancement):
         self.smoother, self.postprocessing = smoother, postprocessing
 
-    def smooth(self, start: int, stop: int) -> np.ndarray:
+    def smooth(self, start: int, stop: int) -> Images:
         return np.stack([enhance(frame, self.postprocessing) for frame in self.smoother.smooth(start, stop)])
 
 
-def enhance(frame: np.ndarray, postprocessing: Enhancement) -> np.ndarray:
-    """A frame after Pillow's ImageEnhance filters, in the order given."""
-    from PIL import Image, ImageEnhance
+def enhance(frame: Image, postprocessing: Enhancement) -> Image:
+    """Apply Pillow's ImageEnhance filters to a frame, in the order given."""
+    from PIL import Image as PillowImage
+    from PIL import ImageEnhance
 
-    image = Image.fromarray(frame)
+    image = PillowImage.fromarray(frame)
     for name, factor in postprocessing.items():
         image = getattr(ImageEnhance, name.capitalize())(image).enhance(factor)
     return np.asarray(image)
 
 
-class Brought(Sequence[Any]):
-    """Frames where they are worked on: there `load` takes them when they are asked for. The last few are kept."""
+class CachedFrames(Sequence[Image]):
+    """Frames converted by `load` when they are first read. The last few are cached."""
 
-    def __init__(self, frames: Frames, load: Callable[[np.ndarray], Any]):
-        self.length, self.kept = len(frames), lru_cache(KEPT)(lambda index: load(frames[index]))
+    def __init__(self, frames: Frames, load: Callable[[Image], Image]):
+        self.length, self.frame = len(frames), lru_cache(CACHED_FRAMES)(lambda index: load(frames[index]))
 
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, index: Any) -> Any:
-        return self.kept(index)
+    @overload
+    def __getitem__(self, index: int) -> Image: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Image]: ...
+    def __getitem__(self, index: int | slice) -> Image | list[Image]:
+        if isinstance(index, slice):
+            return [self.frame(k) for k in range(*index.indices(self.length))]
+        return self.frame(index)
 
 
-def bring(frames: Frames, device: str) -> Frames:
-    """`frames` as torch tensors on the NVIDIA GPU that `device` means; where it means none, as NumPy arrays."""
+def frames_on_device(frames: Frames, device: str) -> Frames:
+    """Convert frames to tensors on the NVIDIA GPU that `device` selects; without one, to NumPy arrays.
+
+    Smoothers treat both alike (see stages.smoothers.images.pixels), so tensors count as `Frames`, too.
+    """
     from stages.models.weights import pick_gpu
 
     gpu = pick_gpu(device)
     if gpu is None:
-        return Brought(frames, np.asarray)
+        return CachedFrames(frames, np.asarray)
     from stages.smoothers.images.gpu import load
 
-    return Brought(frames, partial(load, device=gpu))
+    return CachedFrames(frames, cast(Callable[[Image], Image], partial(load, device=gpu)))
 
 
-# --- options that several smoothers have ----------------------------------------------------------------
+# --- shared options -------------------------------------------------------------------------------------
 
 
 def _odd(value: int) -> int:
@@ -147,26 +170,26 @@ PatchSize = Annotated[int, Field(ge=3, le=31), AfterValidator(_odd)]
 
 
 class PatchOptions(Strict):
-    """How frames are carried onto each other."""
+    """Options of guided patch matching."""
 
     patch_size: PatchSize = 21
     """Side of the patches in pixels, odd."""
     guide_weight: float = Field(100.0, ge=0, le=1e6)
-    """Weight of differences between the guides; those between the styles have weight 1."""
+    """Weight of the original video in matching; the stylised video has weight 1."""
 
 
 class MatchingOptions(PatchOptions):
-    """How PySynth carries frames onto each other."""
+    """Options of PySynth's patch matching."""
 
     num_iter: int = Field(6, ge=1, le=64)
-    """Rounds of search and vote at each size of the picture."""
+    """Rounds of search and vote per pyramid level."""
 
 
 # --- older job files ------------------------------------------------------------------------------------
 
 
-def drop_obsolete(name: str, config: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The options of the smoother `name` without keys that are no longer needed, and these keys."""
+def drop_obsolete(name: str, config: Mapping[str, Json]) -> tuple[dict[str, Json], list[str]]:
+    """Split the options of the smoother `name` into those still used and the names of obsolete ones."""
     try:
         options = SMOOTHERS[name]
     except UsageError:  # reported when the job is validated
@@ -185,7 +208,7 @@ def _nested_model(options: type[SmootherOptions], key: str) -> type[Strict] | No
     return kind if isinstance(kind, type) and issubclass(kind, Strict) else None
 
 
-def _split(config: dict[str, Any], unused: set[str]) -> tuple[dict[str, Any], list[str]]:
-    """What is left without the keys `unused`, and those of them that hold anything."""
+def _split(config: Mapping[str, Json], unused: set[str]) -> tuple[dict[str, Json], list[str]]:
+    """Return `config` without the keys `unused`, and which of these were set."""
     dropped = sorted(key for key in unused if config.get(key) is not None)
     return {key: value for key, value in config.items() if key not in unused}, dropped

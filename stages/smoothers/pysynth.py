@@ -1,52 +1,58 @@
-"""PySynth, DiffSynth's published smoother (arXiv 2308.03463): each frame is the mean of its window, carried onto it.
+"""PySynth, DiffSynth's published smoother (arXiv 2308.03463): each frame is averaged with its window.
 
-Frames are carried by guided patch matching. `slowest` carries every frame of the window directly. `fastest` uses the
-blending tables of FastBlend (arXiv 2311.09265, section 3.2), which need O(log window) carries per frame.
+The window's frames are first warped onto the frame by guided patch matching. `slowest` warps every one of them.
+`fastest` uses the blending tables of FastBlend (arXiv 2311.09265, section 3.2), with O(log window) warps per frame.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple, TypedDict
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import model_validator
 
 from native import binding
+from stages.base.arrays import Image, Images
 from stages.base.errors import DiffSynthError
 from stages.base.numbers import Count
-from stages.smoothers import KEPT, OBSOLETE_KEYS, SMOOTHERS, Frames, MatchingOptions, SmootherOptions
+from stages.smoothers import CACHED_FRAMES, OBSOLETE_KEYS, SMOOTHERS, Frames, MatchingOptions, SmootherOptions
 
-KEPT_BYTES = 128 * 2**20  # blended frames that each side keeps for later frames ...
-KEPT_LEAST = 32  # ... or this many frames, if these are more: each level of the tables needs one
-
-Image = np.ndarray
-"""uint8 RGB [H, W, 3]."""
+CACHE_BYTES = 128 * 2**20  # of blended frames per side ...
+MIN_CACHED = 32  # ... but at least this many, since each level of the tables needs one
 
 Read = Callable[[int], Image]
-"""A frame by its index."""
+"""Reads a frame by its index."""
 
-Carry = Callable[[Image, int, int], Image]
-"""carry(image, i, j): an image that belongs to frame i, carried onto frame j."""
+Warp = Callable[[Image, int, int], Image]
+"""warp(image, i, j) warps an image that belongs to frame i onto frame j."""
+
+
+class LibraryOptions(TypedDict, total=False):
+    """Where the patch-matching library runs: arguments of `native.binding`."""
+
+    backend: str
+    device: int
 
 
 @SMOOTHERS.register
 class PySynth(SmootherOptions):
-    """Remap and blend: every pair in the window (slowest) or blending tables (fastest)."""
+    """Average each frame with its window, warped onto it by patch matching. DiffSynth's published smoother."""
 
     name = "PySynthSmoother"
     obsolete = tuple(key for key in OBSOLETE_KEYS if key not in MatchingOptions.model_fields)
     speed: Literal["fastest", "slowest"] = "fastest"
     window_size: Count | None = None
-    """Frames to each side, any number; null: the whole video."""
+    """Frames to each side (null = the whole video)."""
     ebsynth_config: MatchingOptions = MatchingOptions()
-    """How frames are carried onto each other."""
+    """Options of patch matching."""
 
     @model_validator(mode="before")
     @classmethod
-    def _nest(cls, data: Any) -> Any:
-        """Older files give the options of `ebsynth_config` beside the others."""
+    def _nest(cls, data: object) -> object:
+        """Accept the options of `ebsynth_config` next to the others, as in older job files."""
         if not isinstance(data, dict):
             return data
         moved = {key: data[key] for key in MatchingOptions.model_fields if key in data}
@@ -65,18 +71,18 @@ class PySynth(SmootherOptions):
 
 
 class PySynthSmoother:
-    """Mean of each frame and of all frames within `window_size` of it, carried onto it, truncated to bytes.
+    """Averages each frame with all frames within `window_size` of it, warped onto it, truncated to bytes.
 
-    The window is cut at the ends of the video. All results are functions of the video and the options alone.
+    Windows are cut off at the ends of the video. Results depend on the video and the options only.
 
     Args:
         guides: Frames of the original video.
         styles: Frames of the stylised video.
-        speed: "slowest" carries each frame of a window directly, "fastest" carries blends of 1, 2, 4, ... frames.
-        window_size: Frames to each side; None is the whole video. Any size works in bounded memory.
+        speed: "slowest" warps each frame of a window, "fastest" warps blends of 1, 2, 4, ... frames.
+        window_size: Frames to each side (None = the whole video). Memory is bounded for any size.
         patch_size: Side of the patches in pixels, odd, 3..31.
-        num_iter: Rounds of search and vote at each size of the picture, 1..64.
-        guide_weight: Weight of the guide's differences; those of the style have weight 1.
+        num_iter: Rounds of search and vote per pyramid level, 1..64.
+        guide_weight: Weight of the guide in matching; the style has weight 1.
         device: Device of the job: auto, cpu, mps, cuda or cuda:N.
     """
 
@@ -95,21 +101,21 @@ class PySynthSmoother:
         self.speed, self.count = speed, len(styles)
         self.reach = self.count if window_size is None else window_size
         self.style = style = recent(styles)
-        self.carry = carry = PatchMatching(guides, patch_size, num_iter, guide_weight, device)
+        self.warp = warp = PatchMatching(guides, patch_size, num_iter, guide_weight, device)
         last = self.count - 1
-        self.left = BlendingTables(style, self.count, carry, self.reach, ascending=True)
-        # The right side is the left side of the reversed video, whose frames are asked for in descending order.
+        self.left = BlendingTables(style, self.count, warp, self.reach, ascending=True)
+        # The right side is the left side of the reversed video, which is processed in descending order.
         self.right = BlendingTables(
-            lambda i: style(last - i), self.count, lambda image, i, j: carry(image, last - i, last - j), self.reach,
+            lambda i: style(last - i), self.count, lambda image, i, j: warp(image, last - i, last - j), self.reach,
             ascending=False,
         )  # fmt: skip
 
-    def smooth(self, start: int, stop: int) -> np.ndarray:
+    def smooth(self, start: int, stop: int) -> Images:
         mean = self._mean_of_pairs if self.speed == "slowest" else self._mean_of_blends
         smoothed = np.stack([mean(index) for index in range(start, stop)])
         if stop == self.count:
-            self.left.kept.clear()
-            self.right.kept.clear()
+            self.left.cache.clear()
+            self.right.cache.clear()
         return smoothed
 
     def _mean_of_pairs(self, index: int) -> Image:
@@ -117,25 +123,26 @@ class PySynthSmoother:
         total = np.zeros(self.style(index).shape, np.int32)
         for other in window:
             image = self.style(other)
-            total += image if other == index else self.carry(image, other, index)
+            total += image if other == index else self.warp(image, other, index)
         return (total // len(window)).astype(np.uint8)
 
     def _mean_of_blends(self, index: int) -> Image:
         left, frames_left = self.left.total(index)
         right, frames_right = self.right.total(self.count - 1 - index)
-        total = left + right - self.style(index)  # which both sides hold
-        return np.clip(total // (frames_left + frames_right - 1), 0, 255).astype(np.uint8)
+        total = left + right - self.style(index)  # which is part of both sides
+        mean: Image = np.clip(total // (frames_left + frames_right - 1), 0, 255).astype(np.uint8)
+        return mean
 
 
 class PatchMatching:
-    """Carries images by guided patch matching, as published: in error and vote, there is black outside the picture."""
+    """Warps images by guided patch matching, as published: outside of images, error and vote see black."""
 
     def __init__(self, guides: Frames, patch_size: int, num_iter: int, guide_weight: float, device: str):
         self.guide = recent(guides)
         self.patch_size, self.num_iter, self.guide_weight, self.device = patch_size, num_iter, guide_weight, device
 
     def __call__(self, image: Image, source: int, target: int) -> Image:
-        """`image`, which belongs to frame `source`, carried onto frame `target`."""
+        """Warp `image`, which belongs to frame `source`, onto frame `target`."""
         where = library_options(self.device)
         try:
             found = binding.match(
@@ -148,25 +155,27 @@ class PatchMatching:
                 border="zero",
                 **where,
             )
-            return binding.remap(image[None], found.nnf, patch_size=self.patch_size, border="zero", **where)[0]
+            images = binding.remap(image[None], found.nnf, patch_size=self.patch_size, border="zero", **where)
         except binding.EbsynthError as error:
             raise DiffSynthError(str(error)) from error
+        warped: Image = images[0]
+        return warped
 
 
-def library_options(device: str) -> dict[str, Any]:
-    """Back end and device of the patch-matching library for the `device` of a job."""
+def library_options(device: str) -> LibraryOptions:
+    """Choose the back end and device of the patch-matching library for the `device` of a job."""
     if device in ("cpu", "mps"):
         return {"backend": "cpu" if binding.library_path().exists() else "numba"}
     return {"backend": "auto", "device": int(device.partition(":")[2] or 0)}
 
 
 def recent(frames: Frames) -> Read:
-    """Reads frames as arrays that the library takes, and keeps the last few."""
-    return lru_cache(KEPT)(lambda index: np.ascontiguousarray(frames[index]))
+    """Make a reader of C-contiguous frames that caches the last few."""
+    return lru_cache(CACHED_FRAMES)(lambda index: np.ascontiguousarray(frames[index]))
 
 
 class Run(NamedTuple):
-    """The 2^level frames up to and including `end`, where 2^level divides end + 1."""
+    """A run of 2^level frames ending with `end`, where end + 1 is a multiple of 2^level."""
 
     end: int
     level: int
@@ -177,14 +186,14 @@ class Run(NamedTuple):
 
     @property
     def halves(self) -> tuple[Run, Run]:
-        """The first and the second half."""
+        """The run's first and second half."""
         return Run(self.end - (1 << self.level - 1), self.level - 1), Run(self.end, self.level - 1)
 
     def needed(self, reach: int) -> range:
-        """The frames whose windows, `reach` frames back, are made of this run or of one that it is the first half of.
+        """Return the frames whose windows of `reach` earlier frames use this run, directly or as a first half.
 
-        Windows are made of the longest runs that fit, so a first half is used until the run that it belongs to is
-        complete, and a second half once the window no longer holds the first.
+        Windows are split into the longest runs that fit. So a first half is used until its parent run is complete, and
+        a second half as soon as the window no longer includes the first.
         """
         length = 1 << self.level
         if self.end + 1 >> self.level & 1:
@@ -193,7 +202,7 @@ class Run(NamedTuple):
 
 
 def runs(first: int, last: int) -> list[Run]:
-    """The longest runs that frames first..last are made of, the one that ends last first."""
+    """Split frames first..last into the longest runs possible, latest run first."""
     found = []
     while last >= first:
         level = 0
@@ -205,52 +214,56 @@ def runs(first: int, last: int) -> list[Run]:
 
 
 class BlendingTables:
-    """Means of runs of frames, each carried onto the last frame of its run.
+    """Means of runs of frames, each warped onto the last frame of its run.
 
-    A run's mean is that of its second half and of its first half, carried. It depends on the video alone and is
-    computed wherever it is needed. Those that later frames need are kept as far as KEPT_BYTES allows. Short runs, which
-    are quick to compute again, make way for long ones.
+    A run's mean averages its second half with its warped first half. It depends on the video only and is computed when
+    needed. Means that later frames need are cached as far as CACHE_BYTES allows. Short runs are dropped first, since
+    they are quick to recompute.
 
     Args:
-        read: Reads the frames to be blended.
+        read: Reads the frames to blend.
         count: Number of frames.
-        carry: Carries an image from one of these frames to another.
-        reach: Frames of a window before its last.
-        ascending: Whether totals are asked for in ascending order; others cost time, not correctness.
+        warp: Warps an image from one frame onto another.
+        reach: Number of earlier frames in a window.
+        ascending: Order in which totals are requested. A different order is slower, but correct.
     """
 
-    def __init__(self, read: Read, count: int, carry: Carry, reach: int, ascending: bool):
-        self.read, self.count, self.carry, self.reach, self.ascending = read, count, carry, reach, ascending
-        self.kept: dict[Run, Image] = {}
+    def __init__(self, read: Read, count: int, warp: Warp, reach: int, ascending: bool):
+        self.read, self.count, self.warp, self.reach, self.ascending = read, count, warp, reach, ascending
+        self.cache: dict[Run, Image] = {}
 
-    def total(self, index: int) -> tuple[np.ndarray, int]:
-        """The sum, int32 [H, W, 3], of frame `index` and the `reach` before it, carried onto it; how many these are."""
+    def total(self, index: int) -> tuple[NDArray[np.int32], int]:
+        """Sum frame `index` and the `reach` frames before it, warped onto it.
+
+        Returns:
+            The sum, int32 [H, W, 3], and how many frames it contains.
+        """
         first = max(index - self.reach, 0)
         total = np.zeros(self.read(index).shape, np.int32)
         for run in runs(first, index):
             image = self.blend(run, index)
-            total += (image if run.end == index else self.carry(image, run.end, index)).astype(np.int32) << run.level
-        self.kept = {run: image for run, image in self.kept.items() if self._needed_after(run, index)}
+            total += (image if run.end == index else self.warp(image, run.end, index)).astype(np.int32) << run.level
+        self.cache = {run: image for run, image in self.cache.items() if self._needed_after(run, index)}
         return total, index + 1 - first
 
     def blend(self, run: Run, index: int) -> Image:
-        """The mean of a run, which is needed for frame `index`."""
+        """Return the mean of a run that frame `index` needs."""
         if run.level == 0:
             return self.read(run.end)
-        if run not in self.kept:
+        if run not in self.cache:
             first, second = run.halves
-            carried = self.carry(self.blend(first, index), first.end, run.end)
-            mean = np.rint((carried.astype(np.float32) + self.blend(second, index)) / 2).astype(np.uint8)
+            warped = self.warp(self.blend(first, index), first.end, run.end)
+            mean = np.rint((warped.astype(np.float32) + self.blend(second, index)) / 2).astype(np.uint8)
             if not self._needed_after(run, index):
                 return mean
-            self.kept[run] = mean
-            if len(self.kept) > max(KEPT_BYTES // mean.nbytes, KEPT_LEAST):
-                del self.kept[min(self.kept, key=lambda kept: kept.level)]
+            self.cache[run] = mean
+            if len(self.cache) > max(CACHE_BYTES // mean.nbytes, MIN_CACHED):
+                del self.cache[min(self.cache, key=lambda kept: kept.level)]
             return mean
-        return self.kept[run]
+        return self.cache[run]
 
     def _needed_after(self, run: Run, index: int) -> bool:
-        """Whether any frame after `index` in the order of work needs a run."""
+        """Whether a frame processed after `index` needs a run."""
         needed = run.needed(self.reach)
         last = min(needed.stop, self.count) - 1
         return needed.start <= last and (last > index if self.ascending else needed.start < index)

@@ -1,18 +1,18 @@
-"""The mean over neighbouring frames: the baseline that all other smoothers are compared with."""
+"""Mean over neighbouring frames: the baseline for comparing smoothers."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
+from numpy.typing import NDArray
 
+from stages.base.arrays import Images
 from stages.base.numbers import Count
 from stages.smoothers import SMOOTHERS, Frames, SmootherOptions
 
 
 @SMOOTHERS.register
 class TemporalMean(SmootherOptions):
-    """Mean over the frames around each frame. No patch matching: the baseline."""
+    """Average each frame with its neighbours, without patch matching: a baseline."""
 
     name = "TemporalMeanSmoother"
     chunk = 8
@@ -24,14 +24,16 @@ class TemporalMean(SmootherOptions):
 
 
 class TemporalMeanSmoother:
-    """Mean over frames i-radius..i+radius, indexes clamped, rounded to the nearest (ties to even)."""
+    """Averages frames i-radius..i+radius, indexes clamped, rounded to the nearest (ties to even)."""
 
     def __init__(self, styles: Frames, radius: int):
         self.styles, self.radius = styles, radius
-        self.next: tuple[int, Any] | None = None  # a frame, and the sum of its window but for the last frame of it
+        self.next: tuple[int, NDArray[np.int64]] | None = (
+            None  # the next frame, its window's sum without the last frame
+        )
 
-    def smooth(self, start: int, stop: int) -> np.ndarray:
-        # A running sum of integers: exact, and as cheap for a wide window as for a narrow one.
+    def smooth(self, start: int, stop: int) -> Images:
+        # A running sum of integers is exact, and its cost does not depend on the window.
         total = self.next[1] if self.next and self.next[0] == start else self._window(start)
         smoothed = []
         for index in range(start, stop):
@@ -41,12 +43,13 @@ class TemporalMeanSmoother:
         self.next = (stop, total) if stop < len(self.styles) else None
         return np.stack(smoothed)
 
-    def _window(self, index: int) -> Any:
-        """The sum of frames index-radius..index+radius-1, each read once."""
+    def _window(self, index: int) -> NDArray[np.int64]:
+        """Sum frames index-radius..index+radius-1. Each frame is read once."""
         last = len(self.styles) - 1
         first, end = index - self.radius, index + self.radius - 1
-        inside = sum((self._frame(other) for other in range(max(first, 0), min(end, last) + 1)), np.int64(0))
+        frames = (self._frame(other) for other in range(max(first, 0), min(end, last) + 1))
+        inside: NDArray[np.int64] = sum(frames, np.zeros((), np.int64))
         return inside + max(-first, 0) * self._frame(0) + max(end - last, 0) * self._frame(last)
 
-    def _frame(self, index: int) -> np.ndarray:
+    def _frame(self, index: int) -> NDArray[np.int64]:
         return self.styles[min(max(index, 0), len(self.styles) - 1)].astype(np.int64)

@@ -1,4 +1,4 @@
-"""DiffSynth's name for PySynth over the whole video."""
+"""PySynth over the whole video, under the name that DiffSynth gave it."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from stages.smoothers.pysynth import PySynth, PySynthSmoother
 
 @SMOOTHERS.register
 class VideoPatchMatch(SmootherOptions):
-    """Remap and blend over the whole video through blending tables. Frames are enhanced before and after."""
+    """PySynth over the whole video. Postprocessing is applied before and after smoothing."""
 
     name = "VideoPatchMatchSmoother"
     enhances_first = True
     ebsynth_config: MatchingOptions = MatchingOptions()
-    """How frames are carried onto each other."""
+    """Options of patch matching."""
 
     def build(self, guides: Frames, styles: Frames, device: str) -> PySynthSmoother:
         return PySynth(ebsynth_config=self.ebsynth_config).build(guides, styles, device)

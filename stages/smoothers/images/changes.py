@@ -1,6 +1,6 @@
-"""Measure what smoothing did to a video while its frames are written, and keep the places worth looking at.
+"""Measure how smoothing changes a video while its frames are written, and collect the most interesting places.
 
-Frames are uint8 RGB [H, W, 3] and are looked at once, in order. Memory does not grow with the length of the video
+Frames are uint8 RGB [H, W, 3] and are read once, in order. Memory does not grow with the length of the video
 beyond a few numbers per frame.
 """
 
@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import cv2
 import numpy as np
 
+from stages.base.arrays import Floats, Image, Mask
 from stages.smoothers.images.comparison import (
     UNCHANGED_SQUARE,
     brightness,
@@ -24,11 +25,11 @@ from stages.smoothers.images.metrics import flicker
 
 CROP = 96  # px a side
 PLACES = 6  # of each kind
-POOL = 24  # places of each kind that are kept until the end, since a better one may replace several
-PEAKS = 4  # places of each kind that one frame can offer
-SHORTEST_GAP = 8  # frames between two places that overlap, at least
-PARTS = 6  # of a long video: overlapping places are at least one part apart
-LEAST_LEFT = 0.5  # mean levels of a place's flicker and motion that must have been left alone to be worth showing
+POOL = 24  # candidates of each kind; more than PLACES, since a better one may replace several
+PEAKS = 4  # candidates of each kind per frame
+SHORTEST_GAP = 8  # min. distance in frames of overlapping places
+PARTS = 6  # of a long video; overlapping places are at least one part apart
+LEAST_LEFT = 0.5  # mean levels of remaining flicker and motion that make a place worth showing
 
 
 @dataclass(frozen=True)
@@ -36,21 +37,21 @@ class Place:
     """A square of one frame, before and after smoothing, and what was measured there.
 
     Attributes:
-        frame, x, y: where it is; x and y are those of its upper left pixel.
-        score: how much it is worth looking at, compared with places of the same kind: `change` for those that changed
-            most, minus `structure` for those that kept the least; for those left as they were, the mean over the place
-            of the difference to the style's previous frame, in levels, counting only what is unchanged.
-        change: mean difference between before and after, in levels.
-        structure: lowest similarity of a square of pixels in it, at most 1.
-        unchanged: share that smoothing left as it was.
+        frame, x, y: Frame index and upper left pixel.
+        score: Rank among places of the same kind: `change` for those that changed most, minus `structure` for those
+            that kept the least. For unchanged places, the mean difference of their unchanged pixels to the style's
+            previous frame, in levels.
+        change: Mean difference between before and after, in levels.
+        structure: Lowest similarity of a square of pixels in it, at most 1.
+        unchanged: Share of unchanged pixels.
     """
 
     frame: int
     x: int
     y: int
     score: float
-    before: np.ndarray
-    after: np.ndarray
+    before: Image
+    after: Image
     change: float
     structure: float
     unchanged: float
@@ -72,7 +73,7 @@ class Places:
         return len(self.pool) < POOL or score > self.pool[-1].score
 
     def offer(self, place: Place) -> None:
-        """Add a place if it beats all places close to it, which it replaces, and the last one of a full pool."""
+        """Add a place if it beats all nearby places, which it replaces, and the last one of a full pool."""
         close = [other for other in self.pool if self._close(other, place)]
         if all(place.score > other.score for other in close):
             rest = [other for other in self.pool if not self._close(other, place)]
@@ -87,11 +88,11 @@ class Changes:
     """What smoothing changed in a video, measured frame by frame.
 
     Attributes:
-        structure: how much structure the worst places of each frame kept.
-        unchanged: share of each frame that was left as it was.
-        luminance: mean luminance of each frame, before and after.
-        changed, lost, kept: places that changed most, that kept the least structure, and that were left as they were
-            although the style moved or flickered there. Empty unless `keep_places` is set.
+        structure: Structure kept in the worst places of each frame.
+        unchanged: Unchanged share of each frame.
+        luminance: Mean luminance of each frame, before and after.
+        changed, lost, kept: Places that changed most, that lost the most structure, and that did not change although
+            the style moved or flickered there. Empty unless `keep_places` is set.
     """
 
     def __init__(self, keep_places: bool = False):
@@ -100,17 +101,17 @@ class Changes:
         self.unchanged: list[float] = []
         self.luminance: tuple[list[float], list[float]] = ([], [])
         self.changed, self.lost, self.kept = Places(), Places(), Places()
-        self._previous: np.ndarray | None = None
+        self._previous: Image | None = None
 
-    def watch(self, styles: Iterable[np.ndarray], smoothed: Iterable[np.ndarray], count: int) -> Iterator[np.ndarray]:
-        """Pass on the frames of `smoothed` and measure each. `count` is their number."""
+    def watch(self, styles: Iterable[Image], smoothed: Iterable[Image], count: int) -> Iterator[Image]:
+        """Measure and yield the `count` frames of `smoothed`."""
         for places in (self.changed, self.lost, self.kept):
             places.gap = max(SHORTEST_GAP, count // PARTS)
         for style, frame in zip(styles, smoothed, strict=True):
             self.add(style, frame)
             yield frame
 
-    def add(self, style: np.ndarray, frame: np.ndarray) -> None:
+    def add(self, style: Image, frame: Image) -> None:
         """Measure the next frame."""
         alike = similarity(brightness(frame), brightness(style))
         squares = unchanged_squares(frame, style)
@@ -123,7 +124,7 @@ class Changes:
             self._previous = style
 
     def summary(self) -> str:
-        """Say in one line what smoothing did: flicker before and after, structure kept, what was left as it was."""
+        """Summarise in one line: flicker before and after, structure kept, unchanged share."""
         worst = int(np.argmin(self.structure))
         untouched = sum(share == 1 for share in self.unchanged)
         left = f"{percent(float(np.mean(self.unchanged)))} of the picture"
@@ -135,10 +136,10 @@ class Changes:
         return f"flicker {before:.1f} → {after:.1f} levels, {kept}, {left} left as it was"
 
     def warning(self) -> str:
-        """Say which frames lost structure; empty if none did."""
+        """Describe which frames lost structure; empty if none did."""
         return lost_structure(self.structure)
 
-    def _keep_places(self, style: np.ndarray, frame: np.ndarray, alike: np.ndarray, squares: np.ndarray) -> None:
+    def _keep_places(self, style: Image, frame: Image, alike: Floats, squares: Mask) -> None:
         height, width = min(CROP, frame.shape[0]), min(CROP, frame.shape[1])
         change = _difference(style, frame)
         unrest = np.zeros_like(change) if self._previous is None else _difference(style, self._previous)
@@ -162,18 +163,18 @@ class Changes:
                 consider(self.kept, score, y, x)
 
 
-def _difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def _difference(a: Image, b: Image) -> Floats:
     """Return the mean difference of the three channels as a map, in levels."""
     return brightness(cv2.absdiff(a, b))
 
 
-def _crop_means(values: np.ndarray, height: int, width: int) -> np.ndarray:
+def _crop_means(values: Floats, height: int, width: int) -> Floats:
     """Return the mean over every crop, by the crop's upper left pixel."""
     means = cv2.blur(values, (width, height), anchor=(0, 0))
     return means[: values.shape[0] - height + 1, : values.shape[1] - width + 1]
 
 
-def _peaks(scores: np.ndarray, height: int, width: int) -> Iterator[tuple[float, int, int]]:
+def _peaks(scores: Floats, height: int, width: int) -> Iterator[tuple[float, int, int]]:
     """Yield up to PEAKS highest scores with their row and column, no two of them within one crop."""
     scores = scores.copy()
     for _ in range(PEAKS):

@@ -1,7 +1,7 @@
 """Measure how much stylised videos flicker and what smoothing has cost them, frame by frame in bounded memory.
 
-Frames are uint8 RGB [H, W, 3]. The guide is the original video: it does not flicker, and its motion says which pixels
-belong together. The style is what a smoother was given.
+Frames are uint8 RGB [H, W, 3]. The guide is the original video, which does not flicker and whose motion tells which pixels
+correspond. The style is the input of the smoother.
 """
 
 from __future__ import annotations
@@ -14,15 +14,16 @@ import cv2
 import numpy as np
 from skimage.metrics import structural_similarity
 
+from stages.base.arrays import Floats, Flow, Image, Mask
 from stages.smoothers.images.comparison import STRUCTURE_LOST, brightness, detail, invented, similarity, structure
 from stages.smoothers.images.matching import carry
 from stages.smoothers.images.pixels import flow
 
-GAPS = (1, 5)  # frames between the two that are compared
-ROUND_TRIP_LIMIT = 1.0  # px by which the guide's flow there and back may miss its start
-LIKENESS_LIMIT = 0.1  # mean difference of the guide's colours (0..1) up to which its flow is trusted
+GAPS = (1, 5)  # distances of compared frames
+ROUND_TRIP_LIMIT = 1.0  # px of forward-backward error of the guide's flow
+LIKENESS_LIMIT = 0.1  # mean colour difference (0..1) at which the guide's flow is still trusted
 OWN_ROUND_TRIP_LIMIT = 1.5  # the same for the style's flow, |x| + |y|
-BEST_PSNR = 100.0  # dB, of equal pictures
+BEST_PSNR = 100.0  # dB, for identical images
 
 
 @dataclass
@@ -55,7 +56,7 @@ class Curves:
     ssim: list[float] = field(default_factory=list)
 
     def summary(self, style: Curves | None = None, reference: Curves | None = None) -> dict[str, float]:
-        """Return one number per measure; measures that cannot be taken are left out.
+        """Return one number per metric, without metrics that cannot be computed.
 
         Returns:
             warp1, warp5: mean warp errors along the guide's motion, ×1000.
@@ -103,12 +104,12 @@ def psnr(error: float) -> float:
 
 
 def measure(
-    guide: Iterable[np.ndarray],
-    videos: Sequence[Iterable[np.ndarray]],
-    reference: Iterable[np.ndarray] | None = None,
+    guide: Iterable[Image],
+    videos: Sequence[Iterable[Image]],
+    reference: Iterable[Image] | None = None,
     progress: Callable[[int], None] = lambda frames: None,
     *,
-    style: Iterable[np.ndarray] | None = None,
+    style: Iterable[Image] | None = None,
 ) -> list[Curves]:
     """Measure `videos` in one pass, up to the end of the shortest of all.
 
@@ -126,7 +127,7 @@ def measure(
     """
     shown = [*videos, *(other for other in (style, reference) if other is not None)]
     curves = [Curves() for _ in shown]
-    recent: deque[tuple[np.ndarray, ...]] = deque(maxlen=max(GAPS) + 1)
+    recent: deque[tuple[Image, ...]] = deque(maxlen=max(GAPS) + 1)
     for frames in zip(guide, *shown, strict=False):
         recent.append(frames)
         for gap in GAPS:
@@ -135,7 +136,7 @@ def measure(
                 for curve, error in zip(curves, warp_errors(then, now), strict=True):
                     curve.warp[gap].append(error)
         for index, (curve, frame) in enumerate(zip(curves, frames[1:], strict=True)):
-            _look_at(curve, frame, frames[-1] if reference is not None and index < len(videos) else None)
+            _measure_frame(curve, frame, frames[-1] if reference is not None and index < len(videos) else None)
         if style is not None:
             last = len(videos) + 1  # the style's place among `frames`
             _compare(curves[:last], frames[1 : last + 1])
@@ -145,7 +146,7 @@ def measure(
     return curves
 
 
-def warp_errors(then: Sequence[np.ndarray], now: Sequence[np.ndarray]) -> Iterator[float]:
+def warp_errors(then: Sequence[Image], now: Sequence[Image]) -> Iterator[float]:
     """Yield each video's mean squared error ×1000 between its frame `then` and its frame `now` warped back.
 
     The guide's frames come first in both and have no error of their own.
@@ -159,10 +160,10 @@ def warp_errors(then: Sequence[np.ndarray], now: Sequence[np.ndarray]) -> Iterat
         yield 1e3 * float(((carried - before.astype(np.float32) / 255) ** 2)[seen].mean())
 
 
-def correspondence(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def correspondence(a: Image, b: Image) -> tuple[Flow, Mask]:
     """Return the flow from guide frame a to b, float32 [H, W, 2], and where to trust it, bool [H, W].
 
-    It is trusted where flow there and back meets its start inside the picture and the colours are alike.
+    It is trusted inside the image where forward and backward flow agree and colours are similar.
     """
     there, back = flow(a, b), flow(b, a)
     returned, inside = carry(back, there)
@@ -171,7 +172,7 @@ def correspondence(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return there, inside[..., 0] & consistent & (np.abs(carried - a).mean(axis=2) / 255 <= LIKENESS_LIMIT)
 
 
-def _compare(curves: Sequence[Curves], frames: Sequence[np.ndarray]) -> None:
+def _compare(curves: Sequence[Curves], frames: Sequence[Image]) -> None:
     """Compare each of `frames` with the style's, which is the last."""
     levels = [brightness(frame) for frame in frames]
     details = [detail(level) for level in levels]
@@ -182,7 +183,7 @@ def _compare(curves: Sequence[Curves], frames: Sequence[np.ndarray]) -> None:
         curve.structure.append(structure(similarity(level, levels[-1])))
 
 
-def _follow(curves: Sequence[Curves], then: Sequence[np.ndarray], now: Sequence[np.ndarray]) -> None:
+def _follow(curves: Sequence[Curves], then: Sequence[Image], now: Sequence[Image]) -> None:
     """Measure warp errors from frames `then` to frames `now` along the motion of the style, which is the last."""
     there, back = flow(then[-1], now[-1]), flow(now[-1], then[-1])
     trusted = np.abs(there + _warped(back, there)).sum(axis=2) < OWN_ROUND_TRIP_LIMIT
@@ -191,8 +192,8 @@ def _follow(curves: Sequence[Curves], then: Sequence[np.ndarray], now: Sequence[
         curve.own_warp.append(1e3 * float((difference**2)[trusted].mean()) if trusted.any() else float("nan"))
 
 
-def _warped(image: np.ndarray, motion: np.ndarray) -> np.ndarray:
-    """Sample `image` at p + motion(p). Outside the picture is black, for the style and for results alike."""
+def _warped(image: Floats, motion: Flow) -> Floats:
+    """Sample `image` at p + motion(p). Outside the image is black."""
     height, width = motion.shape[:2]
     y, x = np.mgrid[:height, :width].astype(np.float32)
     return cv2.remap(image, x + motion[..., 0], y + motion[..., 1], cv2.INTER_LINEAR)
@@ -202,7 +203,7 @@ def _mean(values: Sequence[float]) -> float:
     return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
 
 
-def _look_at(curve: Curves, frame: np.ndarray, reference: np.ndarray | None) -> None:
+def _measure_frame(curve: Curves, frame: Image, reference: Image | None) -> None:
     grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
     curve.luminance.append(float(grey.mean()))
     curve.sharpness.append(float(cv2.Laplacian(grey, cv2.CV_64F).var()))
@@ -211,6 +212,6 @@ def _look_at(curve: Curves, frame: np.ndarray, reference: np.ndarray | None) -> 
         curve.ssim.append(float(structural_similarity(frame, reference, channel_axis=2, win_size=_window(frame))))
 
 
-def _window(frame: np.ndarray) -> int:
-    """Return SSIM's usual 7 pixels, or the largest odd number that fits a smaller picture."""
-    return min(7, (min(frame.shape[:2]) - 1) // 2 * 2 + 1)
+def _window(frame: Image) -> int:
+    """Return SSIM's usual 7 pixels, or the largest odd number that fits a smaller image."""
+    return int(min(7, (min(frame.shape[:2]) - 1) // 2 * 2 + 1))

@@ -1,7 +1,7 @@
 """Find by how many frames a stylised video runs ahead of the video it was made from, or lags behind it.
 
-Styles repaint colour and texture but keep most outlines, so frames are compared by small edge maps. Of each map only
-what is unlike the other frames of its video counts: frames of one scene share a background, which fits at every offset.
+Styles repaint colour and texture but keep most outlines, so frames are compared by small edge maps. Only the
+deviations from other frames of the same video count, since a shared background fits at every offset.
 """
 
 from __future__ import annotations
@@ -12,46 +12,53 @@ from functools import cached_property
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
+
+from stages.base.arrays import Floats, Image, Times
+
+Indices = NDArray[np.intp]
 
 SIDE = 64  # px, longer side of an edge map: fine enough for one frame's motion, coarse enough to ignore brush strokes
-MIN_FRAMES = 6  # frames of the style that need a partner at an offset for that offset to be judged
-MIN_SHARE = 0.5  # of a stretch's frames that need one
-MIN_MOTION = 0.25  # correlation of what moves, from which two videos show the same motion; unrelated pairs reach 0.13
-MIN_GAIN = 0.06  # share of that correlation by which an offset must beat 0
-MIN_AGREEMENT = 0.8  # of single frames on that gain: 1 if it is positive in each, about 0 for noise
-REPEAT = 0.98  # share of the highest peak from which a lower one nearer to 0 is preferred: movements repeat
-MIN_MIRROR_GAIN = 0.15  # by which edge maps must be more alike than with the guide mirrored
+MIN_FRAMES = 6  # of the style that must have a partner at an offset
+MIN_SHARE = 0.5  # of a stretch's frames that must have one
+MIN_MOTION = 0.25  # correlation of motion that shows that videos belong together; unrelated pairs reach 0.13
+MIN_GAIN = 0.06  # relative improvement of that correlation that an offset other than 0 needs
+MIN_AGREEMENT = 0.8  # of single frames on that improvement: 1 if all agree, about 0 for noise
+REPEAT = 0.98  # of the highest peak: lower ones are preferred if closer to 0, since movements repeat
+MIN_MIRROR_GAIN = 0.15  # in correlation of edge maps over a mirrored guide
 STILL = 0.02  # variance of edge maps over time below which nothing moves
-MIN_STILL_LIKENESS = 0.6  # correlation of edge maps from which videos in which nothing moves show the same
+MIN_STILL_LIKENESS = 0.6  # correlation of edge maps at which still videos count as the same
 
 
 @dataclass(frozen=True)
 class Stretch:
-    """Consecutive frames of both videos, as edge maps float32 [N, h, w] from `edge_map`.
+    """Consecutive frames of both videos.
 
-    `style_at` and `guide_at` say where each frame lies, in frames of the style since the start of each video.
+    Attributes:
+        style, guide: Edge maps float32 [N, h, w] from `edge_map`.
+        style_at, guide_at: Time of each frame since the start of its video, in frames of the style.
     """
 
-    style: np.ndarray
-    style_at: np.ndarray
-    guide: np.ndarray
-    guide_at: np.ndarray
+    style: Floats
+    style_at: Times
+    guide: Floats
+    guide_at: Times
 
     @cached_property
-    def likeness(self) -> np.ndarray:
+    def likeness(self) -> Floats:
         """Correlation of every style frame with every guide frame, [N, M]."""
-        return _flat(self.style) @ _flat(self.guide).T
+        return np.matmul(_flat(self.style), _flat(self.guide).T)
 
     @cached_property
-    def style_likeness(self) -> np.ndarray:
-        return _flat(self.style) @ _flat(self.style).T
+    def style_likeness(self) -> Floats:
+        return np.matmul(_flat(self.style), _flat(self.style).T)
 
     @cached_property
-    def guide_likeness(self) -> np.ndarray:
-        return _flat(self.guide) @ _flat(self.guide).T
+    def guide_likeness(self) -> Floats:
+        return np.matmul(_flat(self.guide), _flat(self.guide).T)
 
-    def partners(self, offset: float) -> tuple[np.ndarray, np.ndarray]:
-        """Indexes of the style frames that have a partner at `offset`, and of their partners."""
+    def partners(self, offset: float) -> tuple[Indices, Indices]:
+        """Return the indices of style frames that have a partner at `offset`, and those of their partners."""
         wanted = self.style_at + offset
         edges = (self.guide_at[:-1] + self.guide_at[1:]) / 2
         nearest = np.searchsorted(edges, wanted, side="right")
@@ -60,17 +67,20 @@ class Stretch:
         return np.flatnonzero(found), nearest[found]
 
     def mirrored(self) -> list[Stretch]:
-        """The same with the guide mirrored left to right, top to bottom, and both."""
+        """Return copies with the guide mirrored left to right, top to bottom, and both."""
         flips = (np.s_[:, :, ::-1], np.s_[:, ::-1], np.s_[:, ::-1, ::-1])
         return [Stretch(self.style, self.style_at, self.guide[flip], self.guide_at) for flip in flips]
 
 
 @dataclass(frozen=True)
 class Alignment:
-    """What was found. Frame i of the style shows what the guide shows at i + `offset`, in frames of the style.
+    """How the videos fit: frame i of the style shows what the guide shows at i + `offset`, in frames of the style.
 
-    `fits`: whether the guide seems to belong to the style at all. `motion` and `motion_at_zero`: correlation of what
-    moves at that offset and at 0. `likeness`: correlation of whole edge maps at that offset.
+    Attributes:
+        offset: The offset found.
+        fits: Whether the guide seems to belong to the style at all.
+        motion, motion_at_zero: Correlation of motion at that offset and at 0.
+        likeness: Correlation of whole edge maps at that offset.
     """
 
     offset: float
@@ -81,16 +91,17 @@ class Alignment:
 
 
 def map_size(height: int, width: int) -> tuple[int, int]:
-    """(height, width) to which frames of this size are shrunk before `edge_map`."""
+    """Return the (height, width) to shrink frames of this size to before `edge_map`."""
     scale = min(1.0, SIDE / max(height, width))
     return max(8, round(height * scale)), max(8, round(width * scale))
 
 
-def edge_map(image: np.ndarray) -> np.ndarray:
-    """How strong edges are in an image uint8 [h, w, 3] of `map_size`, float32 [h, w]."""
+def edge_map(image: Image) -> Floats:
+    """Return the edge strength of an image uint8 [h, w, 3] of `map_size`, float32 [h, w]."""
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)
     strength = np.hypot(cv2.Sobel(grey, cv2.CV_32F, 1, 0), cv2.Sobel(grey, cv2.CV_32F, 0, 1))
-    return cv2.GaussianBlur(np.sqrt(strength), (0, 0), 1.0)  # the square root keeps faint outlines
+    faint_kept = np.sqrt(strength)  # faint outlines count as well
+    return np.asarray(cv2.GaussianBlur(faint_kept, (0, 0), 1.0), np.float32)
 
 
 def find_offset(stretches: Sequence[Stretch], farthest: float, step: float = 1.0) -> Alignment:
@@ -106,7 +117,7 @@ def find_offset(stretches: Sequence[Stretch], farthest: float, step: float = 1.0
     """
     too_short = all(min(len(part.style), len(part.guide)) < MIN_FRAMES for part in stretches)
     if too_short or not any(part.style.any() or part.guide.any() for part in stretches):
-        return Alignment(0.0, True, 0.0, 0.0, _likeness(stretches, 0.0))  # nothing speaks against it
+        return Alignment(0.0, True, 0.0, 0.0, _likeness(stretches, 0.0))  # there is no evidence against it
     steps = int(farthest / step + 1e-6)
     offsets = [step * number for number in range(-steps, steps + 1)]
     curve = np.array([_motion(stretches, offset) for offset in offsets])
@@ -122,8 +133,8 @@ def find_offset(stretches: Sequence[Stretch], farthest: float, step: float = 1.0
     return Alignment(offsets[used], fits, float(curve[used]), zero, _likeness(stretches, offsets[used]))
 
 
-def _peak(curve: np.ndarray) -> int:
-    """Index of the highest peak, or of a peak nearly as high that is nearer to the middle."""
+def _peak(curve: NDArray[np.float64]) -> int:
+    """Return the index of the highest peak, or of an almost equal one closer to the middle."""
     padded = np.pad(curve, 1, constant_values=-np.inf)
     peaks = np.flatnonzero(
         (curve >= padded[:-2]) & (curve >= padded[2:]) & (curve >= curve.max() - (1 - REPEAT) * abs(curve.max()))
@@ -131,21 +142,22 @@ def _peak(curve: np.ndarray) -> int:
     return int(peaks[np.argmin(np.abs(peaks - len(curve) // 2))])
 
 
-def _flat(maps: np.ndarray) -> np.ndarray:
-    flat = maps.reshape(len(maps), -1).astype(np.float32)
+def _flat(maps: Floats) -> Floats:
+    flat: Floats = maps.reshape(len(maps), -1).astype(np.float32)
     flat = flat - flat.mean(axis=1, keepdims=True)
-    return flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-3)
+    normalised: Floats = flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-3)
+    return normalised
 
 
-def _enough(stretch: Stretch, rows: np.ndarray) -> bool:
+def _enough(stretch: Stretch, rows: Indices) -> bool:
     shorter = min(len(stretch.style), len(stretch.guide))
     return len(rows) >= max(MIN_FRAMES, MIN_SHARE * shorter)
 
 
 def _motion(stretches: Sequence[Stretch], offset: float) -> float:
-    """Correlation of how edge maps differ from their mean over time, -1..1; 0 where too few frames have partners.
+    """Correlate the deviations of edge maps from their mean over time, -1..1; 0 if too few frames have partners.
 
-    The covariance is how much more alike partners are than frames that are no partners.
+    The covariance is the extra similarity of partners, compared with frames that are not partners.
     """
     together = of_style = of_guide = 0.0
     for stretch in stretches:
@@ -155,27 +167,28 @@ def _motion(stretches: Sequence[Stretch], offset: float) -> float:
         together += float(np.sum(_contributions(stretch, rows, columns)))
         of_style += len(rows) * _variance(stretch.style_likeness, rows)
         of_guide += len(rows) * _variance(stretch.guide_likeness, columns)
-    return together / max((of_style * of_guide) ** 0.5, 1e-6)
+    return float(together / max((of_style * of_guide) ** 0.5, 1e-6))
 
 
-def _contributions(stretch: Stretch, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """For each frame of the style, how much more alike its partner is than the partners of the others."""
-    return stretch.likeness[rows, columns] - stretch.likeness[np.ix_(rows, columns)].mean(axis=1)
+def _contributions(stretch: Stretch, rows: Indices, columns: Indices) -> Floats:
+    """Return for each style frame how much more similar its partner is than the partners of other frames."""
+    contributions: Floats = stretch.likeness[rows, columns] - stretch.likeness[np.ix_(rows, columns)].mean(axis=1)
+    return contributions
 
 
-def _variance(likeness: np.ndarray, frames: np.ndarray) -> float:
+def _variance(likeness: Floats, frames: Indices) -> float:
     return max(0.0, float(likeness[frames, frames].mean() - likeness[np.ix_(frames, frames)].mean()))
 
 
 def _agreement(stretches: Sequence[Stretch], offset: float) -> float:
-    """How far single frames of the style agree that they fit better at `offset` than at 0, -1..1."""
+    """Return how consistently single style frames fit better at `offset` than at 0, -1..1."""
     gain = total = 0.0
     for stretch in stretches:
         (rows, columns), (rows0, columns0) = stretch.partners(offset), stretch.partners(0.0)
         both, here, there = np.intersect1d(rows, rows0, return_indices=True)
         gains = stretch.likeness[both, columns[here]] - stretch.likeness[both, columns0[there]]
         gain, total = gain + float(gains.sum()), total + float(np.abs(gains).sum())
-    return gain / total if total else 0.0
+    return float(gain / total) if total else 0.0
 
 
 def _likeness(stretches: Sequence[Stretch], offset: float) -> float:
@@ -194,10 +207,10 @@ def _belongs(stretches: Sequence[Stretch], offsets: Sequence[float], motion: flo
 
 
 def _expected(stretches: Sequence[Stretch]) -> float:
-    """Correlation of motion if all that moves in the guide moved alike in the style and the rest were flicker, 0..1."""
+    """Return the correlation to expect if the style moves like the guide and the rest is flicker, 0..1."""
     of_style = sum(_variance(part.style_likeness, np.arange(len(part.style))) for part in stretches)
     of_guide = sum(_variance(part.guide_likeness, np.arange(len(part.guide))) for part in stretches)
-    return min(1.0, (of_guide / max(of_style, 1e-6)) ** 0.5)
+    return float(min(1.0, (of_guide / max(of_style, 1e-6)) ** 0.5))
 
 
 def _looks_alike(stretches: Sequence[Stretch], offsets: Sequence[float]) -> bool:

@@ -1,10 +1,11 @@
-"""Operations on images, wherever these are: on the processor, as NumPy arrays, by OpenCV; on a GPU, as torch tensors,
-by what `gpu` registers here. What is written with these and with the array API runs on both.
+"""Operations on images in NumPy arrays (with OpenCV) and in torch tensors on a GPU (registered by `gpu`).
 
-Images are [H, W, C], maps of one number [H, W, 1]. On a GPU other dimensions may stand before these: there a stack of
-images takes as many steps as one, and steps are what takes time.
+Code that only uses these and the array API runs on both.
 
-OpenCV is imported when it is first used: smoothers' options can be read without it.
+Images are [H, W, C] and maps with one value per pixel [H, W, 1]. Tensors may have leading dimensions: a GPU processes a
+stack of images with as many kernel launches as a single one.
+
+OpenCV is imported on first use, so that smoothers' options can be read without it.
 """
 
 from __future__ import annotations
@@ -13,23 +14,50 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, singledispatch
-from typing import Any
+from typing import Any, TypeAlias, TypedDict, Unpack
 
 import numpy as np
 
 from native import binding
+from stages.base.arrays import Image
 
-Array = Any
-"""NumPy's on the processor, torch's on a GPU."""
+Array: TypeAlias = Any
+"""A NumPy array, or a torch tensor on a GPU. The array API that both are used through has no types."""
 
-AT_ONCE = 8  # images of a stack that go through an operation together on a GPU
-SMALLEST = 12  # px a side: optical flow cannot read smaller pictures
+AT_ONCE = 8  # images of a stack processed together on a GPU
+MIN_FLOW_SIDE = 12  # px; optical flow cannot process smaller images
+
+
+class MatchOptions(TypedDict, total=False):
+    """Options of `native.binding.match`."""
+
+    patch_sizes: tuple[int, ...]
+    pyramid_levels: int
+    patch_match_iterations: int
+    search_radius: int
+    threads: int
+    backend: str
+    device: int
+
+
+class SynthesisOptions(TypedDict, total=False):
+    """Options of `native.binding.synthesize`."""
+
+    guide_weights: list[float]
+    patch_size: int
+    search_vote_iterations: int
+    patch_match_iterations: int
+    backend: str
+    device: int
 
 
 @singledispatch
 def each(stack: Array, function: Callable[..., Array], *stacks: Array) -> Array:
-    """`function` of every image of a stack, or of several together, as a stack: on a GPU AT_ONCE together. It must not
-    call `each`, and what it gives for one image must not depend on others."""
+    """Apply `function` to each image of one or more stacks and stack the results.
+
+    On a GPU it gets AT_ONCE images at a time. It must not call `each`, and its result for an image must not depend on
+    the other images.
+    """
     return np.stack(list(_pool().map(function, stack, *stacks)))
 
 
@@ -40,50 +68,65 @@ def _pool() -> ThreadPoolExecutor:
 
 @singledispatch
 def floats(image: Array) -> Array:
-    """As float32."""
+    """Convert to float32."""
     return image.astype(np.float32)
 
 
 @singledispatch
 def halves(image: Array) -> Array:
-    """As float16, to be kept."""
+    """Convert to float16, for storage."""
     return image.astype(np.float16)
 
 
 @singledispatch
-def fetch(image: Array) -> np.ndarray:
-    """As a NumPy array, uint8, rounded to the nearest."""
-    return image if image.dtype == np.uint8 else np.clip(np.rint(image), 0, 255).astype(np.uint8)
+def fetch(image: Array) -> Image:
+    """Convert to a NumPy array of uint8, rounded to the nearest."""
+    pixels: Image = image if image.dtype == np.uint8 else np.clip(np.rint(image), 0, 255).astype(np.uint8)
+    return pixels
 
 
 @singledispatch
 def flow(a: Array, b: Array, stiff: bool = False) -> Array:
-    """Optical flow from image a to b, RGB, 0..255, so that a(p) looks like b(p + flow(p)), float32 [H, W, 2], x then y.
-    `stiff`: for images with noise of their own; a GPU's method must be told to follow it less.
+    """Estimate the optical flow from image a to image b, such that a(p) looks like b(p + flow(p)).
 
-    On the processor DIS (Kroeger et al. 2016).
+    NumPy arrays are processed by DIS (Kroeger et al. 2016).
+
+    Args:
+        a, b: RGB in 0..255.
+        stiff: Smooth the flow more, for noisy images. Only the method for GPUs needs it.
+
+    Returns:
+        float32 [H, W, 2], x then y, in pixels.
     """
-    if min(a.shape[:2]) < SMALLEST:
+    if min(a.shape[:2]) < MIN_FLOW_SIDE:
         return np.zeros((*a.shape[:2], 2), np.float32)
     import cv2
 
-    grey = [cv2.cvtColor(fetch(image), cv2.COLOR_RGB2GRAY) for image in (a, b)]
-    estimator = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)  # type: ignore[attr-defined]
-    return estimator.calc(*grey, None)
+    grey_a, grey_b = (cv2.cvtColor(fetch(image), cv2.COLOR_RGB2GRAY) for image in (a, b))
+    estimator = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    no_start: Array = None  # OpenCV's types do not allow for it
+    return estimator.calc(grey_a, grey_b, no_start)
 
 
 @singledispatch
-def match(source: Array, target: Array, start: Array, **options: Any) -> Array:
-    """For every patch of `target` the place of the likest in `source`, searched from `start` on: images uint8, fields
-    int32 [H, W, 2], row and column. `options` of `native.binding.match`; raises as that does."""
+def match(source: Array, target: Array, start: Array, **options: Unpack[MatchOptions]) -> Array:
+    """Find the most similar patch of `source` for every patch of `target`, starting at the field `start`.
+
+    Images are uint8, fields int32 [H, W, 2] (row, column). Raises what `native.binding.match` raises.
+    """
     images = (np.ascontiguousarray(image)[None] for image in (source, target))
     return binding.match(*images, start="given", nnf=np.ascontiguousarray(start, np.int32)[None], **options).nnf[0]
 
 
 @singledispatch
-def synthesize(style: Array, guide: Array, target: Array, **options: Any) -> tuple[Array, Array]:
-    """`target` painted as `style` paints `guide`, uint8 [H, W, C], and where in it each patch was found, int32
-    [H, W, 2], row and column. All uint8; `options` of `native.binding.synthesize`; raises as that does."""
+def synthesize(style: Array, guide: Array, target: Array, **options: Unpack[SynthesisOptions]) -> tuple[Array, Array]:
+    """Paint `target` in the way `style` paints `guide`. All images are uint8.
+
+    Returns:
+        The image uint8 [H, W, C], and the position of each patch in the style, int32 [H, W, 2] (row, column).
+
+    Raises what `native.binding.synthesize` raises.
+    """
     images = (np.ascontiguousarray(image)[None] for image in (style, guide, target))
     made = binding.synthesize(*images, **options)
     return made.image[0], made.nnf[0]
@@ -91,7 +134,7 @@ def synthesize(style: Array, guide: Array, target: Array, **options: Any) -> tup
 
 @singledispatch
 def sample(image: Array, places: Array, cubic: bool = False) -> Array:
-    """The image, float32, at `places` [h, w, 2] (x, y): between pixels linear or cubic, outside its nearest pixel."""
+    """Sample a float32 image at `places` [h, w, 2] (x, y), linearly or cubically. Its border pixels extend outwards."""
     import cv2
 
     x, y = np.ascontiguousarray(np.moveaxis(places, 2, 0))
@@ -101,7 +144,7 @@ def sample(image: Array, places: Array, cubic: bool = False) -> Array:
 
 @singledispatch
 def box(values: Array, side: int) -> Array:
-    """Mean over squares of `side` pixels, float32; mirrored at the borders."""
+    """Average over squares of `side` pixels. Mirrored at the borders; float32."""
     import cv2
 
     return cv2.blur(values, (side, side)).reshape(values.shape)
@@ -109,7 +152,7 @@ def box(values: Array, side: int) -> Array:
 
 @singledispatch
 def gauss(values: Array, deviation: float) -> Array:
-    """Mean weighted by a Gaussian of `deviation` pixels, float32; mirrored at the borders."""
+    """Blur with a Gaussian of standard deviation `deviation` in pixels. Mirrored at the borders; float32."""
     import cv2
 
     return cv2.GaussianBlur(values, (0, 0), deviation).reshape(values.shape)
@@ -117,7 +160,7 @@ def gauss(values: Array, deviation: float) -> Array:
 
 @singledispatch
 def shrink(values: Array, height: int, width: int) -> Array:
-    """float32 [height, width, C], each pixel the mean of those it covers."""
+    """Shrink to float32 [height, width, C] by averaging areas."""
     import cv2
 
     return cv2.resize(values, (width, height), interpolation=cv2.INTER_AREA).reshape(height, width, -1)
@@ -125,7 +168,7 @@ def shrink(values: Array, height: int, width: int) -> Array:
 
 @singledispatch
 def enlarge(values: Array, height: int, width: int) -> Array:
-    """float32 [height, width, C], linear between pixels."""
+    """Enlarge to float32 [height, width, C] by linear interpolation."""
     import cv2
 
     return cv2.resize(values, (width, height), interpolation=cv2.INTER_LINEAR).reshape(height, width, -1)
@@ -133,11 +176,11 @@ def enlarge(values: Array, height: int, width: int) -> Array:
 
 @singledispatch
 def percentile(values: Array, per_cent: float) -> Array:
-    """Of an image's numbers, channel by channel, as an image of one pixel."""
+    """Return the percentile of each channel as an image of one pixel."""
     return np.percentile(values, per_cent, axis=(-3, -2), keepdims=True).astype(np.float32)
 
 
 @singledispatch
 def median(stack: Array) -> Array:
-    """Of a stack's images, number by number."""
+    """Return the median of a stack of images, element by element."""
     return np.median(stack, axis=0)

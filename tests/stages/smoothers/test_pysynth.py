@@ -162,18 +162,18 @@ def test_a_whole_video_to_the_left_needs_one_run_for_each_power_of_two():
     video = Counted(VIDEO, LARGE)
     for index in range(VIDEO):
         video.check(index)
-        assert len(video.tables.kept) <= 8
+        assert len(video.tables.cache) <= 8
 
 
 @pytest.mark.parametrize("reach", [30, LARGE])
 @pytest.mark.parametrize("ascending", [True, False])
 def test_what_is_kept_is_bounded_and_only_saves_time(reach, ascending, monkeypatch):
-    monkeypatch.setattr(pysynth, "KEPT_BYTES", 0)
-    monkeypatch.setattr(pysynth, "KEPT_LEAST", 12)
+    monkeypatch.setattr(pysynth, "CACHE_BYTES", 0)
+    monkeypatch.setattr(pysynth, "MIN_CACHED", 12)
     video = Counted(VIDEO, reach, ascending)
     for index in range(VIDEO) if ascending else range(VIDEO - 1, -1, -1):
         video.check(index)
-        assert len(video.tables.kept) <= 12
+        assert len(video.tables.cache) <= 12
     assert video.carried / VIDEO <= 12
 
 
@@ -182,9 +182,9 @@ def test_nothing_is_kept_after_the_last_frame():
     smoother = build("PySynthSmoother", {"ebsynth_config": {"patch_size": 3, "num_iter": 1}}, made.guides, made.styles)
     assert isinstance(smoother, PySynthSmoother)
     smoother.smooth(0, 4)
-    assert smoother.left.kept and smoother.right.kept
+    assert smoother.left.cache and smoother.right.cache
     smoother.smooth(4, 6)
-    assert not smoother.left.kept and not smoother.right.kept
+    assert not smoother.left.cache and not smoother.right.cache
 
 
 def test_sums_of_long_videos_do_not_overflow():

@@ -10,7 +10,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from native import binding
-from stages.smoothers import SMOOTHERS, bring, build
+from stages.smoothers import SMOOTHERS, build, frames_on_device
 from stages.smoothers.images import gpu, pixels
 from stages.smoothers.images.keyframes import Interpolator
 from tests.stages.smoothers.scenes import HEIGHT, SPEED, WIDTH, scene, squared_error
@@ -142,7 +142,7 @@ def test_chunks_do_not_show_in_the_result(swimming, on_torch):
 def test_frames_between_keyframes_are_painted_as_on_the_processor(swimming, on_torch):
     keys, errors = [0, 6, 11], []
     for device in ("cpu", "cuda"):
-        guides, keyframes = (bring(frames, device) for frames in (swimming.guides, swimming.truth[keys]))
+        guides, keyframes = (frames_on_device(frames, device) for frames in (swimming.guides, swimming.truth[keys]))
         frames, _ = zip(*(Interpolator(guides, keyframes, keys).paint(index) for index in range(12)), strict=True)
         errors.append(squared_error(np.stack(frames), swimming.truth))
     assert max(errors) < 4  # frames that stood still would have hundreds
