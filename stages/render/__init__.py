@@ -251,9 +251,9 @@ def deliver(run: Run[Job], fingerprint: str) -> None:
     """Says which frames show what no keyframe shows."""
     if "unseen" not in run.cache:
         return
-    from stages.smoothers.images.keyframes import guessed
+    from stages.smoothers.images.keyframes import unseen_warning
 
-    if worst := guessed(run.cache["unseen"][:]):
+    if worst := unseen_warning(run.cache["unseen"][:]):
         run.reporter.warn(f'{worst}; "keyframes": "auto", or a list with these, renders them')
 
 

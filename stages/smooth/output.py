@@ -19,7 +19,7 @@ from stages.base.outputs import SIGNATURE, check_inputs_kept, check_output
 from stages.base.words import counted
 from stages.smooth.request import Smoothing
 from stages.smoothers.images.changes import Changes
-from stages.smoothers.images.keyframes import guessed
+from stages.smoothers.images.keyframes import unseen_warning
 from stages.video import (
     Audio,
     Encoding,
@@ -75,7 +75,7 @@ def _comment(made_from: str, count: int) -> str:
 def deliver(run: Run[Smoothing], made_from: str, changes: Changes | None = None) -> None:
     """Write the output atomically: a kill leaves none of it, or all. `changes` are measured on the way."""
     smoothing, reporter, frames = run.job, run.reporter, run.cache["smoothed"]
-    if smoothing.interpolate and (worst := guessed(run.cache["guessed"][:])):
+    if smoothing.interpolate and (worst := unseen_warning(run.cache["guessed"][:])):
         reporter.warn(f"{worst}; keyframes there would help")
     reporter.begin(smoothing.output.name, len(frames))
     reporter.phase("write")

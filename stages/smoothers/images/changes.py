@@ -165,12 +165,12 @@ class Changes:
 
 def _difference(a: Image, b: Image) -> Floats:
     """Return the mean difference of the three channels as a map, in levels."""
-    return brightness(cv2.absdiff(a, b))
+    return brightness(np.asarray(cv2.absdiff(a, b), np.uint8))
 
 
 def _crop_means(values: Floats, height: int, width: int) -> Floats:
     """Return the mean over every crop, by the crop's upper left pixel."""
-    means = cv2.blur(values, (width, height), anchor=(0, 0))
+    means = np.asarray(cv2.blur(values, (width, height), anchor=(0, 0)), np.float32)
     return means[: values.shape[0] - height + 1, : values.shape[1] - width + 1]
 
 

@@ -25,7 +25,7 @@ UNCHANGED_LEVELS = 1  # may come from rounding
 
 def brightness(frame: Image) -> Floats:
     """Return the mean of the three channels as a map, in levels."""
-    return cv2.transform(frame.astype(np.float32), np.full((1, 3), 1 / 3, np.float32))
+    return np.asarray(cv2.transform(frame.astype(np.float32), np.full((1, 3), 1 / 3, np.float32)), np.float32)
 
 
 def detail(brightness: Floats) -> Floats:
@@ -44,7 +44,7 @@ def invented(detail: Floats, style_detail: Floats) -> float:
 
 def similarity(brightness: Floats, style_brightness: Floats) -> Floats:
     """Return SSIM's structure and contrast terms over squares as a map, at most 1. Changes of light do not count."""
-    a, b = (cv2.GaussianBlur(image, (0, 0), STRUCTURE_BLUR) for image in (brightness, style_brightness))
+    a, b = (_blurred(image, STRUCTURE_BLUR) for image in (brightness, style_brightness))
     mean_a, mean_b = _square_mean(a), _square_mean(b)
     variance_a = _square_mean(a * a) - mean_a * mean_a
     variance_b = _square_mean(b * b) - mean_b * mean_b
@@ -83,4 +83,8 @@ def unchanged_squares(frame: Image, style: Image) -> Mask:
 
 
 def _square_mean(values: Floats) -> Floats:
-    return cv2.blur(values, (STRUCTURE_SQUARE, STRUCTURE_SQUARE))
+    return np.asarray(cv2.blur(values, (STRUCTURE_SQUARE, STRUCTURE_SQUARE)), np.float32)
+
+
+def _blurred(values: Floats, deviation: float) -> Floats:
+    return np.asarray(cv2.GaussianBlur(values, (0, 0), deviation), np.float32)

@@ -1,10 +1,10 @@
-"""How far a frame's own pixels support what its neighbours say about it.
+"""How much to trust a warped neighbour, judged by the frame's own pixels.
 
-Every copy of a neighbour is compared with the frame itself. Flicker makes them differ by about as much everywhere in a
-clip, more where there is more contrast; that level is measured, not assumed. A copy that differs by much more shows
-something else: a wrong match, a shape that the guide does not have, or a thing that has just appeared.
+Each warped neighbour is compared with the frame itself. Flicker alone makes them differ by a similar amount throughout
+a clip, more where contrast is higher. That amount is measured, not assumed. A neighbour that differs by much more shows
+something else: a wrong match, a shape that the guide lacks, or something that has just appeared.
 
-Arrays as in stages.smoothers.images.pixels. Misfits and levels are in levels², float32 [H, W, 1].
+Arrays are those of stages.smoothers.images.pixels. Misfits and levels are in levels², float32 [H, W, 1].
 """
 
 from __future__ import annotations
@@ -15,41 +15,41 @@ from stages.smoothers.images.matching import mean_square
 from stages.smoothers.images.pixels import Array, gauss, percentile
 
 REACH = 3.0  # px, standard deviation of the area over which images are compared
-FLOOR = 4.0  # levels², a difference that means nothing
+FLOOR = 4.0  # levels², a negligible difference
 FINE = 2.0  # px; contrast is measured on detail finer than this
-THIRD = 100 / 3  # per cent of the pixels that stand for low contrast, and for high
-FAR = 1e9  # stands for pixels that are left out
-STEEPNESS = 3  # how sharply support falls
-STRUCTURE = 5.0  # px; structure is what is finer than this
+THIRD = 100 / 3  # per cent of the pixels; the lowest and the highest third stand for low and high contrast
+FAR = 1e9  # marks excluded pixels
+STEEPNESS = 3  # of the fall of support
+STRUCTURE = 5.0  # px, scale of structure
 LOSS = 0.04  # share of its structure that any place may lose
 NOISE_LOSS = 0.6  # additional share where all of the structure is flicker
 NOISE_STEEPNESS = 4
-STEADYING = 20.0  # levels², keeps ratios of small powers steady
+STEADYING = 20.0  # levels², stabilises ratios of small powers
 
 
 def misfit(own: Array, copy: Array, reach: float = REACH) -> Array:
-    """Mean squared difference of two images around each pixel, levels² [H, W, 1]."""
+    """Return the mean squared difference of two images around each pixel, levels² [H, W, 1]."""
     return gauss(mean_square(own - copy), reach)
 
 
 def flicker_line(own: Array, differences: Array, reach: float = REACH) -> Array:
-    """How the misfit of a clip with itself grows with contrast: slope and intercept of a line through their logarithms.
+    """Fit a line to the logarithms of misfit and contrast, which shows how flicker grows with contrast.
 
-    Medians make the line blind to misfits that cover less than about half of the frame.
+    Medians make it robust against misfits that cover less than about half of the frame.
 
     Args:
-        own: the image, float32 [H, W, 3].
-        differences: `misfit` of the image and a copy of a neighbour, [H, W, 1].
-        reach: px, as of the misfit.
+        own: The image, float32 [H, W, 3].
+        differences: `misfit` of the image and a warped neighbour, [H, W, 1].
+        reach: That of the misfit, in pixels.
 
     Returns:
-        float32 [H=1, W=1, 2].
+        Slope and intercept, float32 [1, 1, 2].
     """
     xp = array_namespace(own)
     contrast, level = _log_contrast(own, reach), xp.log(differences + FLOOR)
     low = contrast <= percentile(contrast, THIRD)
     high = contrast >= percentile(contrast, 100 - THIRD)
-    # The median of a third is the sixth of the whole when the other two thirds are far above.
+    # The median of a third is the first sixth of all values once the other two thirds are set to FAR.
     (x0, y0), (x1, y1) = (
         [percentile(xp.where(part, values, FAR), THIRD / 2) for values in (contrast, level)] for part in (low, high)
     )
@@ -58,21 +58,21 @@ def flicker_line(own: Array, differences: Array, reach: float = REACH) -> Array:
 
 
 def flicker_level(own: Array, line: Array, reach: float = REACH) -> Array:
-    """The misfit that flicker explains at each pixel, levels² [H, W, 1], by a `flicker_line`."""
+    """Return the misfit to expect from flicker at each pixel, levels² [H, W, 1], by a `flicker_line`."""
     return array_namespace(own).exp(line[..., 1:] + line[..., :1] * _log_contrast(own, reach))
 
 
 def support(differences: Array, level: Array, tolerance: float) -> Array:
-    """The weight 0..1 of a copy by its misfit, ½ at `tolerance` times the level of flicker; [H, W, 1]."""
+    """Weigh a warped neighbour by its misfit: 0..1, ½ at `tolerance` times the level of flicker; [H, W, 1]."""
     return 1 / (1 + (differences / (tolerance * level)) ** STEEPNESS)
 
 
 def keep_structure(own: Array, smooth: Array, level: Array) -> Array:
-    """`smooth`, brought back towards `own` where it has lost structure, float32 [H, W, 3].
+    """Blend `smooth` back towards `own` where it lost structure, float32 [H, W, 3].
 
-    Structure is what is finer than STRUCTURE; light is left as it is in `smooth`. The loss is the power of the change
-    as a share of the power of both images: one minus the structure term of SSIM (Wang et al. 2004). More of it may go
-    the more of it is flicker, by `level`.
+    Structure means detail finer than STRUCTURE; light stays that of `smooth`. The loss is the power of the change as a
+    share of the power of both images: one minus the structure term of SSIM (Wang et al. 2004). The larger the share of
+    flicker in it, by `level`, the more may be lost.
     """
     xp = array_namespace(own)
     change = smooth - own

@@ -181,7 +181,7 @@ def _median(stack: torch.Tensor) -> torch.Tensor:
     return stack.quantile(0.5, 0)
 
 
-# -- planes: float32 [B, C, H, W], torch's layout -----------------------------------------------------------------------
+# -- planes: float32 [B, C, H, W], torch's layout ----------------------------------------------------------------------
 
 
 def _planes(images: torch.Tensor) -> torch.Tensor:

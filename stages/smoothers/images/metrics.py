@@ -1,7 +1,7 @@
 """Measure how much stylised videos flicker and what smoothing has cost them, frame by frame in bounded memory.
 
-Frames are uint8 RGB [H, W, 3]. The guide is the original video, which does not flicker and whose motion tells which pixels
-correspond. The style is the input of the smoother.
+Frames are uint8 RGB [H, W, 3]. The guide is the original video, which does not flicker and whose motion tells which
+pixels correspond. The style is the input of the smoother.
 """
 
 from __future__ import annotations
@@ -196,7 +196,7 @@ def _warped(image: Floats, motion: Flow) -> Floats:
     """Sample `image` at p + motion(p). Outside the image is black."""
     height, width = motion.shape[:2]
     y, x = np.mgrid[:height, :width].astype(np.float32)
-    return cv2.remap(image, x + motion[..., 0], y + motion[..., 1], cv2.INTER_LINEAR)
+    return np.asarray(cv2.remap(image, x + motion[..., 0], y + motion[..., 1], cv2.INTER_LINEAR), np.float32)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -47,15 +47,18 @@ class Stretch:
     @cached_property
     def likeness(self) -> Floats:
         """Correlation of every style frame with every guide frame, [N, M]."""
-        return np.matmul(_flat(self.style), _flat(self.guide).T)
+        likeness: Floats = _flat(self.style) @ _flat(self.guide).T
+        return likeness
 
     @cached_property
     def style_likeness(self) -> Floats:
-        return np.matmul(_flat(self.style), _flat(self.style).T)
+        likeness: Floats = _flat(self.style) @ _flat(self.style).T
+        return likeness
 
     @cached_property
     def guide_likeness(self) -> Floats:
-        return np.matmul(_flat(self.guide), _flat(self.guide).T)
+        likeness: Floats = _flat(self.guide) @ _flat(self.guide).T
+        return likeness
 
     def partners(self, offset: float) -> tuple[Indices, Indices]:
         """Return the indices of style frames that have a partner at `offset`, and those of their partners."""
