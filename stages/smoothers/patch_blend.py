@@ -1,10 +1,10 @@
-"""Deflickering that keeps detail and does no harm: light from the whole window, detail from what neighbours agree on.
+"""Deflickering that preserves detail: light from the whole window, detail from the agreement of neighbours.
 
-Flicker is of two kinds. Light and colour change over wide areas (images/light.py). Detail is noisy, or swims:
-frames nearby are carried onto this one, along the guide's motion or where that fails along the style's own, and
-registered to their consensus. A copy counts as far as it fits the frame's own pixels (images/evidence.py), so
-that where no copy fits the frame stays as it is. Where its detail stands above the noise it is kept, and where detail
-swims the consensus takes over, sharpened for what averaging costs. docs/smoothers.md has the reasons and measurements.
+Flicker has two components. Light and colour change over wide areas (images/light.py). Detail is noisy or swims: nearby
+frames are warped onto the frame, along the guide's motion or, where that fails, the style's own, and registered to
+their consensus. Each is weighted by how well it fits the frame's own pixels (images/evidence.py), so that a frame stays
+unchanged where none fits. Detail above the noise is kept. Where detail swims, the consensus replaces it, sharpened to
+make up for averaging. docs/smoothers.md gives reasons and measurements.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy as np
 from array_api_compat import array_namespace
 from pydantic import Field
 
+from stages.base.arrays import Image, Images
 from stages.smoothers import SMOOTHERS, Frames, PatchSize, SmootherOptions
 from stages.smoothers.images.evidence import FINE, flicker_level, flicker_line, keep_structure, misfit, support
 from stages.smoothers.images.light import WindowLight
@@ -30,66 +31,69 @@ from stages.smoothers.images.pixels import (
     percentile,
     shrink,
 )
-from stages.smoothers.images.tables import WHOLE, Memo, window
+from stages.smoothers.images.tables import WHOLE_VIDEO_REACH, Memo, window
 
 NEIGHBOURS = 3  # frames to each side that detail is compared with
-NEAR = 4.0  # frames away at which trust is halved
-BETTER = 1.2  # times that the style's own motion must fit better than the guide's to be followed
-SWIMMING, FAR_APART = 6.0, 9.0  # px between the two motions: up to the first, it must be better by the level of flicker
-FOLLOWED = 3.0  # px; one motion is followed over areas this wide
-MATCHED = 8.0  # times the level of flicker at which a copy counts half, before it is registered
-REGISTERED = 6.0  # and after that
-FURTHEST = 2.5  # px that detail can have swum
-RIGID = 4.0  # px; swimming is this smooth
+NEAR = 4.0  # frames of distance at which trust is halved
+BETTER = 1.2  # factor by which the style's own motion must fit better than the guide's to replace it
+SWIMMING, FAR_APART = (
+    6.0,
+    9.0,
+)  # px between the two motions; up to the first, the fit must also improve by the level of flicker
+FOLLOWED = 3.0  # px over which the choice of motion is constant
+MATCHED = 8.0  # times the level of flicker at which a neighbour counts half, before registration ...
+REGISTERED = 6.0  # ... and after it
+FURTHEST = 2.5  # px, max. swimming of detail
+RIGID = 4.0  # px, smoothness of swimming
 GRAIN = 9  # px a side over which the power of detail is measured
-QUIET = 20  # per cent of a frame hold nothing but noise
-NOISE_MARGIN = 1.2  # times what those parts hold is noise
+QUIET = 20  # per cent of a frame, which contain only noise
+NOISE_MARGIN = 1.2  # times the power in those areas counts as noise
 STEADY = 0.3  # px (root mean square) of swimming at which a frame's own detail counts 1/e
-SWIM_AREA = 16.0  # px; swimming is measured over areas this wide
-BLUR = 1.5  # px; what is finer is sharpened
-FINEST = 0.6  # px; what is finer shows how much has to be
-CRISP = 1.2  # times as sharp as the frame's own detail is what sharpening aims at: its noise is gone, which looks soft
-SHARPEN = 0.6  # at most
+SWIM_AREA = 16.0  # px over which swimming is measured
+BLUR = 1.5  # px; finer detail is sharpened
+FINEST = 0.6  # px; finer detail determines by how much
+CRISP = 1.2  # times the frame's own sharpness is the aim, since images without noise look softer
+MAX_SHARPENING = 0.6
 
 
 @SMOOTHERS.register
 class PatchBlend(SmootherOptions):
-    """Takes out flicker and keeps detail: light from the whole window, detail from what neighbours agree on."""
+    """Remove flicker but keep detail: light from the whole window, detail from the agreement of neighbours."""
 
     name = "PatchBlendSmoother"
     on_gpu = True
     window: int | None = Field(15, ge=0, le=1000)
-    """Frames to each side to average light and colour over; null: the whole video (up to 63 to each side)."""
+    """Frames to each side for averaging light and colour (null = the whole video, up to 63 to each side)."""
     strength: float = Field(1.0, ge=0, le=1)
-    """0 = leave frames as they are, 1 = remove all flicker."""
+    """0 = no change, 1 = remove all flicker."""
     detail: float = Field(0.5, ge=0, le=1)
     """0 = only detail that neighbours agree on, 0.5 = own detail where it stays in place, 1 = all own detail."""
     patch_size: PatchSize = PATCH
     """Side of matched patches in pixels, odd."""
     guide_weight: float = Field(1.0, ge=0, le=100)
-    """Weight of the original video in matching; lower it if that video is grainy, 0 = none."""
+    """Weight of the original video in matching (0 = none). Lower it if that video is grainy."""
 
     def build(self, guides: Frames, styles: Frames, device: str) -> PatchBlendSmoother:
         return PatchBlendSmoother(guides, styles, self)
 
 
 class PatchBlendSmoother:
-    """Deflickers with the options of `PatchBlend`. Where `guides` is `styles`, the video is its own guide."""
+    """The smoother that `PatchBlend` configures. If `guides` is `styles`, the video is its own guide."""
 
     def __init__(self, guides: Frames, styles: Frames, options: PatchBlend):
         self.guides, self.styles = guides, styles
         self.strength, self.detail = options.strength, options.detail
         self.patch_size, self.guide_weight = options.patch_size, options.guide_weight
-        reach = WHOLE if options.window is None else options.window
+        reach = WHOLE_VIDEO_REACH if options.window is None else options.window
         self.light = WindowLight(guides, styles, reach, options.guide_weight)
         self.lit = Memo(self.light.frame)
         self.lines = Memo(self._line)
         self.grains = Memo(lambda index: grain(self._guide(index)))
 
-    def smooth(self, start: int, stop: int) -> np.ndarray:
+    def smooth(self, start: int, stop: int) -> Images:
         return np.stack([self._frame(index) for index in range(start, stop)])
 
-    def _frame(self, index: int) -> np.ndarray:
+    def _frame(self, index: int) -> Image:
         style = floats(self.styles[index])
         smooth = self.lit[index] if self.detail == 1 or len(self.styles) == 1 else self._detailed(index)
         first_needed = window(min(index + 1, len(self.styles) - 1), len(self.styles), NEIGHBOURS).start
@@ -102,8 +106,10 @@ class PatchBlendSmoother:
         return fetch(style + self.strength * (smooth - style))
 
     def _detailed(self, index: int) -> Array:
-        """The frame in its own detail and that of its neighbours, float32 [H, W, 3]. Stacks are of the neighbours,
-        then of the frame itself and them."""
+        """Combine the detail of a frame and its neighbours, float32 [H, W, 3].
+
+        Stacks contain the neighbours, later preceded by the frame itself.
+        """
         others = [other for other in window(index, len(self.styles), NEIGHBOURS) if other != index]
         own, level = self.lit[index], self._flicker_level(index, others)
         xp = array_namespace(own)
@@ -115,7 +121,7 @@ class PatchBlendSmoother:
         copies = each(layers, _carried, motions)
         rough = _mean(copies, trust)
         swum = each(copies, lambda copy: registration(rough, copy))
-        # Each layer is moved to where the layers are on average, not to where their blurred mean seems to be.
+        # Layers are moved to their mean position, not to the apparent position of their blurred mean.
         registered = each(layers, _carried, motions + swum - _mean(swum, trust))
         own_moved = registered[0]
         fits = each(registered, lambda layer: support(misfit(own_moved, layer), level, REGISTERED))
@@ -125,28 +131,29 @@ class PatchBlendSmoother:
         return keep_structure(own_moved, kept, level)
 
     def _flicker_level(self, index: int, others: list[int]) -> Array:
-        """What flicker explains in this frame, by how neighbouring frames around it differ."""
+        """Return the level of flicker in a frame, from the differences between consecutive frames around it."""
         pairs = sorted([index, *others])[:-1]
         line = median(array_namespace(self.lit[index]).stack([self.lines[first] for first in pairs]))
         return flicker_level(self.lit[index], line)
 
     def _line(self, index: int) -> Array:
-        """The flicker line of a frame and the next, along the style's own motion: the guide's may be wrong."""
+        """Fit the flicker line of a frame and the next, along the style's own motion since the guide's may be wrong."""
         own, other = self.lit[index], self.lit[index + 1]
         return flicker_line(own, misfit(own, _carried(other, flow(own, other, stiff=True))))
 
     def _follow(self, index: int, others: list[int], own: Array, layers: Array, level: Array) -> tuple[Array, Array]:
-        """Where frame `index` is found in each of `others`, and how far that is to be trusted: stacks.
+        """Return the motion from frame `index` to each of `others` and its weight, as stacks.
 
-        The guide says where, unless the style moves in its own way: then its own motion fits much better."""
+        It is the guide's motion, unless the style moves differently and its own motion fits much better.
+        """
         xp = array_namespace(own)
         led, agreed = self._matches(index, others)
         seen = each(layers, lambda layer: flow(own, layer, stiff=True))
         led_misfit = each(layers, lambda layer, moved: _registered_misfit(own, layer, moved), led)
         seen_misfit = each(layers, lambda layer, moved: misfit(own, _carried(layer, moved)), seen)
         apart = each(seen - led, lambda off: xp.sqrt(gauss(xp.sum(off**2, axis=-1, keepdims=True), RIGID)))
-        # Detail that swims moves a little, and flow follows its noise: a small gain in fit says nothing. Where the two
-        # motions lie far apart, any gain decides.
+        # Swimming detail moves a little and flow follows its noise, so a slightly better fit proves nothing. Where the
+        # two motions differ widely, any improvement decides.
         doubt = xp.clip((FAR_APART - apart) / (FAR_APART - SWIMMING), 0, 1)
         better = xp.astype(led_misfit > BETTER * seen_misfit + doubt * level, xp.float32)
         follow = each(better, lambda share: gauss(share, FOLLOWED)) > 0.5
@@ -155,7 +162,7 @@ class PatchBlendSmoother:
         return xp.where(follow, seen, led), nearness * fits * xp.where(follow, xp.ones_like(agreed), agreed)
 
     def _matches(self, index: int, others: list[int]) -> tuple[Array, Array]:
-        """Where the guide of frame `index` is found in those of `others`, and how well it fits there: stacks."""
+        """Return the guide's motion from frame `index` to each of `others` and how well it fits, as stacks."""
         guide, theirs = self._guide(index), [self._guide(other) for other in others]
         stack = array_namespace(guide).stack(theirs)
         moved = each(stack, lambda there: motion(guide, there, self.patch_size, threads=1))
@@ -166,7 +173,7 @@ class PatchBlendSmoother:
         return moved, fits
 
     def _guide(self, index: int) -> Array:
-        """uint8. A video that is its own guide is matched in steady light."""
+        """Return the guide of a frame, uint8. A video that is its own guide is used in steady light."""
         if self.guides is not self.styles:
             return self.guides[index]
         lit = self.lit[index]
@@ -175,13 +182,13 @@ class PatchBlendSmoother:
 
 
 def registration(consensus: Array, layer: Array) -> Array:
-    """How far the layer's detail lies from that of the consensus, px, float32 [H, W, 2]."""
+    """Return the displacement of the layer's detail from the consensus, px, float32 [H, W, 2]."""
     moved = flow(consensus, layer, stiff=True)
     return gauss(array_namespace(moved).clip(moved, min=-FURTHEST, max=FURTHEST), RIGID)
 
 
 def _registered_misfit(own: Array, layer: Array, moved: Array) -> Array:
-    """The misfit that is left when swimming has been followed."""
+    """Return the misfit after compensating for swimming."""
     return misfit(own, _carried(layer, moved + registration(own, _carried(layer, moved))))
 
 
@@ -190,33 +197,33 @@ def _carried(image: Array, moved: Array) -> Array:
 
 
 def _steadiness(swum: Array, trust: Array, distances: list[int], consensus: Array) -> Array:
-    """0 where detail swims from frame to frame, 1 where it stays in its place, float32 [H, W, 1]."""
+    """Return how steady detail is: 0 where it swims, 1 where it stays in place, float32 [H, W, 1]."""
     xp = array_namespace(swum)
     size = swum.shape[-3:-1]
-    half = [-(-side // 2) for side in size]  # swimming is smooth, half the size shows all of it
+    half = [-(-side // 2) for side in size]  # swimming is smooth, so half the size is enough
     swum, trust = (each(stack, lambda image: shrink(image, *half)) for stack in (swum, trust))
     place, time = _mean(swum, trust), _mean(distances, trust)
     since = xp.stack([distance - time for distance in distances])
     off = swum - place
-    # What grows steadily with time is an error of the flow, not swimming.
+    # Linear drift over time is an error of the flow, not swimming.
     drift = _mean(off * since, trust) / (_mean(since**2, trust) + 1e-3)
     squares = _mean(xp.sum((off - drift * since) ** 2, axis=-1, keepdims=True), trust)
     freedom = len(distances) / max(len(distances) - 2, 1)
-    seen = shrink(gauss(_power(_fine(consensus), 1), RIGID), *half)  # where nothing is seen, nothing swims
+    seen = shrink(gauss(_power(_fine(consensus), 1), RIGID), *half)  # without visible detail, nothing swims
     distance = freedom * gauss(squares * seen, SWIM_AREA / 2) / (gauss(seen, SWIM_AREA / 2) + 1e-3)
     return enlarge(xp.exp(-distance / STEADY**2), *size)
 
 
 def _keep(own: Array, consensus: Array, steady: Array, detail: float) -> Array:
-    """The consensus, and of the frame's own detail what is steady and more than noise."""
+    """Add the frame's own detail to the consensus where it is steady and above the noise."""
     xp = array_namespace(own)
     difference = own - consensus
     deviation = _power(_fine(difference), GRAIN)
     noise = NOISE_MARGIN * percentile(deviation, QUIET)
-    kept = steady * xp.clip(1 - noise / (deviation + 1e-3), min=0, max=1)  # Wiener's share
+    kept = steady * xp.clip(1 - noise / (deviation + 1e-3), min=0, max=1)  # Wiener filter
     mixed = consensus + kept * difference
-    # Averaging softens; sharpening gives back no more than the frame itself had, or detail would be invented.
-    missing = xp.clip(CRISP * _sharpness(own) / (_sharpness(mixed) + 0.1) - 1, 0, SHARPEN)
+    # Sharpening makes up for averaging, but never beyond the frame's own sharpness: that would invent detail.
+    missing = xp.clip(CRISP * _sharpness(own) / (_sharpness(mixed) + 0.1) - 1, 0, MAX_SHARPENING)
     sharper = missing * (1 - steady) * (consensus - gauss(consensus, BLUR))
     found, own_share = min(2 * detail, 1), max(2 * detail - 1, 0)
     blended = consensus + found * (sharper + kept * difference)
@@ -224,12 +231,12 @@ def _keep(own: Array, consensus: Array, steady: Array, detail: float) -> Array:
 
 
 def _sharpness(image: Array) -> Array:
-    """Root mean square of the finest detail around each pixel, levels [H, W, 1]."""
+    """Return the root mean square of the finest detail around each pixel, levels [H, W, 1]."""
     return array_namespace(image).sqrt(gauss(mean_square(image - gauss(image, FINEST)), FOLLOWED))
 
 
 def _mean(layers: Array, weights: Array) -> Array:
-    """Of a stack of images, or of numbers, with a stack of weights."""
+    """Return the weighted mean of a stack of images or numbers."""
     return sum(layer * weight for layer, weight in zip(layers, weights, strict=True)) / sum(weights)
 
 
@@ -238,5 +245,5 @@ def _fine(image: Array) -> Array:
 
 
 def _power(values: Array, side: int) -> Array:
-    """Mean square over channels and squares of `side`, float32 [H, W, 1]."""
+    """Return the mean square over channels and squares of `side` pixels, float32 [H, W, 1]."""
     return box(mean_square(values), side)

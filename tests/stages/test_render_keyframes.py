@@ -59,7 +59,7 @@ def test_a_frame_that_no_keyframe_shows_is_named(make_job, cli, tmp_path):
     write_images(tmp_path / "cut", cut)
     job = make_job(input_video="cut", keyframes=[0, 3], num_inference_steps=1)
     code, said = cli("run", job)
-    assert code == 0 and "4 of 8 frames show what no keyframe shows" in said and "6 (" in said
+    assert code == 0 and "4 of 8 frames contain areas that no keyframe shows" in said and "6 (" in said
     job = make_job(input_video="cut", keyframes="auto", num_inference_steps=1, output_path="auto")
     code, said = cli("run", job)
     assert code == 0 and "no keyframe" not in said

@@ -49,8 +49,8 @@ def similarity(brightness: Floats, style_brightness: Floats) -> Floats:
     variance_a = _square_mean(a * a) - mean_a * mean_a
     variance_b = _square_mean(b * b) - mean_b * mean_b
     covariance = _square_mean(a * b) - mean_a * mean_b
-    similar: Floats = (2 * covariance + STRUCTURE_FLOOR) / (variance_a + variance_b + STRUCTURE_FLOOR)
-    return similar
+    similar = (2 * covariance + STRUCTURE_FLOOR) / (variance_a + variance_b + STRUCTURE_FLOOR)
+    return np.asarray(similar, np.float32)
 
 
 def structure(similarity: Floats) -> float:

@@ -10,7 +10,7 @@ from array_api_compat import array_namespace
 from stages.base.arrays import Frames, Image
 from stages.smoothers.images.light import fit_light
 from stages.smoothers.images.matching import PATCH, agreement, carry, library_errors, positions
-from stages.smoothers.images.pixels import Array, SynthesisOptions, fetch, floats, flow, gauss, synthesize
+from stages.smoothers.images.pixels import Array, fetch, floats, flow, gauss, synthesize
 from stages.smoothers.patch_blend import registration
 
 SEAM = 2.0  # px over which keyframes are blended
@@ -19,7 +19,7 @@ MAX_FLOW_ERROR = 1.0  # px of forward-backward error at which optical flow is tr
 FLOW_BORDER = 3.0  # px over which flow and guided synthesis are blended
 GUIDE_WEIGHT, EDGE_WEIGHT = 4.0, 2.0  # of the guide's colours and edges in guided synthesis; the style's weight is 1
 EDGE = 4.0  # px, scale of edges
-SYNTHESIS: SynthesisOptions = {"search_vote_iterations": 3, "patch_match_iterations": 2}  # more gains nothing
+ROUNDS, SWEEPS = 3, 2  # of guided synthesis; more takes longer without improving the result
 LONGEST = 12  # frames between two chosen keyframes
 MAX_UNSEEN = 0.1  # share of a frame that no keyframe shows; above this, it should be a keyframe
 MAX_LISTED = 20  # such frames in a message
@@ -119,7 +119,14 @@ def _painted(style: Array, guide: Array, target: Array, patch_size: int) -> tupl
     weights = [GUIDE_WEIGHT / 3] * 3 + [EDGE_WEIGHT]
     guides = _outlined(guide), _outlined(target)
     with library_errors():
-        image, field = synthesize(style, *guides, guide_weights=weights, patch_size=patch_size, **SYNTHESIS)
+        image, field = synthesize(
+            style,
+            *guides,
+            guide_weights=weights,
+            patch_size=patch_size,
+            search_vote_iterations=ROUNDS,
+            patch_match_iterations=SWEEPS,
+        )
     return floats(image), floats(array_namespace(field).flip(field, axis=-1)) - positions(field)
 
 

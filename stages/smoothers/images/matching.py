@@ -1,52 +1,61 @@
-"""What moved where between two frames of the guide, and images carried along it.
+"""Motion between two frames of the guide, and warping along it.
 
-Optical flow knows where smooth motion leads, to a fraction of a pixel, but is lost where things jump or come out from
-behind others. Patch matching finds those, in whole pixels. So flow is where the search starts, and where the search
-ends somewhere else, it is believed.
+Optical flow tracks smooth motion with subpixel precision, but fails where objects jump or appear from behind others.
+Patch matching finds these, in whole pixels. So the search starts at the flow, and replaces it where it ends elsewhere.
 
-Arrays as in stages.smoothers.images.pixels: on a GPU the second of two frames, and what is found, may be a stack.
+Arrays are those of stages.smoothers.images.pixels. On a GPU, the second frame and the results may be stacks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Unpack
 
 from array_api_compat import array_namespace, device
 
 from native import binding
 from stages.base.errors import DiffSynthError
-from stages.smoothers.images.pixels import Array, box, floats, flow, match, percentile, sample
+from stages.smoothers.images.pixels import Array, Where, box, floats, flow, match, percentile, sample
 
 PATCH = 5  # px
-SEARCH_RADIUS = 64  # px around a match that the random search tries: how far things may jump
+SEARCH_RADIUS = 64  # px of the random search around a match: how far objects may jump
 SWEEPS = 2
 LEVELS = 3  # sizes of the picture, coarse to fine: what moves far is found where it moves few pixels
-JUMP = 1.0  # px between flow and patch match beyond which they disagree
-LIKENESS = 8.0  # levels (root mean square) of the guide's colours at which a carried pixel's weight falls to 1/√e
-LIGHT = 31  # px a side; differences that are even over this much are light, and say nothing about the match
+JUMP = 1.0  # px of difference at which flow and patch matching disagree
+LIKENESS = 8.0  # levels, root mean square colour difference at which the weight of a warped pixel falls to 1/√e
+LIGHT = 31  # px a side; differences that are uniform over this area are changes of light
 GRAIN = 9  # px a side over which noise is measured
-EVEN = 20  # per cent of a frame, at least, show nothing but noise
-NEVER = 1e-6  # the weight of what does not fit at all: a pixel that nothing fits is its own mean
+EVEN = 20  # per cent of a frame, which contain only noise
+NEVER = 1e-6  # min. weight; not 0, so that means are defined where nothing fits
 
 
 def motion(guide: Array, other: Array, patch_size: int = PATCH, threads: int = 0) -> Array:
-    """As `flow`, where that leads to patches that are not alike corrected by a nearest-neighbour field. uint8 frames;
-    `threads` of the patch-matching library, 0 = all."""
+    """Estimate motion by optical flow, corrected by patch matching where the flow is wrong.
+
+    Args:
+        guide, other: uint8 frames.
+        patch_size: Side of the patches in pixels, odd.
+        threads: CPU threads of the patch-matching library (0 = all).
+
+    Returns:
+        As `flow`.
+    """
     xp = array_namespace(guide)
     smooth = flow(guide, other)
     found = floats(xp.flip(field(guide, other, smooth, patch_size, threads=threads), axis=-1)) - positions(guide)
     jumped = xp.max(xp.abs(found - smooth), axis=-1, keepdims=True) > JUMP
-    most = box(xp.astype(jumped, xp.float32), PATCH) > 0.5  # single pixels jump by chance
+    most = box(xp.astype(jumped, xp.float32), PATCH) > 0.5  # single pixels may jump by chance
     return xp.where(most, found, smooth)
 
 
-def field(guide: Array, other: Array, start: Array, patch_size: int = PATCH, **where: Any) -> Array:
-    """The nearest-neighbour field int32 [H, W, 2] (row, column) from `guide` to `other`, searched from the motion
-    `start` on. `where`: back end and threads, as of `native.binding.match`."""
+def field(guide: Array, other: Array, start: Array, patch_size: int = PATCH, **where: Unpack[Where]) -> Array:
+    """Find the nearest-neighbour field int32 [H, W, 2] (row, column) from `guide` to `other`.
+
+    The search starts at the motion `start`. `where` are options of `native.binding.match`.
+    """
     xp = array_namespace(guide)
-    places = xp.flip(xp.round(start + positions(guide)), axis=-1)  # the library clamps them to the picture
+    places = xp.flip(xp.round(start + positions(guide)), axis=-1)  # the library clamps them to the image
     with library_errors():
         return match(
             other, guide, places, patch_sizes=(patch_size,) * SWEEPS, patch_match_iterations=1,
@@ -56,7 +65,7 @@ def field(guide: Array, other: Array, start: Array, patch_size: int = PATCH, **w
 
 @contextmanager
 def library_errors() -> Iterator[None]:
-    """What the patch-matching library refuses, or runs out of, as DiffSynthError."""
+    """Turn errors of the patch-matching library into DiffSynthError."""
     try:
         yield
     except binding.EbsynthError as error:
@@ -64,7 +73,11 @@ def library_errors() -> Iterator[None]:
 
 
 def carry(image: Array, motion: Array, cubic: bool = False) -> tuple[Array, Array]:
-    """`image` sampled at p + motion(p), and which samples lie inside it, bool [H, W, 1]."""
+    """Warp an image: sample it at p + motion(p).
+
+    Returns:
+        The samples, float32, and which of them lie inside the image, bool [H, W, 1].
+    """
     xp = array_namespace(image)
     height, width = image.shape[-3:-1]
     places = positions(motion) + motion
@@ -74,9 +87,12 @@ def carry(image: Array, motion: Array, cubic: bool = False) -> tuple[Array, Arra
 
 
 def agreement(guide: Array, other: Array, motion: Array, strictness: float = 1, noise: Array | None = None) -> Array:
-    """How well `other`, carried, fits the guide's frame, float32 [H, W, 1], 1 at best, NEVER outside. `strictness`:
-    how much it counts that colours differ by more than by noise and by light. `noise`: the `grain` of both together,
-    if it is known."""
+    """Return how well `other` fits the guide when warped: float32 [H, W, 1], 1 at best, NEVER outside.
+
+    Args:
+        strictness: Weight of colour differences beyond those of noise and light.
+        noise: The sum of both images' `grain`, if already known.
+    """
     xp = array_namespace(motion)
     guide, other = floats(guide), floats(other)
     carried, inside = carry(other, motion)
@@ -88,24 +104,26 @@ def agreement(guide: Array, other: Array, motion: Array, strictness: float = 1, 
 
 
 def grain(image: Array) -> Array:
-    """The variance of the noise of an image, levels², as a map of one pixel: what is left of its evenest parts when all
-    that is smooth has been taken out (Immerkær 1996)."""
+    """Estimate the noise variance of an image in levels², as an image of one pixel.
+
+    It is measured in the most uniform areas, after removing everything smooth (Immerkær 1996).
+    """
     rest = floats(image)
     if min(rest.shape[-3:-1]) < 3:
         return percentile(mean_square(rest - rest), EVEN)
-    # Second differences, down and across, are blind to slopes and to straight edges.
+    # Second differences in both directions remove slopes and straight edges.
     rest = rest[..., 2:, :, :] - 2 * rest[..., 1:-1, :, :] + rest[..., :-2, :, :]
     rest = rest[..., 2:, :] - 2 * rest[..., 1:-1, :] + rest[..., :-2, :]
     return percentile(box(mean_square(rest), GRAIN), EVEN) / (1 + 4 + 1) ** 2
 
 
 def mean_square(values: Array) -> Array:
-    """Over channels: [H, W, 1] of [H, W, C]."""
+    """Average the squares over channels: [H, W, C] to [H, W, 1]."""
     return array_namespace(values).vecdot(values, values)[..., None] / values.shape[-1]
 
 
 def positions(image: Array) -> Array:
-    """Every pixel's own place, float32 [H, W, 2], x then y."""
+    """Return the position of each pixel, float32 [H, W, 2], x then y."""
     xp = array_namespace(image)
     rows, columns = (xp.arange(size, dtype=xp.float32, device=device(image)) for size in image.shape[-3:-1])
     return xp.stack(xp.meshgrid(columns, rows, indexing="xy"), axis=-1)

@@ -28,27 +28,30 @@ AT_ONCE = 8  # images of a stack processed together on a GPU
 MIN_FLOW_SIDE = 12  # px; optical flow cannot process smaller images
 
 
-class MatchOptions(TypedDict, total=False):
+class Where(TypedDict, total=False):
+    """Where the patch-matching library runs: options of `native.binding`."""
+
+    threads: int
+    backend: str
+    device: int
+
+
+class MatchOptions(Where, total=False):
     """Options of `native.binding.match`."""
 
     patch_sizes: tuple[int, ...]
     pyramid_levels: int
     patch_match_iterations: int
     search_radius: int
-    threads: int
-    backend: str
-    device: int
 
 
-class SynthesisOptions(TypedDict, total=False):
+class SynthesisOptions(Where, total=False):
     """Options of `native.binding.synthesize`."""
 
     guide_weights: list[float]
     patch_size: int
     search_vote_iterations: int
     patch_match_iterations: int
-    backend: str
-    device: int
 
 
 @singledispatch
