@@ -1,80 +1,83 @@
-"""How control maps are made from frames.
+"""Annotators, which make control maps from frames.
 
-Each annotator is registered with its options and what must be known about it before it runs. docs/extending.md says
+Each annotator is registered with its options and what the engine must know about it. docs/extending.md says
 how to add one, here or in another package. Frames and maps are uint8 RGB [K, H, W, 3].
 """
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
-from typing import Any, ClassVar, Protocol, get_args, runtime_checkable
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Protocol, get_args, runtime_checkable
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
+from stages.base.arrays import Floats, Image, Images
+from stages.base.json_types import Json
 from stages.base.mistakes import Strict
 from stages.base.paths import InputFile, WeightsName
 from stages.base.registry import Registry
 from stages.models.weights import Weights
 
-PUBLISHED_SIDE = 512  # px; the shorter side at which some of DiffSynth's annotators look at frames
+PUBLISHED_SIDE = 512  # px, shorter side to which some of DiffSynth's annotators resize frames
 
 
 class Annotator(Protocol):
     """Turns frames into control maps."""
 
-    def maps(self, frames: np.ndarray) -> np.ndarray:
-        """Control maps uint8 [K, H, W, 3] of `frames` uint8 [K, H, W, 3]."""
+    def maps(self, frames: Images) -> Images:
+        """Make control maps uint8 [K, H, W, 3] from frames uint8 [K, H, W, 3]."""
 
 
 @runtime_checkable
 class OverTime(Protocol):
-    """Turns a video into control maps in two passes: it looks at every frame alone, then draws in the light of all."""
+    """Turns a video into control maps in two passes: it analyses each frame, then draws with the results of all."""
 
     MEASURES: int
 
     def note_shape(self, height: int, width: int) -> tuple[int, ...]:
-        """The shape of what is noted of a frame of this size."""
+        """Return the shape of the notes on a frame of this size."""
 
-    def look(self, frames: np.ndarray) -> np.ndarray:
-        """Notes float32 [K, *note_shape] of frames. Only this needs weights."""
+    def look(self, frames: Images) -> Floats:
+        """Analyse frames: return notes float32 [K, *note_shape]. Only this method needs weights."""
 
-    def measure(self, notes: np.ndarray) -> np.ndarray:
-        """What must be known of all frames to draw one, float64 [K, MEASURES], of notes [K, *note_shape]."""
+    def measure(self, notes: Floats) -> NDArray[np.float64]:
+        """Reduce notes [K, *note_shape] to float64 [K, MEASURES]. Drawing a frame needs these of all frames."""
 
     def draw(
-        self, notes: Sequence[np.ndarray], start: int, stop: int, measures: np.ndarray, size: tuple[int, int]
-    ) -> np.ndarray:
-        """Maps uint8 [stop - start, *size, 3] of frames start..stop-1 of the video with these notes and measures."""
+        self, notes: Sequence[Floats], start: int, stop: int, measures: NDArray[np.float64], size: tuple[int, int]
+    ) -> Images:
+        """Draw maps uint8 [stop - start, *size, 3] of frames start..stop-1, given the notes and measures of all."""
 
-    def draw_still(self, note: np.ndarray, measures: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-        """The map uint8 [*size, 3] of an image that is no frame of the video with these measures."""
+    def draw_still(self, note: Floats, measures: NDArray[np.float64], size: tuple[int, int]) -> Image:
+        """Draw the map uint8 [*size, 3] of an image outside the video that the measures describe."""
 
 
 # --- options --------------------------------------------------------------------------------------------
 
 
 class AnnotatorOptions(Strict):
-    """An annotator's options, as fields, and what the engine must know about it. Its docstring is its description.
+    """An annotator's options, as fields, and what the engine must know about it. The docstring is its description.
 
-    Each has a field `name: Literal["..."]`, which is what jobs call the annotator.
+    Every annotator has a field `name: Literal["..."]`, its name in job files.
     """
 
     uses_style_image: ClassVar[bool] = False
-    """Does it work on the job's `style_image`?"""
+    """Whether it works on the job's `style_image`."""
     requires: ClassVar[str] = ""
-    """An optional module that it imports, if it does."""
+    """An optional module that it imports; empty if none."""
     extra: ClassVar[str] = ""
     """The extra of this package that installs `requires`."""
     diffsynth: ClassVar[dict[str, dict[str, str | int]]] = {}
-    """DiffSynth's own names for it, each with the options that make it do what DiffSynth did."""
+    """DiffSynth's names for it, each with the options that reproduce DiffSynth's results."""
 
     name: str
 
     @classmethod
     def missing_package(cls) -> str:
-        """What this Python lacks for the annotator and how to install it. Empty if it lacks nothing."""
+        """Describe the package that the annotator lacks and how to install it; empty if none is missing."""
         if not cls.requires or _is_installed(cls.requires):
             return ""
         library = cls.requires.partition(".")[0]
@@ -82,54 +85,54 @@ class AnnotatorOptions(Strict):
         return f"the annotator {name_of(cls)!r} needs {library}, which is not installed{install}"
 
     def weights(self, key: str) -> Weights | None:
-        """The files that it reads. `key` is the job's, for messages."""
+        """Return the weights that it needs. `key` is the job's key, for messages."""
         return None
 
-    def build(self, style_image: np.ndarray | None, weights: Weights | None, device: str) -> Annotator | OverTime:
-        """The annotator with these options.
+    def build(self, style_image: Image | None, weights: Weights | None, device: str) -> Annotator | OverTime:
+        """Build the annotator with these options.
 
         Args:
-            style_image: The job's, uint8 [H, W, 3] in the frames' size, if `uses_style_image`.
-            weights: What `weights` gives.
-            device: The job's device for networks: auto, cpu, mps, cuda or cuda:1.
+            style_image: The job's style image, uint8 [H, W, 3] in the frames' size, if `uses_style_image`.
+            weights: The result of `weights`.
+            device: Device of the networks: auto, cpu, mps, cuda or cuda:N.
         """
         raise NotImplementedError
 
 
 class Resized(AnnotatorOptions):
-    """Options of annotators that can look at smaller or larger frames."""
+    """Options of annotators that can work at a different resolution."""
 
     resolution: int | None = Field(None, ge=64, le=8192)
-    """Look at images whose shorter side is this many pixels; null: at the images as they are."""
+    """Resize images to this shorter side in pixels (null = do not resize)."""
 
 
 class Weighted(AnnotatorOptions):
-    """Options of annotators with weights. `files`: what is read of the model, laid out as it was published."""
+    """Options of annotators with weights. `files` are the model's files to read, under their published names."""
 
     files: ClassVar[tuple[str, ...]]
 
     model: WeightsName = "lllyasviel/Annotators"
-    """A hub id, or a local folder with the same files."""
+    """Hub id, or local folder with the same files."""
 
     def weights(self, key: str) -> Weights:
         return Weights(key, self.model, self.files)
 
 
 class FromFiles(AnnotatorOptions):
-    """Options of annotators whose maps were made elsewhere and are read from files."""
+    """Options of annotators that read existing maps from files."""
 
     path: InputFile = Field(min_length=1)
-    """A video or a folder of images, one per frame."""
+    """Video or folder of images, one per frame."""
     references: InputFile | None = None
-    """The same for `frames_reference`, one image each."""
+    """The same for the images of `frames_reference`."""
 
-    def as_map(self, values: np.ndarray) -> np.ndarray:
-        """The map uint8 [H, W, 3] that an image's values [H, W, 3] stand for."""
+    def as_map(self, values: NDArray[np.uint8 | np.uint16 | np.float32]) -> Image:
+        """Convert the values of an image [H, W, 3] to a map uint8 [H, W, 3]."""
         raise NotImplementedError
 
 
 def name_of(options: type[AnnotatorOptions]) -> str:
-    """What jobs call the annotator with these options."""
+    """Return the name in job files of the annotator with these options."""
     (name,) = get_args(options.model_fields["name"].annotation)
     return str(name)
 
@@ -141,15 +144,15 @@ def _is_installed(module: str) -> bool:
         return False
 
 
-# --- the annotators there are ---------------------------------------------------------------------------
+# --- registry -------------------------------------------------------------------------------------------
 
 ANNOTATORS: Registry[AnnotatorOptions] = Registry(
     "annotator", AnnotatorOptions, name_of, package="stages.annotators", group="diffsynth_cli.annotators"
 )
 
 
-def published_names() -> dict[str, dict[str, Any]]:
-    """DiffSynth's own names of annotators: for each, our name and the options that make ours do the same."""
+def published_names() -> dict[str, dict[str, str | int]]:
+    """Return for each of DiffSynth's names our name and the options that reproduce its results."""
     return {
         theirs: {"name": name, **options}
         for name, model in ANNOTATORS.built_in.items()
@@ -159,14 +162,15 @@ def published_names() -> dict[str, dict[str, Any]]:
 
 def build(
     name: str,
-    options: dict[str, Any],
-    style_image: np.ndarray | None = None,
+    options: Mapping[str, Json],
+    style_image: Image | None = None,
     weights: Weights | None = None,
     device: str = "auto",
 ) -> Annotator | OverTime:
-    """The annotator `name` with `options`, its networks on `device`.
+    """Build the annotator `name`. The other arguments are those of `AnnotatorOptions.build`.
 
-    `style_image` uint8 [H, W, 3] has the frames' size, for annotators that use it. `weights`: what those with weights
-    read.
+    Raises:
+        UsageError: There is no such annotator.
+        ValidationError: An option is wrong.
     """
     return ANNOTATORS[name].model_validate({"name": name, **options}).build(style_image, weights, device)

@@ -1,4 +1,4 @@
-"""The one door to controlnet_aux: its detectors by our names, with our options, without its resizing and its noise."""
+"""Annotators based on controlnet_aux's detectors, without their resizing and terminal output."""
 
 from __future__ import annotations
 
@@ -16,25 +16,27 @@ import numpy as np
 from pydantic import Field
 
 from stages.annotators import ANNOTATORS, AnnotatorOptions, Resized, Weighted
+from stages.base.arrays import Image, Images
 from stages.base.paths import WeightsName
 from stages.models.weights import Weights, explained, no_logs, pick_device
 
-LINES = {"sigma": "guassian_sigma", "threshold": "intensity_threshold"}  # controlnet_aux's words
+LINES = {"sigma": "guassian_sigma", "threshold": "intensity_threshold"}  # controlnet_aux's names
 
-GRID = 64  # px; images whose sides are not multiples of this are resized by controlnet_aux
+CHECK_FILE = "check that the download is complete and that it is the right file"
+GRID = 64  # px; controlnet_aux resizes images whose sides are not multiples of this
 
 
 class DetectorOptions(AnnotatorOptions):
     """Options of detectors of controlnet_aux."""
 
     detector: ClassVar[str]
-    """controlnet_aux's class."""
+    """Name of controlnet_aux's class."""
     words: ClassVar[dict[str, str]] = {}
-    """controlnet_aux's words for our options, where they differ."""
+    """controlnet_aux's names of options that have another name here."""
     noisy: ClassVar[bool] = False
-    """Does it write to the terminal past Python?"""
+    """Whether its native code writes to stderr."""
 
-    def build(self, style_image: np.ndarray | None, weights: Weights | None, device: str) -> Detector:
+    def build(self, style_image: Image | None, weights: Weights | None, device: str) -> Detector:
         return Detector(self, weights, device)
 
 
@@ -49,9 +51,9 @@ class LineartStandard(DetectorOptions):
     detector, words = "LineartStandardDetector", LINES
     name: Literal["lineart_standard"]
     sigma: float = Field(6.0, gt=0, le=100)
-    """Blur, in pixels."""
+    """Standard deviation of the blur in pixels."""
     threshold: int = Field(8, ge=0, le=255)
-    """Differences below this, in grey levels, do not count when contrast is set."""
+    """Ignore differences below this, in grey levels, when setting the contrast."""
 
 
 @ANNOTATORS.register
@@ -63,7 +65,7 @@ class MediapipeFace(Resized, DetectorOptions):
     name: Literal["mediapipe_face"]
     max_faces: int = Field(1, ge=1, le=100)
     min_confidence: float = Field(0.5, ge=0, le=1)
-    """How sure a face must be."""
+    """Minimum confidence of a face."""
 
 
 @ANNOTATORS.register
@@ -75,9 +77,9 @@ class Hed(Network):
     files = ("ControlNetHED.pth",)
     name: Literal["hed"]
     safe: bool = False
-    """Few grey levels: hides what the frame showed."""
+    """Use few grey levels, to hide details of the frame."""
     scribble: bool = False
-    """Thin lines, as drawn by hand."""
+    """Thin lines, like a sketch."""
 
 
 @ANNOTATORS.register
@@ -88,9 +90,9 @@ class SoftedgePidi(Network):
     files = ("table5_pidinet.pth",)
     name: Literal["softedge_pidi"]
     safe: bool = False
-    """Few grey levels: hides what the frame showed."""
+    """Use few grey levels, to hide details of the frame."""
     scribble: bool = False
-    """Thin lines, as drawn by hand."""
+    """Thin lines, like a sketch."""
 
 
 @ANNOTATORS.register
@@ -101,7 +103,7 @@ class Lineart(Network):
     files = ("sk_model.pth", "sk_model2.pth")
     name: Literal["lineart"]
     coarse: bool = False
-    """Fewer lines."""
+    """Draw fewer lines."""
 
 
 @ANNOTATORS.register
@@ -121,9 +123,9 @@ class Mlsd(Network):
     files = ("mlsd_large_512_fp32.pth",)
     name: Literal["mlsd"]
     score: float = Field(0.1, ge=0, le=1)
-    """How sure a line must be."""
+    """Minimum score of a line."""
     distance: float = Field(0.1, ge=0, le=20)
-    """How long it must be, in the network's own measure."""
+    """Minimum length of a line, in the network's units."""
 
 
 @ANNOTATORS.register
@@ -146,13 +148,13 @@ class Midas(Network):
 
 @ANNOTATORS.register
 class Zoe(Network):
-    """Depth (ZoeDepth as ControlNet's makers use it), near is white."""
+    """Depth (ZoeDepth, in the version used for ControlNet), near is white."""
 
     detector, words = "ZoeDetector", {"gamma": "gamma_corrected"}
     files = ("ZoeD_M12_N.pt",)
     name: Literal["zoe"]
     gamma: bool = False
-    """Darker far off."""
+    """Darken distant areas."""
 
 
 @ANNOTATORS.register
@@ -163,11 +165,11 @@ class Leres(Network):
     files = ("res101.pth", "latest_net_G.pth")
     name: Literal["leres"]
     remove_near: float = Field(0, ge=0, le=100)
-    """Percent of the range."""
+    """Depth range to cut off, in per cent."""
     remove_background: float = Field(0, ge=0, le=100)
-    """Percent of the range."""
+    """Depth range to cut off, in per cent."""
     boost: bool = False
-    """Look at parts of the frame, too: finer, and many times slower."""
+    """Also process crops of the frame: finer, but many times slower."""
 
 
 @ANNOTATORS.register
@@ -179,7 +181,7 @@ class Teed(Network):
     name: Literal["teed"]
     model: WeightsName = "fal-ai/teed"
     steps: int = Field(2, ge=0, le=10)
-    """Grey levels above black; 0: all."""
+    """Grey levels above black (0 = all)."""
 
 
 @ANNOTATORS.register
@@ -191,13 +193,13 @@ class Anyline(Network):
     name: Literal["anyline"]
     model: WeightsName = "TheMistoAI/MistoLine"
     sigma: float = Field(2.0, gt=0, le=100)
-    """Blur, in pixels."""
+    """Standard deviation of the blur in pixels."""
     threshold: int = Field(3, ge=0, le=255)
-    """Differences below this, in grey levels, do not count when contrast is set."""
+    """Ignore differences below this, in grey levels, when setting the contrast."""
 
 
 class Detector:
-    """A detector of controlnet_aux, frame by frame: none of them takes more than one."""
+    """Applies a detector of controlnet_aux to one frame at a time."""
 
     def __init__(self, options: DetectorOptions, weights: Weights | None, device: str):
         self.settings, self.weights, self.device = options, weights, device
@@ -211,70 +213,78 @@ class Detector:
 
     @cached_property
     def sizes(self) -> list[str]:
+        """The detector's parameters for sizes."""
         takes = inspect.signature(self.detector.__call__).parameters
         return [size for size in ("detect_resolution", "image_resolution") if size in takes]
 
-    def maps(self, frames: np.ndarray) -> np.ndarray:
+    def maps(self, frames: Images) -> Images:
         hush = _closed_stderr if self.settings.noisy else quiet
         with hush():
             return np.stack([look_at(frame, self.resolution, self._detect) for frame in frames])
 
-    def _detect(self, image: np.ndarray, side: int) -> np.ndarray:
-        return self.detector(image, **dict.fromkeys(self.sizes, side), **self.options)
+    def _detect(self, image: Image, side: int) -> Image:
+        found: Image = self.detector(image, **dict.fromkeys(self.sizes, side), **self.options)
+        return found
 
 
 def load(name: str, kind: str, weights: Weights | None, device: str) -> Any:
-    """The detector of controlnet_aux's class `kind` for the annotator `name`, on `device`."""
+    """Load a detector of controlnet_aux's class `kind` for the annotator `name` on `device`."""
     make = detector_class(kind)
     if weights is None:
         return make()
     folder = weights.folder()
     what = f"{', '.join(str(folder / file) for file in weights.files)} (weights of {name!r})"
-    with quiet(), _no_arguments(), explained(weights.key, what, "is the download complete, and the right file?"):
+    with (
+        quiet(),
+        _no_arguments(),
+        explained(weights.key, what, CHECK_FILE),
+    ):
         return make.from_pretrained(str(folder), filename=weights.files[0]).to(pick_device(device))
 
 
 def detector_class(name: str) -> Any:
-    """controlnet_aux's class of this name."""
+    """Return the class of controlnet_aux with this name."""
     with quiet():
         import controlnet_aux
 
         return getattr(controlnet_aux, name)
 
 
-def look_at(image: np.ndarray, resolution: int | None, detect: Callable[[np.ndarray, int], np.ndarray]) -> np.ndarray:
-    """`detect(image, shorter side)`, in the size of the image.
+def look_at(image: Image, resolution: int | None, detect: Callable[[Image, int], Image]) -> Image:
+    """Run `detect(image, shorter side)` and return the map in the size of the image.
 
-    With a `resolution`, controlnet_aux resizes the image to it. Without, the image is padded to sides that
-    controlnet_aux leaves as they are, and the map cut back.
+    With a `resolution`, controlnet_aux resizes the image. Without, the image is padded to a size that controlnet_aux
+    does not resize, and the map is cropped.
     """
     import cv2
 
     height, width = image.shape[:2]
     if resolution is not None:
-        return cv2.resize(detect(image, resolution), (width, height), interpolation=cv2.INTER_LINEAR)
+        small = detect(image, resolution)
+        return np.asarray(cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR), np.uint8)
     padded = pad(image)
     return np.ascontiguousarray(detect(padded, min(padded.shape[:2]))[:height, :width])
 
 
-def pad(image: np.ndarray) -> np.ndarray:
-    """The image with its last rows and columns repeated until its sides are multiples of GRID."""
+def pad(image: Image) -> Image:
+    """Repeat the last rows and columns until the sides are multiples of GRID."""
     import cv2
 
     height, width = image.shape[:2]
-    return cv2.copyMakeBorder(image, 0, -height % GRID, 0, -width % GRID, cv2.BORDER_REPLICATE)
+    padded = cv2.copyMakeBorder(image, 0, -height % GRID, 0, -width % GRID, cv2.BORDER_REPLICATE)
+    return np.asarray(padded, np.uint8)
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """controlnet_aux and timm speak of their own affairs; users need not know."""
+    """Suppress the output of controlnet_aux and timm, which does not concern users."""
     with contextlib.redirect_stdout(io.StringIO()), no_logs():
         yield
 
 
 @contextlib.contextmanager
 def _closed_stderr() -> Iterator[None]:
-    """MediaPipe's C++ writes to the file behind sys.stderr, past Python."""
+    """Also suppress what MediaPipe's C++ code writes directly to stderr."""
     sys.stderr.flush()
     stderr = os.dup(2)
     try:
@@ -288,7 +298,7 @@ def _closed_stderr() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _no_arguments() -> Iterator[None]:
-    """LeReS parses the command line of whatever program loads it."""
+    """Hide the command line, which LeReS would parse."""
     arguments, sys.argv = sys.argv, sys.argv[:1]
     try:
         yield

@@ -9,34 +9,38 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from stages.annotators import ANNOTATORS
-from stages.annotators.controlnet_aux import quiet
+from stages.annotators.controlnet_aux import CHECK_FILE, quiet
 from stages.annotators.pose import PoseOptions, resized
+from stages.base.arrays import Floats, Image, Images
 from stages.base.paths import WeightsName
 from stages.models.weights import Weights, explained, pick_device
+
+Points: TypeAlias = NDArray[np.floating]
 
 # Points of COCO-WholeBody: 17 of the body, 6 of the feet, 68 of the face, 21 of each hand.
 POINTS = 133
 FACE, LEFT_HAND, RIGHT_HAND = slice(23, 91), slice(91, 112), slice(112, POINTS)
 SHOULDERS = [5, 6]
-# OpenPose's 18 points of a body among them. COCO has no neck: it is put behind all others.
+# The points that are OpenPose's 18 of the body. COCO has no neck, which is appended.
 NECK = POINTS
 OPENPOSE_BODY = [0, NECK, 6, 8, 10, 5, 7, 9, 12, 14, 16, 11, 13, 15, 2, 1, 4, 3]
-SURE = 0.3  # points of less confidence are not drawn
+SURE = 0.3  # min. confidence of points that are drawn
 
-# Height and width of the networks' inputs, where their files leave them open.
+# Height and width of the networks' inputs, if their files do not fix them.
 DETECTOR_SIZE, ESTIMATOR_SIZE = (640, 640), (384, 288)
 
-STRIDES = (8, 16, 32)  # px; YOLOX looks for people in grids of cells of these sizes
+STRIDES = (8, 16, 32)  # px, sizes of YOLOX's grid cells
 PERSON_SCORE, OVERLAP = 0.3, 0.45
-GREY = 114  # what YOLOX's input is padded with
+GREY = 114  # padding of YOLOX's input
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of RTMPose's input, RGB
-MARGIN = 1.25  # RTMPose looks at this many times a person's box
+MARGIN = 1.25  # RTMPose's input is a person's box enlarged by this factor
 
 
 @ANNOTATORS.register
@@ -48,13 +52,13 @@ class DwposeOptions(PoseOptions):
     name: Literal["dwpose"]
     model: WeightsName = "yzd-v/DWPose"
 
-    def build(self, style_image: np.ndarray | None, weights: Weights | None, device: str) -> Dwpose:
+    def build(self, style_image: Image | None, weights: Weights | None, device: str) -> Dwpose:
         assert weights is not None, "see `weights`"
         return Dwpose(self, weights, device)
 
 
 class Dwpose:
-    """Skeletons, frame by frame."""
+    """Draws skeletons per frame."""
 
     def __init__(self, options: DwposeOptions, weights: Weights, device: str):
         self.weights, self.device, self.resolution = weights, device, options.resolution
@@ -62,19 +66,24 @@ class Dwpose:
 
     @cached_property
     def networks(self) -> tuple[Network, Network]:
-        """The detector and the estimator."""
+        """The detector of people and the estimator of their points."""
         detector, estimator = (self.weights.folder() / file for file in self.weights.files)
         return (
             self._load(detector, DETECTOR_SIZE, check_detector),
             self._load(estimator, ESTIMATOR_SIZE, check_estimator),
         )
 
-    def maps(self, frames: np.ndarray) -> np.ndarray:
+    def maps(self, frames: Images) -> Images:
         return np.stack([self._map(frame) for frame in frames])
 
-    def poses(self, frame: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The points of everybody in a frame [H, W, 3]: x and y in its pixels [PEOPLE, POINTS, 2], confidences
-        [PEOPLE, POINTS]. Where nobody is found, one person is looked for in the whole frame, as published."""
+    def poses(self, frame: Image) -> tuple[Points, Points]:
+        """Find the points of all people in a frame [H, W, 3].
+
+        If nobody is detected, one person is assumed to fill the frame, as published.
+
+        Returns:
+            x and y in pixels of the frame [PEOPLE, POINTS, 2], and confidences [PEOPLE, POINTS].
+        """
         detector, estimator = self.networks
         boxes = find_people(detector, frame)
         if len(boxes) == 0:
@@ -82,7 +91,7 @@ class Dwpose:
         found = [find_points(estimator, frame, box) for box in boxes]
         return np.stack([points for points, _ in found]), np.stack([scores for _, scores in found])
 
-    def _map(self, frame: np.ndarray) -> np.ndarray:
+    def _map(self, frame: Image) -> Image:
         height, width = frame.shape[:2]
         seen = resized(frame, self.resolution)
         points, scores = self.poses(seen)
@@ -90,15 +99,14 @@ class Dwpose:
 
     def _load(self, file: Path, size: tuple[int, int], check: Callable[[Network], None]) -> Network:
         what = f"{file} (weights of 'dwpose')"
-        with explained(self.weights.key, what, "is the download complete, and the right file?"):
+        with explained(self.weights.key, what, CHECK_FILE):
             network = Network(file, size, self.device)
             check(network)
         return network
 
 
 class Network:
-    """A network in an ONNX file that takes one image. `size`: height and width of its input, if the file leaves them
-    open."""
+    """A network in an ONNX file that takes one image. `size` is that of its input, if the file does not fix it."""
 
     def __init__(self, file: Path, size: tuple[int, int], device: str):
         import onnxruntime
@@ -111,14 +119,15 @@ class Network:
         sides = [given_side if isinstance(given_side, int) else side for given_side, side in zip(given.shape[2:], size)]
         self.size = sides[0], sides[1]
 
-    def __call__(self, image: np.ndarray) -> list[np.ndarray]:
-        """Its outputs for an image [H, W, 3] of its size."""
+    def __call__(self, image: NDArray[np.generic]) -> list[Floats]:
+        """Return the outputs for an image [H, W, 3] of the network's size."""
         batch = np.ascontiguousarray(image.transpose(2, 0, 1)[None], dtype=np.float32)
-        return self.session.run(None, {self.name: batch})
+        outputs: list[Floats] = self.session.run(None, {self.name: batch})
+        return outputs
 
 
-def _providers(device: str) -> list[Any]:
-    """CUDA if that is the device and ONNX Runtime was built for it, else the CPU."""
+def _providers(device: str) -> list[str | tuple[str, dict[str, int]]]:
+    """Choose CUDA if it is the device and ONNX Runtime supports it, else the CPU."""
     import onnxruntime
 
     picked = pick_device(device)
@@ -131,8 +140,8 @@ def _providers(device: str) -> list[Any]:
 # --- people ---------------------------------------------------------------------------------------------
 
 
-def find_people(detector: Network, frame: np.ndarray) -> np.ndarray:
-    """The boxes of people in a frame [H, W, 3], surest first: left, top, right and bottom in its pixels [PEOPLE, 4]."""
+def find_people(detector: Network, frame: Image) -> Points:
+    """Detect people in a frame [H, W, 3]: left, top, right and bottom in pixels [PEOPLE, 4], best first."""
     import cv2
 
     image, scale = _fit(frame, detector.size)
@@ -140,7 +149,7 @@ def find_people(detector: Network, frame: np.ndarray) -> np.ndarray:
     cells, strides = _grid(detector.size)
     centres = (found[:, :2] + cells) * strides / scale
     sizes = np.exp(found[:, 2:4]) * strides / scale
-    scores = found[:, 4] * found[:, 5]  # there is something × it is a person
+    scores = found[:, 4] * found[:, 5]  # object × class confidence
     likely = scores > PERSON_SCORE
     centres, sizes, scores = centres[likely], sizes[likely], scores[likely]
     corners = centres - sizes / 2
@@ -149,15 +158,15 @@ def find_people(detector: Network, frame: np.ndarray) -> np.ndarray:
 
 
 def check_detector(detector: Network) -> None:
-    """Raises ValueError if the network's output is not that of YOLOX."""
+    """Raise ValueError if the network's output is not that of YOLOX."""
     shapes = [output.shape for output in detector(np.zeros((*detector.size, 3)))]
     cells = len(_grid(detector.size)[0])
     if len(shapes) != 1 or shapes[0][:2] != (1, cells) or len(shapes[0]) != 3 or shapes[0][2] < 6:
-        raise ValueError(f"its output has the shape {_listed(shapes)}, that of YOLOX is [1, {cells}, 85]")
+        raise ValueError(f"its output has shape {_listed(shapes)}, but YOLOX's has [1, {cells}, 85]")
 
 
-def _fit(frame: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, float]:
-    """The frame in BGR, as large as it fits into the upper left of an image of this size; and by how much it shrank."""
+def _fit(frame: Image, size: tuple[int, int]) -> tuple[Image, float]:
+    """Fit a frame into the upper left of a BGR image of this size. Returns the image and the scale factor."""
     import cv2
 
     height, width = frame.shape[:2]
@@ -168,8 +177,8 @@ def _fit(frame: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, float]:
     return image, scale
 
 
-def _grid(size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Column and row [CELLS, 2] of YOLOX's cells for an input of this size, and their strides [CELLS, 1]."""
+def _grid(size: tuple[int, int]) -> tuple[NDArray[np.int_], NDArray[np.int_]]:
+    """Return column and row [CELLS, 2] of YOLOX's grid cells and their strides [CELLS, 1]."""
     cells = [
         np.stack(np.meshgrid(np.arange(size[1] // stride), np.arange(size[0] // stride)), axis=2).reshape(-1, 2)
         for stride in STRIDES
@@ -181,9 +190,12 @@ def _grid(size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
 # --- points ---------------------------------------------------------------------------------------------
 
 
-def find_points(estimator: Network, frame: np.ndarray, box: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The points of the person in this box of a frame [H, W, 3]: x and y in its pixels [POINTS, 2], confidences
-    [POINTS]."""
+def find_points(estimator: Network, frame: Image, box: Points) -> tuple[Points, Points]:
+    """Estimate the points of the person in a box of a frame [H, W, 3].
+
+    Returns:
+        x and y in pixels of the frame [POINTS, 2], and confidences [POINTS].
+    """
     import cv2
 
     size = np.array(estimator.size[::-1])  # width, height
@@ -201,9 +213,9 @@ def check_estimator(estimator: Network) -> None:
     """Raises ValueError if the network's outputs are not those of RTMPose for whole bodies."""
     height, width = estimator.size
     shapes = [output.shape for output in estimator(np.zeros((*estimator.size, 3)))]
-    wanted = [(1, POINTS, 2 * side) for side in (width, height)]
-    if shapes != wanted:
-        raise ValueError(f"its outputs have the shapes {_listed(shapes)}, those of RTMPose are {_listed(wanted)}")
+    expected = [(1, POINTS, 2 * side) for side in (width, height)]
+    if shapes != expected:
+        raise ValueError(f"its outputs have shapes {_listed(shapes)}, but RTMPose's have {_listed(expected)}")
 
 
 def _listed(shapes: Sequence[tuple[int, ...]]) -> str:
@@ -213,11 +225,14 @@ def _listed(shapes: Sequence[tuple[int, ...]]) -> str:
 # --- the map --------------------------------------------------------------------------------------------
 
 
-def draw(
-    points: np.ndarray, scores: np.ndarray, height: int, width: int, hands: bool = True, face: bool = True
-) -> np.ndarray:
-    """The map uint8 [height, width, 3] of people's points [PEOPLE, POINTS, 2], as fractions of the frame, and their
-    confidences [PEOPLE, POINTS], as DWPose draws them."""
+def draw(points: Points, scores: Points, height: int, width: int, hands: bool = True, face: bool = True) -> Image:
+    """Draw a map uint8 [height, width, 3] as DWPose does.
+
+    Args:
+        points: x and y as fractions of the frame [PEOPLE, POINTS, 2].
+        scores: Confidences [PEOPLE, POINTS].
+        hands, face: Whether to draw these.
+    """
     with quiet():
         from controlnet_aux.dwpose import draw_pose
 
@@ -227,9 +242,10 @@ def draw(
     body, sure_body = points[:, OPENPOSE_BODY], sure[:, OPENPOSE_BODY]
     numbers = np.arange(sure_body.size).reshape(sure_body.shape)
     shown = np.where(sure[..., None], points, -1)
-    pose: dict[str, Any] = {
+    pose = {
         "bodies": {"candidate": body.reshape(-1, 2), "subset": np.where(sure_body, numbers, -1)},
         "hands": np.concatenate([shown[:, LEFT_HAND], shown[:, RIGHT_HAND]]) if hands else [],
         "faces": shown[:, FACE] if face else [],
     }
-    return draw_pose(pose, height, width)
+    drawn: Image = draw_pose(pose, height, width)
+    return drawn

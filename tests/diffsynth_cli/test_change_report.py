@@ -62,7 +62,7 @@ def test_smooth_says_what_it_did_and_reports_where(tmp_path, folders, cli):
 def test_a_report_that_cannot_be_written_is_refused_before_the_work(tmp_path, folders, cli):
     for options, expected in (
         (("--report", tmp_path / "report.jpg"), "must end in .png"),
-        (("--report", tmp_path / "absent" / "report.png"), "there is no folder"),
+        (("--report", tmp_path / "absent" / "report.png"), "does not exist"),
         (("--report", tmp_path / "report.png", "--mode", "interpolate"), "--mode interpolate"),
     ):
         code, said = cli("smooth", *folders, "-o", tmp_path / "out", *options)

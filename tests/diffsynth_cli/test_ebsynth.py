@@ -89,9 +89,9 @@ def test_a_weight_belongs_to_the_option_before_it(arguments, weights, monkeypatc
         (["--guide", "from.png", "to.png", "--vote", "best"], "unknown vote"),
         (["--guide", "from.png", "to.png", "--device", "gpu"], "unknown device 'gpu'"),
         (["--guide", "from.png", "to.png", "--device", "mps"], "device: mps"),
-        (["--guide", "from.png", "to.png", "--device", "cpu", "--backend", "cuda"], "device: cpu does not run"),
+        (["--guide", "from.png", "to.png", "--device", "cpu", "--backend", "cuda"], "device: cpu cannot run"),
         (["--guide", "from.png", "to.png", "--nnf", "field.txt"], ".npy"),
-        (["--guide", "from.png", "to.png", "--output", "nowhere/out.png"], "no folder"),
+        (["--guide", "from.png", "to.png", "--output", "nowhere/out.png"], "does not exist"),
         (["--guide", "from.png", "to.png", "--output", "out.mp4"], "must end in"),
     ],
 )

@@ -78,7 +78,7 @@ def test_other_sizes_are_fitted_other_shapes_refused(tmp_path, videos, cli):
     tall = write_images(tmp_path / "tall", [scene(i, 96, 64) for i in range(6)])
     code, said = cli("metrics", tall, style)
     assert code == 2 and "another shape" in said
-    for plot, expected in (("p.jpg", "must end in .png"), ("absent/p.png", "there is no folder")):
+    for plot, expected in (("p.jpg", "must end in .png"), ("absent/p.png", "does not exist")):
         code, said = cli("metrics", guide, style, "--plot", tmp_path / plot)
         assert code == 2 and expected in said
     code, said = cli("metrics", guide, tmp_path / "absent")

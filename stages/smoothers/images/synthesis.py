@@ -1,8 +1,8 @@
-"""Guided synthesis of one image: files in, files out, through the patch-matching library."""
+"""Guided synthesis of one image file."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from native import Backend, binding
+from stages.base.arrays import Image as Pixels
 from stages.base.errors import DiffSynthError, UsageError
 from stages.models.weights import check_device
 from stages.video.images import image_size
@@ -23,24 +24,24 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 class Guide:
     source: Path
     target: Path
-    weight: float | None = None  # of the whole image; by default all guides together weigh 1
+    weight: float | None = None  # of the whole image; by default, all guides together have weight 1
 
 
 @dataclass(frozen=True)
 class Painting:
-    """What is to be painted. `options` are those of `native.binding.synthesize`."""
+    """What to paint. `options` are those of `native.binding.synthesize`."""
 
     style: Path
     guides: Sequence[Guide]
     style_weight: float = 1.0
-    options: dict[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)  # numbers and switches of different types
 
 
 def pick_backend(backend: Backend, device: str) -> tuple[Backend, int]:
-    """Return the back end and the number of the GPU that are to be used.
+    """Return the back end and the number of the GPU to use.
 
     Args:
-        backend: The back end asked for.
+        backend: The requested back end.
         device: auto, cpu, cuda or cuda:N.
 
     Raises:
@@ -55,14 +56,21 @@ def pick_backend(backend: Backend, device: str) -> tuple[Backend, int]:
     if backend is Backend.AUTO and fitting:
         return fitting[0], int(number or 0)
     if backend not in fitting:
-        raise UsageError(f"device: {device} does not run the back end {backend}", "leave one of them out")
+        raise UsageError(f"device: {device} cannot run the back end {backend}", "set only one of the two")
     return backend, int(number or 0)
 
 
 def paint(painting: Painting, output: Path, nnf: Path | None, progress: Callable[[float], None]) -> None:
-    """Paints the guides' targets in the style and writes `output`, and the field int32 [H, W, 2] as .npy to `nnf`.
+    """Paint the guides' targets in the given style and write the image.
 
-    Raises UsageError for images that do not fit each other, before anything is computed or written.
+    Args:
+        painting: What to paint.
+        output: Path of the image.
+        nnf: Path of the field int32 [H, W, 2] as .npy, if wanted.
+        progress: Called with the fraction done.
+
+    Raises:
+        UsageError: Images do not fit each other, or a path is not writable. Nothing has been computed yet.
     """
     check_writable(output, IMAGE_SUFFIXES)
     if nnf is not None:
@@ -90,8 +98,12 @@ def paint(painting: Painting, output: Path, nnf: Path | None, progress: Callable
         _replace(nnf, lambda path: np.save(path, result.nnf[0]))
 
 
-def load(path: Path) -> np.ndarray:
-    """An image as uint8 [H, W, C] with the channels of the file: grey, grey and alpha, RGB or RGBA."""
+def load(path: Path) -> Pixels:
+    """Load an image as uint8 [H, W, C] with the channels of the file: grey, grey and alpha, RGB or RGBA.
+
+    Raises:
+        UsageError: The file is not a readable image.
+    """
     image_size(path)
     try:
         with Image.open(path) as opened:
@@ -102,11 +114,11 @@ def load(path: Path) -> np.ndarray:
                 image = image.convert("L")
             pixels = np.array(image)
     except (UnidentifiedImageError, OSError, ValueError) as error:
-        raise UsageError(f"{path} is not an image that can be read: {error}") from error
+        raise UsageError(f"cannot read {path} as an image: {error}") from error
     return np.ascontiguousarray(pixels.reshape(*pixels.shape[:2], -1))
 
 
-def _check_fit(painting: Painting, style: np.ndarray, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
+def _check_fit(painting: Painting, style: Pixels, pairs: Sequence[tuple[Pixels, Pixels]]) -> None:
     size = pairs[0][1].shape[:2]
     for guide, (source, target) in zip(painting.guides, pairs, strict=True):
         if source.shape[:2] != style.shape[:2]:
@@ -116,47 +128,48 @@ def _check_fit(painting: Painting, style: np.ndarray, pairs: Sequence[tuple[np.n
                 f"{guide.target} is {_size(target)}, but {painting.guides[0].target} is {_size(pairs[0][1])}"
             )
         if source.shape[2] != target.shape[2]:
-            channels = f"{source.shape[2]} channels, {guide.target} has {target.shape[2]}"
-            raise UsageError(f"{guide.source} has {channels}", "save both as grey, RGB or RGBA alike")
+            channels = f"{source.shape[2]} channels, but {guide.target} has {target.shape[2]}"
+            raise UsageError(f"{guide.source} has {channels}", "save both in the same format: grey, RGB or RGBA")
     channels = sum(source.shape[2] for source, _ in pairs)
     if channels > 24:
         raise UsageError(
-            f"the guides have {channels} channels together, 24 are possible", "save grey guides as grey images"
+            f"the guides have {channels} channels in total, but at most 24 are supported",
+            "save grey guides as grey images",
         )
 
 
-def _size(image: np.ndarray) -> str:
+def _size(image: Pixels) -> str:
     return f"{image.shape[1]}×{image.shape[0]}"
 
 
-def _spread(weights: Sequence[float], images: Sequence[np.ndarray]) -> list[float]:
-    """Image weights as channel weights."""
+def _spread(weights: Sequence[float], images: Sequence[Pixels]) -> list[float]:
+    """Divide image weights among channels."""
     return [
         weight / image.shape[2] for weight, image in zip(weights, images, strict=True) for _ in range(image.shape[2])
     ]
 
 
 def check_writable(path: Path, suffixes: Sequence[str]) -> None:
-    """Raises UsageError if `path` ends in none of `suffixes`, or lies in no folder: before work, not after it."""
+    """Raise UsageError if `path` has none of these suffixes or its folder does not exist."""
     if path.suffix.lower() not in suffixes:
         raise UsageError(f"{path}: the name must end in {', '.join(suffixes)}")
     if not path.absolute().parent.is_dir():
-        raise UsageError(f"{path}: there is no folder {path.absolute().parent}")
+        raise UsageError(f"{path}: the folder {path.absolute().parent} does not exist")
 
 
-def _save(path: Path, image: np.ndarray) -> None:
+def _save(path: Path, image: Pixels) -> None:
     if path.suffix.lower() in (".jpg", ".jpeg") and image.shape[2] in (2, 4):
         image = image[..., :-1]  # JPEG has no alpha
     Image.fromarray(image.squeeze(axis=2) if image.shape[2] == 1 else image).save(path)
 
 
 def _replace(path: Path, write: Callable[[Path], None]) -> None:
-    """Writes beside `path` and renames, so that a kill leaves the old file or the new one."""
+    """Write to a temporary file and rename it, so that a kill leaves either the old file or the new one."""
     partial = path.with_name(f".{path.stem}.partial{path.suffix}")
     try:
         write(partial)
         partial.replace(path)
     except OSError as error:
-        raise DiffSynthError(f"{path} cannot be written: {error.strerror or error}") from error
+        raise DiffSynthError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         partial.unlink(missing_ok=True)

@@ -151,7 +151,7 @@ def test_frames_between_keyframes_are_painted_as_on_the_processor(swimming, on_t
 @pytest.fixture
 def no_gpu_needed():
     """Tensors without contents: they know what device they would be on, and refuse to be looked into."""
-    kept = (gpu._constant, gpu._mirror, gpu._resizing, gpu._grid)
+    kept = (gpu._constant, gpu._mirror, gpu._resize_matrix, gpu._grid)
     with FakeTensorMode() as mode:
         for cached in kept:
             cached.cache_clear()
