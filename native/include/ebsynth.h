@@ -4,18 +4,18 @@
  * Conventions
  *   - Images are uint8, row-major, channels interleaved, without padding: [batch, height, width, channels].
  *   - A nearest-neighbour field (NNF) is int32 [batch, height, width, 2]: for each target pixel the row, then the
- *     column of a source pixel. Fields that are read have their entries clamped to the source.
- *   - A patch is the square of patch_size x patch_size pixels around a pixel; beyond the border the border repeats, or
- *     (EBSYNTH_BORDER_ZERO) all channels are 0.
- *   - The caller allocates everything, outputs too, and keeps it alive during the call. Outputs marked "or NULL" are
- *     left out when NULL. On any status but EBSYNTH_OK the contents of outputs are undefined.
- *   - Same arguments, same seed: the same bytes, on every back end, machine and number of threads.
+ *     column of a source pixel. Entries of input fields are clamped to the source.
+ *   - A patch is the square of patch_size x patch_size pixels around a pixel; outside the image, the nearest pixel is
+ *     repeated, or (EBSYNTH_BORDER_ZERO) all channels are 0.
+ *   - The caller allocates all memory, including outputs, and keeps it alive during the call. Outputs marked "or NULL"
+ *     are skipped if NULL. Unless the status is EBSYNTH_OK, the contents of outputs are undefined.
+ *   - The same arguments and seed give the same bytes on every back end, machine and number of threads.
  *   - No function prints, exits or throws. There is no global state: a context holds the settings, the last error and
- *     the scratch memory, which later calls use again. Contexts are independent; one context serves one thread at a time.
+ *     scratch memory, which later calls reuse. Contexts are independent. Use a context from one thread at a time.
  *   - Sides of images are 1..EBSYNTH_MAX_SIDE. A batch may be empty: the call checks its arguments and does nothing.
  *
  * The method is PatchMatch (Barnes et al. 2009) inside the synthesis loop of StyLit (Fiser et al. 2016) and Ebsynth
- * (Jamriska et al. 2019): search and vote in turn, from coarse to fine.
+ * (Jamriska et al. 2019): it alternates search and vote, from coarse to fine.
  */
 #ifndef EBSYNTH_H
 #define EBSYNTH_H
@@ -33,7 +33,7 @@
 extern "C" {
 #endif
 
-/* Major version in the upper 16 bits: it changes when callers must be compiled anew. */
+/* Major version in the upper 16 bits: it changes when callers must be recompiled. */
 #define EBSYNTH_VERSION ((uint32_t)((1u << 16) | 1u))
 
 #define EBSYNTH_MAX_SIDE 32767
@@ -47,11 +47,11 @@ extern "C" {
 
 typedef int32_t ebsynth_status;
 #define EBSYNTH_OK 0
-#define EBSYNTH_INVALID_ARGUMENT 1  /* which one: ebsynth_last_error */
+#define EBSYNTH_INVALID_ARGUMENT 1  /* ebsynth_last_error says which */
 #define EBSYNTH_OUT_OF_MEMORY 2     /* of the host or of the device */
-#define EBSYNTH_CANCELLED 3         /* the progress callback asked for it */
+#define EBSYNTH_CANCELLED 3         /* by the progress callback */
 #define EBSYNTH_NO_BACKEND 4        /* not built in, no device, or no driver */
-#define EBSYNTH_DEVICE_ERROR 5      /* CUDA reported an error; its text: ebsynth_last_error */
+#define EBSYNTH_DEVICE_ERROR 5      /* CUDA reported an error; ebsynth_last_error has its text */
 #define EBSYNTH_INTERNAL_ERROR 6    /* a bug of this library */
 
 typedef int32_t ebsynth_backend;
@@ -68,7 +68,7 @@ typedef int32_t ebsynth_vote;
 #define EBSYNTH_VOTE_WEIGHTED 1 /* each patch weighs 1 / (1 + its patch error / (patch_size^2 * channels)) */
 
 typedef int32_t ebsynth_start;
-#define EBSYNTH_START_IDENTITY 0 /* each pixel at its own place, scaled where source and target differ in size */
+#define EBSYNTH_START_IDENTITY 0 /* each pixel matches its own position, scaled if source and target differ in size */
 #define EBSYNTH_START_RANDOM 1   /* drawn from the seed */
 #define EBSYNTH_START_GIVEN 2    /* what `nnf` holds */
 
@@ -76,46 +76,46 @@ typedef int32_t ebsynth_border;
 #define EBSYNTH_BORDER_REPEAT 0
 #define EBSYNTH_BORDER_ZERO 1
 
-/* Called on the caller's thread between rounds of work; fraction is in 0..1. Not 0: stop with EBSYNTH_CANCELLED. */
+/* Called on the caller's thread between rounds of work; fraction is in 0..1. A result other than 0 stops the call with EBSYNTH_CANCELLED. */
 typedef int32_t (*ebsynth_progress)(void *user, float fraction);
 
 typedef struct ebsynth_context ebsynth_context;
 
-/* What is common to all calls through a context. Every struct starts with its size, sizeof(struct), so that a library
- * that knows more members can tell what its caller left out. Zeroed members have the meaning given as default. */
+/* Settings of all calls through a context. Every struct starts with its size, sizeof(struct), so that a newer library can
+ * tell which members its caller does not know. Zeroed members have their default. */
 typedef struct ebsynth_settings {
   uint32_t struct_size;
   ebsynth_backend backend;   /* default EBSYNTH_AUTO */
   int32_t device;            /* ordinal of the CUDA device, default 0 */
-  int32_t threads;           /* of the CPU back end, 0..EBSYNTH_MAX_THREADS; 0 = as many as the machine has */
+  int32_t threads;           /* of the CPU back end, 0..EBSYNTH_MAX_THREADS (0 = all) */
   ebsynth_progress progress; /* or NULL */
-  void *user;                /* handed to progress */
+  void *user;                /* passed to progress */
 } ebsynth_settings;
 
-/* What the library was built with and what it finds on this machine. */
+/* How the library was built and what it can use on this machine. */
 typedef struct ebsynth_info {
   uint32_t struct_size;
   uint32_t version;         /* EBSYNTH_VERSION of the library */
   int32_t cuda_built;       /* 1: the CUDA back end is built in */
-  int32_t cuda_devices;     /* devices that can be used now; 0 without a driver */
-  int32_t cpu_threads;      /* what threads = 0 means */
-  char cpu_kernels[32];     /* "avx2", "neon" or "portable": picked for this processor */
+  int32_t cuda_devices;     /* usable devices; 0 without a driver */
+  int32_t cpu_threads;      /* number of threads that threads = 0 stands for */
+  char cpu_kernels[32];     /* "avx2", "neon" or "portable": chosen for this processor */
   char compiler[96];        /* name and version */
   char cuda_toolkit[32];    /* "" or e.g. "13.0" */
   char cuda_architectures[128]; /* "" or e.g. "75 80 86 89 90" */
 } ebsynth_info;
 
 /*
- * Guided synthesis: paints each target in the style of its source, so that patches of (style, guides) agree.
+ * Guided synthesis: paints each target in the style of its source, so that patches of style and guides agree.
  *
  * Patch error of target pixel t and source pixel s: the sum over the patch and over channels c of
  * weight_c * (target_c - source_c)^2, bytes 0..255; the target's style is what is being painted. A guide channel's weight
- * is multiplied by modulation / 255 at the target pixel, where a modulation is given. Internally weights are fixed-point
+ * is multiplied by modulation / 255 at the target pixel, if there is a modulation. Internally weights are fixed-point
  * numbers (about 28 bits for their sum), so that errors are exact integers.
  *
  * A candidate costs its error + uniformity * usage / (patch_size^2 * w): usage = over the source patch, the sum of how many
- * patches of the present field cover each pixel; w = (target pixels / source pixels) * patch_size^2, what it would be if all
- * source pixels were used alike.
+ * patches of the current field cover each pixel; w = (target pixels / source pixels) * patch_size^2, its value if all source
+ * pixels were used equally.
  */
 typedef struct ebsynth_synthesis {
   uint32_t struct_size;
@@ -135,10 +135,10 @@ typedef struct ebsynth_synthesis {
   float uniformity;                 /* 0..1e6; Ebsynth's default 3500 */
   int32_t patch_size;               /* odd, 3..31; Ebsynth's default 5 */
   int32_t pyramid_levels;           /* 1..16, at most as many as leave sides of 2 * patch_size + 1; 0 = that many */
-  int32_t search_vote_iterations;   /* 0..1000, default of Ebsynth 6 */
-  int32_t patch_match_iterations;   /* 0..1000 sweeps a search, default of Ebsynth 4 */
-  int32_t stop_threshold;           /* 0..255: pixels whose patch changed by less in the last vote are not searched again;
-                                       0 = all are searched; Ebsynth's default 5 */
+  int32_t search_vote_iterations;   /* 0..1000; Ebsynth's default 6 */
+  int32_t patch_match_iterations;   /* 0..1000 sweeps per search; Ebsynth's default 4 */
+  int32_t stop_threshold;           /* 0..255: stop searching pixels whose patch changed by less in the last vote
+                                       (0 = never stop); Ebsynth's default 5 */
   ebsynth_vote vote;
   int32_t extra_pass_3x3;           /* 1: one more search with patches of 3x3, without uniformity, at the finest level */
   uint64_t seed;
@@ -150,7 +150,7 @@ typedef struct ebsynth_synthesis {
 /*
  * Nearest-neighbour fields between pairs of images, such as frames of a video. The patch error is that of guided synthesis
  * with guide_weight / guide_channels and style_weight / style_channels as weights, without uniformity.
- * Without a target style (and with a source style), the target's style is what the field paints: vote and search in turn.
+ * With a source style but no target style, the target's style is painted by voting after each search.
  */
 typedef struct ebsynth_matching {
   uint32_t struct_size;
@@ -170,7 +170,7 @@ typedef struct ebsynth_matching {
   const int32_t *patch_sizes;  /* [rounds], host: odd, 3..31, one search each, in this order, at every pyramid level */
   int32_t rounds;              /* 1..EBSYNTH_MAX_ROUNDS */
   int32_t pyramid_levels;      /* 1..16, at most as many as leave sides of 2 * largest patch + 1; 0 = that many */
-  int32_t patch_match_iterations; /* 0..1000 sweeps a search */
+  int32_t patch_match_iterations; /* 0..1000 sweeps per search */
   int32_t search_radius;       /* of the random search, in pixels of each level; 0 = the whole image */
   ebsynth_start start;
   uint64_t seed;
@@ -195,7 +195,7 @@ typedef struct ebsynth_remapping {
   ebsynth_border border;  /* since version 1.1 */
 } ebsynth_remapping;
 
-/* The patch error of given fields, as in ebsynth_matching; both styles are given, or style_channels is 0. */
+/* The patch error of fields, as in ebsynth_matching. Either both styles are given, or style_channels is 0. */
 typedef struct ebsynth_errors {
   uint32_t struct_size;
   ebsynth_memory memory;
@@ -219,11 +219,11 @@ typedef struct ebsynth_errors {
 
 EBSYNTH_API ebsynth_status ebsynth_get_info(ebsynth_info *info);
 
-/* *context is NULL when the status is not EBSYNTH_OK. EBSYNTH_NO_BACKEND when the back end asked for cannot run here. */
+/* *context is NULL when the status is not EBSYNTH_OK. EBSYNTH_NO_BACKEND if the requested back end cannot run here. */
 EBSYNTH_API ebsynth_status ebsynth_create(const ebsynth_settings *settings, ebsynth_context **context);
 EBSYNTH_API void ebsynth_destroy(ebsynth_context *context); /* NULL is allowed */
 
-/* What went wrong in the last call through this context, in English; "" after a success. Valid until the next call. */
+/* The error of the last call through this context, in English; "" after a success. Valid until the next call. */
 EBSYNTH_API const char *ebsynth_last_error(const ebsynth_context *context);
 
 EBSYNTH_API ebsynth_status ebsynth_synthesize(ebsynth_context *context, const ebsynth_synthesis *call);

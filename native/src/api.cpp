@@ -1,4 +1,4 @@
-// The C interface: checks every argument, turns calls into problems and exceptions into statuses.
+// The C interface: checks arguments, turns calls into problems and exceptions into statuses.
 
 #include <algorithm>
 #include <cmath>
@@ -22,16 +22,16 @@ namespace {
 
 void check_range(const char *name, int64_t value, int64_t low, int64_t high) {
   if (value < low || value > high)
-    refuse(std::string(name) + " is " + std::to_string(value) + ", allowed are " + std::to_string(low) + " to " + std::to_string(high));
+    refuse(std::string(name) + " is " + std::to_string(value) + " (choose " + std::to_string(low) + " to " + std::to_string(high) + ")");
 }
 
 void check_patch(const char *name, int patch, int smallest = EBSYNTH_MIN_PATCH_SIZE) {
   check_range(name, patch, smallest, EBSYNTH_MAX_PATCH_SIZE);
-  if (patch % 2 == 0) refuse(std::string(name) + " is " + std::to_string(patch) + ", must be odd");
+  if (patch % 2 == 0) refuse(std::string(name) + " is " + std::to_string(patch) + ", but must be odd");
 }
 
 void check_weight(const char *name, float weight) {
-  if (!(weight >= 0 && weight <= EBSYNTH_MAX_WEIGHT)) refuse(std::string(name) + " must be 0 to 1e6");  // not NaN either
+  if (!(weight >= 0 && weight <= EBSYNTH_MAX_WEIGHT)) refuse(std::string(name) + " must be 0 to 1e6");  // rejects NaN, too
 }
 
 void check_pointer(const char *name, const void *pointer, bool needed = true) {
@@ -48,7 +48,7 @@ constexpr size_t kOldest<ebsynth_remapping> = offsetof(ebsynth_remapping, border
 template <>
 constexpr size_t kOldest<ebsynth_errors> = offsetof(ebsynth_errors, border);
 
-// The call, with 0 in members that a caller compiled with an older header does not have.
+// Returns the call with zeros for members that callers compiled with an older header do not have.
 template <class Call>
 Call complete(const Call *call) {
   check_pointer("call", call);
@@ -58,7 +58,7 @@ Call complete(const Call *call) {
   return whole;
 }
 
-// What all calls have: memory, batch and sides.
+// Checks what all calls have: memory, batch and sides.
 template <class Call>
 void check_common(const ebsynth_context &context, const Call *call) {
   check_range("memory", call->memory, EBSYNTH_HOST, EBSYNTH_DEVICE);
@@ -70,7 +70,7 @@ void check_common(const ebsynth_context &context, const Call *call) {
   check_range("target_width", call->target_width, 1, EBSYNTH_MAX_SIDE);
 }
 
-// Orders channels by weight into quads of one weight each, styles and guides apart, those of weight 0 left out.
+// Groups channels of equal weight into quads, styles and guides separately, and drops those of weight 0.
 Weights arrange(const std::vector<double> &weights, int style_channels, bool modulated) {
   Weights out{};
   double total = 0;
@@ -99,7 +99,7 @@ Weights arrange(const std::vector<double> &weights, int style_channels, bool mod
   return out;
 }
 
-// `asked` pyramid levels, or as many as leave the shorter side 2 * patch + 1; 0 asks for that.
+// Limits pyramid levels to as many as leave the shorter side 2 * patch + 1; 0 asks for the maximum.
 template <class Call>
 int levels_of(const Call &call, int asked, int patch) {
   int side = std::min({call.source_height, call.source_width, call.target_height, call.target_width}), most = 1;
@@ -159,7 +159,7 @@ Problem check(const ebsynth_context &context, const ebsynth_synthesis *call) {
   return p;
 }
 
-// What matching and patch errors share.
+// Checks what matching and patch errors share.
 template <class Call>
 Problem check_pair(const Call &c) {
   check_range("style_channels", c.style_channels, 0, EBSYNTH_MAX_STYLE_CHANNELS);
@@ -211,7 +211,7 @@ Problem check(const ebsynth_context &context, const ebsynth_errors *call) {
   check_pointer("nnf", call->nnf, call->batch > 0);
   check_pointer("error", call->error, call->batch > 0);
   check_patch("patch_size", call->patch_size);
-  p.nnf = const_cast<int32_t *>(call->nnf);  // only read: a Problem's field is in and out
+  p.nnf = const_cast<int32_t *>(call->nnf);  // never written here
   p.error = call->error;
   return p;
 }
@@ -226,7 +226,7 @@ void check(const ebsynth_context &context, const ebsynth_remapping *call) {
   check_pointer("image", call->image, call->batch > 0);
 }
 
-// Runs `work`; whatever it throws becomes a status and a text.
+// Runs `work` and turns exceptions into a status and a message.
 template <class Work>
 ebsynth_status guarded(ebsynth_context *context, Work work) {
   if (!context) return EBSYNTH_INVALID_ARGUMENT;
@@ -241,7 +241,7 @@ ebsynth_status guarded(ebsynth_context *context, Work work) {
     }
     return failure.status;
   } catch (const std::bad_alloc &) {
-    context->error = "out of memory";  // short enough to need none
+    context->error = "out of memory";  // short enough to need no allocation
     return EBSYNTH_OUT_OF_MEMORY;
   } catch (...) {
     context->error = "internal";

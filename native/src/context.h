@@ -1,4 +1,4 @@
-// What a context holds, and how a call becomes a problem for a back end.
+// The interface between the C interface and the back ends.
 #pragma once
 
 #include <memory>

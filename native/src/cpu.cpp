@@ -1,4 +1,4 @@
-// The CPU back end: OpenMP over rows and tiles, vector kernels picked for the processor at hand.
+// The CPU back end: OpenMP over rows and tiles, vector kernels chosen at run time.
 
 #include <cstring>
 #include <map>
@@ -29,7 +29,7 @@ const Kernels &kernels() {
   return kPortableKernels;
 }
 
-// Scratch memory, kept by size for the next call that asks for as much.
+// Scratch memory, cached by size for later calls.
 class Pool {
  public:
   ~Pool() { trim(); }
@@ -54,9 +54,9 @@ class Pool {
   std::multimap<size_t, void *> free_;
 };
 
-constexpr int kBand = 32;    // rows a task
-constexpr int kStrip = 64;   // columns a task
-[[maybe_unused]] constexpr int64_t kFew = 8192;  // pixels that one thread does faster than several agree on who does what
+constexpr int kBand = 32;    // rows per task
+constexpr int kStrip = 64;   // columns per task
+[[maybe_unused]] constexpr int64_t kMinParallel = 8192;  // pixels; below this, starting threads costs more than it saves
 
 class CpuBackend {
  public:
@@ -88,7 +88,7 @@ class CpuBackend {
   template <class Op>
   void each(int batch, int height, int width, const Op &op) {
     const int64_t rows = (int64_t)batch * height;
-#pragma omp parallel for num_threads(rows * width < kFew ? 1 : threads_) schedule(dynamic, 16)
+#pragma omp parallel for num_threads(rows * width < kMinParallel ? 1 : threads_) schedule(dynamic, 16)
     for (int64_t r = 0; r < rows; ++r) {
       const int item = (int)(r / height), y = (int)(r % height);
       for (int x = 0; x < width; ++x) op(item, y, x);
@@ -107,7 +107,7 @@ class CpuBackend {
   }
 
   static constexpr bool kUsesSums = true;
-  // Running sums down the columns, then along the row, a band of rows a task.
+  // Running sums down the columns, then along the row, one task per band of rows.
   void sums(float *out, const uint8_t *features, int batch, int height, int width, int border, int stride, int patch) {
     const int inset = border - patch / 2, bands = (height + kBand - 1) / kBand;
     const size_t pitch = (size_t)(width + 2 * border) * stride, row_bytes = (size_t)(width + patch - 1) * stride;
@@ -129,15 +129,14 @@ class CpuBackend {
     }
   }
 
-  // As BoxSum, along rows and then along columns, each `times` times (the second repeating the border): sums along rows and
-  // sums along columns commute, so that two passes over the memory do.
-  // `most`: what a sum can come to; 32 bits saturate otherwise.
+  // As plain_box. Sums along rows and along columns commute, so two passes over the memory suffice.
+  // `most` is the largest possible sum; larger ones than 32 bits need plain_box, which saturates.
   void box(uint32_t *out, const uint32_t *in, uint32_t *scratch, int batch, int height, int width, int patch, int times, int64_t most) {
     if (most > UINT32_MAX) return plain_box(*this, out, in, scratch, batch, height, width, patch, times);
     const int strips = (width + kStrip - 1) / kStrip;
     const size_t pixels = (size_t)height * width;
     Buffer<uint32_t> row_sums = buffer<uint32_t>((size_t)width * threads_), sums = buffer<uint32_t>(pixels * batch);
-#pragma omp parallel num_threads(batch * pixels < kFew ? 1 : threads_)
+#pragma omp parallel num_threads(batch * pixels < kMinParallel ? 1 : threads_)
     {
 #pragma omp for schedule(dynamic, 16)
       for (int64_t r = 0; r < (int64_t)batch * height; ++r) {
@@ -172,7 +171,7 @@ class CpuBackend {
   void sweep(const Level &level, bool forward, int shift, int colour, uint32_t key) {
     const int across = (level.target_width + shift + kTile - 1) / kTile, down = (level.target_height + shift + kTile - 1) / kTile;
     const int64_t tiles = (int64_t)level.batch * down * across;
-#pragma omp parallel for num_threads(tiles * kTile * kTile < kFew ? 1 : threads_) schedule(dynamic, 16)
+#pragma omp parallel for num_threads(tiles * kTile * kTile < kMinParallel ? 1 : threads_) schedule(dynamic, 16)
     for (int64_t t = 0; t < tiles; ++t) {
       const int item = (int)(t / (down * across)), ty = (int)(t / across % down), tx = (int)(t % across);
       if (tile_colour(ty, tx) != colour) continue;

@@ -1,4 +1,4 @@
-// The inner loops of the CPU back end. They are compiled once for every instruction set and picked at run time.
+// The inner loops of the CPU back end. They are compiled once per instruction set and chosen at run time.
 #pragma once
 
 #include "ops.h"

@@ -1,4 +1,4 @@
-// A checked call, as the solver wants it: both public kinds of call become one.
+// A checked call, in the form that the solver uses for both kinds of call.
 #pragma once
 
 #include <string>
@@ -9,13 +9,13 @@
 
 namespace ebsynth {
 
-// A status on its way to the caller.
+// An error status to return to the caller.
 struct Failure {
   ebsynth_status status;
   std::string message;
 };
 
-// Weights as fixed-point numbers, and the order of channels that they ask for.
+// Fixed-point weights and the order of channels they require.
 struct Weights {
   Layout layout;               // of features
   uint32_t quads[kMaxQuads];   // fixed-point weight of each quad
@@ -26,12 +26,12 @@ struct Problem {
   int batch, source_height, source_width, target_height, target_width, style_channels, guide_channels;
   const uint8_t *source_style, *target_style, *source_guides, *target_guides, *modulation;
   Weights weights;
-  bool zero_border;  // beyond the border lies 0; otherwise the border repeats
-  bool painted;  // the target's style is voted from the source's
+  bool zero_border;  // outside the image is 0; otherwise the nearest pixel is repeated
+  bool painted;  // the target's style is painted by voting
 
   int levels;
   std::vector<int> patches;  // of each round of search (and vote), at every level; may be empty
-  int largest_patch;         // of those; that of the extra pass is smaller still
+  int largest_patch;         // of those; that of the extra pass is never larger
   int sweeps;
   int radius;                // 0 = the whole source
   double uniformity;

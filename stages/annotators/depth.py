@@ -121,8 +121,7 @@ class DepthModel:
             found = [item["predicted_depth"].cpu().float().numpy() for item in finish(network(**inputs), **given)]
         depth: Floats = np.stack(found).reshape(frames.shape[:3])
         # Depth ControlNets were trained on MiDaS, which returns inverse distances.
-        inverse: Floats = 1 / np.maximum(depth, NEAREST) if self.invert else depth
-        return inverse
+        return np.asarray(1 / np.maximum(depth, NEAREST), np.float32) if self.invert else depth
 
 
 class Depth:

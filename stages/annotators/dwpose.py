@@ -126,7 +126,7 @@ class Network:
         return outputs
 
 
-def _providers(device: str) -> list[str | tuple[str, dict[str, int]]]:
+def _providers(device: str) -> list[str | tuple[str, dict[str, object]]]:
     """Choose CUDA if it is the device and ONNX Runtime supports it, else the CPU."""
     import onnxruntime
 
@@ -154,7 +154,8 @@ def find_people(detector: Network, frame: Image) -> Points:
     centres, sizes, scores = centres[likely], sizes[likely], scores[likely]
     corners = centres - sizes / 2
     kept = cv2.dnn.NMSBoxes(np.hstack([corners, sizes]).tolist(), scores.tolist(), PERSON_SCORE, OVERLAP)
-    return np.hstack([corners, corners + sizes])[np.asarray(kept, int)]
+    boxes: Points = np.hstack([corners, corners + sizes])[np.asarray(kept, int)]
+    return boxes
 
 
 def check_detector(detector: Network) -> None:
@@ -242,7 +243,7 @@ def draw(points: Points, scores: Points, height: int, width: int, hands: bool = 
     body, sure_body = points[:, OPENPOSE_BODY], sure[:, OPENPOSE_BODY]
     numbers = np.arange(sure_body.size).reshape(sure_body.shape)
     shown = np.where(sure[..., None], points, -1)
-    pose = {
+    pose: dict[str, object] = {
         "bodies": {"candidate": body.reshape(-1, 2), "subset": np.where(sure_body, numbers, -1)},
         "hands": np.concatenate([shown[:, LEFT_HAND], shown[:, RIGHT_HAND]]) if hands else [],
         "faces": shown[:, FACE] if face else [],
