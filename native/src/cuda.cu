@@ -1,5 +1,5 @@
-// The CUDA back end. A warp looks at a pixel, in teams of lanes that share the patches of one candidate each; a block walks
-// over a tile along antidiagonals. All work of a call goes in order to its one stream.
+// The CUDA back end. A warp processes a pixel. Its lanes form teams, each of which compares the patches of one candidate. A
+// block processes a tile along antidiagonals. All work of a call is queued on one stream.
 
 #include <cuda_runtime.h>
 
@@ -16,37 +16,37 @@ namespace {
 
 constexpr unsigned kAll = 0xffffffffu;
 constexpr int kWarp = 32;
-constexpr int kTeam = 8;               // lanes that share a patch
-constexpr int kTeams = kWarp / kTeam;  // candidates that a warp looks at at once
+constexpr int kTeam = 8;               // lanes per patch
+constexpr int kTeams = kWarp / kTeam;  // candidates per warp at a time
 constexpr int kBlock = 256;
 constexpr int64_t kNever = INT64_MAX;
 
-// Bytes of features that go through a lane together.
+// Bytes of features that a lane processes together.
 template <int Count>
 struct alignas(kQuad * Count) Words {
   uint32_t word[Count];
 };
 
-// What a pixel of the target settles on.
+// The current match of a target pixel.
 struct Choice {
   uint32_t entry;
   int64_t error, cost;
 };
 
-// One search of one item, as one lane sees it. A team lies side by side along the pixels of a patch, row after row, and of
-// each pixel a lane meets the same words again and again: it needs their weights only.
+// One search of one item, from the view of one lane. The lanes of a team read adjacent words of a patch, row by row. Each
+// lane reads the same words of every pixel, so it needs only their weights.
 template <int Stride, bool Modulated>
 struct Search {
-  static constexpr int kWords = Stride < 16 ? Stride / kQuad : 4;  // of a lane
-  static constexpr int kParts = Stride / (kQuad * kWords);         // lanes that share a pixel
-  static constexpr int kPixels = kTeam / kParts;                   // that a team meets at once
-  static constexpr int kAtOnce = Modulated ? 2 : 4;                // loads of each patch that a lane has under way
+  static constexpr int kWords = Stride < 16 ? Stride / kQuad : 4;  // per lane
+  static constexpr int kParts = Stride / (kQuad * kWords);         // lanes per pixel
+  static constexpr int kPixels = kTeam / kParts;                   // per team at a time
+  static constexpr int kAtOnce = Modulated ? 2 : 4;                // concurrent loads of each patch per lane
   using Part = Words<kWords>;
 
   const Level &level;
   const unsigned area, inverse;                // inverse: 2^32 / patch, rounded up, to divide by the patch size
-  const unsigned source_pitch, target_pitch;   // bytes a row ...
-  const unsigned source_gap, target_gap;       // ... and those of it that a patch leaves out
+  const unsigned source_pitch, target_pitch;   // bytes per row ...
+  const unsigned source_gap, target_gap;       // ... and bytes between rows of a patch
   const int item, team, pixel;
   const uint8_t *source, *target;
 
@@ -55,7 +55,7 @@ struct Search {
         source_pitch((l.source_width + 2 * l.border) * Stride), target_pitch((l.target_width + 2 * l.border) * Stride),
         source_gap(source_pitch - l.patch * Stride), target_gap(target_pitch - l.patch * Stride),
         item(item_), team(threadIdx.x % kWarp / kTeam), pixel(threadIdx.x % kTeam / kParts) {
-    // Features begin with what this lane meets first in the patch of pixel (0, 0).
+    // Features begin with the first word of this lane in the patch of pixel (0, 0).
     const int word = threadIdx.x % kParts * kWords, inset = l.border - l.patch / 2;
     const size_t first = (inset + pixel) * Stride + word * kQuad;
     source = l.source + ((size_t)item * (l.source_height + 2 * l.border) + inset) * source_pitch + first;
@@ -81,7 +81,7 @@ struct Search {
     }
   }
 
-  // This lane's share of the error of some pixels of a patch, from pixel p on. So few squares fit 32 bits, modulated or not.
+  // This lane's share of the error of some pixels of a patch, from pixel p on. The sums fit in 32 bits, modulated or not.
   __device__ int64_t share(const uint8_t *t, const uint8_t *m, const uint8_t *s, unsigned p) const {
     Part target[kAtOnce] = {}, modulation[kAtOnce] = {}, source[kAtOnce] = {};
 #pragma unroll
@@ -103,9 +103,9 @@ struct Search {
     return total;
   }
 
-  // The patch error where below `limit`, else anything not below it. Each team has patches and a limit of its own.
+  // The patch error if it is below `limit`, else any value that is not. Each team has its own patches and limit.
   __device__ int64_t error(const uint8_t *t, const uint8_t *s, int64_t limit) const {
-    asm("" : "+l"(t), "+l"(s));  // else the compiler adds up every address from its parts, back to the kernel's arguments
+    asm("" : "+l"(t), "+l"(s));  // keeps the compiler from recomputing every address from the kernel's arguments
     int64_t mine = 0, total = 0;
 #pragma unroll 1
     for (unsigned first = 0; first < area && __any_sync(kAll, total < limit); first += kAtOnce * kPixels) {
@@ -118,8 +118,8 @@ struct Search {
     return total;
   }
 
-  // Tries the candidates that lanes 0..count-1 hold. To take the first of the cheapest of those that are tried at once is
-  // to take each in its turn that is cheaper than the best so far.
+  // Tries the candidates of lanes 0..count-1. Taking the first of the cheapest candidates that are tried together gives the
+  // same result as taking, one after the other, each that is cheaper than the best so far.
   __device__ void consider(Choice &best, const uint8_t *t, uint32_t e, bool valid, int count) const {
     const int64_t extra = valid && e != best.entry ? cost_of_use(e) : kNever;
     for (int k = 0; k < count; k += kTeams) {
@@ -140,7 +140,7 @@ struct Search {
 
 template <int Stride, bool Modulated>
 __global__ void __launch_bounds__(kBlock) errors_kernel(const __grid_constant__ Level level) {
-  // Teams beyond the end repeat the last pixel: all lanes of a warp are needed.
+  // Teams beyond the end repeat the last pixel, since all lanes of a warp must take part.
   const int x = min((int)((blockIdx.x * kBlock + threadIdx.x) / kTeam), level.target_width - 1), y = blockIdx.y;
   for (unsigned item = blockIdx.z; item < (unsigned)level.batch; item += gridDim.z) {
     const Search<Stride, Modulated> search(level, item);
@@ -152,12 +152,12 @@ __global__ void __launch_bounds__(kBlock) errors_kernel(const __grid_constant__ 
 
 EB_SHARED int tiles(int length, int shift) { return (length + shift + kTile - 1) / kTile; }
 
-// A block a tile, a warp a row of it. What a scan of the tile would know of a pixel's neighbours is known as soon as each row
-// is one pixel behind the row before it.
+// One block per tile, one warp per row. Each row stays one pixel behind the previous row, so that a pixel sees the same
+// neighbours as in a scan of the tile.
 template <int Stride, bool Modulated>
 __global__ void __launch_bounds__(kTile * kWarp, 4)
     sweep_kernel(const __grid_constant__ Level level, bool forward, int shift, int colour, uint32_t key) {
-  // Of 2 x 2 tiles, one is of the colour.
+  // One of 2 x 2 tiles has the colour.
   static_assert(kColours == 4, "tile_colour() gives each of 2 x 2 tiles another colour");
   const int across = (tiles(level.target_width, shift) + 1) / 2, down = (tiles(level.target_height, shift) + 1) / 2;
   const int item = blockIdx.x / across / down;
@@ -171,7 +171,7 @@ __global__ void __launch_bounds__(kTile * kWarp, 4)
   const int left = max(tile_x * kTile - shift, 0), right = min((tile_x + 1) * kTile - shift, level.target_width);
   if (top >= bottom || left >= right) return;
 
-  // Rows and columns count from where the scan begins.
+  // Rows and columns are counted from the start of the scan.
   const Search<Stride, Modulated> search(level, item);
   const int height = bottom - top, width = right - left, step = forward ? 1 : -1;
   const int lane = threadIdx.x % kWarp, r = threadIdx.x / kWarp;
@@ -200,7 +200,7 @@ __global__ void __launch_bounds__(kTile * kWarp, 4)
       int count = 0;
       bool valid;
       if (round == 0) {
-        // Lane 0 follows the neighbour in the row, lane 1 the one in the column.
+        // Lane 0 tries the neighbour in the row, lane 1 the one in the column.
         valid = lane == 0 ? c > 0 : lane == 1 && r > 0;
         count = 2;
         if (valid) {
@@ -256,7 +256,7 @@ struct Count {
   }
 };
 
-// As Vote, with sums in registers: all channels that fit the stride, a whole pixel at once.
+// Like Vote, with sums in registers: all channels of a pixel at once.
 template <int Count>
 struct WideVote {
   Vote v;
@@ -284,17 +284,17 @@ struct WideVote {
 
 void check(cudaError_t status) {
   if (status == cudaSuccess) return;
-  cudaGetLastError();  // else a later call would find it
+  cudaGetLastError();  // clears the error for later calls
   if (status == cudaErrorMemoryAllocation) throw std::bad_alloc();
   throw Failure{EBSYNTH_DEVICE_ERROR, std::string("CUDA: ") + cudaGetErrorString(status)};
 }
 
-// In destructors: what failed is reported already, or cannot be helped.
+// For destructors, where errors are already reported or cannot be handled.
 void ignore(cudaError_t status) {
   if (status != cudaSuccess) cudaGetLastError();
 }
 
-// Makes a device the thread's own for a while.
+// Makes a device the thread's current one for a scope.
 class Current {
  public:
   explicit Current(int device) : device_(device) {
@@ -308,7 +308,7 @@ class Current {
   int device_, before_ = 0;
 };
 
-// Scratch memory, taken and given in the order of a call's stream: from a pool of CUDA's, or kept by size where it has none.
+// Scratch memory, allocated and freed in stream order: from a CUDA memory pool or, without one, from a cache by size.
 class Pool {
  public:
   explicit Pool(int device) {
@@ -352,7 +352,7 @@ class Pool {
     else free_.emplace(bytes, data);
   }
 
-  cudaStream_t stream = nullptr;  // of the present call
+  cudaStream_t stream = nullptr;  // of the current call
 
  private:
   cudaError_t allocate(void **data, size_t bytes) {
@@ -375,7 +375,7 @@ void launch(cudaStream_t stream, dim3 grid, dim3 block, void (*kernel)(Parameter
   check(cudaLaunchKernelEx(&config, kernel, arguments...));
 }
 
-// use(stride, modulated), both of them constants.
+// Calls use(stride, modulated) with compile-time constants.
 template <int Stride = kMaxStride, class Use>
 void by_layout(const Level &level, Use use) {
   if constexpr (Stride > kQuad)
@@ -447,7 +447,7 @@ class CudaBackend {
     const int64_t across = (tiles(level.target_width, shift) + 1) / 2, down = (tiles(level.target_height, shift) + 1) / 2;
     const int64_t blocks = level.batch * across * down;
     if (blocks <= 0) return;
-    if (blocks > INT32_MAX) throw std::bad_alloc();  // no device has the memory to come here
+    if (blocks > INT32_MAX) throw std::bad_alloc();  // no device has enough memory for that
     by_layout(level, [&](auto stride, auto modulated) {
       launch(pool_.stream, (unsigned)blocks, kTile * kWarp, sweep_kernel<decltype(stride)::value, decltype(modulated)::value>,
              level, forward, shift, colour, key);
@@ -466,7 +466,7 @@ class CudaBackend {
   }
 
  private:
-  // Grids have at most 65535 blocks deep: kernels step through larger batches.
+  // Grids are at most 65535 blocks deep; kernels loop over larger batches.
   static dim3 grid(int across, int down, int batch) { return dim3(across, down, std::min(batch, 65535)); }
 
   Pool &pool_;
@@ -474,7 +474,7 @@ class CudaBackend {
   void *user_;
 };
 
-// The memory of a call as the device sees it: what lies on the host is copied there, and results back.
+// Copies a call's arguments from the host to the device, and results back.
 class Transfer {
  public:
   Transfer(CudaBackend &backend, ebsynth_memory memory) : backend_(backend), from_host_(memory == EBSYNTH_HOST) {}
@@ -562,7 +562,7 @@ class CudaEngine : public Engine {
   }
 
  private:
-  // Whatever happens, nothing of a call is under way any more when it is over: its memory is the caller's.
+  // Waits for all work when a call ends, even by an exception: its memory belongs to the caller.
   struct Over {
     cudaStream_t stream;
     ~Over() { ignore(cudaStreamSynchronize(stream)); }
@@ -586,19 +586,19 @@ class CudaEngine : public Engine {
 
 std::string version(int cuda) { return std::to_string(cuda / 1000) + "." + std::to_string(cuda % 1000 / 10); }
 
-// Throws unless the device runs what was compiled into this library.
+// Throws unless the device can run this library's code.
 void require(int device) {
   const auto fail = [](const std::string &why) { throw Failure{EBSYNTH_NO_BACKEND, why}; };
   int devices = 0, driver = 0;
   const cudaError_t status = cudaGetDeviceCount(&devices);
   ignore(status);
   ignore(cudaDriverGetVersion(&driver));
-  if (!driver) fail("there is no NVIDIA driver");
+  if (!driver) fail("no NVIDIA driver was found");
   if (status == cudaErrorInsufficientDriver)
-    fail("the NVIDIA driver is too old: it is for CUDA " + version(driver) + ", this library for CUDA " + version(CUDART_VERSION));
+    fail("the NVIDIA driver is too old: it supports CUDA " + version(driver) + ", but this library needs CUDA " + version(CUDART_VERSION));
   if (status != cudaSuccess) fail(std::string("no CUDA device can be used: ") + cudaGetErrorString(status));
   if (device < 0 || device >= devices)
-    fail("there is no CUDA device " + std::to_string(device) + ", the last is " + std::to_string(devices - 1));
+    fail("there is no CUDA device " + std::to_string(device) + "; the last one is " + std::to_string(devices - 1));
   try {
     const Current current(device);
     cudaFuncAttributes attributes;

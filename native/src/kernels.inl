@@ -1,5 +1,5 @@
-// Included by one source file an instruction set, each compiled with its own flags. Everything here has internal linkage,
-// so that the linker cannot hand code for a newer processor to an older one.
+// Included by one source file per instruction set, each compiled with its own flags. Everything here has internal linkage,
+// so that the linker cannot mix code for different processors.
 
 #include "kernels.h"
 #include "../include/ebsynth.h"
@@ -15,7 +15,7 @@ namespace {
 
 #if defined(__AVX2__)
 
-// Squared differences, in 32-bit lanes that keep quads apart. Sixteen bytes at a time.
+// Sums squared differences, 16 bytes at a time, in 32-bit lanes that keep quads separate.
 template <int Stride>
 struct Sum {
   static constexpr int kParts = Stride <= 16 ? 1 : Stride / 16;
@@ -92,7 +92,7 @@ struct Search {
   const int patch, radius;
   const size_t source_pitch, target_pitch;
   const uint8_t *source, *target;
-  const uint8_t *modulation;  // at the same place as target, or null
+  const uint8_t *modulation;  // parallel to target, or null
   float bound_weights[Stride];
 
   Search(const Level &l, int item)
@@ -107,8 +107,8 @@ struct Search {
     modulation = l.modulation ? l.modulation + (target - l.target) : nullptr;
   }
 
-  // A lower bound of the patch error (Cauchy-Schwarz): the squared difference of the patches' sums over their area.
-  // In floats, which hold these sums exactly; the bound's own rounding is covered by kSafety.
+  // A lower bound of the patch error (Cauchy-Schwarz): the squared difference of the patches' sums divided by their area.
+  // Floats hold these sums exactly; kSafety allows for rounding of the bound.
   inline float bound(const float *a, const float *b) const {
 #if defined(__AVX2__)
     if constexpr (Stride >= 8) {
@@ -143,7 +143,7 @@ struct Search {
     return total;
   }
 
-  // Exact where below `limit`, else anything not below it.
+  // The exact error if it is below `limit`, else any value that is not.
   inline int64_t error(const uint8_t *t, const uint8_t *s, int64_t limit) const {
     if (modulation) return modulated_error(t, s);
     Sum<Stride> sum;
@@ -159,9 +159,9 @@ struct Search {
   }
 };
 
-constexpr int kShortRun = 3, kLongRun = 64;  // pixels of a run that are measured one by one, and at most together
+constexpr int kShortRun = 3, kLongRun = 64;  // pixels of a run: up to the first, one by one; at most the second at once
 
-// Errors of `length` pixels whose matches lie side by side, too: they share all columns of their patches but the outer ones.
+// Errors of `length` pixels whose matches are adjacent, too: neighbouring patches share all columns but the outer ones.
 template <int Stride, int Patch>
 void run_errors(int64_t *out, const Search<Stride, Patch> &search, const uint8_t *t, const uint8_t *s, int length) {
   uint32_t column[(kLongRun + EBSYNTH_MAX_PATCH_SIZE) * Stride], sum[Stride] = {};
@@ -251,7 +251,7 @@ void sweep(const Level &level, int item, int y0, int x0, int y1, int x1, bool fo
         const int cy = row(e) + step;
         if (cy >= 0 && cy < hs) consider(entry(cy, column(e)));
       }
-      // All random candidates are drawn around one centre, so that they can be fetched ahead.
+      // All random candidates are drawn around the same centre, so that they can be prefetched.
       uint32_t bits = mix(key, (uint32_t)(base + i)), candidates[16];
       int count = 0;
       for (int r = level.radius; r >= 1; r /= level.shrink) {
@@ -311,7 +311,7 @@ void box_row(uint32_t *out, const uint32_t *in, int width, int patch, bool repea
   }
 }
 
-// `columns` columns at a time, all rows; `width` from one row to the next.
+// Processes all rows of `columns` columns; rows are `width` apart.
 void box_columns(uint32_t *out, const uint32_t *in, int height, int width, int columns, int patch, bool repeat) {
   const int radius = patch / 2;
   auto row_of = [&](int y) { return y >= 0 && y < height ? in + (size_t)y * width : !repeat ? nullptr : in + (size_t)(y < 0 ? 0 : height - 1) * width; };
@@ -337,8 +337,8 @@ inline void add_scaled(uint32_t *sum, const uint8_t *values, int count, uint32_t
   for (int k = 0; k < count; ++k) sum[k] += factor * values[k];
 }
 
-// Where the field runs on for `length` pixels, pixel k of the (length + patch - 1) that their patches cover in this row gets
-// min(k + 1, length, patch, ...) votes, all for the same source pixel: a ramp up, a plateau, a ramp down.
+// For a run of `length` pixels with adjacent matches, pixel k of the (length + patch - 1) pixels that their patches cover in
+// this row gets min(k + 1, length, patch, ...) votes for the same source pixel: a ramp up, a plateau, a ramp down.
 void vote_row(const Vote &op, int item, int y, uint32_t *sum) {
   const int radius = op.patch / 2, pitch = op.source_width + 2 * op.border, stride = op.stride;
   const uint8_t *from = op.source + ((size_t)item * (op.source_height + 2 * op.border) * pitch + (size_t)op.border * pitch + op.border) * stride;

@@ -1,5 +1,5 @@
-// What is done to every pixel alike, as one small function object an operation. A back end's each(batch, height, width, op)
-// calls op(item, y, x) for all, in any order and at once.
+// Per-pixel operations, one function object each. A back end's each(batch, height, width, op) calls op(item, y, x) for all
+// pixels, in any order and in parallel.
 #pragma once
 
 #include "core.h"
@@ -9,7 +9,7 @@ namespace ebsynth {
 // Position of a pixel in an array [batch, height, width].
 EB_SHARED size_t place(int item, int y, int x, int height, int width) { return ((size_t)item * height + y) * width + x; }
 
-// Half as large: the mean of 2 x 2 pixels, rounded; an odd last row or column is left out.
+// Averages blocks of 2 x 2 pixels, rounded. An odd last row or column is dropped.
 struct Halve {
   uint8_t *half;
   const uint8_t *image;
@@ -26,20 +26,20 @@ struct Halve {
   }
 };
 
-// Which channel of style (0...) and guides (after the styles) lies at each byte of a feature; -1: none.
+// The channel stored at each byte of a feature: style channels first, then guides; -1 for none.
 struct Layout {
   int stride;
   int8_t channel[kMaxStride];
 };
 
-// Style and guides side by side, with a border that repeats or (zero) is `none`: what patches are compared on.
+// Builds what patches are compared on: style and guides, with a border that repeats the nearest pixel or (zero) is `none`.
 struct Features {
   uint8_t *features;
   const uint8_t *style, *guides;
   int style_channels, guide_channels;
   Layout layout;
   int height, width, border;
-  uint8_t none;  // in bytes without a channel, and where there is no style
+  uint8_t none;  // value of bytes without a channel, and of a missing style
   bool zero;
 
   // y and x count from the border's first pixel.
@@ -77,7 +77,7 @@ struct IdentityField {
   }
 };
 
-// A field from one twice as coarse.
+// Enlarges a field to the next finer level.
 struct DoubleField {
   uint32_t *field;
   const uint32_t *coarse;
@@ -90,7 +90,7 @@ struct DoubleField {
   }
 };
 
-// The caller's field, 2^shift times as coarse.
+// Shrinks the caller's field by 2^shift.
 struct ImportField {
   uint32_t *field;
   const int32_t *nnf;
@@ -128,7 +128,7 @@ struct ExportError {
   }
 };
 
-// Sums over a window of `patch` along one axis. Beyond the ends lies nothing, or (repeat) the end's value again and again.
+// Sums over a window of `patch` along one axis. Outside is 0 or, with `repeat`, the nearest value.
 struct BoxSum {
   uint32_t *out;
   const uint32_t *in;
@@ -142,7 +142,7 @@ struct BoxSum {
     uint64_t sum = 0;
     for (int k = at - radius; k <= at + radius; ++k)
       if (repeat || (k >= 0 && k < length)) sum += in[start + clamp(k, 0, length - 1) * step];
-    out[start + at * step] = sum < 0xffffffffu ? (uint32_t)sum : 0xffffffffu;  // saturates: such use is too much anyway
+    out[start + at * step] = sum < 0xffffffffu ? (uint32_t)sum : 0xffffffffu;  // saturates
   }
 };
 
@@ -174,13 +174,13 @@ struct IsNotZero {
   }
 };
 
-// How much the patch of each pixel counts in a weighted vote: 2^20 / (1 + error per value), at least 1.
+// The weight of each pixel's patch in a weighted vote: 2^20 / (1 + error per value), at least 1.
 struct VoteWeight {
   uint32_t *weight;
   const int64_t *error;
   int height, width;
-  int64_t unit;  // an error per value of 1, at most 2^40 ...
-  int shift;     // ... after it and the errors have lost this many bits
+  int64_t unit;  // the error that means 1 per value, at most 2^40 ...
+  int shift;     // ... after shifting it and the errors right by this many bits
 
   EB_SHARED_MEMBER void operator()(int item, int y, int x) const {
     const size_t i = place(item, y, x, height, width);
@@ -189,7 +189,7 @@ struct VoteWeight {
   }
 };
 
-// Each target pixel from the patches that cover it: their (weighted) mean, rounded to the nearest, ties up.
+// Averages the patches that cover each target pixel, by weight if given, rounded to the nearest, ties up.
 struct Vote {
   uint8_t *image;  // [batch, height, width, channels]
   const uint32_t *field;

@@ -1,14 +1,14 @@
-// The method itself, from coarse to fine, in terms of what a back end can do with a whole batch:
+// The algorithm, from coarse to fine, in terms of a back end's operations on a whole batch:
 //
-//   Buffer<T> buffer<T>(count)        scratch memory, given back when it goes out of scope
-//   each(batch, height, width, op)    op(item, y, x) everywhere
-//   errors(level)                     the field's patch errors
+//   Buffer<T> buffer<T>(count)        scratch memory, released at the end of its scope
+//   each(batch, height, width, op)    op(item, y, x) for every pixel
+//   errors(level)                     patch errors of the field
 //   sweep(level, forward, shift, colour, key)   PatchMatch over the tiles of one colour
-//   count(level, used)                how often the field names each source pixel
-//   box(out, in, scratch, ..., times, most)   as plain_box, but faster; no sum is more than `most`
+//   count(level, used)                how many field entries point to each source pixel
+//   box(out, in, scratch, ..., times, most)   like plain_box, but faster; no sum exceeds `most`
 //   sums(...), if kUsesSums           sums of features over patches, for early rejection
-//   vote(batch, height, width, op)    as each() would, but faster
-//   copy(to, from, bytes), progress(fraction)   which throws to cancel
+//   vote(batch, height, width, op)    like each(), but faster
+//   copy(to, from, bytes), progress(fraction)   progress throws to cancel
 #pragma once
 
 #include <algorithm>
@@ -20,7 +20,7 @@ namespace ebsynth {
 
 constexpr int kSlack = 64;  // bytes that vector loads may read beyond features
 
-// Box sums along both axes, `times` (1 or 2) times over; the second time the border repeats.
+// Box sums along both axes, applied `times` (1 or 2) times. The second time, the nearest pixel is repeated outside.
 template <class Backend>
 void plain_box(Backend &backend, uint32_t *out, const uint32_t *in, uint32_t *scratch, int batch, int height, int width, int patch, int times) {
   for (int k = 0; k < times; ++k) {
@@ -29,7 +29,7 @@ void plain_box(Backend &backend, uint32_t *out, const uint32_t *in, uint32_t *sc
   }
 }
 
-// Style and guides side by side, with `border` pixels around that repeat or (zero) are `none`.
+// Features with `border` pixels around that repeat the nearest pixel or (zero) are `none`.
 template <class Backend>
 typename Backend::template Buffer<uint8_t> make_features(Backend &backend, const uint8_t *style, int style_channels, const uint8_t *guides, int guide_channels,
                                                          const Layout &layout, int batch, int height, int width, int border, bool zero, uint8_t none = 0) {
@@ -39,7 +39,7 @@ typename Backend::template Buffer<uint8_t> make_features(Backend &backend, const
   return out;
 }
 
-// The style alone, as votes read it.
+// The layout of style alone, for votes.
 inline Layout plain_layout(int channels) {
   Layout plain{channels <= 4 ? 4 : 8, {}};
   for (int k = 0; k < kMaxStride; ++k) plain.channel[k] = (int8_t)(k < channels ? k : -1);
@@ -103,7 +103,7 @@ class Solver {
     }
   }
 
-  // The level's features, and its field: from the start, or from the level before.
+  // Prepares a level's features and its field, from the previous level if there is one.
   void enter_level(int l) {
     const Images &im = images_[l];
     const int h = im.target_height, w = im.target_width;
@@ -113,7 +113,7 @@ class Solver {
       source_style_ = features(im.source_style, nullptr, im.source_height, im.source_width, plain_layout(p_.style_channels), 0);
     }
     if (im.modulation) {
-      // Style channels are not modulated: 255.
+      // Style channels are not modulated.
       Layout guides = p_.weights.layout;
       for (int k = 0; k < guides.stride; ++k) guides.channel[k] = (int8_t)(guides.channel[k] < p_.style_channels ? -1 : guides.channel[k]);
       modulation_ = features(nullptr, im.modulation, h, w, guides, 255);
@@ -138,13 +138,13 @@ class Solver {
     all_active_ = true;
     if (p_.painted) {
       style_ = backend_.template buffer<uint8_t>((size_t)p_.batch * h * w * p_.style_channels);
-      vote(p_.patches.empty() ? p_.largest_patch : p_.patches[0], false, false);  // errors are not known yet
+      vote(p_.patches.empty() ? p_.largest_patch : p_.patches[0], false, false);  // errors are unknown yet
     } else {
       target_ = features(im.target_style, im.target_guides, h, w, p_.weights.layout, 0);
     }
   }
 
-  // Search with patches of this size, then vote.
+  // Searches with patches of this size, then votes.
   void round(int patch, bool with_uniformity) {
     Level level = describe(patch);
     const bool uniform = with_uniformity && p_.uniformity > 0;
@@ -161,12 +161,12 @@ class Solver {
       level.used = used.data(), level.usage = usage.data();
       level.usage_cost = usage_cost(level);
     }
-    const int64_t most = (int64_t)level.target_height * level.target_width * patch * patch;  // if all used the same patch
+    const int64_t most = (int64_t)level.target_height * level.target_width * patch * patch;  // if all targets used the same patch
     for (int k = 0; k < p_.sweeps; ++k, ++sweep_) {
       const bool forward = sweep_ % 2 == 0;
       const int shift = sweep_ / 2 % 2 ? kTile / 2 : 0;
       for (int colour = 0; colour < kColours; ++colour) {
-        // Over the patch around each source pixel, the sum of how many patches of the field cover a pixel.
+        // For each source pixel, sums over its patch how many patches of the field cover each pixel.
         if (uniform) backend_.box(usage.data(), used.data(), scratch.data(), p_.batch, level.source_height, level.source_width, patch, 2, most);
         backend_.sweep(level, forward, shift, colour, mix(key(level_), (uint32_t)sweep_));
       }
@@ -199,7 +199,7 @@ class Solver {
     return make_features(backend_, style, p_.style_channels, guides, p_.guide_channels, layout, p_.batch, height, width, border_, p_.zero_border, none);
   }
 
-  // Paints the target's style, makes its features anew and finds what is still to be searched.
+  // Paints the target's style, updates its features and finds the pixels that still need a search.
   void vote(int patch, bool weighted, bool find_active) {
     const Images &im = images_[level_];
     const int h = im.target_height, w = im.target_width;
@@ -278,7 +278,7 @@ void remap_fields(Backend &backend, const ebsynth_remapping &c) {
   backend.vote(c.batch, h, w, Vote{c.image, field.data(), nullptr, source.data(), h, w, c.source_height, c.source_width, border, plain.stride, c.channels, c.patch_size});
 }
 
-// Of the field in problem.nnf, into problem.error.
+// Computes the errors of the field problem.nnf in problem.error.
 template <class Backend>
 void patch_errors_of(Backend &backend, const Problem &p, int patch) {
   const int h = p.target_height, w = p.target_width, border = patch / 2;
