@@ -114,7 +114,7 @@ def load(path: Path) -> Pixels:
                 image = image.convert("L")
             pixels = np.array(image)
     except (UnidentifiedImageError, OSError, ValueError) as error:
-        raise UsageError(f"cannot read {path} as an image: {error}") from error
+        raise UsageError(f"{path} is not an image that can be read: {error}") from error
     return np.ascontiguousarray(pixels.reshape(*pixels.shape[:2], -1))
 
 
