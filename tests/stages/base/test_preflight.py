@@ -21,7 +21,7 @@ DOOMED = [
     ({"controlnet_model_id": ["owner/net"]}, 1, "controlnet_model_id[0]: owner/net is no local folder"),
     ({"vae": "owner/vae"}, 1, "vae: owner/vae is no local folder"),
     ({"controlnet_processor": ["hed"]}, 1, "controlnet_processor[0]: lllyasviel/Annotators is no local folder"),
-    ({"device": "mps"}, 2, "device: mps is not there"),
+    ({"device": "mps"}, 2, "device: mps is not available"),
     ({"attention_backend": "xformers"}, 2, "attention_backend: xformers is not installed"),
     ({"loras": ["broken.safetensors"]}, 1, "loras[0]: "),
     ({"embeddings": ["broken.safetensors"]}, 1, "embeddings[0]: "),

@@ -128,7 +128,7 @@ def broken(tmp_path, layers):
         ("loha.safetensors", "is of the kind LoHa"),
         ("half.safetensors", "half of the layer unet.x is missing"),
         ("cut.safetensors", "cannot be read"),
-        ("pickled.pt", "is a pickle, which is not read unasked"),
+        ("pickled.pt", "is a pickle, which is refused by default"),
     ],
 )
 def test_what_does_not_fit_is_named_and_changes_nothing(file, said, layers, tmp_path):
