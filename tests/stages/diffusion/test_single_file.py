@@ -194,7 +194,7 @@ def test_the_tokenizer_is_clips():
 
 def test_a_tokenizer_that_does_not_fit_the_text_encoder_is_refused(folder, tmp_path):
     shutil.copy(folder / "model.safetensors", tmp_path / "alone.safetensors")  # without the small tokenizer beside it
-    with pytest.raises(DiffSynthError, match=r"a tokenizer of 49408 words, but its text encoder knows 514"):
+    with pytest.raises(DiffSynthError, match=r"a tokenizer of 49408 words, but its text encoder has 514"):
         load_networks(names(tmp_path, "alone.safetensors"))
 
 
