@@ -7,8 +7,8 @@ In Stable Diffusion's self-attention layers, an image attends to itself. Here th
   group that it is in.
 - shared: a frame goes through the networks once, and its queries attend to the keys and values of other frames.
 
-A layer's hidden states are [passes * frames, tokens, channels], where passes are those of classifier-free guidance. The text
-comes once per pass, [passes, tokens, channels], and its keys and values are computed once for all steps.
+A layer's hidden states are [passes * frames, tokens, channels], where passes are those of classifier-free guidance. The
+text comes once per pass, [passes, tokens, channels], and its keys and values are computed once for all steps.
 """
 
 from __future__ import annotations

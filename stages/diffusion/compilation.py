@@ -1,7 +1,7 @@
 """Compile networks (`--compile`), so that their blocks run as fewer kernels.
 
-Residual blocks and feed-forward layers, most of a U-Net, are compiled one by one. Attention is not: it is a fused kernel
-already, and cross-frame attention changes from batch to batch, which would recompile it each time.
+Residual blocks and feed-forward layers, most of a U-Net, are compiled one by one. Attention is not. It is already a
+fused kernel, and cross-frame attention changes from batch to batch, which would recompile it each time.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Encode, decode, and predict the noise of frames with cross-frame attention (DiffSynth, arXiv 2308.03463, section 3)."""
+"""Encode and decode frames, and predict their noise with cross-frame attention.
+
+DiffSynth, arXiv 2308.03463, section 3.
+"""
 
 from __future__ import annotations
 
@@ -258,7 +261,7 @@ class Denoiser:
         return total
 
     def _guided_noise(self, predicted: torch.Tensor, latents: torch.Tensor, timestep: float) -> torch.Tensor:
-        """Apply classifier-free guidance (arXiv 2207.12598, eq. 6) on predictions [passes, F, 4, h, w] for `latents`."""
+        """Apply classifier-free guidance (arXiv 2207.12598, eq. 6) to predictions [passes, F, 4, h, w]."""
         if self.passes == 2:
             negative, positive = predicted[0], predicted[1]
             guided = negative + self.settings.guidance * (positive - negative)

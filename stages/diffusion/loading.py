@@ -119,9 +119,8 @@ def _install_attention(networks: Networks, kernel: Kernel) -> None:
         controlnet.controlnet_cond_embedding = nn.Identity()
     attending: tuple[UNet2DConditionModel | ControlNetModel, ...] = (networks.unet, *networks.controlnets)
     for network in attending:
-        self_attention = [
-            name for name in network.attn_processors if name.startswith("up_blocks") and ".attn1." in name
-        ]
+        names = network.attn_processors
+        self_attention = [name for name in names if name.startswith("up_blocks") and ".attn1." in name]
         last = self_attention[-1] if self_attention else None
         layers = {name: CrossFrameAttention(kernel, name == last) for name in network.attn_processors}
         network.set_attn_processor(layers)
@@ -189,7 +188,8 @@ def _load(kind: type[Network], folder: Path, part: str, dtype: torch.dtype, allo
     )  # fmt: skip
     if missing := info["missing_keys"]:  # the libraries would initialise them randomly
         raise ValueError(f"{part or 'its weights'} lacks {len(missing)} tensors, for example {sorted(missing)[0]}")
-    return network.eval().requires_grad_(False)
+    network.eval().requires_grad_(False)
+    return network
 
 
 def _check_fit(names: ModelNames, networks: Networks) -> None:

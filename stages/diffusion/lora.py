@@ -1,7 +1,7 @@
 """LoRA files: low-rank updates of weights, added when a model is loaded (arXiv 2106.09685, section 4).
 
-A layer's weight W becomes W + scale · alpha / rank · up @ down. The loader of diffusers 0.42 is not used because it does
-not support the text encoder of transformers 5.
+A layer's weight W becomes W + scale · alpha / rank · up @ down. The loader of diffusers 0.42 is not used
+because it does not support the text encoder of transformers 5.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def add_lora(path: str, scale: float, networks: Mapping[str, nn.Module], allow_p
     unknown = [f"{part}.{name}" for part, name in changes if (part, name) not in layers]
     if unknown:
         raise DiffSynthError(
-            f"loras: {path}: {len(unknown)} of its {len(changes)} layers are not in the model, for example {unknown[0]}",
+            f"loras: {path}: {len(unknown)} of its {len(changes)} layers are not in the model, such as {unknown[0]}",
             "is it made for Stable Diffusion 1.x?",
         )
     for key, change in changes.items():

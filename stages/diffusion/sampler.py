@@ -48,7 +48,7 @@ class Sampler(ABC):
     most_steps: ClassVar[int] = TRAIN_STEPS
     """The largest number of steps."""
     most_guidance: ClassVar[float | None] = None
-    """The guidance above which it oversaturates colours, unless guidance is an input of the model. None for no limit."""
+    """The guidance above which it oversaturates colours, unless guidance is an input of the model. None: no limit."""
     multistep: ClassVar[bool] = False
     """Whether `step` uses the clean latents of the previous step."""
 
@@ -219,7 +219,7 @@ class LCM(Sampler):
         return clean if after is None else self.add_noise(clean, self.fresh_noise(latents.shape[1:], timestep), after)
 
     def fresh_noise(self, shape: torch.Size, timestep: float) -> torch.Tensor:
-        """Return the noise that the step from `timestep` adds, float32 [1, *shape]; it depends on seed and step only."""
+        """Return the noise that the step from `timestep` adds, float32 [1, *shape]. It depends on seed and step."""
         import torch
 
         entropy = np.random.SeedSequence((self.seed, self.timesteps.index(timestep)))

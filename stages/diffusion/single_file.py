@@ -15,8 +15,8 @@ import torch
 from accelerate import init_empty_weights
 from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 
-# `from_single_file(config=...)` is built on these functions and gives the same networks, as a test shows. It is not used
-# because it needs to know the sizes in advance, and cannot say which tensor is missing from a damaged file.
+# `from_single_file(config=...)` is built on these functions and gives the same networks, as a test shows. It is not
+# used because it needs to know the sizes in advance, and cannot say which tensor is missing from a damaged file.
 from diffusers.loaders.single_file_utils import (
     convert_controlnet_checkpoint,
     convert_ldm_unet_checkpoint,
@@ -216,7 +216,7 @@ def _block_channels(tensors: Tensors, prefix: str) -> list[int]:
 
 
 def _layers(tensors: Tensors) -> int:
-    """Return the layers per block of a U-Net in the original layout: block 0 is a convolution, and each ends in `op`."""
+    """Return the layers per block of a U-Net in the original layout: block 0 is a convolution, each ends in `op`."""
     ends = [int(found[1]) for name in tensors if (found := re.match(r"input_blocks\.(\d+)\.0\.op\.", name))]
     return min(ends, default=3) - 1
 

@@ -96,7 +96,7 @@ def test_missing_tensors_are_not_made_up(copy):
     ("file", "changes", "expected"),
     [
         ("scheduler/scheduler_config.json", {"prediction_type": "sample"}, "predicts 'sample'"),
-        ("scheduler/scheduler_config.json", {"rescale_betas_zero_snr": True}, "begins with pure noise"),
+        ("scheduler/scheduler_config.json", {"rescale_betas_zero_snr": True}, "starts from pure noise"),
     ],
 )
 def test_models_that_the_loop_does_not_hold_for_are_refused(copy, file, changes, expected):
