@@ -2,10 +2,11 @@
 
     python -m benchmarks.native [--shared ../shared] [--backends cpu numba cuda] [--threads 1 2] [--repeat 3]
 
-Needs the examples in SHARED/ebsynth and the clip SHARED/clips/cottonbro.mp4. Seconds are those of the fastest repetition.
-The quality of a synthesis is the mean squared distance per value of 3,000 patches of 5×5 to their exact nearest patches:
-from the output to the source (coherence) and from the source to the output (completeness). That of a field is the mean
-patch error per value. Lower is better.
+Needs the examples in SHARED/ebsynth and the clip SHARED/clips/cottonbro.mp4. Seconds are those of
+the fastest repetition. The quality of a synthesis is the mean squared distance per value of 3,000
+patches of 5×5 to their exact nearest patches: from the output to the source (coherence) and from
+the source to the output (completeness). That of a field is the mean patch error per value. Lower is
+better.
 """
 
 from __future__ import annotations

@@ -3,11 +3,13 @@
     python -m benchmarks.render [VIDEO] [--weights half tiny sd15] [--patterns 1 2 3 4 5] [--frames 16] [--steps 2]
                                 [--size HEIGHT WIDTH] [--batch-size 1] [--lengths 16 64 256] [--device cpu]
 
-Networks have random weights and the size of Stable Diffusion 1.5 and its ControlNet (sd15), half their width (half), or
-are tiny. The plain loop processes one frame and one pass of guidance at a time, and keeps all frames in memory. Each row
-is measured in a process of its own, without the first denoising step. `outside` is the share of time outside networks.
-`differs` is the largest and the mean difference of latents from the plain loop. `edge` is the difference between frames
-on both sides of a chunk border, relative to other neighbours. --lengths measures memory by length of the video.
+Networks have random weights and the size of Stable Diffusion 1.5 and its ControlNet (sd15), half
+their width (half), or are tiny. The plain loop processes one frame and one pass of guidance at a
+time, and keeps all frames in memory. Each row is measured in a process of its own, without the
+first denoising step. `outside` is the share of time outside networks. `differs` is the largest and
+the mean difference of latents from the plain loop. `edge` is the difference between frames on both
+sides of a chunk border, relative to other neighbours. --lengths measures memory by length of the
+video.
 """
 
 from __future__ import annotations
@@ -248,7 +250,8 @@ def plain(job: Job, clock: Clock) -> tuple[Latents, float]:
     (pair,) = recorded_maps(cache)
     maps = torch.from_numpy(cache[pair[0]][:]).permute(0, 3, 1, 2).to(device, ready.networks.dtype) / 255
     latents = ready.initial_noise(*frames.shape[1:3]).repeat(len(frames), 1, 1, 1)
-    groups = attended_frames(job.combine_pattern, range(len(frames)), len(frames))
+    attended = attended_frames(job.combine_pattern, range(len(frames)), len(frames))
+    groups = [[int(frame) for frame in group] for group in attended]
     began = 0.0
     with torch.inference_mode():
         for step, timestep in enumerate(sampler.timesteps):

@@ -4,11 +4,11 @@
                                              [--lengths 32 128 512] [--size HEIGHT WIDTH] [--window FRAMES]
     python -m benchmarks.smoothing --pairs GUIDE STYLE [--pairs ...] [--smoothers NAME...] [--devices cpu cuda]
 
-Each FOLDER has the PNG images guide/, style/ and clean/: the original, its flickering stylised frames, and those without
-flicker. `ends` is the squared error of the first and the last frame relative to those in the middle. Compare `warp1` and
-`flicker` with those of the truth: lower values are due to blur.
-A pair is a video and its stylised version without known truth. Lost and invented detail are measured; `light` is the mean
-absolute second difference of the mean level of frames.
+Each FOLDER has the PNG images guide/, style/ and clean/: the original, its flickering stylised
+frames, and those without flicker. `ends` is the squared error of the first and the last frame
+relative to those in the middle. Compare `warp1` and `flicker` with those of the truth: lower values
+are due to blur. A pair is a video and its stylised version without known truth. Lost and invented
+detail are measured; `light` is the mean absolute second difference of the mean level of frames.
 With --lengths, `diffsynth smooth` runs on a generated video in a process of its own.
 """
 

@@ -2,8 +2,9 @@
 
     python -m benchmarks.stages [VIDEO] [--frames 24 240] [--size HEIGHT WIDTH] [--steps 3] [--batch-size 4]
 
-Each stage runs in a process of its own. Networks are tiny, with random weights, so that this measures the overhead of the
-program. Without VIDEO, a moving scene is generated. Memory is the peak resident set of the process.
+Each stage runs in a process of its own. Networks are tiny, with random weights, so that this
+measures the overhead of the program. Without VIDEO, a moving scene is generated. Memory is the peak
+resident set of the process.
 """
 
 from __future__ import annotations
