@@ -1,6 +1,7 @@
 """Build libebsynth. Everything else is configured in pyproject.toml.
 
-DIFFSYNTH_NATIVE=off skips the library, DIFFSYNTH_NATIVE=require fails if it cannot be built. CMAKE_ARGS is passed to CMake.
+DIFFSYNTH_NATIVE=off skips the library, DIFFSYNTH_NATIVE=require fails if it cannot be built. CMAKE_ARGS is passed to
+CMake.
 """
 
 import os
