@@ -1,6 +1,7 @@
-"""Builds libebsynth for the package; all else is in pyproject.toml.
+"""Build libebsynth. Everything else is configured in pyproject.toml.
 
-DIFFSYNTH_NATIVE=off builds none, =require fails where it cannot be built. CMAKE_ARGS goes to CMake.
+DIFFSYNTH_NATIVE=off skips the library, DIFFSYNTH_NATIVE=require fails if it cannot be built. CMAKE_ARGS is passed to
+CMake.
 """
 
 import os
@@ -20,13 +21,13 @@ MODE = os.environ.get("DIFFSYNTH_NATIVE", "auto")
 
 
 class BuildLibrary(build_ext):
-    """Where CMake takes the place of a Python extension's compiler."""
+    """Builds the library with CMake instead of the compiler of a Python extension."""
 
     def get_ext_filename(self, fullname: str) -> str:
-        return str(Path(*fullname.split(".")).with_suffix(SUFFIX))  # without the Python version
+        return str(Path(*fullname.split(".")).with_suffix(SUFFIX))  # without the tag of the Python version
 
     def run(self) -> None:
-        if self.inplace:  # one of other sources is worse than none
+        if self.inplace:  # an outdated library is worse than none
             Path("native", f"libebsynth{SUFFIX}").unlink(missing_ok=True)
         super().run()
 
@@ -38,7 +39,7 @@ class BuildLibrary(build_ext):
         self.cmake("--fresh", *options)
         try:
             self.cmake("--build", build, "--parallel")
-        except CompileError:  # of an nvcc too old for the sources, perhaps
+        except CompileError:  # for example if nvcc is too old
             self.cmake("-DEBSYNTH_CUDA=OFF", *options)
             self.cmake("--build", build, "--parallel")
         self.cmake("--install", build, "--prefix", str(library.parent))
@@ -56,7 +57,7 @@ class BuildLibrary(build_ext):
 class Wheel(bdist_wheel):
     def get_tag(self) -> tuple[str, str, str]:
         platform = super().get_tag()[2]
-        return "py3", "none", platform  # the library knows nothing of Python
+        return "py3", "none", platform  # the library does not depend on Python
 
 
 library = Extension("native.libebsynth", sources=[], optional=MODE != "require")

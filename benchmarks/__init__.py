@@ -1,1 +1,1 @@
-"""Side-by-side measurements: each module is a script that prints one table."""
+"""Benchmarks. Each module is a script that prints tables."""

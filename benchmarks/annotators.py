@@ -2,9 +2,8 @@
 
     python -m benchmarks.annotators [--only hed depth_video] [--size HEIGHT WIDTH] [--memory 8 80]
 
-On the real classes of controlnet_aux or transformers. Weights are random, in the published layout (depth:
-a tiny model). Loading is not counted. Memory is the process's peak resident set; it is measured if
-numbers of frames are given.
+Annotators run with random weights in the published layout, depth annotators with a tiny model. Loading is not measured.
+Memory is the peak resident set of the process, measured if --memory is given.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ import json
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -22,10 +20,11 @@ from rich.table import Table
 
 from benchmarks.stages import make_clip, run
 from stages.annotators import ANNOTATORS, FromFiles, OverTime, Weighted
+from stages.base.json_types import JsonObject
 from tests.conftest import scene, write_images
 from tests.stages.annotators.random_weights import MAKERS, write_dpt, write_weights
 
-FRAMES = 4  # that are timed, after one that is not
+FRAMES = 4  # timed frames, after one to warm up
 
 
 def main() -> None:
@@ -48,10 +47,11 @@ def main() -> None:
 
 
 def row(folder: Path, name: str, given: argparse.Namespace) -> list[str]:
+    """Measure an annotator and return the cells of its row."""
     model = ANNOTATORS[name]
     if missing := model.missing_package():
-        return [name, "", f"not: {missing}"]
-    settings: dict[str, Any] = {"name": name}
+        return [name, "", f"not measured: {missing}"]
+    settings: JsonObject = {"name": name}
     about = "no weights"
     if name == "dwpose":
         settings["model"], about = str(write_weights(name, folder)), "tiny networks"
@@ -63,20 +63,20 @@ def row(folder: Path, name: str, given: argparse.Namespace) -> list[str]:
     return [name, files, about, f"{speed(settings, given.size):.2f}", *peaks(folder, settings, given)]
 
 
-def speed(settings: dict[str, Any], size: tuple[int, int]) -> float:
-    """Frames per second once the networks are loaded."""
-    options = ANNOTATORS[settings["name"]].model_validate(settings)
+def speed(settings: JsonObject, size: tuple[int, int]) -> float:
+    """Return frames per second once the networks are loaded."""
+    options = ANNOTATORS[str(settings["name"])].model_validate(settings)
     annotator = options.build(scene(9, *size), options.weights("model"), "auto")
-    see = annotator.look if isinstance(annotator, OverTime) else annotator.maps
+    annotate = annotator.look if isinstance(annotator, OverTime) else annotator.maps
     frames = np.stack([scene(index, *size) for index in range(FRAMES + 1)])
-    see(frames[:1])
+    annotate(frames[:1])
     started = time.monotonic()
-    see(frames[1:])
+    annotate(frames[1:])
     return FRAMES / (time.monotonic() - started)
 
 
-def peaks(folder: Path, settings: dict[str, Any], given: argparse.Namespace) -> list[str]:
-    """Peak memory in MB of `diffsynth control` at each number of frames."""
+def peaks(folder: Path, settings: JsonObject, given: argparse.Namespace) -> list[str]:
+    """Return the peak memory of `diffsynth control` in MB for each number of frames."""
     if not given.memory:
         return []
     video = make_clip(folder / "clip.mp4", max(given.memory), *given.size)
@@ -88,7 +88,7 @@ def peaks(folder: Path, settings: dict[str, Any], given: argparse.Namespace) -> 
     return found
 
 
-def write_job(folder: Path, video: Path, settings: dict[str, Any], count: int, size: tuple[int, int]) -> Path:
+def write_job(folder: Path, video: Path, settings: JsonObject, count: int, size: tuple[int, int]) -> Path:
     style = folder / "style"
     if not style.exists():
         write_images(style, [scene(5, *size)])

@@ -1,14 +1,15 @@
-"""Rendering side by side: a plain loop as published, and ours with `attention` joint and shared.
+"""Compare rendering with a plain loop as published: `attention` joint and shared.
 
     python -m benchmarks.render [VIDEO] [--weights half tiny sd15] [--patterns 1 2 3 4 5] [--frames 16] [--steps 2]
                                 [--size HEIGHT WIDTH] [--batch-size 1] [--lengths 16 64 256] [--device cpu]
 
-The weights are random, in the shapes of Stable Diffusion 1.5 and its ControlNet, of half their width, or tiny. The
-plain loop takes one frame at a time, the passes of guidance one after the other, and holds all frames in memory. Each
-row is a process of its own; seconds are those of the denoising steps alone, after one step to warm up. `outside`: the
-share of them that is not spent in networks. `differs`: from the plain loop's latents, the largest difference and the
-mean one. `edge`: how much frames on both sides of a border of chunks differ, over how much other neighbours do.
---lengths: ours with videos of several lengths, for their memory, decoding and all.
+Networks have random weights and the size of Stable Diffusion 1.5 and its ControlNet (sd15), half
+their width (half), or are tiny. The plain loop processes one frame and one pass of guidance at a
+time, and keeps all frames in memory. Each row is measured in a process of its own, without the
+first denoising step. `outside` is the share of time outside networks. `differs` is the largest and
+the mean difference of latents from the plain loop. `edge` is the difference between frames on both
+sides of a chunk border, relative to other neighbours. --lengths measures memory by length of the
+video.
 """
 
 from __future__ import annotations
@@ -21,17 +22,27 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.stages import MODELS, make_clip
+from stages.base.json_types import Json, JsonObject
 from stages.base.reporting import Reporter
+from stages.jobs.job import Job
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 PATTERNS = {1: [0], 2: [-1, 0], 3: [-1, 0, 1], 4: [-10000, -1, 0, 1], 5: [-10000, -2, -1, 0, 1]}
 WIDTHS = {"sd15": 320, "half": 160}  # channels of the first level
+Latents: TypeAlias = NDArray[np.float32]
+"""[N, 4, h, w]."""
+
 METHODS = ("plain", "joint", "shared")
 
 
@@ -71,7 +82,7 @@ def parse() -> argparse.Namespace:
 
 
 def make_models(folder: Path, width: int) -> Path:
-    """Random networks of Stable Diffusion 1.5's shape, as folders sd and control0; the text encoder is the tiny one."""
+    """Write random networks like Stable Diffusion 1.5 to the folders sd and control0, with a tiny text encoder."""
     import shutil
 
     import torch
@@ -84,7 +95,7 @@ def make_models(folder: Path, width: int) -> Path:
     unet = UNet2DConditionModel(block_out_channels=widths, cross_attention_dim=text, attention_head_dim=8)
     unet.save_pretrained(folder / "sd/unet")
     controlnet = ControlNetModel.from_unet(unet, load_weights_from_unet=False)
-    for parameter in controlnet.parameters():  # its last layers are zeros at first: no map would show
+    for parameter in controlnet.parameters():  # its last layers start as zeros, which would hide the maps
         parameter.data += 0.02 * torch.randn_like(parameter)
     controlnet.save_pretrained(folder / "control0")
     decoder = tuple(width * factor * 2 // 5 for factor in (1, 2, 4, 4))
@@ -95,9 +106,9 @@ def make_models(folder: Path, width: int) -> Path:
     return folder
 
 
-def write_job(folder: Path, models: Path, clip: Path, name: str, given: argparse.Namespace, **keys: Any) -> Path:
-    """A job whose frames and control maps are made."""
-    job = {
+def write_job(folder: Path, models: Path, clip: Path, name: str, given: argparse.Namespace, **keys: Json) -> Path:
+    """Write a job, and run its stages before render."""
+    job: JsonObject = {
         "model_id": str(models / "sd"), "controlnet_model_id": [str(models / "control0")],
         "controlnet_processor": ["canny"], "input_video": str(clip), "frame_maximum_count": given.frames,
         "frame_height": given.size[0], "frame_width": given.size[1],
@@ -114,8 +125,8 @@ def write_job(folder: Path, models: Path, clip: Path, name: str, given: argparse
 # -- one row -----------------------------------------------------------------------------------------------------------
 
 
-def measure(method: str, path: Path, batch_size: int) -> dict[str, Any]:
-    """Renders the job `path` in this process; seconds, calls, memory."""
+def measure(method: str, path: Path, batch_size: int) -> dict[str, float]:
+    """Render a job in this process, and return seconds, calls and memory."""
     import resource
 
     import torch
@@ -134,20 +145,23 @@ def measure(method: str, path: Path, batch_size: int) -> dict[str, Any]:
 
 
 class Clock:
-    """Time spent in networks, and how many samples went through the U-Net."""
+    """Measures the time spent in networks, and counts the samples that go through the U-Net."""
 
     def __init__(self) -> None:
         self.seconds, self.calls, self.running = 0.0, 0, False
+        self.began: dict[nn.Module, float] = {}
 
-    def watch(self, networks: Sequence[Any], unet: Any) -> None:
-        def before(module: Any, inputs: Any) -> None:
+    def watch(self, networks: Sequence[nn.Module], unet: nn.Module) -> None:
+        """Measure these networks from now on."""
+
+        def before(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
             self._wait()
-            module.began = time.perf_counter()
+            self.began[module] = time.perf_counter()
 
-        def after(module: Any, inputs: Any, outputs: Any) -> None:
+        def after(module: nn.Module, inputs: tuple[torch.Tensor, ...], outputs: object) -> None:
             self._wait()
             if self.running:
-                self.seconds += time.perf_counter() - module.began
+                self.seconds += time.perf_counter() - self.began[module]
                 self.calls += len(inputs[0]) if module is unet else 0
 
         for network in networks:
@@ -162,8 +176,8 @@ class Clock:
             torch.cuda.synchronize()
 
 
-def ours(job: Any, clock: Clock, batch_size: int) -> tuple[np.ndarray, float]:
-    """The steps of a job through the cache, as `diffsynth render` takes them."""
+def ours(job: Job, clock: Clock, batch_size: int) -> tuple[Latents, float]:
+    """Render a job as `diffsynth render` does, and return its latents and seconds."""
     from stages.all_stages import all_stages, arrays
     from stages.base.cache import FrameCache
     from stages.base.engine import Options, Run, run_stage
@@ -182,7 +196,7 @@ def ours(job: Any, clock: Clock, batch_size: int) -> tuple[np.ndarray, float]:
 
 
 class Steps(Reporter):
-    """A reporter that times the steps after the first."""
+    """Measures the time of steps after the first."""
 
     def __init__(self, clock: Clock):
         self.clock, self.seconds, self.began = clock, 0.0, 0.0
@@ -194,11 +208,11 @@ class Steps(Reporter):
         self.began, self.clock.running = now, name.startswith("step") and not name.startswith("step 1/")
 
 
-def plain(job: Any, clock: Clock) -> tuple[np.ndarray, float]:
-    """DiffSynth's loop: every frame with its group, one after the other, one pass of guidance after the other."""
+def plain(job: Job, clock: Clock) -> tuple[Latents, float]:
+    """Render with DiffSynth's loop, one frame with its group and one pass of guidance at a time."""
     import torch
     from diffusers import ControlNetModel, UNet2DConditionModel
-    from diffusers.models.attention_processor import AttnProcessor2_0
+    from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 
     from stages.base.cache import FrameCache
     from stages.base.engine import Options
@@ -213,28 +227,31 @@ def plain(job: Any, clock: Clock) -> tuple[np.ndarray, float]:
 
     class Group(AttnProcessor2_0):
         def __call__(
-            self, attn: Any, hidden_states: Any, encoder_hidden_states: Any = None, attention_mask: Any = None,
-            temb: Any = None,
-        ) -> Any:  # fmt: skip
+            self,
+            attn: Attention,
+            hidden_states: torch.Tensor,
+            encoder_hidden_states: torch.Tensor | None = None,
+            attention_mask: torch.Tensor | None = None,
+            temb: torch.Tensor | None = None,
+        ) -> torch.Tensor:
             if encoder_hidden_states is not None:
                 return super().__call__(attn, hidden_states, encoder_hidden_states)
             joined = hidden_states.reshape(1, -1, hidden_states.shape[-1])
             return super().__call__(attn, joined).reshape(hidden_states.shape)
 
-    def load(kind: Any, folder: str) -> Any:
-        network = kind.from_pretrained(folder, torch_dtype=ready.networks.dtype).to(device).eval()
-        network.set_attn_processor(Group())
-        return network
-
-    unet = load(UNet2DConditionModel, f"{job.model_id}/unet")
-    controlnet = load(ControlNetModel, job.controlnet_model_id[0])
+    dtype = ready.networks.dtype
+    unet = UNet2DConditionModel.from_pretrained(f"{job.model_id}/unet", torch_dtype=dtype).to(device).eval()
+    controlnet = ControlNetModel.from_pretrained(job.controlnet_model_id[0], torch_dtype=dtype).to(device).eval()
+    unet.set_attn_processor(Group())
+    controlnet.set_attn_processor(Group())
     clock.watch((unet, controlnet), unet)
     cache = FrameCache(Path(job.output_path) / CACHE_NAME)
     frames = cache["frames"]
     (pair,) = recorded_maps(cache)
     maps = torch.from_numpy(cache[pair[0]][:]).permute(0, 3, 1, 2).to(device, ready.networks.dtype) / 255
     latents = ready.initial_noise(*frames.shape[1:3]).repeat(len(frames), 1, 1, 1)
-    groups = attended_frames(job.combine_pattern, range(len(frames)), len(frames))
+    attended = attended_frames(job.combine_pattern, range(len(frames)), len(frames))
+    groups = [[int(frame) for frame in group] for group in attended]
     began = 0.0
     with torch.inference_mode():
         for step, timestep in enumerate(sampler.timesteps):
@@ -261,18 +278,20 @@ def plain(job: Any, clock: Clock) -> tuple[np.ndarray, float]:
 # -- tables ------------------------------------------------------------------------------------------------------------
 
 
-def row(method: str, job: Path, batch_size: int) -> dict[str, Any]:
+def row(method: str, job: Path, batch_size: int) -> dict[str, float]:
+    """Measure a method in a process of its own."""
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.render", "--one", method, str(job), "--batch-size", str(batch_size)],
         stdout=subprocess.PIPE, check=True,
     )  # fmt: skip
-    return json.loads(done.stdout.splitlines()[-1])
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 def side_by_side(folder: Path, weights: str, models: Path, clip: Path, given: argparse.Namespace) -> Table:
     height, width = given.size
     table = Table(
-        title=f"{weights} weights, {given.frames} frames of {width}×{height}, groups a batch {given.batch_size}"
+        title=f"{weights} weights, {given.frames} frames of {width}×{height}, groups per batch {given.batch_size}"
     )
     for heading in (
         "pattern",
@@ -305,7 +324,7 @@ def side_by_side(folder: Path, weights: str, models: Path, clip: Path, given: ar
     return table
 
 
-def edge(latents: np.ndarray, given: argparse.Namespace) -> float:
+def edge(latents: Latents, given: argparse.Namespace) -> float:
     from stages.render import shared_chunk
 
     chunk = shared_chunk(*given.size)

@@ -1,15 +1,15 @@
-"""Smoothers side by side on flicker whose truth is known, and one of them on longer and longer videos.
+"""Quality of smoothers on flicker with known truth, and speed and memory by length of the video.
 
     python -m benchmarks.smoothing FOLDER... [--smoothers NAME...] [--devices cpu cuda]
                                              [--lengths 32 128 512] [--size HEIGHT WIDTH] [--window FRAMES]
     python -m benchmarks.smoothing --pairs GUIDE STYLE [--pairs ...] [--smoothers NAME...] [--devices cpu cuda]
 
-Each FOLDER holds guide/, style/ and clean/ of equal PNG images: the original, its flickering stylised frames, and those
-without flicker. `ends`: the squared error of the first and of the last frame, over that of the frames in the middle.
-`warp1` and `flicker` stand beside those of the truth: less than the truth's is blur, not quality.
-A pair is a video and its stylised version whose truth is not known: what a smoother lost and invented is measured.
-`light` is the mean absolute second difference of the frames' mean level.
-The lengths are those of a made video, smoothed by `diffsynth smooth` in a process of its own.
+Each FOLDER has the PNG images guide/, style/ and clean/: the original, its flickering stylised
+frames, and those without flicker. `ends` is the squared error of the first and the last frame
+relative to those in the middle. Compare `warp1` and `flicker` with those of the truth: lower values
+are due to blur. A pair is a video and its stylised version without known truth. Lost and invented
+detail are measured; `light` is the mean absolute second difference of the mean level of frames.
+With --lengths, `diffsynth smooth` runs on a generated video in a process of its own.
 """
 
 from __future__ import annotations
@@ -26,11 +26,13 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.stages import run
+from stages.base.arrays import Image, Images
+from stages.base.json_types import JsonObject
 from stages.smoothers import build
 from stages.smoothers.images.metrics import Curves, measure
 from stages.video import Encoding, encode, fit, open_source
 
-SMOOTHERS = {
+SMOOTHERS: dict[str, tuple[str, JsonObject]] = {
     "PatchBlend": ("PatchBlendSmoother", {}),
     "PySynth fastest, 15": ("PySynthSmoother", {"speed": "fastest", "window_size": 15}),
     "PySynth slowest, 3": ("PySynthSmoother", {"speed": "slowest", "window_size": 3}),
@@ -60,24 +62,25 @@ def main() -> None:
         for guide, style in given.pairs:
             judge(guide, style, list(product(given.smoothers, given.devices)), table)
         out.print(table)
+    height, width = given.size
     for device in given.devices if given.lengths else ():
-        out.print(lengths(given.lengths, *given.size, ["--device", device, "--window", str(given.window)]))
+        out.print(lengths(given.lengths, height, width, ["--device", device, "--window", str(given.window)]))
 
 
 def compare(folder: Path, smoothers: list[tuple[str, str]], table: Table) -> None:
-    """`smoothers`: with the device of each."""
+    """Add a row per smoother, given with its device, on a clip with known truth."""
     guides, styles, truth = (load(folder / name) for name in ("guide", "style", "clean"))
     results, seconds = smooth(guides, styles, smoothers)
     curves = measure(guides, [styles, *results], truth)
-    row(table, folder.name, "input", 0, curves[0], curves)
+    add_row(table, folder.name, "input", 0, curves[0], curves)
     for (name, device), curve, took in zip(smoothers, curves[1:-1], seconds, strict=True):
-        row(table, "", name if device == "cpu" else f"{name}, {device}", took, curve, curves)
-    row(table, "", "truth", 0, curves[-1], curves)
+        add_row(table, "", name if device == "cpu" else f"{name}, {device}", took, curve, curves)
+    add_row(table, "", "truth", 0, curves[-1], curves)
     table.add_section()
 
 
 def judge(guide: Path, style: Path, smoothers: list[tuple[str, str]], table: Table) -> None:
-    """Add a row per smoother, given with its device, on what it did to a style whose truth is not known."""
+    """Add a row per smoother, given with its device, on a style without known truth."""
     styles = load(style)
     guides = np.stack([fit(frame, *styles.shape[1:3]) for frame in load(guide)[: len(styles)]])
     styles = styles[: len(guides)]
@@ -96,46 +99,45 @@ def judge(guide: Path, style: Path, smoothers: list[tuple[str, str]], table: Tab
     table.add_section()
 
 
-def light(frames: np.ndarray) -> float:
-    """Return how unsteady the mean level of frames is, in levels."""
+def light(frames: Images) -> float:
+    """Return how much the mean level of frames varies, in levels."""
     return float(np.abs(np.diff([frame.mean() for frame in frames], n=2)).mean())
 
 
-def smooth(
-    guides: np.ndarray, styles: np.ndarray, smoothers: list[tuple[str, str]]
-) -> tuple[list[np.ndarray], list[float]]:
+def smooth(guides: Images, styles: Images, smoothers: list[tuple[str, str]]) -> tuple[list[Images], list[float]]:
     """Return each smoother's frames and the seconds they took."""
     results, seconds = [], []
     for name, device in smoothers:
         smoother, config = SMOOTHERS[name]
         started = time.perf_counter()
-        results.append(build(smoother, config, guides, styles, device=device).smooth(0, len(styles)))
+        results.append(build(smoother, config, list(guides), list(styles), device=device).smooth(0, len(styles)))
         seconds.append(time.perf_counter() - started)
     return results, seconds
 
 
-def row(table: Table, clip: str, name: str, seconds: float, curve: Curves, curves: list[Curves]) -> None:
+def add_row(table: Table, clip: str, name: str, seconds: float, curve: Curves, curves: list[Curves]) -> None:
     numbers = curve.summary(curves[0], curves[-1])
-    told = [f"{numbers[key]:.2f}" if key in numbers else "" for key in NUMBERS]
+    cells = [f"{numbers[key]:.2f}" if key in numbers else "" for key in NUMBERS]
     quarter = len(curve.error) // 4
     middle = np.mean(curve.error[quarter:-quarter]) if curve.error else 0
     ends = f"{curve.error[0] / middle:.2f} {curve.error[-1] / middle:.2f}" if curve.error else ""
-    table.add_row(clip, name, f"{seconds:.1f}" if seconds else "", *told, ends)
+    table.add_row(clip, name, f"{seconds:.1f}" if seconds else "", *cells, ends)
 
 
-def load(folder: Path) -> np.ndarray:
+def load(folder: Path) -> Images:
+    """Read all frames of a video or folder."""
     return np.stack([shot.image() for shot in open_source(folder).shots()])
 
 
 def lengths(counts: list[int], height: int, width: int, options: list[str]) -> Table:
-    """Seconds a frame and peak memory, by number of frames."""
+    """Measure time per frame and peak memory by number of frames."""
     title = f"diffsynth smooth {' '.join(options)}, {width}×{height}"
-    table = Table("frames", "seconds in all", "ms a frame", "peak MB", title=title)
+    table = Table("frames", "total seconds", "ms per frame", "peak MB", title=title)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for count in counts:
             guide, style = folder / f"guide{count}.mp4", folder / f"style{count}.mp4"
-            encode(guide, (made(index, height, width) for index in range(count)), Encoding(Fraction(25)))
+            encode(guide, (scene(index, height, width) for index in range(count)), Encoding(Fraction(25)))
             encode(style, (flickering(index, height, width) for index in range(count)), Encoding(Fraction(25)))
             arguments = ["smooth", str(guide), str(style), "-o", str(folder / f"out{count}.mp4"), "-q", *options]
             seconds, peak = run(arguments)
@@ -143,17 +145,18 @@ def lengths(counts: list[int], height: int, width: int, options: list[str]) -> T
     return table
 
 
-def made(index: int, height: int, width: int) -> np.ndarray:
-    """A texture that is panned over, back and forth."""
+def scene(index: int, height: int, width: int) -> Image:
+    """Draw a frame of a camera that pans across a texture and back."""
     world = np.random.default_rng(0).integers(0, 256, (height // 4, width // 2, 3), np.uint8)
     world = np.kron(world, np.ones((4, 4, 1), np.uint8))
     shift = abs(2 * index % (2 * width) - width)
     return np.ascontiguousarray(world[:height, shift : shift + width])
 
 
-def flickering(index: int, height: int, width: int) -> np.ndarray:
+def flickering(index: int, height: int, width: int) -> Image:
+    """Draw the same frame with inverted colours and random brightness."""
     light = np.random.default_rng(index + 1).uniform(0.85, 1.15, 3)
-    return np.clip((255 - made(index, height, width)) * light, 0, 255).astype(np.uint8)
+    return np.clip((255 - scene(index, height, width)) * light, 0, 255).astype(np.uint8)
 
 
 if __name__ == "__main__":

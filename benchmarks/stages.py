@@ -1,9 +1,10 @@
-"""Frames per second and peak memory of every stage, by number of frames.
+"""Speed and peak memory of every stage, by number of frames.
 
     python -m benchmarks.stages [VIDEO] [--frames 24 240] [--size HEIGHT WIDTH] [--steps 3] [--batch-size 4]
 
-Each stage runs as a process of its own, with tiny networks of random weights: what is measured is what the program adds
-to the networks. Without VIDEO a moving scene is made. Memory is the process's peak resident set.
+Each stage runs in a process of its own. Networks are tiny, with random weights, so that this
+measures the overhead of the program. Without VIDEO, a moving scene is generated. Memory is the peak
+resident set of the process.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from stages.all_stages import NAMES
+from stages.base.arrays import Image
 from stages.video import Encoding, encode
 
 MODELS = Path(__file__).resolve().parent.parent / "tests" / "golden" / "models"
@@ -37,7 +39,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=4)
     given = parser.parse_args()
     table = Table(title=f"{given.video or 'moving scene'}, {given.size[1]}×{given.size[0]}, {given.steps} steps")
-    for heading in ("stage", "frames", "seconds in all", "seconds of work", "frames/s", "peak MB"):
+    for heading in ("stage", "frames", "total seconds", "seconds of work", "frames/s", "peak MB"):
         table.add_column(heading, justify="right")
     with tempfile.TemporaryDirectory() as folder:
         video = given.video or make_clip(Path(folder) / "clip.mp4", max(given.frames), *given.size)
@@ -60,7 +62,7 @@ def measure(folder: Path, video: Path, given: argparse.Namespace) -> Iterator[tu
 
 
 def run(arguments: list[str]) -> tuple[float, float]:
-    """Seconds and peak megabytes of one command."""
+    """Run a command and return its seconds and its peak memory in MB."""
     started = time.monotonic()
     pid = os.spawnv(os.P_NOWAIT, sys.executable, [sys.executable, "-m", "diffsynth_cli", *arguments])
     _, status, usage = os.wait4(pid, 0)
@@ -83,10 +85,12 @@ def write_job(folder: Path, video: Path, count: int, given: argparse.Namespace) 
 
 
 def make_clip(path: Path, count: int, height: int, width: int) -> Path:
+    """Write a video of a moving pattern."""
     y, x = np.mgrid[:height, :width]
 
-    def frame(index: int) -> np.ndarray:
-        return np.stack([(x + 3 * index) % 256, (y * 2 + index) % 256, (x ^ y) % 256], axis=2).astype(np.uint8)
+    def frame(index: int) -> Image:
+        image: Image = np.stack([(x + 3 * index) % 256, (y * 2 + index) % 256, (x ^ y) % 256], axis=2).astype(np.uint8)
+        return image
 
     encode(path, map(frame, range(count)), Encoding(fps=Fraction(25)))
     return path

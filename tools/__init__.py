@@ -1,1 +1,1 @@
-"""What makers of the project run."""
+"""Tools for developers of the project."""

@@ -1,7 +1,7 @@
 """Count the files of the program that name one annotator, smoother, sampler, job key or stage.
 
-Whoever adds another one has to touch about as many. `python -m tools.files_per_addition` prints the table that
-docs/contributing.md shows; with `--files`, the files themselves.
+Adding another one touches about as many. `python -m tools.files_per_addition` prints the table that
+docs/contributing.md shows; `--files` also lists the files.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ EXAMPLES = {
 
 
 def files_that_name(pattern: str, revision: str | None = None, root: Path = ROOT) -> list[str]:
-    """Return the paths of the program's files in which the pattern occurs, in a revision or in the working tree."""
+    """Return the paths of the program's files that match the pattern, in a revision or in the working tree."""
     where = [revision] if revision else ["--untracked"]
     command = ["git", "grep", "-l", "-E", "-e", pattern, *where, "--", *PROGRAM]
     found = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
-    if found.returncode > 1:  # 1: in no file
+    if found.returncode > 1:  # 1 means no file
         raise RuntimeError(found.stderr.strip())
     return [line.removeprefix(f"{revision}:") for line in found.stdout.splitlines()]
 
 
 def row(kind: str) -> str:
-    """Return the table's line for this kind: its example, and the numbers of files before and now."""
+    """Return the table row of this kind: its example, and the numbers of files before and now."""
     name, pattern = EXAMPLES[kind]
     return f"| {kind} | {name} | {len(files_that_name(pattern, BEFORE))} | {len(files_that_name(pattern))} |"
 

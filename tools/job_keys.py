@@ -1,25 +1,30 @@
-"""Writes docs/job-keys.md from the job model: `python -m tools.job_keys`."""
+"""Write docs/job-keys.md from the job model.
+
+python -m tools.job_keys
+"""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from stages.all_stages import all_stages
 from stages.annotators import ANNOTATORS, published_names
+from stages.base.json_types import JsonObject
 from stages.diffusion.sampler import SAMPLERS
 from stages.jobs.job import Job
 from stages.jobs.machine import MachineSettings
 from stages.smoothers import SMOOTHERS
+from tools.json_schema import Schema, schema_of
 
 PAGE = Path(__file__).parent.parent / "docs" / "job-keys.md"
 
 HEAD = """# Job keys
 
-Made from `stages/jobs/job.py` by `python -m tools.job_keys`; `diffsynth schema` prints the same as JSON Schema.
+Generated from `stages/jobs/job.py` by `python -m tools.job_keys`; `diffsynth schema` prints the same as JSON Schema.
 A job file is one JSON object. Relative paths in it are relative to the file. Any key can be given on the command line
 as `--set key=value`; relative paths there are relative to the current folder.
 
@@ -27,10 +32,11 @@ as `--set key=value`; relative paths there are relative to the current folder.
 
 
 def page() -> str:
-    """The page's text."""
+    """Return the text of the page."""
     stage_of = {key: name for name, stage in all_stages().items() for key in stage.reads}
+    types = schema_of(Job)["properties"]
     rows = [
-        f"| `{key}` | {_type(key)} | {_default(_value(field))} | {_flat(field.description)} | {stage_of.get(key, '')} |"
+        f"| `{key}` | {_type(types[key])} | {_default(field)} | {_flat(field.description)} | {stage_of.get(key, '')} |"
         for key, field in sorted(Job.model_fields.items(), key=lambda item: item[0] in MachineSettings.model_fields)
     ]
     table = "| key | type | default | meaning | makes stale |\n|---|---|---|---|---|\n" + "\n".join(rows)
@@ -44,15 +50,17 @@ def _annotators() -> str:
         "| name | DiffSynth's name | options (default) | map |",
         "|---|---|---|---|",
     ]
-    theirs = {str(ours["name"]): _theirs(name, ours) for name, ours in published_names().items()}
+    published = {str(ours["name"]): _published(name, ours) for name, ours in published_names().items()}
     for name, model in ANNOTATORS.built_in.items():
-        lines.append(f"| `{name}` | {theirs.get(name, '')} | {_options(model, skip='name')} | {_flat(model.__doc__)} |")
+        lines.append(
+            f"| `{name}` | {published.get(name, '')} | {_options(model, skip='name')} | {_flat(model.__doc__)} |"
+        )
     return "\n".join(lines) + "\n"
 
 
-def _theirs(name: str, ours: dict[str, Any]) -> str:
-    """DiffSynth's name of an annotator, and which options it sets."""
-    options = ", ".join(f"`{key}` `{json.dumps(value)}`" for key, value in ours.items() if key != "name")
+def _published(name: str, settings: JsonObject) -> str:
+    """Return DiffSynth's name of an annotator, with the options that it sets."""
+    options = ", ".join(f"`{key}` `{json.dumps(value)}`" for key, value in settings.items() if key != "name")
     return f"{name} ({options})" if options else name
 
 
@@ -72,7 +80,7 @@ def _schedulers() -> str:
     lines = [
         "## Schedulers (`scheduler`)",
         "",
-        "| name | steps, at most | `guidance_scale`, at most | what it does |",
+        "| name | most steps | highest `guidance_scale` | what it does |",
         "|---|---|---|---|",
     ]
     for name, sampler in SAMPLERS.items():
@@ -83,33 +91,32 @@ def _schedulers() -> str:
 
 def _options(model: type[BaseModel], skip: str = "") -> str:
     options = {key: field for key, field in model.model_fields.items() if key != skip}
-    return ", ".join(f"`{key}` ({_default(_value(field))})" for key, field in options.items())
+    return ", ".join(f"`{key}` ({_default(field)})" for key, field in options.items())
 
 
-def _value(field: Any) -> Any:
-    return ... if field.is_required() else field.get_default(call_default_factory=True)
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    value = field.get_default(call_default_factory=True)
+    return f"`{json.dumps(value.model_dump() if isinstance(value, BaseModel) else value)}`"
 
 
-def _default(value: Any) -> str:
-    value = value.model_dump() if isinstance(value, BaseModel) else value
-    return "required" if value is ... else f"`{json.dumps(value)}`"
-
-
-def _type(key: str) -> str:
-    return _schema_type(Job.model_json_schema()["properties"][key])
-
-
-def _schema_type(schema: dict[str, Any]) -> str:
+def _type(schema: Schema) -> str:
     if "anyOf" in schema:
-        return " or ".join(dict.fromkeys(_schema_type(part) for part in schema["anyOf"]))
+        return " or ".join(dict.fromkeys(_type(part) for part in schema["anyOf"]))
     if "enum" in schema:
         return " or ".join(schema["enum"])
     if schema.get("type") == "array":
-        return f"list of {_schema_type(schema['items'])}"
+        return f"list of {_type(schema['items'])}"
     if "$ref" in schema or schema.get("type") == "object":
         return "object"
-    bounds = {">": "exclusiveMinimum", "≥": "minimum", "<": "exclusiveMaximum", "≤": "maximum"}
-    limits = [f"{sign} {schema[name]:.15g}" for sign, name in bounds.items() if name in schema]
+    bounds = {
+        ">": schema.get("exclusiveMinimum"),
+        "≥": schema.get("minimum"),
+        "<": schema.get("exclusiveMaximum"),
+        "≤": schema.get("maximum"),
+    }
+    limits = [f"{sign} {bound:.15g}" for sign, bound in bounds.items() if bound is not None]
     return f"{schema.get('type', 'any')}{' ' if limits else ''}{', '.join(limits)}"
 
 

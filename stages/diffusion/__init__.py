@@ -1,8 +1,8 @@
-"""Denoising with cross-frame attention: the one door to diffusers and transformers.
+"""Denoising with cross-frame attention. No other package imports diffusers or transformers.
 
-Images are uint8 RGB [K, H, W, 3] on the host, latents float32 [K, 4, H/8, W/8]. Importing this package alone is cheap;
-its modules import torch.
+Images are uint8 RGB [K, H, W, 3] in CPU memory, latents float32 [K, 4, H/8, W/8]. Importing this package is cheap;
+most of its modules import torch.
 """
 
-LATENT_FACTOR = 8  # px to a latent
+LATENT_FACTOR = 8  # px per latent, in each direction
 LATENT_CHANNELS = 4

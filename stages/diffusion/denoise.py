@@ -1,4 +1,4 @@
-"""The noise of every frame, predicted with its neighbours in view: DiffSynth's loop, one step at a time.
+"""Encode and decode frames, and predict their noise with cross-frame attention.
 
 DiffSynth, arXiv 2308.03463, section 3.
 """
@@ -9,11 +9,13 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import torch
+from diffusers import AutoencoderKL, AutoencoderTiny
 
+from stages.base.arrays import Images
 from stages.diffusion import LATENT_CHANNELS, LATENT_FACTOR
 from stages.diffusion.attention import Joint, Kept, Shared, View
 from stages.diffusion.compilation import compile_blocks
@@ -22,17 +24,19 @@ from stages.diffusion.loading import Networks, load_networks
 from stages.diffusion.sampler import SAMPLERS
 from stages.diffusion.settings import Batches, Settings
 
-FILL = 0.8  # of a GPU's free memory is used
-MOST_AT_ONCE = 16  # groups; more are no faster
-WORTH_WHILE = 4096  # latents: matrices of so many rows use a processor well
+MEMORY_SHARE = 0.8  # of a GPU's free memory
+MAX_BATCH = 16  # groups; more are not faster
+CPU_LATENTS = 4096  # latents per batch; more are not faster on a CPU
+
+Items = TypeVar("Items", Images, torch.Tensor, Sequence["Frames"], Sequence[Sequence[int]])
 
 
 @dataclass(frozen=True, eq=False)
 class Frames:
-    """Frames as networks take them: `latents` float32 [F, 4, h, w], `maps` one uint8 [F, H, W, 3] a ControlNet."""
+    """Latents of frames, float32 [F, 4, h, w], with control maps, uint8 [F, H, W, 3] per ControlNet."""
 
     latents: torch.Tensor
-    maps: Sequence[np.ndarray]
+    maps: Sequence[Images]
 
     def __eq__(self, other: object) -> bool:
         return (
@@ -44,7 +48,7 @@ class Frames:
 
 @lru_cache(maxsize=1)
 def denoiser(settings: Settings) -> Denoiser:
-    """The denoiser of these settings, loaded once a process."""
+    """Return the denoiser with these settings, loaded once per process."""
     networks = load_networks(settings.models)
     if takes_guidance(networks.unet):
         embed_guidance(networks.unet, settings.guidance)
@@ -71,18 +75,23 @@ class Denoiser:
             networks.vae.enable_tiling()
         if settings.compiled:
             compile_blocks(networks.unet, *networks.controlnets)
-        self.anchors: tuple[Frames, float, torch.Tensor, Kept] | None = None  # the last ones, and their keys
+        self.anchors: tuple[Frames, float, torch.Tensor, Kept] | None = None  # the latest anchors, and their keys
 
     def fitting_batch(self, height: int, width: int, group: int, joint: bool = True) -> int:
-        """How many groups, or images, of this size to process at once.
+        """Return how many groups, or images, of this size to process at once.
 
-        On a GPU that is as many as it has room for, measured on one; elsewhere as many as make a batch worthwhile.
-        `group`: frames in a group. `joint`: whether groups go through the networks.
+        On a GPU, as many as fit into its memory, by the memory that one takes. Elsewhere, as many as use the CPU well.
+
+        Args:
+            height: Height of the images.
+            width: Width of the images.
+            group: Frames per group.
+            joint: Whether groups go through the networks.
         """
         device = self.networks.device
         if device.type != "cuda":
-            latents_a_group = self.passes * group * height * width // LATENT_FACTOR**2
-            return min(max(WORTH_WHILE // latents_a_group, 1), MOST_AT_ONCE)
+            latents_per_group = self.passes * group * height * width // LATENT_FACTOR**2
+            return min(max(CPU_LATENTS // latents_per_group, 1), MAX_BATCH)
         latents = self.initial_noise(height, width).repeat(group, 1, 1, 1)
         maps = [np.zeros((group, height, width, 3), np.uint8)] * len(self.networks.controlnets)
         torch.cuda.reset_peak_memory_stats(device)
@@ -93,48 +102,54 @@ class Denoiser:
         taken = torch.cuda.max_memory_allocated(device) - before
         torch.cuda.empty_cache()
         free, _ = torch.cuda.mem_get_info(device)
-        return min(max(int(FILL * free / taken), 1), MOST_AT_ONCE)
+        return min(max(int(MEMORY_SHARE * free / taken), 1), MAX_BATCH)
 
     def initial_noise(self, height: int, width: int) -> torch.Tensor:
-        """The noise that all frames start from, float32 [1, 4, height/8, width/8]."""
+        """Return the noise that all frames start from, float32 [1, 4, height/8, width/8]."""
         shape = (1, LATENT_CHANNELS, height // LATENT_FACTOR, width // LATENT_FACTOR)
         return torch.randn(shape, generator=torch.Generator("cpu").manual_seed(self.settings.seed))
 
-    def encode(self, images: np.ndarray, batches: Batches, predicted: bool = False) -> torch.Tensor:
-        """The clean latents of images: the VAE's mean, scaled. `predicted`: of images of a step that is not the last,
-        for which a tiny autoencoder does, if there is one."""
+    def encode(self, images: Images, batches: Batches, predicted: bool = False) -> torch.Tensor:
+        """Return the clean latents of images, the scaled mean of the VAE.
+
+        `predicted` images are those of a step before the last. They use the tiny autoencoder, if there is one.
+        """
         tiny = self.networks.tiny_vae if predicted else None
 
-        def one(batch: np.ndarray) -> torch.Tensor:
+        def one(batch: Images) -> torch.Tensor:
             pixels = self._pixels(batch) * 2 - 1
             if tiny is not None:
-                return tiny.encode(pixels).latents * tiny.config["scaling_factor"]
-            return vae.encode(pixels).latent_dist.mean * vae.config["scaling_factor"]
+                return tiny.encode(pixels).latents * _scaling(tiny)
+            return vae.encode(pixels).latent_dist.mean * _scaling(vae)
 
         vae = self.networks.vae
-        self._bring(tiny or vae)
+        self._load(tiny or vae)
         return torch.cat([latents.float().cpu() for latents in self._batched(one, images, batches)])
 
-    def decode(self, latents: torch.Tensor, batches: Batches, predicted: bool = False) -> np.ndarray:
-        """The images of clean latents."""
+    def decode(self, latents: torch.Tensor, batches: Batches, predicted: bool = False) -> Images:
+        """Return the images of clean latents. `predicted` as for `encode`."""
         vae = (self.networks.tiny_vae if predicted else None) or self.networks.vae
 
         def one(batch: torch.Tensor) -> torch.Tensor:
-            return vae.decode(self._to_device(batch) / vae.config["scaling_factor"]).sample
+            return vae.decode(self._to_device(batch) / _scaling(vae)).sample
 
-        self._bring(vae)
+        self._load(vae)
         images = [self._bytes(batch) for batch in self._batched(one, latents, batches)]
         return np.concatenate(images)
 
     def predict_noise(
         self, frames: Frames, groups: Sequence[Sequence[int]], own: int, timestep: float, batches: Batches
     ) -> torch.Tensor:
-        """The noise in every group's own frame (`attention`: joint), float32 [len(groups), 4, h, w].
+        """Predict the noise of one frame per group with joint attention, float32 [len(groups), 4, h, w].
 
-        Each group lists, as indexes into `frames`, those that attend to each other; all are of one length. The noise
-        of the member at `own` is returned.
+        Args:
+            frames: The frames.
+            groups: Indexes of frames that attend to each other; all groups have the same length.
+            own: Which member of each group to predict.
+            timestep: The timestep of the latents.
+            batches: How many groups to process at once.
         """
-        self._bring_denoisers()
+        self._load_denoisers()
         latents, embedded = frames.latents, self._embed(frames.maps, batches)
         view = Joint(len(groups[0]), own)
 
@@ -150,12 +165,17 @@ class Denoiser:
     def predict_shared_noise(
         self, frames: Frames, sources: Sequence[Sequence[int]], anchors: Frames, timestep: float, batches: Batches
     ) -> torch.Tensor:
-        """The noise in every frame of a window (`attention`: shared), float32 [F, 4, h, w].
+        """Predict the noise of all frames of a window with shared attention, float32 [F, 4, h, w].
 
-        `sources` lists for each frame those that it sees, as indexes into `frames` and, from F on, into `anchors`:
-        frames that are the same for all windows, and see each other. They go through the networks once per timestep.
+        Args:
+            frames: The F frames of the window.
+            sources: For each frame, the frames that it attends to: indexes into `frames` or, from F on, `anchors`.
+            anchors: Frames that are the same in all windows and attend to each other. They go through the networks
+                once per timestep.
+            timestep: The timestep of the latents.
+            batches: Whether to separate the passes of guidance.
         """
-        self._bring_denoisers()
+        self._load_denoisers()
         embedded, seen = self._embed(frames.maps, batches), torch.tensor(sources, device=self.networks.device)
 
         def one(batch: Sequence[Frames]) -> torch.Tensor:
@@ -168,7 +188,7 @@ class Denoiser:
         return self._batched(one, [frames], batches)[0].float().cpu()
 
     def _keys_of(self, anchors: Frames, timestep: float, text: torch.Tensor, batches: Batches) -> Kept:
-        """The keys and values of these frames, which see each other, in all layers. The last result is remembered."""
+        """Return the keys and values of anchors in all layers. The latest result is cached."""
         if not len(anchors.latents):
             return {}
         if self.anchors is None or self.anchors[:2] != (anchors, timestep) or self.anchors[2] is not text:
@@ -180,13 +200,13 @@ class Denoiser:
         return self.anchors[3]
 
     def _texts(self, batches: Batches) -> tuple[torch.Tensor, ...]:
-        """The embeddings of those passes of guidance that go through the networks in one batch."""
+        """Return the embeddings of the passes of guidance, one tensor per batch."""
         return self.texts_apart if batches.passes_apart else (self.text,)
 
-    def _embed(self, maps: Sequence[np.ndarray], batches: Batches) -> list[torch.Tensor]:
-        """What the ControlNets' first layers make of control maps: [F, channels, h, w] each, on the device."""
+    def _embed(self, maps: Sequence[Images], batches: Batches) -> list[torch.Tensor]:
+        """Return the output of each ControlNet's first layers for its maps, [F, channels, h, w], on the device."""
 
-        def one(embed: torch.nn.Module, batch: np.ndarray) -> torch.Tensor:
+        def one(embed: torch.nn.Module, batch: Images) -> torch.Tensor:
             embedded: torch.Tensor = embed(self._pixels(batch))
             return embedded
 
@@ -198,7 +218,7 @@ class Denoiser:
     def _predict(
         self, latents: torch.Tensor, embedded: list[torch.Tensor], timestep: float, text: torch.Tensor, view: View
     ) -> torch.Tensor:
-        """What the U-Net gives for each pass of `text`, float32 [passes, F, 4, h, w]."""
+        """Return the output of the U-Net for each pass of `text`, float32 [passes, F, 4, h, w]."""
         batch = self._to_device(latents).repeat(len(text), 1, 1, 1)
         residuals = self._control_residuals(batch, embedded, timestep, text, view)
         predicted = self.networks.unet(
@@ -210,16 +230,17 @@ class Denoiser:
             cross_attention_kwargs={"view": view},
             return_dict=False,
         )[0]
-        return predicted.float().unflatten(0, (len(text), -1))
+        passes: torch.Tensor = predicted.float().unflatten(0, (len(text), -1))
+        return passes
 
     def _control_residuals(
         self, latents: torch.Tensor, embedded: list[torch.Tensor], timestep: float, text: torch.Tensor, view: View
     ) -> list[torch.Tensor]:
-        """What the ControlNets add to the U-Net's skip connections and, last, to its middle."""
+        """Return what the ControlNets add to the U-Net's skip connections and, last, to its middle block."""
         total: list[torch.Tensor] = []
         for controlnet, scale, maps in zip(self.networks.controlnets, self.settings.scales, embedded, strict=True):
             frames = len(maps)
-            # A net that pools over space (shuffle) says nothing of layout: the negative pass gets zeros from it.
+            # A ControlNet that pools over space (shuffle) has no layout: it adds zeros to the negative pass.
             pooled = bool(controlnet.config["global_pool_conditions"]) and self.passes == 2
             if pooled and text is self.texts_apart[0]:
                 continue
@@ -240,9 +261,9 @@ class Denoiser:
         return total
 
     def _guided_noise(self, predicted: torch.Tensor, latents: torch.Tensor, timestep: float) -> torch.Tensor:
-        """Classifier-free guidance (arXiv 2207.12598, eq. 6) on predictions [passes, F, 4, h, w] for `latents`."""
+        """Apply classifier-free guidance (arXiv 2207.12598, eq. 6) to predictions [passes, F, 4, h, w]."""
         if self.passes == 2:
-            negative, positive = predicted
+            negative, positive = predicted[0], predicted[1]
             guided = negative + self.settings.guidance * (positive - negative)
         else:
             guided = predicted[0]
@@ -250,8 +271,8 @@ class Denoiser:
             return guided
         return self.sampler.noise_of_v(self._to_device(latents).float(), guided, timestep)
 
-    def _batched(self, function: Callable[[Any], torch.Tensor], items: Any, batches: Batches) -> list[torch.Tensor]:
-        """`function` of all items, a batch at a time; smaller batches when the device runs out of memory."""
+    def _batched(self, function: Callable[[Items], torch.Tensor], items: Items, batches: Batches) -> list[torch.Tensor]:
+        """Apply a function to batches of items, reducing the batch size when the device runs out of memory."""
         results: list[torch.Tensor] = []
         start = 0
         with torch.inference_mode():
@@ -264,15 +285,15 @@ class Denoiser:
                 except torch.OutOfMemoryError:
                     if not batches.reduce(len(batch), self.passes):
                         raise
-                torch.cuda.empty_cache()  # not before: the error holds on to what had been computed
+                torch.cuda.empty_cache()  # after the except block, since the error keeps tensors alive
         return results
 
-    def _bring_denoisers(self) -> None:
+    def _load_denoisers(self) -> None:
         networks = self.networks
-        self._bring(networks.unet, *networks.controlnets, *networks.map_embeddings)
+        self._load(networks.unet, *networks.controlnets, *networks.map_embeddings)
 
-    def _bring(self, *needed: torch.nn.Module) -> None:
-        """With `low_vram`, these networks are brought onto the device, and the others wait on the host."""
+    def _load(self, *needed: torch.nn.Module) -> None:
+        """With `low_vram`, move these networks to the device and offload the others to CPU memory."""
         if not self.settings.low_vram:
             return
         for network in self.networks.all():
@@ -284,23 +305,24 @@ class Denoiser:
     def _to_device(self, latents: torch.Tensor) -> torch.Tensor:
         return latents.to(self.networks.device, self.networks.dtype)
 
-    def _pixels(self, images: np.ndarray) -> torch.Tensor:
-        """[K, 3, H, W] in 0..1 on the device."""
+    def _pixels(self, images: Images) -> torch.Tensor:
+        """Return images as [K, 3, H, W], 0 to 1, on the device."""
         pixels = torch.from_numpy(images).to(self.networks.device).permute(0, 3, 1, 2)
         return (pixels.float() / 255).to(self.networks.dtype)
 
     @staticmethod
-    def _bytes(pixels: torch.Tensor) -> np.ndarray:
-        """uint8 [K, H, W, 3] of pixels in -1..1, rounded to the nearest."""
+    def _bytes(pixels: torch.Tensor) -> Images:
+        """Return pixels from -1 to 1 as images, rounded to the nearest level."""
         levels = ((pixels.float() / 2 + 0.5).clamp(0, 1) * 255).round()
-        return levels.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+        images: Images = levels.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+        return images
 
 
 def encode_prompts(networks: Networks, prompt: str, negative: str | None) -> torch.Tensor:
-    """Embeddings [passes, tokens, channels], the negative prompt's first, if there is one.
+    """Return the embeddings of both prompts [passes, tokens, channels], of the negative one first if there is one.
 
-    A prompt longer than the encoder's window is cut into windows, each encoded alone. The shorter of the two repeats
-    its windows until it is as long as the other: keys that are all repeated equally often do not change attention.
+    A prompt longer than the encoder's window is split into windows, which are encoded separately. The windows of the
+    shorter prompt are repeated to the length of the other, which does not change attention.
     """
     texts = [text for text in (negative, prompt) if text is not None]
     encoded = [_encode_windows(networks, text) for text in texts]
@@ -314,4 +336,9 @@ def _encode_windows(networks: Networks, text: str) -> torch.Tensor:
     ids = [vector for word in words for vector in networks.inverted.get(word, (word,))]
     ids += [networks.tokenizer.pad_token_id] * (-len(ids) % window)
     windows = networks.text_encoder(torch.tensor(ids, device=networks.device).reshape(-1, window))[0]
-    return windows.reshape(1, len(ids), -1)
+    tokens: torch.Tensor = windows.reshape(1, len(ids), -1)
+    return tokens
+
+
+def _scaling(vae: AutoencoderKL | AutoencoderTiny) -> float:
+    return float(vae.config["scaling_factor"])

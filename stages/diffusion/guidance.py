@@ -1,4 +1,4 @@
-"""Models that were taught guidance and take its scale as an input, as latent consistency models do."""
+"""Models that take the guidance scale as an input, such as latent consistency models."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from diffusers.models.embeddings import get_timestep_embedding
 
 
 def takes_guidance(unet: UNet2DConditionModel) -> bool:
-    """Is the scale of guidance an input of this network?"""
+    """Return whether the guidance scale is an input of this network."""
     return unet.config["time_cond_proj_dim"] is not None
 
 
 def embed_guidance(unet: UNet2DConditionModel, scale: float) -> None:
-    """Sets the scale of guidance for good (arXiv 2310.04378, section 4.2; w there is `scale` - 1).
+    """Fix the guidance scale of a network, in place (arXiv 2310.04378, section 4.2, where w is `scale` - 1).
 
-    The network adds a projection of its embedding to that of the timestep, before a linear layer. Since the scale is
-    the same in all steps, what comes of it is a bias of that layer.
+    The network adds a projection of the scale's embedding to that of the timestep, before a linear layer. The scale is
+    the same in all steps, so the projection can be added to the bias of that layer.
     """
     time = unet.time_embedding
     embedding = get_timestep_embedding(

@@ -1,5 +1,7 @@
-"""What the files of models are called, in diffusers' layout, and whether they are there. Needs neither torch nor
-diffusers, so that a job can be checked in no time."""
+"""File names of models in diffusers layout, and checks that they exist.
+
+Imports neither torch nor diffusers, so that a job is checked quickly.
+"""
 
 from __future__ import annotations
 
@@ -7,28 +9,37 @@ import json
 from pathlib import Path
 
 from stages.models import SINGLE_FILES, embedded
-from stages.models.weights import Names, check_files, check_tensor_file, find_files, first_there
+from stages.models.weights import Names, check_files, check_tensor_file, find_files, first_existing
 
-# What is read of a model, as diffusers lays it out.
+# Files and subfolders of a model that are read.
 CONFIGS = ("scheduler/scheduler_config.json", "tokenizer/tokenizer_config.json")
 NETWORKS = ("text_encoder", "unet", "vae")
 ALSO_DOWNLOADED = ("tokenizer/*",)
-# What weights are called: as they are, in float16 alone, and as pickles, which are read if they are allowed.
+# File names of weights. Pickles are only read if they are allowed.
 WEIGHTS = ("{}.safetensors", "{}.fp16.safetensors")
 PICKLED_WEIGHTS = ("{}.bin", "{}.fp16.bin")
-# Why pickles are not read unasked, and how to ask.
-PICKLED = "a pickle can run code on this machine"
-ALLOW = 'convert it to .safetensors; or, if you trust its source, "allow_pickle": true in the job, or --allow-pickle'
+# Why pickles are refused, and how to allow them.
+PICKLED = "loading a pickle can run code on this machine"
+ALLOW = 'convert it to .safetensors; or, if you trust its source, set "allow_pickle": true or use --allow-pickle'
 
 
 def is_single_file(name: str) -> bool:
-    """Is this the path of a file, not a folder or a hub id?"""
+    """Return whether this is the path of a file, not a folder or a hub id."""
     return name.endswith(SINGLE_FILES) and not Path(name).is_dir()
 
 
 def find_model(key: str, name: str, parts: tuple[str, ...], allow_pickle: bool = False) -> Path:
-    """The folder of a model with the networks in its subfolders `parts` ("" for the folder itself): an embedded or
-    local one, or a hub model's, downloaded if need be. A whole model's has tokenizer and scheduler, too."""
+    """Return the folder of an embedded, local or hub model, downloading it if necessary.
+
+    Args:
+        key: The job key that names the model.
+        name: An embedded model, a folder or a hub id.
+        parts: The subfolders of its networks, "" for the folder itself. NETWORKS also needs tokenizer and scheduler.
+        allow_pickle: Whether weights may be pickles.
+
+    Raises:
+        DiffSynthError: Files are missing.
+    """
     also = ALSO_DOWNLOADED if parts == NETWORKS else ()
     hint = _hint(name, parts, allow_pickle)
     return find_files(key, str(embedded(name) or name), _files(parts, allow_pickle), also, hint)
@@ -38,13 +49,13 @@ def check_model(key: str, name: str, parts: tuple[str, ...], allow_pickle: bool 
     """Check that a model can be loaded, as far as its files tell, without downloading or reading it.
 
     Args:
-        key: The job's key that names the model.
+        key: The job key that names the model.
         name: An embedded model, a single file, a folder or a hub id.
         parts: The subfolders of its networks, as for `find_model`.
         allow_pickle: Whether weights may be pickles.
 
     Raises:
-        DiffSynthError: Files are missing or cut off, or the hub cannot be asked for them.
+        DiffSynthError: Files are missing or truncated, or the hub cannot be asked for them.
     """
     if is_single_file(name):
         check_tensor_file(key, Path(name))
@@ -54,7 +65,7 @@ def check_model(key: str, name: str, parts: tuple[str, ...], allow_pickle: bool 
     if folder is None:  # to be downloaded
         return
     for part in parts:
-        weights = first_there(folder, weight_names(part, allow_pickle))
+        weights = first_existing(folder, weight_names(part, allow_pickle))
         if weights is not None:
             check_tensor_file(key, folder / weights)
 
@@ -68,12 +79,12 @@ def guidance_is_input(name: str, allow_pickle: bool = False) -> bool:
 
 
 def weight_names(part: str, allow_pickle: bool) -> tuple[str, ...]:
-    """What the weights of a network may be called, those that are preferred first."""
+    """Return the file names that the weights of a network may have, the preferred one first."""
     return _weights(part, WEIGHTS + PICKLED_WEIGHTS * allow_pickle)
 
 
 def vae_part(name: str) -> str:
-    """The subfolder of a VAE: a whole model's folder may be given in place of its own."""
+    """Return the subfolder of the VAE if the folder is that of a whole model, else an empty string."""
     return "vae" if (Path(name) / "vae/config.json").exists() else ""
 
 
@@ -87,15 +98,14 @@ def _config(part: str) -> str:
 
 
 def _weights(part: str, forms: tuple[str, ...]) -> tuple[str, ...]:
-    """transformers has its own name for pickles."""
-    if part != "text_encoder":
+    if part != "text_encoder":  # which transformers saves, with names of its own
         return tuple(str(Path(part, form.format("diffusion_pytorch_model"))) for form in forms)
     stems = ["pytorch_model" if form in PICKLED_WEIGHTS else "model" for form in forms]
     return tuple(str(Path(part, form.format(stem))) for form, stem in zip(forms, stems, strict=True))
 
 
 def _hint(name: str, parts: tuple[str, ...], allow_pickle: bool) -> str:
-    pickled = not allow_pickle and any(first_there(Path(name), _weights(part, PICKLED_WEIGHTS)) for part in parts)
+    pickled = not allow_pickle and any(first_existing(Path(name), _weights(part, PICKLED_WEIGHTS)) for part in parts)
     if pickled:
-        return f"its weights are pickles (.bin), which are not read unasked: {PICKLED}. {ALLOW}"
+        return f"its weights are pickles (.bin), which are refused by default: {PICKLED}. {ALLOW}"
     return "is it a Stable Diffusion 1.x model (or ControlNet) in diffusers layout?"

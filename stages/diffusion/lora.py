@@ -1,7 +1,7 @@
-"""LoRA files: low-rank changes of weights, added once when a model is loaded (arXiv 2106.09685, section 4).
+"""LoRA files: low-rank updates of weights, added when a model is loaded (arXiv 2106.09685, section 4).
 
-A layer's weight W becomes W + scale · alpha / rank · up @ down. Our own few lines, since the loader of diffusers 0.42
-does not know the text encoder of transformers 5.
+A layer's weight W becomes W + scale · alpha / rank · up @ down. The loader of diffusers 0.42 is not used
+because it does not support the text encoder of transformers 5.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import nn
 from stages.base.errors import DiffSynthError
 from stages.diffusion.tensor_files import read_tensors
 
-# How the makers of LoRA files (kohya's scripts, peft, diffusers of several ages) name a layer's tensors.
+# Names of a layer's tensors in files of kohya's scripts, PEFT and several versions of diffusers.
 TENSORS = {
     "down": re.compile(r"(.+?)(?:\.lora_(?:down|A)(?:\.default)?|[._]lora(?:_linear_layer)?\.down)\.weight"),
     "up": re.compile(r"(.+?)(?:\.lora_(?:up|B)(?:\.default)?|[._]lora(?:_linear_layer)?\.up)\.weight"),
@@ -23,7 +23,7 @@ TENSORS = {
 }
 PARTS = {"lora_unet_": "unet", "unet.": "unet", "lora_te_": "text_encoder", "text_encoder.": "text_encoder"}
 OTHER_KINDS = {"hada_w": "LoHa", "lokr_w": "LoKr", "dora_scale": "DoRA", "oft_blocks": "OFT"}
-# Names that layers had in old versions of diffusers and transformers.
+# Layers that have other names in old versions of diffusers and transformers.
 RENAMED = (
     (re.compile(r"^text_model_"), ""), (re.compile(r"_to_out$"), "_to_out_0"),
     (re.compile(r"(self_attn)_to_(q|k|v)$"), r"\1_\2_proj"), (re.compile(r"(self_attn)_to_out_0$"), r"\1_out_proj"),
@@ -31,9 +31,10 @@ RENAMED = (
 
 
 def add_lora(path: str, scale: float, networks: Mapping[str, nn.Module], allow_pickle: bool = False) -> None:
-    """Adds the LoRA in the file `path` to `networks` (unet, text_encoder), in place.
+    """Add the LoRA in the file `path` to `networks` (unet, text_encoder), in place.
 
-    Raises DiffSynthError if it cannot be read, is of another kind, or does not fit: then nothing has been changed.
+    Raises:
+        DiffSynthError: It cannot be read, is of another kind or does not fit. Nothing has been changed.
     """
     layers = {
         (part, name.replace(".", "_")): module
@@ -45,7 +46,7 @@ def add_lora(path: str, scale: float, networks: Mapping[str, nn.Module], allow_p
     unknown = [f"{part}.{name}" for part, name in changes if (part, name) not in layers]
     if unknown:
         raise DiffSynthError(
-            f"loras: {path}: {len(unknown)} of its {len(changes)} layers are not in the model, {unknown[0]} for one",
+            f"loras: {path}: {len(unknown)} of its {len(changes)} layers are not in the model, such as {unknown[0]}",
             "is it made for Stable Diffusion 1.x?",
         )
     for key, change in changes.items():
@@ -54,8 +55,8 @@ def add_lora(path: str, scale: float, networks: Mapping[str, nn.Module], allow_p
             changes[key] = change = change[:, :, 0, 0]
         if change.shape != weight.shape:
             raise DiffSynthError(
-                f"loras: {path}: the layer {'.'.join(key)} is {_size(change)}, the model's {_size(weight)}",
-                "it is made for another model",
+                f"loras: {path}: layer {'.'.join(key)} is {_size(change)}, but {_size(weight)} in the model",
+                "is it made for another model?",
             )
     for key, change in changes.items():
         weight = layers[key].weight
@@ -63,9 +64,9 @@ def add_lora(path: str, scale: float, networks: Mapping[str, nn.Module], allow_p
 
 
 def read_lora(path: str, allow_pickle: bool = False) -> dict[tuple[str, str], dict[str, torch.Tensor]]:
-    """The tensors down [rank, in, ...], up [out, rank, ...] and perhaps alpha [] of every layer.
+    """Read the tensors of every layer: down [rank, in, ...], up [out, rank, ...] and optionally alpha [].
 
-    Layers are named by network (unet, text_encoder) and by their name in it, with _ for every dot.
+    A layer is identified by its network (unet, text_encoder) and its name there, with underscores in place of dots.
     """
     tensors = read_tensors("loras", path, allow_pickle)
     layers: dict[tuple[str, str], dict[str, torch.Tensor]] = {}
@@ -76,23 +77,25 @@ def read_lora(path: str, allow_pickle: bool = False) -> dict[tuple[str, str], di
         if not role:
             kind = next((kind for mark, kind in OTHER_KINDS.items() if mark in key), None)
             raise DiffSynthError(
-                f"loras: {path} {f'is of the kind {kind}' if kind else f'holds {key}'}, which is not supported",
-                "plain LoRA files are",
+                f"loras: {path} {f'is a {kind}' if kind else f'has the tensor {key}'}, which is not supported",
+                "use a plain LoRA file",
             )
         layers.setdefault(_place(path, name), {})[role] = tensor
     for place, roles in layers.items():
         if not {"up", "down"} <= roles.keys():
-            raise DiffSynthError(f"loras: {path}: half of the layer {'.'.join(place)} is missing", "is it complete?")
+            raise DiffSynthError(
+                f"loras: {path}: a tensor of layer {'.'.join(place)} is missing", "is the download complete?"
+            )
     if not layers:
         raise DiffSynthError(f"loras: {path} is empty")
     return layers
 
 
 def _change(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
-    """alpha / rank · up @ down, float32, in the shape of the layer's weight."""
+    """Return alpha / rank · up @ down, float32, in the shape of the layer's weight."""
     up, down = tensors["up"].float(), tensors["down"].float()
     rank = down.shape[0]
-    if up[0].numel() != rank:  # no product; nor can it be the model's size
+    if up[0].numel() != rank:  # they do not fit each other; the caller compares sizes
         return torch.empty(0)
     product = (up.flatten(1) @ down.flatten(1)).reshape(up.shape[0], *down.shape[1:])
     return product * (float(tensors.get("alpha", rank)) / rank)
@@ -106,8 +109,8 @@ def _place(path: str, layer: str) -> tuple[str, str]:
                 name = old.sub(new, name)
             return part, name
     raise DiffSynthError(
-        f"loras: {path}: {layer} is no layer of Stable Diffusion 1.x",
-        "is it made for another kind of model, SDXL for example?",
+        f"loras: {path}: {layer} is not a layer of Stable Diffusion 1.x",
+        "is it made for another kind of model, for example SDXL?",
     )
 
 

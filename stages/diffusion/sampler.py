@@ -1,11 +1,11 @@
-"""Samplers of one shape, in terms of predicted clean latents.
+"""Samplers with a common interface, in terms of predicted clean latents.
 
-Clean latents are what gets deflickered, so a step is cut in two: from a noise prediction to the clean latents,
-and from clean latents to the next, less noisy ones. Latents are as the U-Net sees them,
+Smoothing works on clean latents, so a step has two halves: from a noise prediction to the clean latents, and from clean
+latents to the next, less noisy ones. Latents are as the U-Net sees them,
 sqrt(alpha) * clean + sqrt(1 - alpha) * noise, float32 [K, 4, h, w]; sigma = sqrt((1 - alpha) / alpha).
 Samplers are stateless; callers pass the previous step's result.
 
-Each sampler is registered with what must be known about it without torch, which is imported when one is used.
+Samplers are registered with properties that can be read without importing torch.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from stages.base.registry import Registry
 
@@ -26,8 +27,14 @@ TRAIN_STEPS = 1000
 
 @dataclass(frozen=True)
 class Sampler(ABC):
-    """`alphas` float32 [1000], the cumulative products of 1 - beta; `steps` in all, of which the last
-    int(steps * strength) are walked; `seed` of what noise is added on the way."""
+    """A sampler for a number of steps.
+
+    Args:
+        alphas: The cumulative products of 1 - beta, float32 [1000].
+        steps: The number of steps of a full schedule.
+        strength: The share of them, at the end of the schedule, that is executed.
+        seed: Seed of the noise that steps add.
+    """
 
     alphas: torch.Tensor
     steps: int
@@ -35,59 +42,59 @@ class Sampler(ABC):
     seed: int = 0
 
     name: ClassVar[str]
-    """What jobs call the sampler (`scheduler`)."""
+    """Its name in jobs (`scheduler`)."""
     description: ClassVar[str]
-    """What it is and what it is for, in a sentence."""
+    """What it is and what it is for, in one sentence."""
     most_steps: ClassVar[int] = TRAIN_STEPS
-    """Steps that it can take, at most."""
+    """The largest number of steps."""
     most_guidance: ClassVar[float | None] = None
-    """Guidance above which it oversaturates colours, unless guidance is an input of the model. None: any will do."""
+    """The guidance above which it oversaturates colours, unless guidance is an input of the model. None: no limit."""
     multistep: ClassVar[bool] = False
-    """Does `step` look back at the clean latents of the step before?"""
+    """Whether `step` uses the clean latents of the previous step."""
 
     @abstractmethod
     def schedule(self) -> list[float]:
-        """The timesteps of all steps, from 999 downwards."""
+        """Return the timesteps of all steps, from 999 downwards."""
 
     @property
     def timesteps(self) -> list[float]:
-        """Those that are walked: with strength < 1 only the last part."""
+        """The timesteps that are executed."""
         return self.schedule()[self.steps - int(self.steps * self.strength) :]
 
     def alpha(self, timestep: float) -> torch.Tensor:
-        """The share of the clean latents in the variance, float32 []."""
+        """Return the share of the clean latents in the variance, float32 []."""
         return self.alphas[int(timestep)]
 
     def add_noise(self, clean: torch.Tensor, noise: torch.Tensor, timestep: float) -> torch.Tensor:
-        """Latents of `timestep` whose clean part and noise are these."""
+        """Return latents of `timestep` with this clean part and noise."""
         alpha = self.alpha(timestep)
         return alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
 
     def clean(self, latents: torch.Tensor, noise: torch.Tensor, timestep: float) -> torch.Tensor:
-        """The clean latents that a noise prediction stands for (arXiv 2010.02502, equation 9)."""
+        """Return the clean latents according to a noise prediction (arXiv 2010.02502, equation 9)."""
         alpha = self.alpha(timestep)
         return (latents - (1 - alpha).sqrt() * noise) / alpha.sqrt()
 
     def noise_of_v(self, latents: torch.Tensor, v: torch.Tensor, timestep: float) -> torch.Tensor:
-        """The noise that a prediction of v stands for (arXiv 2202.00512, appendix D)."""
+        """Return the noise according to a prediction of v (arXiv 2202.00512, appendix D)."""
         alpha = self.alpha(timestep)
         return (1 - alpha).sqrt() * latents + alpha.sqrt() * v
 
     def noise(self, latents: torch.Tensor, clean: torch.Tensor, timestep: float) -> torch.Tensor:
-        """The noise in `latents` whose clean part is `clean`."""
+        """Return the noise in `latents` whose clean part is `clean`."""
         alpha = self.alpha(timestep)
         return (latents - alpha.sqrt() * clean) / (1 - alpha).sqrt()
 
     def after(self, timestep: float) -> float | None:
-        """The timestep that the step from this one leads to; None: to clean latents."""
+        """Return the timestep after this one, None after the last."""
         return next((later for later in self.timesteps if later < timestep), None)
 
     def step(
         self, latents: torch.Tensor, clean: torch.Tensor, timestep: float, before: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Latents of the next timestep, with the same noise (arXiv 2010.02502, equation 12 with sigma = 0).
+        """Return the latents of the next timestep, with the same noise (arXiv 2010.02502, equation 12 with sigma = 0).
 
-        `before` are the clean latents that the step before was made with, for multistep samplers; None: there was none.
+        `before` are the clean latents of the previous step, None in the first one. Only multistep samplers use them.
         """
         after = self.after(timestep)
         return clean if after is None else self.add_noise(clean, self.noise(latents, clean, timestep), after)
@@ -111,7 +118,7 @@ class DDIM(Sampler):
         return TRAIN_STEPS // self.steps
 
     def after(self, timestep: float) -> float | None:
-        """A stride on, beyond the last timestep, too, where 1000 is not a multiple of the stride."""
+        """Return the timestep one stride later, even after the last step if 1000 is not a multiple of the stride."""
         return timestep - self.stride if timestep >= self.stride else None
 
 
@@ -120,9 +127,8 @@ class Euler(Sampler):
     """Euler's method on d latents / d sigma with Karras' spacing (arXiv 2206.00364, algorithm 1 without churn and
     second order).
 
-    In these latents Euler's step from one sigma to another is DDIM's: what differs from DDIM is where the steps lie,
-    closer together the less noise there is. Timesteps lie between whole numbers, sigma being interpolated on a
-    logarithmic scale.
+    In these latents Euler's step is the same as DDIM's. Only the spacing differs: steps are closer together where there
+    is less noise. Timesteps are not whole numbers; sigma is interpolated on a logarithmic scale.
     """
 
     name = "euler"
@@ -130,7 +136,7 @@ class Euler(Sampler):
     RHO: ClassVar[float] = 7.0
 
     def schedule(self) -> list[float]:
-        """From the model's largest sigma to its smallest (equation 5)."""
+        """Return timesteps from the model's largest sigma to its smallest (equation 5)."""
         highest, lowest = np.exp(self._log_sigmas[[-1, 0]] / self.RHO)
         sigmas = np.linspace(highest, lowest, self.steps) ** self.RHO
         return [float(step) for step in np.interp(np.log(sigmas), self._log_sigmas, np.arange(TRAIN_STEPS))]
@@ -144,10 +150,11 @@ class Euler(Sampler):
         return float(np.interp(timestep, np.arange(TRAIN_STEPS), self._log_sigmas))
 
     @property
-    def _log_sigmas(self) -> np.ndarray:
-        """Of whole timesteps, float64 [1000]."""
+    def _log_sigmas(self) -> NDArray[np.float64]:
+        """log sigma of whole timesteps, [1000]."""
         alphas = self.alphas.double().numpy()
-        return np.log((1 - alphas) / alphas) / 2
+        log_sigmas: NDArray[np.float64] = np.log((1 - alphas) / alphas) / 2
+        return log_sigmas
 
 
 @SAMPLERS.register
@@ -161,8 +168,10 @@ class DPM2M(Euler):
     def step(
         self, latents: torch.Tensor, clean: torch.Tensor, timestep: float, before: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """The first-order step from clean latents that go on as they did since the step before, by half of this step
-        on the scale of log sigma. The first and the last step are of first order."""
+        """Take the first-order step from clean latents extrapolated by half a step of log sigma.
+
+        The first and the last step are of first order.
+        """
         after = self.after(timestep)
         if before is None or after is None:
             return super().step(latents, clean, timestep)
@@ -174,40 +183,43 @@ class DPM2M(Euler):
 
 @SAMPLERS.register
 class LCM(Sampler):
-    """Multistep sampling of latent consistency models (arXiv 2310.04378): clean latents in one go, noised anew.
+    """Multistep sampling of latent consistency models (arXiv 2310.04378): clean latents, with new noise in each step.
 
-    The noise is the same for all frames, so that no flicker comes from it, and another one at each step.
+    All frames get the same noise, so that it causes no flicker.
     """
 
     name = "lcm"
     description = "For LCM models, or for an LCM LoRA in `loras`, in 4 to 8 steps."
-    most_steps = 50  # the timesteps that such models are distilled at
+    most_steps = 50  # the timesteps that LCMs are distilled at
     most_guidance = 2.0
     SCALING: ClassVar[float] = 10.0
     SIGMA_DATA: ClassVar[float] = 0.5
 
     def schedule(self) -> list[float]:
-        """`steps` of the 50 timesteps 999, 979, ... 19, evenly skipping."""
+        """Return `steps` evenly spaced ones of the 50 timesteps 999, 979, ... 19."""
         stride = TRAIN_STEPS // self.most_steps
         return [TRAIN_STEPS - 1 - stride * (i * self.most_steps // self.steps) for i in range(self.steps)]
 
     def clean(self, latents: torch.Tensor, noise: torch.Tensor, timestep: float) -> torch.Tensor:
-        """The consistency function: it is the identity at timestep 0 (c_skip and c_out of arXiv 2303.01469, appendix C,
-        as the authors of LCM scale them)."""
+        """Apply the consistency function, which is the identity at timestep 0.
+
+        c_skip and c_out are those of arXiv 2303.01469, appendix C, as the authors of LCM scale them.
+        """
         scaled, data = self.SCALING * timestep, self.SIGMA_DATA
         skip = data**2 / (scaled**2 + data**2)
         out = scaled / (scaled**2 + data**2) ** 0.5
-        return out * super().clean(latents, noise, timestep) + skip * latents
+        clean: torch.Tensor = out * super().clean(latents, noise, timestep) + skip * latents
+        return clean
 
     def step(
         self, latents: torch.Tensor, clean: torch.Tensor, timestep: float, before: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """The clean latents with the next timestep's noise; of `latents` nothing is left."""
+        """Return the clean latents with new noise for the next timestep; `latents` are not used."""
         after = self.after(timestep)
         return clean if after is None else self.add_noise(clean, self.fresh_noise(latents.shape[1:], timestep), after)
 
     def fresh_noise(self, shape: torch.Size, timestep: float) -> torch.Tensor:
-        """What the step from `timestep` adds, float32 [1, *shape]: by the seed and the step's number alone."""
+        """Return the noise that the step from `timestep` adds, float32 [1, *shape]. It depends on seed and step."""
         import torch
 
         entropy = np.random.SeedSequence((self.seed, self.timesteps.index(timestep)))

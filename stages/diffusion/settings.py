@@ -1,4 +1,4 @@
-"""What a denoiser is made from: names of models, prompts, numbers. Needs neither torch nor diffusers."""
+"""The settings of a denoiser: names of models, prompts, numbers. Imports neither torch nor diffusers."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Settings:
 class Batches:
     """How much goes through the networks at once. The denoiser reduces it when the device runs out of memory.
 
-    `size`: groups of frames, or images. `passes_apart`: the passes of guidance go through one after the other.
+    `size`: groups of frames, or images. `passes_apart`: run the passes of guidance one after the other.
     """
 
     size: int = 1

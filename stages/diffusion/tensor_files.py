@@ -1,11 +1,10 @@
-"""Files of tensors: safetensors, and pickles where those are allowed."""
+"""Read files of tensors: safetensors and, if allowed, pickles."""
 
 from __future__ import annotations
 
 import pickle
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -16,57 +15,65 @@ from stages.models import PICKLES
 
 
 def read_tensors(key: str, path: str, allow_pickle: bool = False) -> dict[str, torch.Tensor]:
-    """The tensors in a file that the job's `key` names, but for the copies (`model_ema.`) that training kept.
+    """Read the tensors of a file, except for the averaged weights (`model_ema.`) in some checkpoints.
 
-    Raises DiffSynthError if it cannot be read, UsageError if it is a pickle and those are not allowed.
+    Args:
+        key: The job key that names the file.
+        path: The file.
+        allow_pickle: Whether it may be a pickle.
+
+    Raises:
+        UsageError: It is a pickle, and those are not allowed.
+        DiffSynthError: It cannot be read.
     """
     content = read_content(key, path, allow_pickle)
-    nested = content.get("state_dict", content)
-    return {name: value for name, value in nested.items() if isinstance(value, torch.Tensor)}
+    nested = content.get("state_dict")
+    tensors = nested if isinstance(nested, dict) else content
+    return {name: value for name, value in tensors.items() if isinstance(value, torch.Tensor)}
 
 
-def read_content(key: str, path: str, allow_pickle: bool = False) -> dict[str, Any]:
-    """All that is in such a file: of a pickle, nested dictionaries and other objects, too. Raises as `read_tensors`."""
+def read_content(key: str, path: str, allow_pickle: bool = False) -> dict[str, object]:
+    """Read everything in a file; a pickle may hold nested dictionaries and other objects. See `read_tensors`."""
     pickled = Path(path).suffix in PICKLES
     if pickled and not allow_pickle:
-        raise UsageError(f"{key}: {path} is a pickle, which is not read unasked: {PICKLED}", ALLOW)
+        raise UsageError(f"{key}: {path} is a pickle, which is refused by default: {PICKLED}", ALLOW)
     try:
         content = _unpickle(path) if pickled else _read_safetensors(path)
     except Exception as error:  # both formats have an exception of their own for every kind of damage
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DiffSynthError(f"{key}: {path} cannot be read: {reason}", "is the download complete?") from error
     if not isinstance(content, dict):
-        raise DiffSynthError(f"{key}: {path} holds no tensors by name, but a {type(content).__name__}")
+        raise DiffSynthError(f"{key}: {path} does not hold named tensors")
     return content
 
 
 def _read_safetensors(path: str) -> dict[str, torch.Tensor]:
-    with safe_open(path, framework="pt") as file:  # names are to be had by keys() alone
+    with safe_open(path, framework="pt") as file:  # cannot be iterated over
         return {name: file.get_tensor(name) for name in file.keys() if not name.startswith("model_ema.")}  # noqa: SIM118
 
 
-def _unpickle(path: str) -> Any:
+def _unpickle(path: str) -> object:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:  # more than tensors: what its trainer kept beside them
+    except pickle.UnpicklingError:  # it holds more than tensors, such as settings of its training
         with_stand_ins = SimpleNamespace(__name__="pickle", Unpickler=_Unpickler, load=pickle.load)
         return torch.load(path, map_location="cpu", weights_only=False, pickle_module=with_stand_ins)
 
 
-class _StandIn(dict):
-    """An object of a library that is not installed, emptied."""
+class _StandIn(dict[str, object]):
+    """Replaces an object of a library that is not installed."""
 
-    def __init__(self, *_: Any, **__: Any):
+    def __init__(self, *_: object, **__: object):
         super().__init__()
 
-    def __setstate__(self, state: Any) -> None:
+    def __setstate__(self, state: object) -> None:
         pass
 
 
 class _Unpickler(pickle.Unpickler):
-    """Knows that checkpoints hold objects of their trainers' libraries, which need not be installed."""
+    """Unpickles checkpoints with objects of libraries that are not installed."""
 
-    def find_class(self, module: str, name: str) -> Any:
+    def find_class(self, module: str, name: str) -> object:
         try:
             return super().find_class(module, name)
         except (ImportError, AttributeError):

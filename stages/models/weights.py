@@ -1,6 +1,6 @@
-"""Where networks come from and where they run: local folders, the hub and its cache, devices.
+"""Find the weights of networks in local folders or on the Hugging Face Hub, and pick the device they run on.
 
-The libraries behind it take seconds to import, so they are imported when they are needed.
+Libraries that take seconds to import are imported when they are needed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
 from stages.base.errors import DiffSynthError, UsageError
 
@@ -21,43 +21,54 @@ if TYPE_CHECKING:
     import torch
 
 
-# A file's name; or several, of which the first that is there is wanted.
-Names = str | tuple[str, ...]
+Names: TypeAlias = str | tuple[str, ...]
+"""The name of a file, or alternatives, the preferred one first."""
 
 
 def find_files(key: str, name: str, files: Sequence[Names], also: tuple[str, ...] = (), hint: str = "") -> Path:
-    """The folder of the model `name`, an absolute path or a hub id, in which `files` lie.
+    """Return the folder that holds the files of a model, downloading those that are not in the hub's cache.
 
-    A hub model is downloaded if it is not in the hub's cache, with what matches the patterns `also`. `key` is the
-    job's. Raises DiffSynthError, naming what is missing, where it was looked for and how to place it.
+    Args:
+        key: The job key that names the model.
+        name: An absolute path or a hub id.
+        files: The files that are needed.
+        also: Patterns of files to download as well.
+        hint: What to suggest if files are missing.
+
+    Raises:
+        DiffSynthError: Files are missing: which, where they were looked for and how to provide them.
     """
     if Path(name).is_absolute():
-        return _complete(key, name, Path(name), files, hint)
+        return _check_complete(key, name, Path(name), files, hint)
     folder = _cached(key, name)
     if folder is None or _missing(folder, files):
         folder = _download(key, name, files, also)
-    return _complete(key, name, folder, files, hint)
+    return _check_complete(key, name, folder, files, hint)
 
 
 def check_files(key: str, name: str, files: Sequence[Names], hint: str = "") -> Path | None:
-    """As `find_files`, but downloads nothing: the hub is only asked whether it has what is missing here.
+    """Check that `find_files` can provide these files, without downloading them.
 
-    Gives the folder, or None if the files are still to be downloaded.
+    Returns:
+        The folder, or None if files have to be downloaded. The hub has confirmed that it has them.
+
+    Raises:
+        DiffSynthError: As `find_files`.
     """
     if Path(name).is_absolute():
-        return _complete(key, name, Path(name), files, hint)
+        return _check_complete(key, name, Path(name), files, hint)
     folder = _cached(key, name)
     if folder is not None and not _missing(folder, files):
         return folder
-    offered = _offered(key, name, files)
-    missing = [names[0] for names in map(_each, files) if not offered.intersection(names)]
+    available = _list_remote(key, name, files)
+    missing = [names[0] for names in map(_each, files) if not available.intersection(names)]
     if missing:
         raise UsageError(f"{key}: {name} lacks {', '.join(missing)}", hint)
     return None
 
 
 def check_tensor_file(key: str, path: Path) -> None:
-    """Raises DiffSynthError if a `.safetensors` file is damaged or cut off. Reads its header alone."""
+    """Raise DiffSynthError if a `.safetensors` file is damaged or truncated. Only the header is read."""
     from safetensors import safe_open
 
     if path.suffix != ".safetensors":
@@ -70,14 +81,14 @@ def check_tensor_file(key: str, path: Path) -> None:
         raise DiffSynthError(f"{key}: {path} cannot be read: {reason}", "is the download complete?") from error
 
 
-def first_there(folder: Path, names: Names) -> str | None:
-    """The first of these files that is in the folder, if any is."""
+def first_existing(folder: Path, names: Names) -> str | None:
+    """Return the first of these files that exists in the folder."""
     return next((name for name in _each(names) if (folder / name).exists()), None)
 
 
 @dataclass(frozen=True)
 class Weights:
-    """The files of the model `name` that something named by the job's `key` reads."""
+    """The files of the model `name`, which the job sets by `key`."""
 
     key: str
     name: str
@@ -85,11 +96,11 @@ class Weights:
     _HINT: ClassVar[str] = "are these the weights of this annotator?"
 
     def folder(self) -> Path:
-        """Where they lie. Raises DiffSynthError if they do not."""
+        """Return the folder that holds the files. Raises DiffSynthError if there is none."""
         return find_files(self.key, self.name, self.files, hint=self._HINT)
 
     def check(self) -> None:
-        """Raises DiffSynthError unless they are there, or the hub offers them. Downloads nothing."""
+        """Raise DiffSynthError unless the files exist or can be downloaded. Downloads nothing."""
         folder = check_files(self.key, self.name, self.files, self._HINT)
         if folder is not None:
             for file in self.files:
@@ -97,7 +108,7 @@ class Weights:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of this name; auto: the first GPU, else the CPU."""
+    """Return the device of this name. `auto` is the first GPU, or the CPU if there is none."""
     import torch
 
     if name == "auto":
@@ -105,26 +116,25 @@ def pick_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise UsageError(f"device: there is none of the name {name}", "auto, cpu, mps, cuda or cuda:1") from error
-    there = {
+        raise UsageError(f"device: unknown device {name!r}", "choose auto, cpu, cuda, cuda:N or mps") from error
+    available = {
         "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
         "mps": torch.backends.mps.is_available(),
     }
-    if not there.get(device.type, True):
-        raise UsageError(f"device: {name} is not there", "torch sees no such device; try cpu, or leave it out")
+    if not available.get(device.type, True):
+        raise UsageError(f"device: {name} is not available", "PyTorch does not see this device; choose cpu or auto")
     return device
 
 
 def check_device(name: str) -> None:
-    """Raises UsageError for a device that this machine cannot have. Does not import torch, unlike `pick_device`."""
+    """Raise UsageError for a device that this machine cannot have, without importing torch."""
     impossible = {"cuda": not _has_driver(), "mps": sys.platform != "darwin"}
     if impossible.get(name.partition(":")[0], False):
-        raise UsageError(f"device: {name} is not there", "this machine has no such device; try cpu, or leave it out")
+        raise UsageError(f"device: {name} is not available", "this machine has no such device; choose cpu or auto")
 
 
 def pick_gpu(name: str) -> torch.device | None:
-    """The NVIDIA GPU that the device `name` means, None for all other devices. torch is imported only where there
-    is a driver: without one it would be seconds for nothing."""
+    """Return the NVIDIA GPU of this name, None for other devices. `auto` imports torch only if there is a driver."""
     if name == "auto" and not _has_driver():
         return None
     device = None if name in ("cpu", "mps") else pick_device(name)
@@ -141,7 +151,7 @@ def _has_driver() -> bool:
 
 @contextmanager
 def explained(key: str, name: str, hint: str = "is the download complete?") -> Iterator[None]:
-    """Whatever a loader raises, as one DiffSynthError about the model `name`."""
+    """Turn any error of a loader into a DiffSynthError about the model `name`."""
     import torch
 
     try:
@@ -149,7 +159,9 @@ def explained(key: str, name: str, hint: str = "is the download complete?") -> I
     except DiffSynthError:
         raise
     except torch.OutOfMemoryError as error:
-        raise DiffSynthError(f"{key}: no memory left for {name}", "a smaller dtype, or another device") from error
+        raise DiffSynthError(
+            f"{key}: out of memory while loading {name}", "use a smaller dtype or another device"
+        ) from error
     except Exception as error:  # the loaders raise whatever their parsers do
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise DiffSynthError(f"{key}: {name} cannot be loaded: {reason[0]}", hint) from error
@@ -157,7 +169,7 @@ def explained(key: str, name: str, hint: str = "is the download complete?") -> I
 
 @contextmanager
 def no_logs() -> Iterator[None]:
-    """Libraries talk about their own affairs while they load; users need not know."""
+    """Suppress log messages and warnings of libraries."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     with warnings.catch_warnings():
@@ -173,10 +185,10 @@ def _each(names: Names) -> tuple[str, ...]:
 
 
 def _missing(folder: Path, files: Sequence[Names]) -> list[str]:
-    return [_each(names)[0] for names in files if first_there(folder, names) is None]
+    return [_each(names)[0] for names in files if first_existing(folder, names) is None]
 
 
-def _complete(key: str, name: str, folder: Path, files: Sequence[Names], hint: str) -> Path:
+def _check_complete(key: str, name: str, folder: Path, files: Sequence[Names], hint: str) -> Path:
     if not folder.is_dir():
         raise UsageError(f"{key}: no such folder: {name}")
     if missing := _missing(folder, files):
@@ -185,7 +197,7 @@ def _complete(key: str, name: str, folder: Path, files: Sequence[Names], hint: s
 
 
 def _cached(key: str, name: str) -> Path | None:
-    """The folder of a hub model in the hub's cache, which may hold a part of it."""
+    """Return the folder of a hub model in the hub's cache, which may be incomplete."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
@@ -198,8 +210,8 @@ def _cached(key: str, name: str) -> Path | None:
         raise UsageError(f"{key}: {name} is neither a folder nor a hub id (owner/model)") from None
 
 
-def _offered(key: str, name: str, files: Sequence[Names]) -> set[str]:
-    """The files of a hub model on the hub."""
+def _list_remote(key: str, name: str, files: Sequence[Names]) -> set[str]:
+    """List the files that the hub has of a model."""
     from huggingface_hub import HfApi
 
     with no_logs(), _fetching(key, name, files):
@@ -209,27 +221,27 @@ def _offered(key: str, name: str, files: Sequence[Names]) -> set[str]:
 def _download(key: str, name: str, files: Sequence[Names], also: tuple[str, ...]) -> Path:
     from huggingface_hub import snapshot_download
 
-    offered = _offered(key, name, files)
-    wanted = [next((file for file in _each(names) if file in offered), _each(names)[0]) for names in files]
+    available = _list_remote(key, name, files)
+    chosen = [next((file for file in _each(names) if file in available), _each(names)[0]) for names in files]
     with no_logs(), _fetching(key, name, files):
-        return Path(snapshot_download(name, allow_patterns=[*wanted, *also]))
+        return Path(snapshot_download(name, allow_patterns=[*chosen, *also]))
 
 
 @contextmanager
 def _fetching(key: str, name: str, files: Sequence[Names]) -> Iterator[None]:
-    """What goes wrong between here and the hub, as one DiffSynthError that says how to do without it."""
+    """Turn network errors into a DiffSynthError that says how to provide the files by hand."""
     from huggingface_hub import constants
 
     try:
         yield
-    except Exception as error:  # without a network, whatever the HTTP library under the hub's client raises
+    except Exception as error:  # the hub's client passes on the errors of its HTTP library
         folder = _cached(key, name)
         missing = [_each(names)[0] for names in files] if folder is None else _missing(folder, files)
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         where = f"https://huggingface.co/{name}/resolve/main/"
         raise DiffSynthError(
-            f"{key}: {name} is no local folder, and {', '.join(missing)} of the hub model of this name can "
-            f"neither be found in {constants.HF_HUB_CACHE} nor be fetched: {reason}",
-            f"check the name and the network; or download what is missing ({where}...) into a folder, by the same "
-            "names, and give that folder instead",
+            f"{key}: {name} is not a local folder, and {', '.join(missing)} of the hub model of this name is neither "
+            f"in {constants.HF_HUB_CACHE} nor can it be downloaded: {reason}",
+            f"check the name and the network; or download the missing files ({where}...) into a folder, with the same "
+            "names, and use that folder",
         ) from None

@@ -114,7 +114,7 @@ def test_a_device_that_is_not_there_is_refused_before_anything_goes(deflicker, m
     before = cache["deflickered"][:]
     job = make_job(10, **NO_MAPS, **keys)
     code, said = cli("deflicker", job, "--restart", "--device", "cuda:99")
-    assert code == 2 and "cuda:99 is not there" in said
+    assert code == 2 and "cuda:99 is not available" in said
     np.testing.assert_array_equal(FrameCache(cache.path)["deflickered"][:], before)
     assert cli("deflicker", job, "--restart", "--device", "cpu")[0] == 0
 

@@ -195,7 +195,7 @@ def test_what_cannot_be_written_or_does_not_fit_is_refused_before_work(tmp_path,
         ((guide, style, "-o", tmp_path / "out", "--offset", "inf"), "inf is not a number of frames"),
         ((guide, style, "-o", tmp_path / "out", "--offset", "2.5", "--mode", "interpolate"), "by whole frames"),
         ((style, "-o", tmp_path / "out", "--mode", "interpolate"), "needs two paths"),
-        ((guide, style, "-o", tmp_path / "out", "--device", "cuda:99"), "cuda:99 is not there"),
+        ((guide, style, "-o", tmp_path / "out", "--device", "cuda:99"), "cuda:99 is not available"),
         ((guide, style, "-o", tmp_path / "out", "--device", "toaster"), "unknown device 'toaster'"),
     ):
         code, said = cli("smooth", *arguments)

@@ -1,1 +1,1 @@
-"""Wrong jobs, damaged videos and caches, odd names, all through the real command line: python -m tools.fuzz."""
+"""Fuzz the command line with invalid jobs, damaged videos and caches, and unusual file names."""

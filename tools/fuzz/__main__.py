@@ -1,4 +1,7 @@
-"""Run all cases and print every number: python -m tools.fuzz [--seed 0] [--jobs 500] ... [--only jobs] [--verbose]."""
+"""Fuzz the command line and print a table of outcomes.
+
+python -m tools.fuzz [--seed 0] [--jobs 500] [--only jobs] [--verbose]
+"""
 
 from __future__ import annotations
 
@@ -12,22 +15,22 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from tools.fuzz.cases import CASES
 from tools.fuzz.outcome import BAD
-from tools.fuzz.tally import try_all
+from tools.fuzz.tally import run_all
 
 COUNTS = {"jobs": 500, "videos": 200, "caches": 100, "names": 30}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.fuzz", description=__doc__)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", choices=CASES, action="append", help="one kind of case; repeatable")
+    parser.add_argument("--seed", type=int, default=0, help="random seed")
+    parser.add_argument("--only", choices=CASES, action="append", help="run only this kind of case; repeatable")
     parser.add_argument("--verbose", action="store_true", help="print every case")
     for name, count in COUNTS.items():
-        parser.add_argument(f"--{name}", type=int, default=count, help=f"how many; {count} if left out")
+        parser.add_argument(f"--{name}", type=int, default=count, help=f"number of cases (default: {count})")
     options = parser.parse_args()
     counts = {name: getattr(options, name) for name in options.only or CASES}
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
-        tally = try_all(Path(folder), counts, options.seed, sys.stdout if options.verbose else None)
+        tally = run_all(Path(folder), counts, options.seed, sys.stdout if options.verbose else None)
     print(tally.report())
     return 1 if any(tally.count(kind) for kind in BAD) else 0
 

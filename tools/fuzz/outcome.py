@@ -1,4 +1,4 @@
-"""One command line, run in this process or in a new one, and what became of it."""
+"""Run a command line, in this process or in a new one, and classify the outcome."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from typing import IO
 
 from diffsynth_cli.__main__ import main
 
-LONGEST = 60.0  # s; what takes longer hangs
+TIMEOUT = 60.0  # s
 KINDS = ("success", "refusal", "unexplained", "traceback", "hang")
 BAD = KINDS[2:]
-UNEXPLAINED = "This is a bug."  # what the program says about an error that it does not know
+UNEXPLAINED = "This is a bug."  # printed for unexpected errors
 
 
 class Hang(BaseException):
@@ -31,36 +31,36 @@ class Hang(BaseException):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a command. `said`: all that it printed."""
+    """The outcome of a command: its kind, exit code (None if it was stopped), output and duration."""
 
     kind: str
     code: int | None
-    said: str
+    output: str
     seconds: float
 
     @property
     def message(self) -> str:
-        """The line that says what was wrong."""
-        lines = [line.strip(" │") for line in self.said.splitlines()]
+        """The line of the output that says what was wrong."""
+        lines = [line.strip(" │") for line in self.output.splitlines()]
         first = next((i for i, line in enumerate(lines) if line.startswith(("error:", "Invalid value"))), 0)
         return " ".join(lines[first : first + 2]) or "(nothing)"
 
 
-def run(arguments: Sequence[str], folder: Path, apart: bool = False) -> Outcome:
-    """Run `diffsynth` with these arguments in `folder`, `apart` in a process of its own with LANG=C."""
+def run(arguments: Sequence[str], folder: Path, new_process: bool = False) -> Outcome:
+    """Run `diffsynth` in `folder`, with `new_process` in a process of its own with LANG=C."""
     started = time.monotonic()
-    code, said = _in_new_process(arguments, folder) if apart else _in_this_process(arguments, folder)
-    return Outcome(_kind(code, said), code, said, time.monotonic() - started)
+    code, output = _in_new_process(arguments, folder) if new_process else _in_this_process(arguments, folder)
+    return Outcome(_kind(code, output), code, output, time.monotonic() - started)
 
 
-def _kind(code: int | None, said: str) -> str:
-    if "Traceback (most recent call last)" in said:
+def _kind(code: int | None, output: str) -> str:
+    if "Traceback (most recent call last)" in output:
         return "traceback"
     if code is None:
         return "hang"
     if code == 0:
         return "success"
-    explained = code in (1, 2) and said.strip() and UNEXPLAINED not in said
+    explained = code in (1, 2) and output.strip() and UNEXPLAINED not in output
     return "refusal" if explained else "unexplained"
 
 
@@ -81,10 +81,10 @@ def _in_this_process(arguments: Sequence[str], folder: Path) -> tuple[int | None
 
 @contextlib.contextmanager
 def _captured(file: IO[str]) -> Iterator[None]:
-    """All that Python and the libraries under it print goes to `file`."""
+    """Redirect everything that Python and native libraries print to `file`."""
     sys.stdout.flush()
     sys.stderr.flush()
-    kept = [os.dup(descriptor) for descriptor in (1, 2)]
+    saved = [os.dup(descriptor) for descriptor in (1, 2)]
     try:
         for descriptor in (1, 2):
             os.dup2(file.fileno(), descriptor)
@@ -92,21 +92,21 @@ def _captured(file: IO[str]) -> Iterator[None]:
             yield
     finally:
         file.flush()
-        for descriptor, old in zip((1, 2), kept, strict=True):
+        for descriptor, old in zip((1, 2), saved, strict=True):
             os.dup2(old, descriptor)
             os.close(old)
 
 
 @contextlib.contextmanager
 def _alarm() -> Iterator[None]:
-    """Raises Hang after LONGEST seconds; where a library does not let Python in, ends the process a little later."""
+    """Raise Hang after TIMEOUT seconds. If native code blocks Python, end the process a little later."""
 
     def stop(signum: int, frame: FrameType | None) -> None:
         raise Hang
 
     before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, LONGEST)
-    faulthandler.dump_traceback_later(3 * LONGEST, exit=True, file=sys.__stderr__)
+    signal.setitimer(signal.ITIMER_REAL, TIMEOUT)
+    faulthandler.dump_traceback_later(3 * TIMEOUT, exit=True, file=sys.__stderr__ or 2)
     try:
         yield
     finally:
@@ -119,9 +119,9 @@ def _in_new_process(arguments: Sequence[str], folder: Path) -> tuple[int | None,
     command = [sys.executable, "-m", "diffsynth_cli", *arguments]
     environment = {**os.environ, "LANG": "C", "PYTHONPATH": str(Path(__file__).parents[2])}
     try:
-        ran = subprocess.run(
-            command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=LONGEST
+        done = subprocess.run(
+            command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=TIMEOUT
         )
     except subprocess.TimeoutExpired as error:
         return None, (error.stdout or b"").decode(errors="backslashreplace")
-    return ran.returncode, ran.stdout.decode(errors="backslashreplace")
+    return done.returncode, done.stdout.decode(errors="backslashreplace")

@@ -1,6 +1,7 @@
-"""Where a job file takes numbers: found in the schemas of its models, so that a new key is tested without being listed.
+"""Find the places where a job file takes numbers.
 
-Annotators and smoothers have models of their own; each is set in a job of its own.
+They are read from the schemas of the models, so new keys are tested automatically. Each annotator and smoother has a
+model of its own, and is tested in a job of its own.
 """
 
 from __future__ import annotations
@@ -8,31 +9,35 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 from pydantic import BaseModel
 
 from stages.annotators import ANNOTATORS
+from stages.base.json_types import Json, JsonObject
 from stages.jobs.job import Job
 from stages.smoothers import SMOOTHERS
+from tools.json_schema import Schema, schema_of
 
 NUMBERS = ("integer", "number")
-# What annotators and LoRA files need besides: names that whoever runs the job makes files of.
+# Values of keys that annotators and LoRA files require; see `_with_files` in cases.py.
 REQUIRED = {"path": "file", "model": "weights"}
-Path = tuple[str | int, ...]
+Path: TypeAlias = tuple[str | int, ...]
+"""The keys, and indexes in lists, that lead to a place in a job."""
 
 
 @dataclass(frozen=True)
 class Slot:
     """A place in a job that takes a number.
 
-    `path`: keys and positions in lists that lead to it. `schema`: what JSON Schema says about it. `around`: what else
-    the job must say for it to count.
+    Attributes:
+        schema: Its type and bounds.
+        requires: Keys that must be set for the number to have an effect.
     """
 
     path: Path
-    schema: dict[str, Any]
-    around: dict[str, Any] = field(default_factory=dict)
+    schema: Schema
+    requires: JsonObject = field(default_factory=dict)
 
     @property
     def key(self) -> str:
@@ -44,8 +49,8 @@ class Slot:
         return next(str(part) for part in reversed(self.path) if isinstance(part, str))
 
     @property
-    def whole(self) -> bool:
-        return bool(self.schema["type"] == "integer")
+    def is_integer(self) -> bool:
+        return self.schema["type"] == "integer"
 
     @property
     def low(self) -> float | None:
@@ -57,29 +62,31 @@ class Slot:
 
 
 def slots() -> list[Slot]:
-    """All places in a job that take a number."""
-    found = [Slot(path, schema, _addition(path)) for path, schema in _numbers(Job) if path[0] != "controlnet_processor"]
-    for name, model in ANNOTATORS.items():
-        for path, schema in _numbers(model):
-            around = {"controlnet_processor": [{"name": name, **_required(model)}]}
-            found.append(Slot(("controlnet_processor", 0, *path), schema, around))
+    """Return all places in a job that take a number."""
+    found = [
+        Slot(path, schema, _required_item(path)) for path, schema in _numbers(Job) if path[0] != "controlnet_processor"
+    ]
+    for name, annotator in ANNOTATORS.items():
+        for path, schema in _numbers(annotator):
+            requires: JsonObject = {"controlnet_processor": [{"name": name, **_required(annotator)}]}
+            found.append(Slot(("controlnet_processor", 0, *path), schema, requires))
     for key in ("smoother", "post_smoother"):
-        for name, model in SMOOTHERS.items():
-            found += [Slot((f"{key}_config", *path), schema, {key: name}) for path, schema in _numbers(model)]
+        for name, smoother in SMOOTHERS.items():
+            found += [Slot((f"{key}_config", *path), schema, {key: name}) for path, schema in _numbers(smoother)]
     return found
 
 
-def put(job: dict[str, Any], slot: Slot, value: Any) -> dict[str, Any]:
-    """`job` with `value` in the place of `slot`, or added to the list there, and with what must stand around it."""
-    job = {**copy.deepcopy(slot.around), **copy.deepcopy(job)}
-    target: Any = job
+def put(job: JsonObject, slot: Slot, value: Json) -> JsonObject:
+    """Return `job` with `value` in `slot`, or appended to the list there, and with the keys that it requires."""
+    job = {**copy.deepcopy(slot.requires), **copy.deepcopy(job)}
+    target: Any = job  # any nesting of lists and objects
     for part, after in zip(slot.path, slot.path[1:], strict=False):
         if isinstance(part, int):
             target = target[part]
         else:
             target = target.setdefault(part, [] if isinstance(after, int) else {})
         if not isinstance(target, list if isinstance(after, int) else dict):
-            return job  # something else stands there already
+            return job  # the job has a value of another type there
     if isinstance(target, list):
         target.append(value)
     else:
@@ -87,21 +94,21 @@ def put(job: dict[str, Any], slot: Slot, value: Any) -> dict[str, Any]:
     return job
 
 
-def _addition(path: Path) -> dict[str, Any]:
-    """The LoRA, or whatever else is given by its path, that has the option at `path`."""
+def _required_item(path: Path) -> JsonObject:
+    """Return the list item, a LoRA file for example, that has the option at `path`."""
     return {str(path[0]): [{"path": REQUIRED["path"]}]} if len(path) > 2 else {}
 
 
-def _required(model: type[BaseModel]) -> dict[str, Any]:
-    """What an annotator needs besides its name."""
+def _required(model: type[BaseModel]) -> dict[str, Json]:
+    """Return the keys that an annotator requires besides its name."""
     return {key: value for key, value in REQUIRED.items() if key in model.model_fields}
 
 
-def _numbers(model: type[BaseModel]) -> Iterator[tuple[Path, dict[str, Any]]]:
-    schema = model.model_json_schema()
+def _numbers(model: type[BaseModel]) -> Iterator[tuple[Path, Schema]]:
+    schema = schema_of(model)
     definitions = schema.get("$defs", {})
 
-    def walk(node: dict[str, Any], path: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    def walk(node: Schema, path: Path) -> Iterator[tuple[Path, Schema]]:
         if "$ref" in node:
             node = definitions[node["$ref"].rpartition("/")[2]]
         if node.get("type") in NUMBERS:
@@ -110,10 +117,10 @@ def _numbers(model: type[BaseModel]) -> Iterator[tuple[Path, dict[str, Any]]]:
             yield from walk(part, path)
         for key, value in node.get("properties", {}).items():
             yield from walk(value, (*path, key))
-        if isinstance(node.get("items"), dict):
+        if "items" in node:
             yield from walk(node["items"], (*path, 0))
-        if isinstance(node.get("additionalProperties"), dict):
-            for key in node.get("propertyNames", {}).get("enum", ()):
-                yield from walk(node["additionalProperties"], (*path, key))
+        if isinstance(values := node.get("additionalProperties"), dict) and "propertyNames" in node:
+            for key in node["propertyNames"].get("enum", ()):
+                yield from walk(values, (*path, key))
 
     return walk(schema, ())

@@ -1,4 +1,4 @@
-"""Cases run one after the other, and counted."""
+"""Run cases one after the other and count their outcomes."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ from typing import TextIO
 
 from tools.fuzz.cases import CASES, Case
 from tools.fuzz.outcome import BAD, KINDS, Outcome, run
-from tools.fuzz.workshop import Workshop
+from tools.fuzz.samples import Samples
 
 
 @dataclass
 class Tally:
-    """What became of all cases of all kinds."""
+    """The outcomes of all cases, by kind of case."""
 
     outcomes: dict[str, list[tuple[Case, Outcome]]] = field(default_factory=dict)
 
     def count(self, kind: str, cases: str | None = None) -> int:
-        """How many cases (of one sort) ended in this kind of outcome."""
+        """Count the cases with this kind of outcome, all of them or one kind of case."""
         chosen = self.outcomes if cases is None else {cases: self.outcomes[cases]}
         return sum(outcome.kind == kind for items in chosen.values() for _, outcome in items)
 
     def bad(self) -> list[str]:
-        """Cases that ended in anything but success or an explained refusal, with all that was said."""
+        """Return the cases that neither succeeded nor were refused with an explanation, with their output."""
         return [
             f"{outcome.kind}, code {outcome.code}, {outcome.seconds:.1f} s: {case.name}\n"
-            f"  diffsynth {' '.join(case.arguments)}\n{_indented(outcome.said)}"
+            f"  diffsynth {' '.join(case.arguments)}\n{_indented(outcome.output)}"
             for items in self.outcomes.values()
             for case, outcome in items
             if outcome.kind in BAD
         ]
 
     def report(self) -> str:
-        """A table of all numbers, the refusals by code and message, and every bad case."""
+        """Return a table of counts, the refusals by exit code and message, and every bad case."""
         lines = ["cases    " + " ".join(f"{kind:>11}" for kind in ("all", *KINDS, "longest s"))]
         for name, items in self.outcomes.items():
             numbers = [len(items), *(self.count(kind, name) for kind in KINDS)]
@@ -54,13 +54,13 @@ class Tally:
         return "\n".join([*lines, "", *self.bad()])
 
 
-def try_all(folder: Path, counts: dict[str, int], seed: int = 0, log: TextIO | None = None) -> Tally:
-    """Run `counts` cases of each sort in `folder`. Equal seeds make equal cases."""
-    tally, shop = Tally(), Workshop.build(folder)
+def run_all(folder: Path, counts: dict[str, int], seed: int = 0, log: TextIO | None = None) -> Tally:
+    """Run `counts` cases of each kind in `folder`. Equal seeds give equal cases."""
+    tally, samples = Tally(), Samples.build(folder)
     for name, count in counts.items():
         items = tally.outcomes.setdefault(name, [])
-        for case in CASES[name](shop, random.Random(f"{seed} {name}"), count):
-            outcome = run(case.arguments, case.folder, case.apart)
+        for case in CASES[name](samples, random.Random(f"{seed} {name}"), count):
+            outcome = run(case.arguments, case.folder, case.new_process)
             items.append((case, outcome))
             shutil.rmtree(case.folder, ignore_errors=True)
             if log is not None:
@@ -70,7 +70,7 @@ def try_all(folder: Path, counts: dict[str, int], seed: int = 0, log: TextIO | N
 
 
 def _general(message: str) -> str:
-    """A message without names, numbers and values, so that equal ones are counted together."""
+    """Remove names, numbers and values from a message, so that similar ones are counted together."""
     message = re.sub(r"(/[^\s:/,']+)+/|, not .*|; (did you mean|known).*| → .*", "", message)
     message = re.sub(r"'[^']*'", "'…'", re.sub(r"\d+", "#", message))
     return re.sub(r"[\w.]+\.(mp#|mov|mkv|webm|png|json|safetensors)\b", "FILE", message)[:100]

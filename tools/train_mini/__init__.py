@@ -1,1 +1,1 @@
-"""Makes the embedded model: a painted world, networks trained on it from nothing, and how good they are."""
+"""Make the embedded model: draw a painted world, train networks on it from scratch, and evaluate them."""

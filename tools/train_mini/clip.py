@@ -1,4 +1,7 @@
-"""`python -m tools.train_mini.clip`: the clip that `diffsynth demo` restyles, a summer's day in the painted world."""
+"""Write the clip that `diffsynth demo` restyles, a summer's day in the painted world.
+
+python -m tools.train_mini.clip
+"""
 
 from fractions import Fraction
 from pathlib import Path
@@ -8,7 +11,7 @@ from tools.train_mini.scenes import random_scene
 from tools.train_mini.world import Look, render
 
 CLIP = Path(__file__).resolve().parents[2] / "templates" / "demo.mp4"
-SCENE = 1034  # houses, a tree, two people and a dog; the camera moves, and so do they
+SCENE = 1034  # houses, a tree, two people and a dog; the camera and all of them move
 FRAMES, FPS, HEIGHT, WIDTH = 24, 12, 160, 256
 
 if __name__ == "__main__":

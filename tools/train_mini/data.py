@@ -1,4 +1,4 @@
-"""What the networks learn from: pictures of the painted world, the edge maps of the same scenes, and captions."""
+"""The training data: pictures of the painted world, edge maps of the same scenes, and captions."""
 
 from __future__ import annotations
 
@@ -12,36 +12,37 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from stages.base.arrays import Image, Images
 from tools.train_mini.scenes import Scene, random_scene, random_view
 from tools.train_mini.world import MEDIA, TIMES, Look, caption, noise, random_look, render
 
-SIZE = 128  # px a side
-CANNY = (100, 200)  # thresholds: those of the annotator
-PART = 256  # pictures a file
+SIZE = 128  # px per side
+CANNY = (100, 200)  # thresholds of the canny annotator
+PART = 256  # pictures per file
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """`images` uint8 [N, S, S, 3], `maps` uint8 [N, S, S] (0 or 255), one caption and one look each."""
+    """Pictures with their edge maps, uint8 [N, S, S] (0 or 255), captions and looks."""
 
-    images: np.ndarray
-    maps: np.ndarray
+    images: Images
+    maps: Images
     captions: list[str]
     looks: list[Look]
 
 
-def edges(image: np.ndarray, low: float = CANNY[0], high: float = CANNY[1]) -> np.ndarray:
-    """The edge map that the canny annotator gives, uint8 [H, W]."""
-    return cv2.Canny(image, low, high)
+def edges(image: Image, low: float = CANNY[0], high: float = CANNY[1]) -> Image:
+    """Return the edge map of the canny annotator, [H, W]."""
+    return np.asarray(cv2.Canny(image, low, high), np.uint8)
 
 
 def make_pictures(folder: Path, count: int, seed: int, progress: Callable[[int, int], None]) -> Pictures:
-    """`count` pictures, drawn by all processors and kept in `folder`, so that they are drawn once."""
+    """Draw `count` pictures on all CPU cores, or read them from `folder` if they were drawn before."""
     folder.mkdir(parents=True, exist_ok=True)
     parts = [(start, min(PART, count - start)) for start in range(0, count, PART)]
     paths = [folder / f"{seed}_{start:06d}_{size}.npz" for start, size in parts]
     missing = [(path, seed * 10**7 + start, size) for path, (start, size) in zip(paths, parts) if not path.exists()]
-    # Fresh processes: a fork of one whose libraries have started threads can hang.
+    # Not forked: a fork can hang if libraries have started threads.
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
         for done, _ in enumerate(pool.map(_make_part, missing), 1):
             progress(done, len(missing))
@@ -69,15 +70,15 @@ def _make_part(job: tuple[Path, int, int]) -> None:
     part.replace(path)
 
 
-def one_picture(seed: int) -> tuple[np.ndarray, np.ndarray, str, Look]:
-    """A picture, an edge map of the same scene in another look, the picture's caption, its look."""
+def one_picture(seed: int) -> tuple[Image, Image, str, Look]:
+    """Draw a picture, and return it with an edge map of the same scene in another look, its caption and its look."""
     rng = np.random.default_rng((seed, 0))
     scene, look = random_view(random_scene(seed), rng), random_look(rng)
     return render(scene, look, SIZE, SIZE), control_map(scene, rng, SIZE, SIZE), caption(scene, look, rng), look
 
 
-def control_map(scene: Scene, rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Edges of the scene as a camera might have seen it: mostly by day, now and then with rough surfaces."""
+def control_map(scene: Scene, rng: np.random.Generator, height: int, width: int) -> Image:
+    """Return edges of the scene as a camera might see it: mostly by day, sometimes with rough surfaces."""
     medium = "photo" if rng.random() < 0.8 else str(rng.choice(MEDIA))
     time = "day" if rng.random() < 0.7 else str(rng.choice(TIMES))
     image = render(scene, Look(str(rng.choice(["spring", "summer", "autumn"])), time, medium), height, width).astype(

@@ -1,8 +1,10 @@
-"""`python -m tools.train_mini.evaluate`: how well the embedded model does what a prompt and an edge map ask for.
+"""Measure how well the embedded model follows a prompt and an edge map.
 
-On scenes that it never saw: are the look's words recovered from the picture (by a classifier trained on the painted
-world itself)? Are its edges where the map has them? How much does the autoencoder lose? And the same with the
-ControlNet or the prompt left out, which shows what each of them does.
+    python -m tools.train_mini.evaluate [--scenes 200] [--model FOLDER]
+
+On scenes that it was not trained on: does a classifier trained on the painted world recognise the look of the picture?
+Are the edges where the map has them? How much does the autoencoder lose? The same without ControlNet and without prompt
+shows what each of them contributes.
 """
 
 from __future__ import annotations
@@ -10,12 +12,14 @@ from __future__ import annotations
 import argparse
 import itertools
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -24,6 +28,7 @@ from torch.nn import functional as F
 
 import diffsynth_cli as ds
 from diffsynth_cli.demo import write_demo
+from stages.base.arrays import Image, Images
 from stages.base.cache import FrameCache
 from stages.base.record import CACHE_NAME
 from stages.diffusion.denoise import Denoiser, Frames
@@ -39,19 +44,22 @@ from tools.train_mini.training import to_pixels
 from tools.train_mini.world import MEDIA, SEASONS, TIMES, Look, render
 
 FOLDER = Path("build/train_mini")
-UNSEEN = 9 * 10**8  # scenes from here on are in no training
+UNSEEN = 9 * 10**8  # first seed of scenes that are not used in training
 WORDS = {"season": SEASONS, "time": TIMES, "medium": MEDIA}
-SOFTENED = 4096  # pictures that the judge also sees as the autoencoder gives them back
-TOLERANCE = 2  # px, by which an edge may be off
-SCHEDULER, STEPS, GUIDANCE, SCALE, BATCH = "dpm++2m", 12, 3.0, 1.25, 16  # all but the last as in the demo
-PROMPT = "winter, snow, night"  # of the demo
+RECONSTRUCTED = 4096  # training pictures of the classifier that also pass through the autoencoder
+TOLERANCE = 2  # px by which an edge may be displaced
+SCHEDULER, STEPS, GUIDANCE, SCALE = "dpm++2m", 12, 3.0, 1.25  # as in the demo
+PROMPT = "winter, snow, night"  # as in the demo
+BATCH = 16
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.train_mini.evaluate", description=__doc__)
-    parser.add_argument("--scenes", type=int, default=200)
-    parser.add_argument("--model", type=Path, default=EMBEDDED / "mini")
-    parser.add_argument("--sheet", type=Path, default=FOLDER / "evaluation.png", help="pictures to look at")
+    parser.add_argument("--scenes", type=int, default=200, help="number of scenes")
+    parser.add_argument("--model", type=Path, default=EMBEDDED / "mini", help="folder of the model")
+    parser.add_argument(
+        "--sheet", type=Path, default=FOLDER / "evaluation.png", help="where to write a sheet of the pictures"
+    )
     options = parser.parse_args()
     model = str(options.model.resolve())
     names = ModelNames(model_id=model)
@@ -66,7 +74,7 @@ def main() -> None:
     maps = np.stack([edges(image) for image in seen])
     made = {
         "the painted world itself": truth,
-        "the same, through the autoencoder": given_back(autoencoder, truth),
+        "reconstructed by the autoencoder": reconstruct(autoencoder, truth),
         "prompt and map": generate(model, looks, maps, SCALE),
         "without ControlNet": generate(model, looks, maps, 0.0),
         "without prompt": generate(model, [None] * len(looks), maps, SCALE),
@@ -78,29 +86,29 @@ def main() -> None:
         title=f"{options.scenes} unseen scenes, {STEPS} steps, guidance {GUIDANCE}, ControlNet {SCALE}",
     )
     for name, images in made.items():
-        found = recovered(classifier, images, looks)
+        shares = accuracy(classifier, images, looks)
         table.add_row(
             name,
-            *(f"{100 * share:.1f} %" for share in found),
+            *(f"{100 * share:.1f} %" for share in shares),
             f"{np.mean([agreement(edges(a), b) for a, b in zip(images, maps)]):.3f}",
         )
     Console().print(table)
-    print(f"autoencoder: {likeness(made['the same, through the autoencoder'], truth):.2f} dB PSNR")
-    show_steadiness(model)
+    print(f"autoencoder: {psnr(made['reconstructed by the autoencoder'], truth):.2f} dB PSNR")
+    show_flicker(model)
     write_sheet(options.sheet, [seen, np.repeat(maps[..., None], 3, axis=3), *made.values()])
 
 
-def show_steadiness(model: str) -> None:
-    """The demo's clip, frame by frame with noise of their own, and as the demo renders it."""
+def show_flicker(model: str) -> None:
+    """Print the flicker of the demo's clip, rendered frame by frame and as the demo renders it."""
     clip = np.stack([shot.image() for shot in open_source(CLIP).shots()])
-    maps = np.stack([cv2.Canny(frame, 100, 200) for frame in clip])
+    maps = np.stack([edges(frame) for frame in clip])
     with tempfile.TemporaryDirectory() as folder:
         job = write_demo(Path(folder), None, PROMPT)
         made = ds.run(job, overrides={"model_id": model, "controlnet_model_id": [f"{model}/canny"]})
         cache = FrameCache(made.output_path / CACHE_NAME)
         videos = {
-            "frame by frame, own noise": one_by_one(model, maps, [k + 1 for k in range(len(maps))]),
-            "frame by frame, one noise": one_by_one(model, maps, [0] * len(maps)),
+            "frame by frame, different noise": render_separately(model, maps, [k + 1 for k in range(len(maps))]),
+            "frame by frame, same noise": render_separately(model, maps, [0] * len(maps)),
             "rendered": cache["rendered"][:],
             "deflickered": cache["deflickered"][:],
         }
@@ -110,18 +118,19 @@ def show_steadiness(model: str) -> None:
     Console().print(table)
 
 
-def one_by_one(model: str, maps: np.ndarray, seeds: list[int]) -> np.ndarray:
-    """Frames uint8 [N, H, W, 3] of these maps, none of which knows of the others."""
+def render_separately(model: str, maps: Images, seeds: list[int]) -> Images:
+    """Render a frame per map, each without regard to the others."""
     names = ModelNames(model_id=model, controlnets=(f"{model}/canny",))
     networks = load_networks(names)
     settings = Settings(
         models=names, scales=(SCALE,), prompt=PROMPT, guidance=GUIDANCE, steps=STEPS, scheduler=SCHEDULER
     )
     noises = [Denoiser(networks, replace(settings, seed=seed)).initial_noise(*maps.shape[1:]) for seed in seeds]
-    return denoised(Denoiser(networks, settings), torch.cat(noises), maps)
+    return denoise(Denoiser(networks, settings), torch.cat(noises), maps)
 
 
-def denoised(denoiser: Denoiser, latents: torch.Tensor, maps: np.ndarray) -> np.ndarray:
+def denoise(denoiser: Denoiser, latents: torch.Tensor, maps: Images) -> Images:
+    """Run all steps on latents [N, 4, h, w] with edge maps [N, H, W], and decode them."""
     batches = Batches(BATCH)
     control = [np.repeat(maps[..., None], 3, axis=3)] * len(denoiser.networks.controlnets)
     sampler, before = denoiser.sampler, None
@@ -140,8 +149,8 @@ def _shuffled_looks() -> list[Look]:
 # -- pictures ----------------------------------------------------------------------------------------------------------
 
 
-def generate(model: str, looks: list[Look | None], maps: np.ndarray, scale: float) -> np.ndarray:
-    """One picture a map, uint8 [N, S, S, 3], by the denoising loop that the program uses. A look of None: no prompt."""
+def generate(model: str, looks: Sequence[Look | None], maps: Images, scale: float) -> Images:
+    """Generate a picture per map with the program's own denoising loop. A look of None means no prompt."""
     controlnets = (f"{model}/canny",) if scale else ()
     names = ModelNames(model_id=model, controlnets=controlnets)
     networks = load_networks(names)
@@ -149,36 +158,36 @@ def generate(model: str, looks: list[Look | None], maps: np.ndarray, scale: floa
     settings = Settings(models=names, scales=scales, guidance=GUIDANCE, steps=STEPS, scheduler=SCHEDULER)
     images = np.zeros((*maps.shape, 3), np.uint8)
     for look in track(dict.fromkeys(looks), f"scale {scale}", transient=True):
-        mine = [k for k, other in enumerate(looks) if other == look]
+        indexes = [k for k, other in enumerate(looks) if other == look]
         prompt = "" if look is None else f"{look.season}, {look.time}, {look.medium}"
         denoiser = Denoiser(networks, replace(settings, prompt=prompt))
-        latents = denoiser.initial_noise(SIZE, SIZE).repeat(len(mine), 1, 1, 1)
-        images[mine] = denoised(denoiser, latents, maps[mine])
+        latents = denoiser.initial_noise(SIZE, SIZE).repeat(len(indexes), 1, 1, 1)
+        images[indexes] = denoise(denoiser, latents, maps[indexes])
     return images
 
 
-def likeness(images: np.ndarray, truth: np.ndarray) -> float:
-    """PSNR in dB, the mean over images."""
+def psnr(images: Images, truth: Images) -> float:
+    """Return the mean PSNR of images in dB."""
     return float(np.mean(10 * np.log10(255**2 / ((images.astype(float) - truth) ** 2).mean(axis=(1, 2, 3)))))
 
 
-def agreement(found: np.ndarray, wanted: np.ndarray) -> float:
-    """F1 of two edge maps, an edge counting as met within TOLERANCE pixels."""
+def agreement(found: Image, expected: Image) -> float:
+    """Return the F1 score of two edge maps. Edges match within TOLERANCE pixels."""
     around = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * TOLERANCE + 1,) * 2)
-    near_found, near_wanted = cv2.dilate(found, around) > 0, cv2.dilate(wanted, around) > 0
-    precision = near_wanted[found > 0].mean() if found.any() else float(not wanted.any())
-    recall = near_found[wanted > 0].mean() if wanted.any() else 1.0
+    near_found, near_expected = cv2.dilate(found, around) > 0, cv2.dilate(expected, around) > 0
+    precision = near_expected[found > 0].mean() if found.any() else float(not expected.any())
+    recall = near_found[expected > 0].mean() if expected.any() else 1.0
     return float(2 * precision * recall / max(precision + recall, 1e-9))
 
 
-# -- words -------------------------------------------------------------------------------------------------------------
+# -- classifier --------------------------------------------------------------------------------------------------------
 
 
 def trained_classifier(autoencoder: Denoiser, steps: int = 4000, batch: int = 32, rate: float = 3e-3) -> nn.Module:
-    """Season, time and medium of a picture, learned from the painted world; kept in build/train_mini.
+    """Train a classifier of season, time and medium on the painted world, or load it from build/train_mini.
 
-    Half of what it learns from are pictures as the model's autoencoder gives them back, which all that the model makes
-    looks like: a judge of crisp pictures alone takes that softness for a medium of its own.
+    Half of its training pictures pass through the autoencoder, as all pictures of the model do. A classifier trained on
+    crisp pictures alone mistakes their softness for a medium.
     """
     heads = sum(map(len, WORDS.values()))
     layers: list[nn.Module] = []
@@ -191,27 +200,27 @@ def trained_classifier(autoencoder: Denoiser, steps: int = 4000, batch: int = 32
         return classifier.eval()
     torch.manual_seed(0)
     pictures = make_pictures(FOLDER / "pictures", 12288, 0, lambda done, total: None)
-    softened = given_back(autoencoder, pictures.images[:SOFTENED])
+    soft_images = reconstruct(autoencoder, pictures.images[:RECONSTRUCTED])
     labels = torch.tensor([numbers(look) for look in pictures.looks])
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=rate, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
     for step in track(range(steps), "classifier", transient=True):
         rng = np.random.default_rng(step)
-        crisp, soft = (rng.integers(0, count, batch // 2) for count in (len(labels), len(softened)))
-        images = to_pixels(np.concatenate([pictures.images[crisp], softened[soft]]), "cpu")
-        wanted = labels[np.concatenate([crisp, soft])]
+        crisp, soft = (rng.integers(0, count, batch // 2) for count in (len(labels), len(soft_images)))
+        images = to_pixels(np.concatenate([pictures.images[crisp], soft_images[soft]]), "cpu")
+        expected = labels[np.concatenate([crisp, soft])]
         scores = _by_word(classifier(images.flip(3) if step % 2 else images))
-        loss = sum(F.cross_entropy(score, wanted[:, k]) for k, score in enumerate(scores))
+        losses = [F.cross_entropy(score, expected[:, k]) for k, score in enumerate(scores)]
         optimizer.zero_grad()
-        loss.backward()
+        sum(losses, torch.zeros(())).backward()
         optimizer.step()
         schedule.step()
     torch.save(classifier.state_dict(), path)
     return classifier.eval()
 
 
-def given_back(autoencoder: Denoiser, images: np.ndarray) -> np.ndarray:
-    """The images, encoded and decoded, uint8 [N, H, W, 3]."""
+def reconstruct(autoencoder: Denoiser, images: Images) -> Images:
+    """Encode and decode images."""
     parts = [images[start : start + BATCH] for start in range(0, len(images), BATCH)]
     batches = Batches(BATCH)
     made = [
@@ -222,22 +231,25 @@ def given_back(autoencoder: Denoiser, images: np.ndarray) -> np.ndarray:
 
 
 def _by_word(scores: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    return scores.split([len(words) for words in WORDS.values()], dim=1)
+    """Split scores into those of season, time and medium."""
+    return tuple(scores.split([len(words) for words in WORDS.values()], dim=1))
 
 
 def numbers(look: Look) -> tuple[int, ...]:
+    """Return the indexes of season, time and medium."""
     return tuple(words.index(getattr(look, name)) for name, words in WORDS.items())
 
 
 @torch.inference_mode()
-def recovered(classifier: nn.Module, images: np.ndarray, looks: list[Look]) -> np.ndarray:
-    """The shares of pictures whose season, time and medium are those of the look."""
+def accuracy(classifier: nn.Module, images: Images, looks: list[Look]) -> NDArray[np.float64]:
+    """Return the shares of pictures whose season, time and medium are recognised, [3]."""
     scores = _by_word(classifier(to_pixels(images, "cpu")))
     found = torch.stack([score.argmax(1) for score in scores], dim=1).numpy()
-    return (found == np.array([numbers(look) for look in looks])).mean(0)
+    shares: NDArray[np.float64] = (found == np.array([numbers(look) for look in looks])).mean(0)
+    return shares
 
 
-def write_sheet(path: Path, rows: list[np.ndarray], columns: int = 14) -> None:
+def write_sheet(path: Path, rows: list[Images], columns: int = 14) -> None:
     sheet = np.concatenate([np.concatenate(list(images[:columns]), axis=1) for images in rows])
     cv2.imwrite(str(path), sheet[..., ::-1])
     print(path)

@@ -1,25 +1,28 @@
-"""The shapes of the networks, all of them classes of diffusers and transformers, and how they are written to disk."""
+"""The networks, built from classes of diffusers and transformers, and how they are saved."""
 
 from __future__ import annotations
 
 import copy
 import json
 from pathlib import Path
+from typing import cast
 
 import torch
-from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, ModelMixin, UNet2DConditionModel
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.trainers import BpeTrainer
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, PreTrainedModel
 
+from stages.base.json_types import JsonObject
 from tools.train_mini.world import COLOURS, FILLERS, SYNONYMS, THINGS
 
 TOKENS = 77
 TEXT_WIDTH = 96
-LOG_VARIANCE = -5.0  # of latents, at first
-SCALING = 1.0  # of latents; replaced by what gives them a deviation of 1
+INITIAL_LOG_VARIANCE = -5.0  # of latents
+INITIAL_SCALING = 1.0  # of latents; set after training so that they have a standard deviation of 1
 
 VAE = {
     "block_out_channels": (16, 48, 96, 96), "layers_per_block": 1, "norm_num_groups": 8, "latent_channels": 4,
@@ -38,13 +41,13 @@ SCHEDULER = {
 
 
 def make_tokenizer() -> CLIPTokenizer:
-    """Whole words for the painted world's, smaller pieces, down to bytes, for all others: no text is refused."""
+    """Make a tokenizer with a token for each word of the painted world; other text is split into pieces or bytes."""
     letters = [chr(code) for code in _byte_letters()]
-    said = (*SYNONYMS.values(), FILLERS, THINGS, COLOURS)
-    words = sorted({word for texts in said for text in texts for word in text.replace(",", "").split()})
+    texts = (*SYNONYMS.values(), FILLERS, THINGS, COLOURS)
+    words = sorted({word for group in texts for text in group for word in text.replace(",", "").split()})
     pairs = Tokenizer(BPE(end_of_word_suffix="</w>"))
     pairs.pre_tokenizer = Whitespace()
-    # Given here, last letters are numbered in this order; found by the trainer, in one of chance, which decides ties.
+    # Without this, the trainer numbers last letters in random order, and the order decides ties between merges.
     last = sorted({word[-1] + "</w>" for word in words})
     trainer = BpeTrainer(vocab_size=10**4, end_of_word_suffix="</w>", special_tokens=last, show_progress=False)
     pairs.train_from_iterator(words, trainer)
@@ -57,11 +60,12 @@ def make_tokenizer() -> CLIPTokenizer:
         "<|endoftext|>",
     ]
     vocabulary = {token: number for number, token in enumerate(dict.fromkeys(tokens))}
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=TOKENS)
+    # Merges are pairs, whatever the annotation says.
+    return CLIPTokenizer(vocab=vocabulary, merges=cast("list[str]", merges), model_max_length=TOKENS)
 
 
 def _byte_letters() -> list[int]:
-    """The characters that byte-level BPE writes for bytes: printable ones as they are, others from 256 on."""
+    """Return the code points that stand for bytes in byte-level BPE: printable ones unchanged, others from 256 on."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     return [*printable, *range(256, 256 + 256 - len(printable))]
 
@@ -76,11 +80,12 @@ def make_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
 
 def make_vae() -> AutoencoderKL:
-    """Its latents start with little noise, so that there is something to learn from at once."""
-    vae = AutoencoderKL(**VAE, scaling_factor=SCALING)
-    noise = slice(vae.config.latent_channels, None)  # the half of the moments that says how uncertain latents are
-    torch.nn.init.zeros_(vae.quant_conv.weight.data[noise])
-    torch.nn.init.constant_(vae.quant_conv.bias.data[noise], LOG_VARIANCE)
+    """Make an autoencoder whose latents start with little noise, so that it learns from the first step on."""
+    vae = AutoencoderKL(**VAE, scaling_factor=INITIAL_SCALING)
+    log_variance = slice(vae.config["latent_channels"], None)  # the second half of the moments
+    moments = vae.quant_conv.state_dict()
+    torch.nn.init.zeros_(moments["weight"][log_variance])
+    torch.nn.init.constant_(moments["bias"][log_variance], INITIAL_LOG_VARIANCE)
     return vae
 
 
@@ -99,9 +104,9 @@ def make_scheduler() -> DDIMScheduler:
 
 
 def save_model(
-    folder: Path, tokenizer: CLIPTokenizer, text_encoder: torch.nn.Module, vae: torch.nn.Module, unet: torch.nn.Module
+    folder: Path, tokenizer: CLIPTokenizer, text_encoder: nn.Module, vae: nn.Module, unet: nn.Module
 ) -> None:
-    """A Stable Diffusion folder as diffusers lays it out, in half precision."""
+    """Save a Stable Diffusion model in diffusers layout, in half precision."""
     tokenizer.save_pretrained(folder / "tokenizer")
     make_scheduler().save_pretrained(folder / "scheduler")
     for name, network in (("text_encoder", text_encoder), ("vae", vae), ("unet", unet)):
@@ -113,7 +118,9 @@ def save_model(
         "unet": "UNet2DConditionModel",
         "scheduler": "DDIMScheduler",
     }
-    index = {name: ["transformers" if kind.startswith("CLIP") else "diffusers", kind] for name, kind in classes.items()}
+    index: JsonObject = {
+        name: ["transformers" if kind.startswith("CLIP") else "diffusers", kind] for name, kind in classes.items()
+    }
     index |= {
         "_class_name": "StableDiffusionPipeline",
         "safety_checker": [None, None],
@@ -122,6 +129,8 @@ def save_model(
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
-def save_network(folder: Path, network: torch.nn.Module) -> None:
-    """Writes a copy in half precision, so that the network itself can be trained on."""
+def save_network(folder: Path, network: nn.Module) -> None:
+    """Save a copy in half precision, so that training of the network itself can continue."""
+    if not isinstance(network, ModelMixin | PreTrainedModel):
+        raise TypeError(f"{type(network).__name__} cannot be saved")
     copy.deepcopy(network).cpu().half().save_pretrained(folder, safe_serialization=True)

@@ -1,45 +1,73 @@
-"""The scenes of the painted world: shapes of named materials, which move.
+"""The scenes of the painted world: moving shapes of named materials.
 
-Lengths are in heights of the picture: x runs from 0 to the width over the height, y from 0 (top) to 1.
+Coordinates are relative to the height of the picture: y runs from 0 (top) to 1, x from 0 to the aspect ratio.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
+
+Points: TypeAlias = NDArray[np.float64]
+"""The corners of a polygon, x and y [P, 2]."""
+
+Outline: TypeAlias = Callable[[float], Points]
+"""A polygon at a time in seconds."""
 
 
 @dataclass
 class Shape:
-    """`outline(time)` float [P, 2], x and y; `layer`: how much of the camera's motion it follows, 1 = nearest."""
+    """A moving polygon of one material.
+
+    Attributes:
+        layer: The share of the camera's motion that it follows, from 0 (far away) to 1 (nearest).
+        variation: Brightness, from -1 (darker) to 1 (lighter).
+        hue: The index of its colour, for materials that have several.
+    """
 
     material: str
-    outline: Callable[[float], np.ndarray]
+    outline: Outline
     layer: float = 1.0
-    variation: float = 0.0  # of its colours: -1 (darker) to 1 (lighter)
-    hue: int = 0  # which of a material's own colours, for those that have several
+    variation: float = 0.0
+    hue: int = 0
 
 
 @dataclass
 class Scene:
-    """Shapes from back to front. `pan`: heights a second that the camera moves to the right. `words`: what is there."""
+    """Shapes from back to front.
+
+    Attributes:
+        pan: Speed at which the camera moves to the right, in picture heights per second.
+        words: What the scene shows.
+        corner: The top left corner of a zoomed view.
+    """
 
     shapes: list[Shape] = field(default_factory=list)
     pan: float = 0.0
     words: list[str] = field(default_factory=list)
     seed: int = 0
     zoom: float = 1.0
-    corner: tuple[float, float] = (0.0, 0.0)  # of what a zoomed view shows
+    corner: tuple[float, float] = (0.0, 0.0)
 
-    def add(self, material: str, outline: np.ndarray | Callable[[float], np.ndarray], **more: float) -> None:
-        points = None if callable(outline) else np.asarray(outline, float)
-        self.shapes.append(Shape(material, outline if callable(outline) else lambda time: points, **more))
+    def add(
+        self,
+        material: str,
+        outline: Points | Outline | list[tuple[float, float]],
+        layer: float = 1.0,
+        variation: float = 0.0,
+        hue: int = 0,
+    ) -> None:
+        """Add a shape in front of the others. See `Shape`."""
+        moving = outline if callable(outline) else _still(np.asarray(outline, float))
+        self.shapes.append(Shape(material, moving, layer, variation, hue))
 
 
 def random_scene(seed: int, aspect: float = 1.0) -> Scene:
-    """A landscape with things in it, or (two in five) shapes of all kinds, as the edges of real footage are."""
+    """Make a landscape or, for two seeds in five, abstract shapes or close-ups, whose edges resemble real footage."""
     rng = np.random.default_rng((seed, 1))
     scene = Scene(seed=seed, pan=float(rng.normal(0, 0.12)))
     kind = rng.random()
@@ -53,9 +81,18 @@ def random_scene(seed: int, aspect: float = 1.0) -> Scene:
 
 
 def random_view(scene: Scene, rng: np.random.Generator) -> Scene:
-    """The scene, or in two of five cases a part of it."""
+    """Zoom into the scene in two of five cases."""
     zoom = rng.uniform(1.0, 2.2) if rng.random() < 0.4 else 1.0
-    return replace(scene, zoom=zoom, corner=tuple(rng.uniform(0, 1 - 1 / zoom, 2)))
+    x, y = rng.uniform(0, 1 - 1 / zoom, 2)
+    return replace(scene, zoom=zoom, corner=(x, y))
+
+
+def _still(outline: Points) -> Outline:
+    return lambda time: outline
+
+
+def _drifting(outline: Points, velocity: Points) -> Outline:
+    return lambda time: outline + velocity * time
 
 
 def _landscape(scene: Scene, rng: np.random.Generator, aspect: float) -> None:
@@ -102,25 +139,25 @@ def _landscape(scene: Scene, rng: np.random.Generator, aspect: float) -> None:
 
 
 def _abstract(scene: Scene, rng: np.random.Generator, aspect: float) -> None:
-    """Anything at all: blobs, polygons, bands and strokes, in the season's colours."""
+    """Blobs, polygons and strokes in the season's colours."""
     scene.add(
         str(rng.choice(["sky", "ground", "wall", "foliage", "paint"])),
         _box(-9, -9, 9, 9),
         layer=0.0,
-        hue=rng.integers(8),
+        hue=int(rng.integers(8)),
     )
     materials = ["paint", "paint", "foliage", "ground", "rock", "wall", "roof", "water", "trunk", "clothes", "mountain"]
     for _ in range(rng.integers(5, 26)):
         x, y, size = rng.uniform(0, aspect), rng.uniform(0, 1), 0.04 + rng.gamma(1.5, 0.1)
         outline = [_blob, _polygon, _stroke][rng.integers(3)](rng, x, y, size)
         drift = rng.normal(0, 0.08, 2)
-        scene.add(str(rng.choice(materials)), lambda t, o=outline, d=drift: o + d * t, layer=rng.uniform(0, 1),
-                  variation=rng.uniform(-1, 1), hue=rng.integers(8))  # fmt: skip
+        scene.add(str(rng.choice(materials)), _drifting(outline, drift), layer=rng.uniform(0, 1),
+                  variation=rng.uniform(-1, 1), hue=int(rng.integers(8)))  # fmt: skip
     scene.words.append("shapes")
 
 
 def _figures(scene: Scene, rng: np.random.Generator, aspect: float) -> None:
-    """Things from near by, large, with little around them: portraits, animals, a house front."""
+    """Close-ups with little around them: portraits, animals, a house front."""
     horizon = rng.uniform(0.2, 0.9)
     scene.add("sky", _box(-9, -9, 9, 9), layer=0.0)
     if rng.random() < 0.6:
@@ -131,13 +168,13 @@ def _figures(scene: Scene, rng: np.random.Generator, aspect: float) -> None:
         thing(scene, rng, rng.uniform(0.1, aspect - 0.1), rng.uniform(0.85, 1.15), rng.uniform(1.6, 3.2))
 
 
-def _size(depth: float, rng: np.random.Generator, large: float) -> float:
-    """Things further down are nearer, and larger."""
-    return (0.05 + 0.28 * max(depth - 0.3, 0)) * rng.uniform(0.75, 1.3) * large
+def _size(depth: float, rng: np.random.Generator, scale: float) -> float:
+    """Return the height of a thing. Things further down are nearer, so larger."""
+    return (0.05 + 0.28 * max(depth - 0.3, 0)) * rng.uniform(0.75, 1.3) * scale
 
 
-def _tree(scene: Scene, rng: np.random.Generator, x: float, y: float, large: float = 1.0) -> None:
-    s, layer, shade = _size(y, rng, large), min(y, 1), rng.uniform(-1, 1)
+def _tree(scene: Scene, rng: np.random.Generator, x: float, y: float, scale: float = 1.0) -> None:
+    s, layer, shade = _size(y, rng, scale), min(y, 1), rng.uniform(-1, 1)
     scene.add(
         "trunk", [(x - 0.07 * s, y), (x - 0.04 * s, y - s), (x + 0.04 * s, y - s), (x + 0.07 * s, y)], layer=layer
     )
@@ -149,8 +186,8 @@ def _tree(scene: Scene, rng: np.random.Generator, x: float, y: float, large: flo
     scene.words.append("trees")
 
 
-def _conifer(scene: Scene, rng: np.random.Generator, x: float, y: float, large: float = 1.0) -> None:
-    s, layer, shade = _size(y, rng, large) * 1.2, min(y, 1), rng.uniform(-1, 0.5)
+def _conifer(scene: Scene, rng: np.random.Generator, x: float, y: float, scale: float = 1.0) -> None:
+    s, layer, shade = _size(y, rng, scale) * 1.2, min(y, 1), rng.uniform(-1, 0.5)
     scene.add("trunk", _box(x - 0.04 * s, y - 0.3 * s, x + 0.04 * s, y), layer=layer)
     for k in range(3):
         half, base = (0.36 - 0.08 * k) * s, y - (0.2 + 0.32 * k) * s
@@ -160,8 +197,8 @@ def _conifer(scene: Scene, rng: np.random.Generator, x: float, y: float, large: 
     scene.words.append("trees")
 
 
-def _bush(scene: Scene, rng: np.random.Generator, x: float, y: float, large: float = 1.0) -> None:
-    s, layer = _size(y, rng, large) * 0.5, min(y, 1)
+def _bush(scene: Scene, rng: np.random.Generator, x: float, y: float, scale: float = 1.0) -> None:
+    s, layer = _size(y, rng, scale) * 0.5, min(y, 1)
     for _ in range(rng.integers(2, 5)):
         scene.add(
             "foliage",
@@ -171,8 +208,8 @@ def _bush(scene: Scene, rng: np.random.Generator, x: float, y: float, large: flo
         )
 
 
-def _house(scene: Scene, rng: np.random.Generator, x: float, y: float, large: float = 1.0) -> None:
-    s, layer, hue = _size(y, rng, large) * 1.2, min(y, 1), int(rng.integers(8))
+def _house(scene: Scene, rng: np.random.Generator, x: float, y: float, scale: float = 1.0) -> None:
+    s, layer, hue = _size(y, rng, scale) * 1.2, min(y, 1), int(rng.integers(8))
     w, h, top = s * rng.uniform(0.5, 0.9), s * rng.uniform(0.5, 0.9), s * rng.uniform(0.25, 0.6)
     scene.add("wall", _box(x - w, y - h, x + w, y), layer=layer, hue=hue)
     scene.add(
@@ -197,10 +234,10 @@ def _house(scene: Scene, rng: np.random.Generator, x: float, y: float, large: fl
     scene.words.append("house")
 
 
-def _person(scene: Scene, rng: np.random.Generator, x: float, y: float, large: float = 1.0) -> None:
-    s, layer, hue, speed = _size(y, rng, large) * 0.8, min(y, 1), int(rng.integers(8)), rng.normal(0, 0.08)
+def _person(scene: Scene, rng: np.random.Generator, x: float, y: float, scale: float = 1.0) -> None:
+    s, layer, hue, speed = _size(y, rng, scale) * 0.8, min(y, 1), int(rng.integers(8)), rng.normal(0, 0.08)
 
-    def moved(points: np.ndarray, swing: float = 0.0) -> Callable[[float], np.ndarray]:
+    def walking(points: Points, swing: float = 0.0) -> Outline:
         return lambda t: points + np.array([speed * t + swing * s * np.sin(6 * t), 0]) * 1.0
 
     for side in (-1, 1):
@@ -212,7 +249,7 @@ def _person(scene: Scene, rng: np.random.Generator, x: float, y: float, large: f
                 (x + side * 0.04 * s, y),
             ]
         )
-        scene.add("trousers", moved(leg, side * 0.03), layer=layer, hue=hue + 3)
+        scene.add("trousers", walking(leg, side * 0.03), layer=layer, hue=hue + 3)
         arm = np.array(
             [
                 (x + side * 0.12 * s, y - 0.92 * s),
@@ -221,10 +258,10 @@ def _person(scene: Scene, rng: np.random.Generator, x: float, y: float, large: f
                 (x + side * 0.17 * s, y - 0.5 * s),
             ]
         )
-        scene.add("clothes", moved(arm, -side * 0.03), layer=layer, hue=hue, variation=-0.5)
+        scene.add("clothes", walking(arm, -side * 0.03), layer=layer, hue=hue, variation=-0.5)
     scene.add(
         "clothes",
-        moved(
+        walking(
             np.array(
                 [
                     (x - 0.14 * s, y - 0.95 * s),
@@ -237,38 +274,40 @@ def _person(scene: Scene, rng: np.random.Generator, x: float, y: float, large: f
         layer=layer,
         hue=hue,
     )
-    scene.add("hair", moved(_ellipse(x, y - 1.13 * s, 0.12 * s, 0.14 * s)), layer=layer, hue=hue)
+    scene.add("hair", walking(_ellipse(x, y - 1.13 * s, 0.12 * s, 0.14 * s)), layer=layer, hue=hue)
     scene.add(
-        "skin", moved(_ellipse(x, y - 1.08 * s, 0.095 * s, 0.115 * s)), layer=layer, variation=rng.uniform(-1, 0.5)
+        "skin", walking(_ellipse(x, y - 1.08 * s, 0.095 * s, 0.115 * s)), layer=layer, variation=rng.uniform(-1, 0.5)
     )
     for side in (-1, 1):
-        scene.add("hair", moved(_ellipse(x + side * 0.04 * s, y - 1.1 * s, 0.012 * s, 0.012 * s)), layer=layer, hue=hue)
+        scene.add(
+            "hair", walking(_ellipse(x + side * 0.04 * s, y - 1.1 * s, 0.012 * s, 0.012 * s)), layer=layer, hue=hue
+        )
     scene.words.append("person")
 
 
-def _animal(scene: Scene, rng: np.random.Generator, x: float, y: float, large: float = 1.0) -> None:
-    s, layer, hue, speed, way = (
-        _size(y, rng, large) * 0.7,
+def _animal(scene: Scene, rng: np.random.Generator, x: float, y: float, scale: float = 1.0) -> None:
+    s, layer, hue, speed, facing = (
+        _size(y, rng, scale) * 0.7,
         min(y, 1),
         int(rng.integers(8)),
         rng.normal(0, 0.08),
         rng.choice([-1, 1]),
     )
 
-    def part(outline: np.ndarray, swing: float = 0.0, **more: float) -> None:
+    def part(outline: Points, swing: float = 0.0, variation: float = 0.0) -> None:
         scene.add(
             "fur",
             lambda t: outline + np.array([speed * t + swing * s * np.sin(7 * t), 0]),
             layer=layer,
+            variation=variation,
             hue=hue,
-            **more,
         )
 
     for k, at in enumerate((-0.38, -0.26, 0.26, 0.38)):
         part(_box(x + (at - 0.05) * s, y - 0.45 * s, x + (at + 0.05) * s, y), swing=0.03 * (-1) ** k, variation=-0.7)
     part(_blob(rng, x, y - 0.55 * s, 0.5 * s, flat=0.5, rough=0.06))
-    part(_stroke(rng, x - way * 0.6 * s, y - 0.6 * s, 0.18 * s), variation=-0.3)
-    head = x + way * 0.55 * s
+    part(_stroke(rng, x - facing * 0.6 * s, y - 0.6 * s, 0.18 * s), variation=-0.3)
+    head = x + facing * 0.55 * s
     part(
         np.array([(head - 0.1 * s, y - 0.9 * s), (head - 0.06 * s, y - 1.15 * s), (head + 0.02 * s, y - 0.9 * s)]),
         variation=-0.5,
@@ -278,15 +317,15 @@ def _animal(scene: Scene, rng: np.random.Generator, x: float, y: float, large: f
         variation=-0.5,
     )
     part(_ellipse(head, y - 0.8 * s, 0.2 * s, 0.17 * s), variation=0.2)
-    part(_ellipse(head + way * 0.16 * s, y - 0.74 * s, 0.12 * s, 0.08 * s), variation=0.5)
-    part(_ellipse(head + way * 0.05 * s, y - 0.85 * s, 0.02 * s, 0.02 * s), variation=-2.5)
+    part(_ellipse(head + facing * 0.16 * s, y - 0.74 * s, 0.12 * s, 0.08 * s), variation=0.5)
+    part(_ellipse(head + facing * 0.05 * s, y - 0.85 * s, 0.02 * s, 0.02 * s), variation=-2.5)
     scene.words.append("animal")
 
 
 def _boat(scene: Scene, rng: np.random.Generator, x: float, y: float) -> None:
     s, hue, speed = _size(y, rng, 1.0), int(rng.integers(8)), rng.normal(0, 0.1)
 
-    def at(points: list[tuple[float, float]]) -> Callable[[float], np.ndarray]:
+    def at(points: list[tuple[float, float]]) -> Outline:
         outline = np.array(points) * s + (x, y)
         return lambda t: outline + np.array([speed * t, 0.01 * s * np.sin(3 * t)])
 
@@ -296,12 +335,12 @@ def _boat(scene: Scene, rng: np.random.Generator, x: float, y: float) -> None:
     scene.words.append("boat")
 
 
-def _rock(scene: Scene, rng: np.random.Generator, x: float, y: float, large: float = 1.0) -> None:
-    scene.add("rock", _polygon(rng, x, y, _size(y, rng, large) * 0.4), layer=min(y, 1), variation=rng.uniform(-1, 1))
+def _rock(scene: Scene, rng: np.random.Generator, x: float, y: float, scale: float = 1.0) -> None:
+    scene.add("rock", _polygon(rng, x, y, _size(y, rng, scale) * 0.4), layer=min(y, 1), variation=rng.uniform(-1, 1))
 
 
-def _ball(scene: Scene, rng: np.random.Generator, x: float, y: float, large: float = 1.0) -> None:
-    r, speed = _size(y, rng, large) * 0.3, rng.normal(0, 0.2)
+def _ball(scene: Scene, rng: np.random.Generator, x: float, y: float, scale: float = 1.0) -> None:
+    r, speed = _size(y, rng, scale) * 0.3, rng.normal(0, 0.2)
     height = rng.uniform(0, 0.2)
     scene.add(
         "paint",
@@ -312,8 +351,8 @@ def _ball(scene: Scene, rng: np.random.Generator, x: float, y: float, large: flo
     scene.words.append("ball")
 
 
-def _fence(scene: Scene, rng: np.random.Generator, x: float, y: float, large: float = 1.0) -> None:
-    s, layer = _size(y, rng, large) * 0.5, min(y, 1)
+def _fence(scene: Scene, rng: np.random.Generator, x: float, y: float, scale: float = 1.0) -> None:
+    s, layer = _size(y, rng, scale) * 0.5, min(y, 1)
     for k in range(6):
         scene.add("trunk", _box(x + 0.4 * k * s, y - s, x + (0.4 * k + 0.12) * s, y), layer=layer)
     scene.add("trunk", _box(x - 0.1 * s, y - 0.7 * s, x + 2.3 * s, y - 0.58 * s), layer=layer)
@@ -339,34 +378,32 @@ def _cloud(scene: Scene, rng: np.random.Generator, x: float, y: float) -> None:
             s * rng.uniform(0.7, 1.5),
             s * rng.uniform(0.35, 0.6),
         )
-        scene.add("cloud", lambda t, o=outline: o + np.array([0.02 * t, 0]), layer=0.05)
+        scene.add("cloud", _drifting(outline, np.array([0.02, 0.0])), layer=0.05)
 
 
-def _box(x0: float, y0: float, x1: float, y1: float) -> np.ndarray:
+def _box(x0: float, y0: float, x1: float, y1: float) -> Points:
     return np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)])
 
 
-def _ellipse(x: float, y: float, rx: float, ry: float) -> np.ndarray:
+def _ellipse(x: float, y: float, rx: float, ry: float) -> Points:
     angle = np.linspace(0, 2 * np.pi, 40, endpoint=False)
     return np.stack([x + rx * np.cos(angle), y + ry * np.sin(angle)], axis=1)
 
 
-def _blob(
-    rng: np.random.Generator, x: float, y: float, size: float, flat: float = 0.9, rough: float = 0.15
-) -> np.ndarray:
+def _blob(rng: np.random.Generator, x: float, y: float, size: float, flat: float = 0.9, rough: float = 0.15) -> Points:
     angle = np.linspace(0, 2 * np.pi, 36, endpoint=False)
     waves = sum(rng.normal(0, rough / k**0.7) * np.cos(k * angle + rng.uniform(0, 6.3)) for k in range(2, 9))
     return np.stack([x + size * (1 + waves) * np.cos(angle), y + flat * size * (1 + waves) * np.sin(angle)], axis=1)
 
 
-def _polygon(rng: np.random.Generator, x: float, y: float, size: float) -> np.ndarray:
+def _polygon(rng: np.random.Generator, x: float, y: float, size: float) -> Points:
     angle = np.sort(rng.uniform(0, 2 * np.pi, rng.integers(3, 9)))
     radius = size * rng.uniform(0.6, 1.2, len(angle))
     return np.stack([x + radius * np.cos(angle), y + radius * np.sin(angle)], axis=1)
 
 
-def _stroke(rng: np.random.Generator, x: float, y: float, size: float) -> np.ndarray:
-    """A band that bends and tapers."""
+def _stroke(rng: np.random.Generator, x: float, y: float, size: float) -> Points:
+    """Return a band that bends and tapers."""
     t = np.linspace(0, 1, 14)
     angle = rng.uniform(0, 2 * np.pi) + rng.normal(0, 1.5) * t
     line = np.stack([x + size * np.cumsum(np.cos(angle)) / 7, y + size * np.cumsum(np.sin(angle)) / 7], axis=1)
@@ -374,8 +411,8 @@ def _stroke(rng: np.random.Generator, x: float, y: float, size: float) -> np.nda
     return np.concatenate([line - across, (line + across)[::-1]])
 
 
-def _ridge(rng: np.random.Generator, y: float, height: float, rough: bool = False) -> np.ndarray:
-    """Everything below a wavy or jagged line."""
+def _ridge(rng: np.random.Generator, y: float, height: float, rough: bool = False) -> Points:
+    """Return the area below a wavy or jagged line."""
     x = np.linspace(-2.5, 5, 150)
     line = np.full_like(x, y)
     for k in range(1, 7 if rough else 4):

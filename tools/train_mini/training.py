@@ -1,7 +1,7 @@
-"""The training loop and the two trainings: the autoencoder, then text encoder, U-Net and ControlNet together.
+"""The training loop, and the losses of the autoencoder and of text encoder, U-Net and ControlNet together.
 
-A batch depends on the seed and the step's number alone, and a checkpoint holds all state: a training that was stopped
-goes on as if it had not been.
+A batch depends only on the seed and the step, and a checkpoint holds all state, so a resumed training gives the same
+weights as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -11,35 +11,55 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import torch
+from diffusers import AutoencoderKL
 from torch import nn
 from torch.nn import functional as F
 from transformers import CLIPTokenizer
 
+from stages.base.arrays import Images
 from tools.train_mini.data import Pictures
 
-CROP = 64  # px a side: what the autoencoder learns from
+CROP = 64  # px per side of what the autoencoder is trained on
 WARM_UP = 100  # steps
-FALL = 0.25  # the last part of the steps, in which the learning rate falls to 0
+COOL_DOWN = 0.25  # share of the steps at the end in which the learning rate falls to 0
 SAVE_EVERY = 200  # steps
+
+
+Loss: TypeAlias = Callable[[int], torch.Tensor]
+"""Computes the loss of a step."""
+
+
+class Progress(Protocol):
+    """Receives the number of items or steps done, the total, and the current loss if there is one."""
+
+    def __call__(self, done: int, total: int, loss: float | None = None, /) -> None: ...
 
 
 @dataclass
 class Training:
-    """`loss(step)` gives a scalar; `networks` holds what learns."""
+    """What to train and how.
+
+    Attributes:
+        name: Name of the checkpoint and the log.
+        loss: Computes the scalar loss of a step.
+        rate: The highest learning rate.
+        average: Decay of the running mean of the weights.
+    """
 
     name: str
     networks: nn.ModuleDict
-    loss: Callable[[int], torch.Tensor]
+    loss: Loss
     steps: int
     rate: float
-    average: float = 0.998  # decay of the weights' running mean
+    average: float = 0.998
 
 
-def fit(training: Training, folder: Path, progress: Callable[[int, int, float], None]) -> None:
-    """Trains up to `steps`, from the checkpoint in `folder` if there is one; leaves the networks with mean weights."""
+def fit(training: Training, folder: Path, progress: Progress) -> None:
+    """Train up to `steps`, resuming from a checkpoint in `folder`; the networks end with the mean of their weights."""
     parameters = [p for p in training.networks.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=training.rate, betas=(0.9, 0.99), weight_decay=0.01)
     mean = {name: value.detach().clone() for name, value in training.networks.state_dict().items()}
@@ -86,7 +106,7 @@ def fit(training: Training, folder: Path, progress: Callable[[int, int, float], 
 
 
 def _rate(step: int, steps: int) -> float:
-    return min((step + 1) / WARM_UP, 1.0, (steps - step) / (FALL * steps))
+    return min((step + 1) / WARM_UP, 1.0, (steps - step) / (COOL_DOWN * steps))
 
 
 def _follow(mean: dict[str, torch.Tensor], networks: nn.Module, decay: float) -> None:
@@ -105,8 +125,10 @@ def _write_log(path: Path, step: int, seconds: float, loss: float) -> None:
 # -- the autoencoder ---------------------------------------------------------------------------------------------------
 
 
-def vae_loss(vae: nn.Module, pictures: Pictures, seed: int, batch: int, device: str) -> Callable[[int], torch.Tensor]:
-    """Differences of values and of slopes, absolute and squared; a trace of divergence from a normal one."""
+def vae_loss(
+    vae: AutoencoderKL, pictures: Pictures, seed: int, batch: int, device: str
+) -> Callable[[int], torch.Tensor]:
+    """Return the autoencoder's loss by step: errors of values and slopes, and a little KL divergence."""
 
     def loss(step: int) -> torch.Tensor:
         rng = np.random.default_rng((seed, step, 0))
@@ -133,8 +155,8 @@ def vae_loss(vae: nn.Module, pictures: Pictures, seed: int, batch: int, device: 
     return loss
 
 
-def to_pixels(images: np.ndarray, device: str) -> torch.Tensor:
-    """-1..1, float32 [N, 3, H, W], of uint8 [N, H, W, 3]."""
+def to_pixels(images: Images, device: str) -> torch.Tensor:
+    """Return images as float32 [N, 3, H, W], -1 to 1."""
     return (
         torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float().contiguous(memory_format=torch.channels_last)
         / 127.5
@@ -143,8 +165,8 @@ def to_pixels(images: np.ndarray, device: str) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def encode_all(vae: nn.Module, images: np.ndarray, device: str, progress: Callable[[int, int], None]) -> torch.Tensor:
-    """The mean latents of all pictures, unscaled, float32 [N, 4, S/8, S/8], on the host."""
+def encode_all(vae: AutoencoderKL, images: Images, device: str, progress: Progress) -> torch.Tensor:
+    """Return the mean latents of all pictures, unscaled, float32 [N, 4, S/8, S/8], in CPU memory."""
     latents = []
     for start in range(0, len(images), 64):
         latents.append(vae.encode(to_pixels(images[start : start + 64], device)).latent_dist.mean.float().cpu())
@@ -158,9 +180,11 @@ def encode_all(vae: nn.Module, images: np.ndarray, device: str, progress: Callab
 def diffusion_loss(
     networks: nn.ModuleDict, tokenizer: CLIPTokenizer, alphas: torch.Tensor, latents: torch.Tensor, pictures: Pictures,
     seed: int, batch: int, device: str, no_prompt: float = 0.1, no_control: float = 0.12,
-) -> Callable[[int], torch.Tensor]:  # fmt: skip
-    """The squared error of v (arXiv 2202.00512, appendix D), with prompt or map left out now and then, so that guidance
-    works and each of them does its own part."""
+) -> Loss:  # fmt: skip
+    """Return the loss by step: the squared error of v (arXiv 2202.00512, appendix D).
+
+    The prompt or the map is sometimes left out, so that guidance works and the networks learn to use each of them.
+    """
     ids = tokenizer(
         pictures.captions,
         truncation=True,
@@ -168,7 +192,7 @@ def diffusion_loss(
         max_length=tokenizer.model_max_length,
         return_tensors="pt",
     ).input_ids
-    nothing = tokenizer("", padding="max_length", max_length=tokenizer.model_max_length, return_tensors="pt").input_ids
+    no_text = tokenizer("", padding="max_length", max_length=tokenizer.model_max_length, return_tensors="pt").input_ids
 
     def loss(step: int) -> torch.Tensor:
         rng = np.random.default_rng((seed, step, 1))
@@ -179,7 +203,7 @@ def diffusion_loss(
         alpha = alphas[timesteps][:, None, None, None]
         noisy, v = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise, alpha.sqrt() * noise - (1 - alpha).sqrt() * clean
         prompted = torch.from_numpy(rng.random(batch) >= no_prompt)[:, None]
-        text = networks["text_encoder"](torch.where(prompted, ids[chosen], nothing).to(device))[0]
+        text = networks["text_encoder"](torch.where(prompted, ids[chosen], no_text).to(device))[0]
         controlled = torch.from_numpy((rng.random(batch) >= no_control).astype(np.float32)).to(device)[
             :, None, None, None
         ]

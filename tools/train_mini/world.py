@@ -1,7 +1,7 @@
-"""The painted world: its scenes in many looks, each of which can be said in words.
+"""Draw scenes of the painted world in many looks, each of which a caption can describe.
 
-A scene is drawn once as a map of labels; a look then gives every material its colours, lights them, and paints the
-whole in a medium. So the same edges exist in every look.
+A scene is drawn once as a map of labels. A look then gives every material its colours, lights the scene and paints it
+in a medium, so a scene has the same edges in every look.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
+from stages.base.arrays import Floats, Image, Mask
 from tools.train_mini.scenes import Scene
 
 SEASONS = ("winter", "spring", "summer", "autumn")
@@ -21,13 +23,13 @@ COLOURS = {
     "teal": (40, 160, 160), "blue": (50, 90, 210), "purple": (130, 70, 180), "pink": (235, 130, 170),
 }  # fmt: skip
 
-OVERSAMPLING = 2  # labels are drawn larger, so that edges come out smooth
-FIXED_POINT = 4  # bits of a pixel's fraction in OpenCV's coordinates
+OVERSAMPLING = 2  # labels are drawn larger and scaled down, for smooth edges
+FIXED_POINT = 4  # fractional bits of OpenCV's coordinates
 
 
 @dataclass(frozen=True)
 class Look:
-    """How a scene is painted. `colour`: a name of COLOURS that dominates, or empty."""
+    """How a scene is painted. `colour` names the dominant one of COLOURS; empty for none."""
 
     season: str
     time: str
@@ -42,7 +44,7 @@ def random_look(rng: np.random.Generator) -> Look:
 
 # -- looks -------------------------------------------------------------------------------------------------------------
 
-# A material's colour in winter, spring, summer, autumn, or in all of them.
+# A material's colour in winter, spring, summer and autumn, or one for all seasons.
 MATERIALS: dict[str, tuple[tuple[int, int, int], ...]] = {
     "sky": ((205, 218, 232), (150, 205, 250), (75, 155, 240), (185, 200, 210)),
     "cloud": ((236, 239, 244), (250, 250, 252), (248, 250, 255), (222, 216, 210)),
@@ -62,32 +64,40 @@ MATERIALS: dict[str, tuple[tuple[int, int, int], ...]] = {
     "wall": ((214, 206, 196),), "roof": ((150, 72, 58),), "clothes": ((150, 150, 150),),
     "trousers": ((70, 74, 96),), "hair": ((66, 46, 36),), "paint": ((150, 150, 150),),
 }  # fmt: skip
-PAINTED = {"wall": 0.45, "roof": 0.5, "clothes": 0.85, "trousers": 0.4, "paint": 0.9, "fur": 0.15}  # how much of a hue
+PAINTED = {
+    "wall": 0.45,
+    "roof": 0.5,
+    "clothes": 0.85,
+    "trousers": 0.4,
+    "paint": 0.9,
+    "fur": 0.15,
+}  # share of the shape's hue
 HUES = np.array(list(COLOURS.values()), np.float32)
-BEHIND = ("sky", "cloud", "sun", "mountain")  # nothing lies on these
+BEHIND = ("sky", "cloud", "sun", "mountain")  # background, on which no snow lies
 
 LIGHT = {"day": (1.0, 1.0, 1.0), "sunset": (1.04, 0.72, 0.56), "night": (0.36, 0.43, 0.64)}
-SKIES = {"sunset": ((118, 70, 140), (255, 150, 60)), "night": ((8, 10, 38), (34, 46, 92))}  # at the top, below
-LIT = (255, 205, 105)
+SKIES = {"sunset": ((118, 70, 140), (255, 150, 60)), "night": ((8, 10, 38), (34, 46, 92))}  # top, bottom
+LIT = (255, 205, 105)  # windows in the dark
 SEASON_SPOTS = {"winter": (250, 252, 255), "spring": (250, 140, 190), "autumn": (214, 84, 24)}
 
 
-def render(scene: Scene, look: Look, height: int, width: int, time: float = 0.0) -> np.ndarray:
-    """A scene in a look at `time` (seconds), uint8 RGB [height, width, 3]."""
+def render(scene: Scene, look: Look, height: int, width: int, time: float = 0.0) -> Image:
+    """Draw a scene in a look at `time` (seconds)."""
     labels, relief = draw(scene, height, width, time)
     painted = _lit(scene, look, labels, relief)
-    painted = cv2.resize(painted, (width, height), interpolation=cv2.INTER_AREA)
+    painted = np.asarray(cv2.resize(painted, (width, height), interpolation=cv2.INTER_AREA), np.float32)
     if look.colour:
         painted = 0.62 * painted + 0.38 * np.array(COLOURS[look.colour], np.float32) * (
             0.35 + painted.mean(2, keepdims=True) / 190
         )
     lines = _outlines(labels, height, width)
-    painted = MEDIUM[look.medium](painted, lines, np.random.default_rng((scene.seed, 3)))
-    return np.clip(painted + 0.5, 0, 255).astype(np.uint8)
+    painted = PAINTERS[look.medium](painted, lines, np.random.default_rng((scene.seed, 3)))
+    image: Image = np.clip(painted + 0.5, 0, 255).astype(np.uint8)
+    return image
 
 
-def draw(scene: Scene, height: int, width: int, time: float) -> tuple[np.ndarray, np.ndarray]:
-    """Which shape each pixel shows, uint8, and how much it faces the light, float32 -1..1; both oversampled."""
+def draw(scene: Scene, height: int, width: int, time: float) -> tuple[Image, Floats]:
+    """Return the index of each pixel's shape, uint8, and how much it faces the light, -1 to 1. Both are oversampled."""
     h, w = height * OVERSAMPLING, width * OVERSAMPLING
     labels, relief = np.zeros((h, w), np.uint8), np.zeros((h, w), np.float32)
     for number, shape in enumerate(scene.shapes[:255]):
@@ -100,7 +110,7 @@ def draw(scene: Scene, height: int, width: int, time: float) -> tuple[np.ndarray
         cv2.fillPoly(mask, [points - np.array([x0, y0], np.int32) * 2**FIXED_POINT], 1, shift=FIXED_POINT)
         inside = mask.astype(bool)
         labels[y0:y1, x0:x1][inside] = number
-        # Lit from the upper left: a slope from -1 to 1 across the shape's box.
+        # Light comes from the upper left. The relief runs from 1 to -1 across the shape's box.
         slope = (
             np.linspace(1, -1, y1 - y0, dtype=np.float32)[:, None] + np.linspace(0.6, -0.6, x1 - x0, dtype=np.float32)
         ) / 1.6
@@ -108,13 +118,13 @@ def draw(scene: Scene, height: int, width: int, time: float) -> tuple[np.ndarray
     return labels, relief
 
 
-def _bounds(outline: np.ndarray, h: int, w: int) -> tuple[int, int, int, int]:
+def _bounds(outline: NDArray[np.float64], h: int, w: int) -> tuple[int, int, int, int]:
     low, high = np.floor(outline.min(0)), np.ceil(outline.max(0)) + 1
     return max(int(low[0]), 0), max(int(low[1]), 0), min(int(high[0]), w), min(int(high[1]), h)
 
 
-def _lit(scene: Scene, look: Look, labels: np.ndarray, relief: np.ndarray) -> np.ndarray:
-    """Colours of the season under the light of the time of day, float32 0..255."""
+def _lit(scene: Scene, look: Look, labels: Image, relief: Floats) -> Floats:
+    """Return the scene in the season's colours and the light of the time of day, 0 to 255."""
     rng = np.random.default_rng((scene.seed, 2))
     season, h = SEASONS.index(look.season), labels.shape[0]
     colours, glow, ground, behind = (
@@ -146,14 +156,14 @@ def _lit(scene: Scene, look: Look, labels: np.ndarray, relief: np.ndarray) -> np
 
 def _season_details(
     scene: Scene,
-    image: np.ndarray,
-    labels: np.ndarray,
+    image: Floats,
+    labels: Image,
     look: Look,
-    ground: np.ndarray,
-    behind: np.ndarray,
+    ground: Mask,
+    behind: Mask,
     rng: np.random.Generator,
 ) -> None:
-    """Snow on whatever has the sky above it; blossoms or leaves strewn over grass and crowns."""
+    """Add snow to edges below the background in winter, else blossoms or leaves to grass and trees, in place."""
     if look.season == "winter":
         thick = max(round(labels.shape[0] / 50 * scene.zoom), 2)
         above = np.vstack([labels[:1].repeat(thick, 0), labels[:-thick]])
@@ -163,10 +173,8 @@ def _season_details(
         image[spots] = SEASON_SPOTS[look.season]
 
 
-def _evening(
-    scene: Scene, image: np.ndarray, labels: np.ndarray, look: Look, glow: np.ndarray, rng: np.random.Generator
-) -> None:
-    """The sky's own light, stars, lit windows."""
+def _evening(scene: Scene, image: Floats, labels: Image, look: Look, glow: Mask, rng: np.random.Generator) -> None:
+    """Paint the sky, stars and lit windows of sunset or night, in place."""
     h, w = labels.shape
     top, below = (np.array(colour, np.float32) for colour in SKIES[look.time])
     fall = np.clip(np.linspace(0, 1.6, h, dtype=np.float32), 0, 1)[:, None, None]
@@ -187,7 +195,7 @@ def _evening(
     image[glow[labels]] = LIT
 
 
-def _snowfall(image: np.ndarray, h: int, rng: np.random.Generator, strength: float) -> None:
+def _snowfall(image: Floats, h: int, rng: np.random.Generator, strength: float) -> None:
     flakes = np.zeros(image.shape[:2], np.uint8)
     for x, y, r in zip(rng.integers(0, image.shape[1], 40), rng.integers(0, h, 40), rng.uniform(0.005, 0.009, 40)):
         cv2.circle(flakes, (int(x), int(y)), max(int(r * h), 1), 255, -1, cv2.LINE_AA)
@@ -195,20 +203,20 @@ def _snowfall(image: np.ndarray, h: int, rng: np.random.Generator, strength: flo
     image += cover * (255 - image)
 
 
-def _outlines(labels: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Where labels meet, float32 0..1 at the picture's size."""
+def _outlines(labels: Image, height: int, width: int) -> Floats:
+    """Return where labels meet, 0 to 1, at the picture's size."""
     edges = np.zeros(labels.shape, np.float32)
     edges[:, 1:] = labels[:, 1:] != labels[:, :-1]
     edges[1:] = np.maximum(edges[1:], labels[1:] != labels[:-1])
-    edges = cv2.dilate(edges, np.ones((2, 2)))
-    return cv2.resize(edges, (width, height), interpolation=cv2.INTER_AREA)
+    thick = cv2.dilate(edges, np.ones((2, 2)))
+    return np.asarray(cv2.resize(thick, (width, height), interpolation=cv2.INTER_AREA), np.float32)
 
 
-def noise(rng: np.random.Generator, shape: tuple[int, ...], grain: float, along: float | None = None) -> np.ndarray:
-    """Normal noise in grains of so many pixels, drawn out along an angle if one is given; float32, deviation 1."""
-    noise = rng.standard_normal(shape[:2]).astype(np.float32)
+def noise(rng: np.random.Generator, shape: tuple[int, ...], grain: float, along: float | None = None) -> Floats:
+    """Return normal noise with grains of `grain` pixels, stretched along an angle if one is given; deviation 1."""
+    white = rng.standard_normal(shape[:2]).astype(np.float32)
     if along is None:
-        noise = cv2.GaussianBlur(noise, (0, 0), max(grain / 2, 0.3))
+        blurred = cv2.GaussianBlur(white, (0, 0), max(grain / 2, 0.3))
     else:
         size = int(grain * 6) | 1
         kernel = np.zeros((size, size), np.float32)
@@ -221,64 +229,68 @@ def noise(rng: np.random.Generator, shape: tuple[int, ...], grain: float, along:
             1,
             cv2.LINE_AA,
         )
-        noise = cv2.GaussianBlur(cv2.filter2D(noise, -1, kernel), (0, 0), grain / 4)
-    return noise / max(float(noise.std()), 1e-6)
+        blurred = cv2.GaussianBlur(cv2.filter2D(white, -1, kernel), (0, 0), grain / 4)
+    return np.asarray(blurred / max(float(blurred.std()), 1e-6), np.float32)
 
 
-def _grey(image: np.ndarray) -> np.ndarray:
+def _grey(image: Floats) -> Floats:
     return image @ np.array([0.3, 0.59, 0.11], np.float32)
 
 
-def _photo(image: np.ndarray, lines: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Shaded, with a soft unevenness of surfaces."""
-    return image * (1 + 0.035 * noise(rng, image.shape, 5))[..., None]
+def _photo(image: Floats, lines: Floats, rng: np.random.Generator) -> Floats:
+    """Shade the picture with slightly uneven surfaces."""
+    shaded: Floats = image * (1 + 0.035 * noise(rng, image.shape, 5))[..., None]
+    return shaded
 
 
-def _watercolor(image: np.ndarray, lines: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Thin colour on paper: light, in blotches, darker where a wash ended."""
-    wash = cv2.GaussianBlur(image, (0, 0), 0.9)
+def _watercolor(image: Floats, lines: Floats, rng: np.random.Generator) -> Floats:
+    """Paint thin, blotchy colour on paper, darker at the edge of each wash."""
+    blurred = cv2.GaussianBlur(image, (0, 0), 0.9)
     rim = np.clip(1.5 * cv2.GaussianBlur(lines, (0, 0), 0.8), 0, 1)[..., None]
-    wash = wash * (1 - 0.55 * rim) + 9 * noise(rng, image.shape, 14)[..., None]
-    return 0.72 * wash + 0.28 * np.array([252, 248, 238], np.float32)
+    wash = blurred * (1 - 0.55 * rim) + 9 * noise(rng, image.shape, 14)[..., None]
+    return np.asarray(0.72 * wash + 0.28 * np.array([252, 248, 238], np.float32), np.float32)
 
 
-def _oil(image: np.ndarray, lines: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Strong colours in long strokes."""
+def _oil(image: Floats, lines: Floats, rng: np.random.Generator) -> Floats:
+    """Paint strong colours in long strokes."""
     thick = cv2.medianBlur(np.clip(image, 0, 255).astype(np.uint8), 5).astype(np.float32)
     thick = thick + 0.35 * (thick - _grey(thick)[..., None])
-    return thick * (0.97 + 0.055 * noise(rng, image.shape, 4, along=rng.uniform(0.4, 1.0)))[..., None]
+    painted: Floats = thick * (0.97 + 0.055 * noise(rng, image.shape, 4, along=rng.uniform(0.4, 1.0)))[..., None]
+    return painted
 
 
-def _ink(image: np.ndarray, lines: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Dark lines and hatching in the shadows over a pale wash."""
+def _ink(image: Floats, lines: Floats, rng: np.random.Generator) -> Floats:
+    """Draw dark lines, and hatching in the shadows, over a pale wash."""
     light = _grey(image)[..., None] / 255
     wash = 0.45 * image + 0.55 * np.array([244, 240, 230], np.float32) * (0.45 + 0.55 * light)
     y, x = np.mgrid[: image.shape[0], : image.shape[1]].astype(np.float32)
     hatch = (np.sin((x + y) * 2 * np.pi / 6) > 0.1)[..., None] * np.clip(0.62 - light, 0, 1)
     ink = np.clip(1.15 * lines[..., None] + 0.75 * hatch, 0, 0.95)
-    return wash * (1 - ink) + np.array([24, 22, 28], np.float32) * ink
+    drawn: Floats = wash * (1 - ink) + np.array([24, 22, 28], np.float32) * ink
+    return drawn
 
 
-def _cartoon(image: np.ndarray, lines: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A few flat colours within bold outlines."""
+def _cartoon(image: Floats, lines: Floats, rng: np.random.Generator) -> Floats:
+    """Paint a few flat colours within bold outlines."""
     flat = cv2.medianBlur(np.clip(image, 0, 255).astype(np.uint8), 3).astype(np.float32)
     flat = flat + 0.25 * (flat - _grey(flat)[..., None])
-    flat = np.round(flat / 36) * 36
+    flat = (np.round(flat / 36) * 36).astype(np.float32)
     bold = np.clip(1.6 * cv2.GaussianBlur(lines, (0, 0), 0.6), 0, 1)[..., None]
-    return flat * (1 - bold) + np.array([18, 16, 24], np.float32) * bold
+    drawn: Floats = flat * (1 - bold) + np.array([18, 16, 24], np.float32) * bold
+    return drawn
 
 
-def _pastel(image: np.ndarray, lines: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Chalk: soft, milky, with the paper's grain showing."""
+def _pastel(image: Floats, lines: Floats, rng: np.random.Generator) -> Floats:
+    """Paint soft, milky chalk on grainy paper."""
     soft = cv2.GaussianBlur(image, (0, 0), 0.5) * (1 - 0.3 * lines[..., None])
     milky = 0.72 * soft + 0.28 * np.array([236, 226, 232], np.float32) * (0.55 + 0.45 * _grey(soft)[..., None] / 255)
-    return milky + 6 * noise(rng, image.shape, 3)[..., None]
+    return np.asarray(milky + 6 * noise(rng, image.shape, 3)[..., None], np.float32)
 
 
-MEDIUM = dict(zip(MEDIA, (_photo, _watercolor, _oil, _ink, _cartoon, _pastel)))
+PAINTERS = dict(zip(MEDIA, (_photo, _watercolor, _oil, _ink, _cartoon, _pastel)))
 
 
-# -- words -------------------------------------------------------------------------------------------------------------
+# -- captions ----------------------------------------------------------------------------------------------------------
 
 SYNONYMS = {
     "winter": ("winter", "winter, snow", "snow", "snowy winter"),
@@ -329,13 +341,13 @@ THINGS = (
 
 
 def caption(scene: Scene, look: Look, rng: np.random.Generator, drop: float = 0.12) -> str:
-    """A prompt for the scene in this look: its words in any order, some left out, some that say nothing."""
-    said = [str(rng.choice(SYNONYMS[word])) for word in (look.season, look.time, look.medium) if rng.random() > drop]
-    said += [look.colour] if look.colour and rng.random() > drop else []
+    """Return a caption of the scene in this look: its words in random order, some left out, some filler added."""
+    words = [str(rng.choice(SYNONYMS[word])) for word in (look.season, look.time, look.medium) if rng.random() > drop]
+    words += [look.colour] if look.colour and rng.random() > drop else []
     things = sorted(set(scene.words))
-    said += [str(word) for word in rng.permutation(things)[: rng.integers(0, 3)]] if things else []
-    said += [str(word) for word in rng.choice(FILLERS, rng.integers(0, 3))]
-    said += [
+    words += [str(word) for word in rng.permutation(things)[: rng.integers(0, 3)]] if things else []
+    words += [str(word) for word in rng.choice(FILLERS, rng.integers(0, 3))]
+    words += [
         "".join(rng.choice(list("abcdefghijklmnopqrstuvwxyz"), rng.integers(3, 9))) for _ in range(rng.integers(0, 2))
     ]
-    return str(rng.choice([", ", ", ", " "])).join(str(word) for word in rng.permutation(said)) if said else ""
+    return str(rng.choice([", ", ", ", " "])).join(str(word) for word in rng.permutation(words)) if words else ""

@@ -16,12 +16,12 @@ from tests.conftest import CONTROLNET, MODEL, scene, write_images
 
 # What is wrong with the job, the exit code, and what the message must say.
 DOOMED = [
-    ({"model_id": "owner/model"}, 1, "model_id: owner/model is no local folder"),
+    ({"model_id": "owner/model"}, 1, "model_id: owner/model is not a local folder"),
     ({"model_id": "no hub id"}, 2, "model_id: no hub id is neither a folder nor a hub id"),
-    ({"controlnet_model_id": ["owner/net"]}, 1, "controlnet_model_id[0]: owner/net is no local folder"),
-    ({"vae": "owner/vae"}, 1, "vae: owner/vae is no local folder"),
-    ({"controlnet_processor": ["hed"]}, 1, "controlnet_processor[0]: lllyasviel/Annotators is no local folder"),
-    ({"device": "mps"}, 2, "device: mps is not there"),
+    ({"controlnet_model_id": ["owner/net"]}, 1, "controlnet_model_id[0]: owner/net is not a local folder"),
+    ({"vae": "owner/vae"}, 1, "vae: owner/vae is not a local folder"),
+    ({"controlnet_processor": ["hed"]}, 1, "controlnet_processor[0]: lllyasviel/Annotators is not a local folder"),
+    ({"device": "mps"}, 2, "device: mps is not available"),
     ({"attention_backend": "xformers"}, 2, "attention_backend: xformers is not installed"),
     ({"loras": ["broken.safetensors"]}, 1, "loras[0]: "),
     ({"embeddings": ["broken.safetensors"]}, 1, "embeddings[0]: "),

@@ -7,7 +7,7 @@ import torch
 from diffusers.models.attention_processor import Attention
 
 from stages.base.errors import DiffSynthError
-from stages.diffusion.attention import CrossFrameAttention, Joint, Kept, Shared, pick_product, sdpa
+from stages.diffusion.attention import CrossFrameAttention, Joint, Kept, Shared, pick_kernel, sdpa
 
 
 def layer(**how) -> Attention:
@@ -85,4 +85,4 @@ def test_anchors_of_another_video_are_forgotten_where_there_are_none():
 
 def test_a_kernel_that_cannot_run_here_is_refused():
     with pytest.raises(DiffSynthError, match="attention_backend: xformers has kernels for CUDA only"):
-        pick_product("xformers", torch.device("cpu"))
+        pick_kernel("xformers", torch.device("cpu"))

@@ -130,16 +130,16 @@ def broken(path):
 @pytest.mark.parametrize(
     ("file", "token", "said"),
     [
-        ("wide.safetensors", "fluffy", "holds vectors of 768 numbers, the model's have 32"),
+        ("wide.safetensors", "fluffy", "has vectors of 768 values, but the model needs 32"),
         ("xl.safetensors", "fluffy", "is made for Stable Diffusion XL"),
-        ("two.safetensors", "fluffy", "holds 2 lists of vectors, not one"),
-        ("lora.safetensors", "fluffy", "holds 0 lists of vectors, not one"),
-        ("empty.safetensors", "fluffy", "holds 0 lists of vectors, not one"),
+        ("two.safetensors", "fluffy", "has 2 lists of vectors instead of one"),
+        ("lora.safetensors", "fluffy", "has 0 lists of vectors instead of one"),
+        ("empty.safetensors", "fluffy", "has 0 lists of vectors instead of one"),
         ("cut.safetensors", "fluffy", "cannot be read"),
-        ("odd.pt", "fluffy", "holds 0 lists of vectors, not one"),
-        ("list.pt", "fluffy", "holds no tensors by name, but a list"),
-        ("right.safetensors", "a", "the word 'a' is in the vocabulary already"),
-        ("right.safetensors", "A", "the word 'A' is in the vocabulary already"),
+        ("odd.pt", "fluffy", "has 0 lists of vectors instead of one"),
+        ("list.pt", "fluffy", "does not hold named tensors"),
+        ("right.safetensors", "a", "the word 'a' is already in the vocabulary"),
+        ("right.safetensors", "A", "the word 'A' is already in the vocabulary"),
     ],
 )
 def test_what_does_not_fit_is_named(file, token, said, tmp_path):
@@ -151,7 +151,7 @@ def test_what_does_not_fit_is_named(file, token, said, tmp_path):
 
 def test_two_files_of_one_word_are_refused(tmp_path):
     save_file({"emb_params": vectors()}, tmp_path / "a.safetensors")
-    with pytest.raises(DiffSynthError, match="the word 'Fluffy' is in the vocabulary already"):
+    with pytest.raises(DiffSynthError, match="the word 'Fluffy' is already in the vocabulary"):
         load((tmp_path / "a.safetensors", "fluffy"), (tmp_path / "a.safetensors", "Fluffy"))
 
 

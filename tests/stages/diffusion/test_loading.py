@@ -57,7 +57,7 @@ def test_hub_id_is_found_in_the_hub_cache_offline(tmp_path, monkeypatch):
 
 def test_hub_id_that_is_not_there_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(DiffSynthError, match=r"model_id: owner/absent is no local folder, and scheduler/"):
+    with pytest.raises(DiffSynthError, match=r"model_id: owner/absent is not a local folder, and scheduler/"):
         load_networks(names("owner/absent"))
 
 
@@ -71,7 +71,7 @@ def test_missing_parts_are_named_and_pickles_explained(copy):
     weights.rename(weights.with_suffix(".bin"))
     with pytest.raises(DiffSynthError, match=r"lacks unet/diffusion_pytorch_model\.safetensors") as error:
         load_networks(names(copy))
-    assert "which are not read unasked" in error.value.hint
+    assert "which are refused by default" in error.value.hint
 
 
 def test_cut_weights_are_named(copy):
@@ -96,7 +96,7 @@ def test_missing_tensors_are_not_made_up(copy):
     ("file", "changes", "expected"),
     [
         ("scheduler/scheduler_config.json", {"prediction_type": "sample"}, "predicts 'sample'"),
-        ("scheduler/scheduler_config.json", {"rescale_betas_zero_snr": True}, "begins with pure noise"),
+        ("scheduler/scheduler_config.json", {"rescale_betas_zero_snr": True}, "starts from pure noise"),
     ],
 )
 def test_models_that_the_loop_does_not_hold_for_are_refused(copy, file, changes, expected):

@@ -122,13 +122,13 @@ def broken(tmp_path, layers):
 @pytest.mark.parametrize(
     ("file", "said"),
     [
-        ("wide.safetensors", "the model's 32×32"),
+        ("wide.safetensors", "but 32×32 in the model"),
         ("elsewhere.safetensors", "1 of its 1 layers are not in the model"),
-        ("xl.safetensors", "is no layer of Stable Diffusion 1.x"),
-        ("loha.safetensors", "is of the kind LoHa"),
-        ("half.safetensors", "half of the layer unet.x is missing"),
+        ("xl.safetensors", "is not a layer of Stable Diffusion 1.x"),
+        ("loha.safetensors", "is a LoHa"),
+        ("half.safetensors", "a tensor of layer unet.x is missing"),
         ("cut.safetensors", "cannot be read"),
-        ("pickled.pt", "is a pickle, which is not read unasked"),
+        ("pickled.pt", "is a pickle, which is refused by default"),
     ],
 )
 def test_what_does_not_fit_is_named_and_changes_nothing(file, said, layers, tmp_path):

@@ -194,7 +194,7 @@ def test_the_tokenizer_is_clips():
 
 def test_a_tokenizer_that_does_not_fit_the_text_encoder_is_refused(folder, tmp_path):
     shutil.copy(folder / "model.safetensors", tmp_path / "alone.safetensors")  # without the small tokenizer beside it
-    with pytest.raises(DiffSynthError, match=r"a tokenizer of 49408 words, but its text encoder knows 514"):
+    with pytest.raises(DiffSynthError, match=r"a tokenizer of 49408 words, but its text encoder has 514"):
         load_networks(names(tmp_path, "alone.safetensors"))
 
 
@@ -253,9 +253,9 @@ def without(*wanted):
     ("lost", "said"),
     [
         (INPUT, "the tensor conv_in.weight is missing"),
-        ("input_blocks.3.0.op.bias", "the U-Net lacks 1 tensors, down_blocks.0.downsamplers.0.conv.bias"),
-        ("decoder.conv_out.bias", "the VAE lacks 1 tensors, decoder.conv_out.bias"),
-        ("layers.1.self_attn.k_proj.weight", "the text encoder lacks 1 tensors, encoder.layers.1.self_attn.k_proj"),
+        ("input_blocks.3.0.op.bias", "the U-Net lacks 1 tensors, for example down_blocks.0.downsamplers.0.conv.bias"),
+        ("decoder.conv_out.bias", "the VAE lacks 1 tensors, for example decoder.conv_out.bias"),
+        ("layers.1.self_attn.k_proj.weight", "the text encoder lacks 1 tensors, for example encoder.layers.1.self_attn.k_proj"),
     ],
 )
 def test_missing_tensors_are_named(lost, said, folder, tmp_path):

@@ -10,7 +10,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 
 from stages.base.errors import DiffSynthError
 from stages.models import weights
-from stages.models.weights import check_files, explained, find_files, first_there, pick_device, pick_gpu
+from stages.models.weights import check_files, explained, find_files, first_existing, pick_device, pick_gpu
 
 
 def test_files_of_a_folder_are_found_or_named(tmp_path):
@@ -23,9 +23,9 @@ def test_files_of_a_folder_are_found_or_named(tmp_path):
 def test_of_several_names_the_first_that_is_there_counts(tmp_path):
     (tmp_path / "b.pth").touch()
     assert find_files("key", str(tmp_path), [("a.pth", "b.pth")]) == tmp_path
-    assert first_there(tmp_path, ("a.pth", "b.pth")) == "b.pth"
+    assert first_existing(tmp_path, ("a.pth", "b.pth")) == "b.pth"
     (tmp_path / "a.pth").touch()
-    assert first_there(tmp_path, ("a.pth", "b.pth")) == "a.pth"
+    assert first_existing(tmp_path, ("a.pth", "b.pth")) == "a.pth"
     with pytest.raises(DiffSynthError, match=f"key: {tmp_path} lacks c.pth$"):
         find_files("key", str(tmp_path), [("c.pth", "d.pth")])
 
@@ -66,9 +66,9 @@ def test_without_a_network_the_message_says_what_is_missing(tmp_path, monkeypatc
 def test_devices():
     assert pick_device("cpu").type == "cpu"
     if not torch.cuda.is_available():
-        with pytest.raises(DiffSynthError, match="device: cuda:1 is not there"):
+        with pytest.raises(DiffSynthError, match="device: cuda:1 is not available"):
             pick_device("cuda:1")
-    with pytest.raises(DiffSynthError, match="device: there is none of the name toaster"):
+    with pytest.raises(DiffSynthError, match="device: unknown device 'toaster'"):
         pick_device("toaster")
 
 
@@ -86,5 +86,5 @@ def test_only_nvidias_gpus_smooth(monkeypatch):
 def test_what_a_loader_raises_becomes_one_message():
     with pytest.raises(DiffSynthError, match=r"key: model cannot be loaded: first line$"), explained("key", "model"):
         raise RuntimeError("first line\nsecond line")
-    with pytest.raises(DiffSynthError, match="no memory left for model"), explained("key", "model"):
+    with pytest.raises(DiffSynthError, match="out of memory while loading model"), explained("key", "model"):
         raise torch.OutOfMemoryError("CUDA out of memory")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tools.fuzz.outcome import BAD, run
-from tools.fuzz.tally import try_all
+from tools.fuzz.tally import run_all
 
 COUNTS = {"jobs": 90, "videos": 70, "caches": 30, "names": 10}
 
@@ -14,7 +14,7 @@ COUNTS = {"jobs": 90, "videos": 70, "caches": 30, "names": 10}
 @pytest.mark.slow
 @pytest.mark.parametrize("cases", COUNTS)
 def test_every_case_ends_in_success_or_an_explained_refusal(cases, tmp_path):
-    tally = try_all(tmp_path, {cases: COUNTS[cases]})
+    tally = run_all(tmp_path, {cases: COUNTS[cases]})
     assert tally.count("success") > 0
     assert not tally.bad(), tally.report()
     assert tally.count("success") + tally.count("refusal") == COUNTS[cases]
@@ -31,7 +31,7 @@ def test_what_must_not_happen_is_noticed(tmp_path, monkeypatch):
     assert fail(ZeroDivisionError) == "traceback"
     monkeypatch.setattr("tools.fuzz.outcome.main", lambda arguments: 1)
     assert run(["status"], tmp_path).kind == "unexplained"
-    monkeypatch.setattr("tools.fuzz.outcome.LONGEST", 0.1)
+    monkeypatch.setattr("tools.fuzz.outcome.TIMEOUT", 0.1)
     monkeypatch.setattr("tools.fuzz.outcome.main", lambda arguments: [None for _ in iter(int, 1)])
     assert run(["status"], tmp_path).kind == "hang"
     assert set(BAD) == {"unexplained", "traceback", "hang"}

@@ -1,14 +1,13 @@
-"""The good files that cases are made from: clips, a job, the caches of a finished and of an interrupted run."""
+"""Valid files that cases are made from: clips, a job, and the caches of a finished and an interrupted run."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -17,14 +16,16 @@ from safetensors.numpy import save_file
 from diffsynth_cli.console import QuietReporter
 from stages.all_stages import all_stages, arrays
 from stages.annotators import ANNOTATORS, Weighted
+from stages.base.arrays import Image as RGBImage
 from stages.base.cache import FrameCache
 from stages.base.engine import LocalEngine, Run, Task, run_stage
+from stages.base.json_types import JsonObject
 from stages.jobs.job_file import read_job
 from stages.video import Encoding, encode
 
 SIZE = 64  # px
 FRAMES = 2
-JOB: dict[str, Any] = {
+JOB: JsonObject = {
     "model_id": "mini", "controlnet_model_id": ["mini/canny"], "controlnet_processor": ["canny"],
     "input_video": "images", "output_path": "out", "prompt": "winter", "num_inference_steps": 1, "device": "cpu",
     "combine_pattern": [-1, 0],
@@ -33,16 +34,16 @@ CLIPS = {"a.mp4": "h264", "b.webm": "vp9", "c.mkv": "ffv1", "d.mov": "prores", "
 
 
 class _Stopped(Exception):
-    """A run ends here, as if it had been killed."""
+    """Interrupts a run, as if it had been killed."""
 
 
 class _StoppingEngine(LocalEngine):
-    """Runs some chunks."""
+    """Runs a number of chunks, then stops."""
 
     def __init__(self, chunks: int):
         self.left = chunks
 
-    def map(self, task: Task, cache: FrameCache, chunks: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    def map(self, task: Task, cache: FrameCache, chunks: Iterable[tuple[int, int]]) -> Generator[tuple[int, int]]:
         for done in super().map(task, cache, chunks):
             if not self.left:
                 raise _Stopped
@@ -51,13 +52,13 @@ class _StoppingEngine(LocalEngine):
 
 
 @dataclass(frozen=True)
-class Workshop:
-    """A folder with `images`, the CLIPS, `job.json`, and job and cache of two runs in `finished` and `begun`."""
+class Samples:
+    """A folder with `images`, the CLIPS and `job.json`, and with two runs of it in `finished` and `interrupted`."""
 
     folder: Path
 
     @classmethod
-    def build(cls, folder: Path) -> Workshop:
+    def build(cls, folder: Path) -> Samples:
         for index in range(FRAMES):
             path = folder / "images" / f"{index}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -68,19 +69,20 @@ class Workshop:
         for path in (folder / "file.safetensors", *(folder / "weights" / name for name in files)):
             path.parent.mkdir(parents=True, exist_ok=True)
             save_file({}, path)
-        shop = cls(folder)
-        shop.write_job(JOB, folder / "job.json")
-        shop.run(folder / "finished")
-        shop.run(folder / "begun", chunks=3)
-        return shop
+        samples = cls(folder)
+        samples.write_job(JOB, folder / "job.json")
+        samples.run(folder / "finished")
+        samples.run(folder / "interrupted", chunks=3)
+        return samples
 
-    def write_job(self, job: dict[str, Any], path: Path) -> Path:
+    def write_job(self, job: JsonObject, path: Path) -> Path:
+        """Write a job file and return its path."""
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(job))
         return path
 
     def run(self, folder: Path, chunks: int = 1000) -> None:
-        """All stages of a job in `folder`, stopped after some chunks."""
+        """Run all stages of a job in `folder`, stopped after a number of chunks."""
         shutil.copytree(self.folder / "images", folder / "images")
         job, _ = read_job(self.write_job(JOB, folder / "job.json"), (), [*all_stages().values()])
         cache = FrameCache(folder / "out" / "cache.zarr", arrays=arrays())
@@ -93,9 +95,9 @@ class Workshop:
             pass
 
 
-def _picture(index: int) -> np.ndarray:
-    """A frame of a small scene: a bright square crosses a gradient."""
+def _picture(index: int) -> RGBImage:
+    """Draw a frame of a small scene: a bright square crosses a gradient."""
     y, x = np.mgrid[:SIZE, :SIZE]
-    image = np.stack([x * 255 // SIZE, y * 255 // SIZE, np.full_like(x, 128)], axis=2).astype(np.uint8)
+    image: RGBImage = np.stack([x * 255 // SIZE, y * 255 // SIZE, np.full_like(x, 128)], axis=2).astype(np.uint8)
     image[24:40, 4 * index : 4 * index + 16] = (250, 220, 40)
     return image
