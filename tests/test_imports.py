@@ -34,7 +34,9 @@ DOORS = {  # only these modules may import these libraries
 }
 HEAVY = {"torch", "diffusers", "transformers", "controlnet_aux", "onnxruntime"}
 KNOWN = (
+    "stages.base.arrays",
     "stages.base.errors",
+    "stages.base.json_types",
     "stages.base.mistakes",
     "stages.base.numbers",
     "stages.base.paths",
@@ -95,7 +97,7 @@ def test_import_rules(name):
         if inside(name, helper):
             base = {other for other in ours if inside(other, "stages.base") and other != "stages.base"}
             assert all(any(inside(other, part) for part in KNOWN) for other in base), (
-                "of the floor, helpers know only errors, and what options are declared with"
+                "of base, helpers know only errors, named types and what options are declared with"
             )
             assert not ours & set(STAGES)
     for library, doors in DOORS.items():

@@ -1,0 +1,11 @@
+"""Types of JSON values."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+Json: TypeAlias = "None | bool | int | float | str | list[Json] | dict[str, Json]"
+"""Any JSON value."""
+
+JsonObject: TypeAlias = dict[str, Json]
+"""A JSON object."""
