@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TypeAlias
+from collections.abc import Iterator
+from typing import Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,9 +13,6 @@ Image: TypeAlias = NDArray[np.uint8]
 
 Images: TypeAlias = NDArray[np.uint8]
 """RGB [N, H, W, 3]."""
-
-Frames: TypeAlias = Sequence[Image]
-"""The frames of a video by index. Reading one may mean decoding it."""
 
 Flow: TypeAlias = NDArray[np.float32]
 """Displacement of each pixel [H, W, 2] in pixels, horizontal then vertical."""
@@ -31,3 +28,13 @@ Times: TypeAlias = NDArray[np.float64]
 
 Mask: TypeAlias = NDArray[np.bool_]
 """Marked pixels [H, W]."""
+
+
+class Frames(Protocol):
+    """The frames of a video by index, such as a list of images. Reading one may mean decoding it."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Image]: ...
+
+    def __getitem__(self, index: int, /) -> Image: ...
