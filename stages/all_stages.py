@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # showing the command line's help imports neither this nor any stage
     from stages.base.engine import Stage
+    from stages.jobs.job import Job
 
 NAMES = ("extract", "control", "render", "deflicker")
 """Modules of this package, in the order in which they run."""
 
 
 @cache
-def all_stages() -> dict[str, Stage]:
+def all_stages() -> dict[str, Stage[Job]]:
     """All stages by name, in the order in which they run."""
     return {name: import_module(f"stages.{name}").STAGE for name in NAMES}
 

@@ -28,6 +28,7 @@ import psutil
 import zarr
 from filelock import FileLock, Timeout
 from zarr.codecs import Crc32cCodec, ZstdCodec
+from zarr.types import AnyArray
 
 from stages.base.errors import DiffSynthError
 from stages.base.fingerprint import Inputs
@@ -43,9 +44,14 @@ DAMAGED_METADATA = (ValueError, KeyError, TypeError, AttributeError)
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """An array to be made: `shape` [N, ...] with one chunk per frame.
+    """An array to be created, with one chunk per frame.
 
-    `compressed`: what it needs on the disk, as a share of its bytes in memory, at least and as a rule, if known.
+    Args:
+        name: Its name in the cache, `group/name` if it is part of a group.
+        shape: [N, ...], with N the number of frames.
+        dtype: NumPy's name of the element type.
+        attributes: Attributes it is created with.
+        compressed: Its size on the disk as a share of its size in memory, at least and usually, if that is known.
     """
 
     name: str
@@ -63,7 +69,6 @@ class FrameArray:
         folder: The cache's folder.
         name: Name of the array.
         mend: How to repair the array, as a hint in messages.
-        prefix: Indexes of axes before the frames'.
     """
 
     def __init__(self, array: AnyArray, folder: Path, name: str, mend: str):
@@ -152,7 +157,7 @@ class FrameCache:
         return self._open(self.path)
 
     def _open(self, folder: Path) -> zarr.Group:
-        """Open a group of the cache, rewriting its metadata if damaged, since that holds nothing but the group's type."""
+        """Open a group of the cache. Damaged metadata is rewritten, since it says only that this is a group."""
         try:
             return zarr.open_group(str(folder), mode="a", zarr_format=3)
         except DAMAGED_METADATA as error:
@@ -230,7 +235,8 @@ class FrameCache:
         if record.inputs is None:
             return
         made = self.arrays(*self.made_by.get(stage, ()))
-        for name in sorted({*made, *(record.receipt or {}).get("arrays", ())}):
+        noted = record.receipt.get("arrays", []) if record.receipt else []
+        for name in sorted({*made, *noted}):
             try:
                 array = self[name]
             except DiffSynthError as error:

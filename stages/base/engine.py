@@ -366,9 +366,7 @@ class Progress:
     receipt: Receipt | None = None
 
 
-def progress(
-    stage: Stage[JobType], stages: Mapping[str, Stage[JobType]], job: JobType, cache: FrameCache
-) -> Progress:
+def progress(stage: Stage[JobType], stages: Mapping[str, Stage[JobType]], job: JobType, cache: FrameCache) -> Progress:
     """Return how far `stage`, one of `stages`, is."""
     record = cache.record(stage.name)
     if record.inputs is None:

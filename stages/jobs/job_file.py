@@ -23,7 +23,9 @@ from stages.smoothers import SMOOTHERS, drop_obsolete
 LONGEST_INT = 400  # digits; no key takes so many, and Python stops at 4300
 
 
-def read_job(path: str | Path, overrides: Iterable[str] = (), stages: Sequence[Stage] = ()) -> tuple[Job, list[str]]:
+def read_job(
+    path: str | Path, overrides: Iterable[str] = (), stages: Sequence[Stage[Job]] = ()
+) -> tuple[Job, list[str]]:
     """Read a job file.
 
     Args:
@@ -43,7 +45,7 @@ def read_job(path: str | Path, overrides: Iterable[str] = (), stages: Sequence[S
 
 
 def make_job(
-    keys: dict[str, Any], folder: Path, name: str, overrides: Iterable[str] = (), stages: Sequence[Stage] = ()
+    keys: dict[str, Any], folder: Path, name: str, overrides: Iterable[str] = (), stages: Sequence[Stage[Job]] = ()
 ) -> tuple[Job, list[str]]:
     """Return the job with these keys, and warnings about it, as `read_job` does.
 
@@ -298,7 +300,7 @@ _RULES: tuple[tuple[tuple[str, ...], Callable[[Job], list[str]]], ...] = (
 )
 
 
-def _unfinished(job: Job, stages: Sequence[Stage]) -> list[Stage]:
+def _unfinished(job: Job, stages: Sequence[Stage[Job]]) -> list[Stage[Job]]:
     """Those of `stages` that have work left. A finished stage reads nothing."""
     output = job.__dict__.get("output_path")  # missing in a job with mistakes
     return [

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from stages.base.cache import FrameCache
-from stages.base.engine import Run, told
+from stages.base.engine import Run, with_progress
 from stages.base.errors import UsageError
 from stages.base.outputs import SIGNATURE, check_inputs_kept, check_output
 from stages.base.words import counted
@@ -82,9 +82,9 @@ def deliver(run: Run[Smoothing], made_from: str, changes: Changes | None = None)
     results = frames if changes is None else changes.watch(run.cache["styles"], frames, len(frames))
     comment = _comment(made_from, len(frames))
     if smoothing.makes_video:
-        encode(smoothing.output, told(results, reporter), _encoding(smoothing, frames.attrs.asdict(), comment))
+        encode(smoothing.output, with_progress(results, reporter), _encoding(smoothing, frames.attrs.asdict(), comment))
     else:
-        _write_images(smoothing.output, told(results, reporter), comment)
+        _write_images(smoothing.output, with_progress(results, reporter), comment)
     reporter.end("written", f"{smoothing.output}: {counted(len(frames), 'frame')}")
 
 
