@@ -253,7 +253,7 @@ def deliver(run: Run[Job], fingerprint: str) -> None:
         return
     from stages.smoothers.images.keyframes import guessed
 
-    if worst := guessed(run.cache["unseen"][:]):
+    if worst := guessed(run.cache["unseen"][:].tolist()):
         run.reporter.warn(f'{worst}; "keyframes": "auto", or a list with these, renders them')
 
 

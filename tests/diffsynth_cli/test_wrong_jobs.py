@@ -82,7 +82,7 @@ PYTHON = r"Traceback|instance of|dictionary|match pattern|String|literal|constra
 WRONG_TEXTS = [
     ("", "not JSON"),
     ('{"prompt": "x",}', "line 1, column"),
-    ("[1, 2]", "one JSON object"),
+    ("[1, 2]", "must be a JSON object"),
     ('{"prompt": "x", "prompt": "y"}', "the key 'prompt' appears twice"),
     (f'{{"fps": {"1" * 5000}}}', "the number 11111111111111111111... has 5000 digits"),
     ("[" * 100_000, "nested too deeply"),
