@@ -169,7 +169,7 @@ def test_controlnet_of_another_size_is_refused(tmp_path, make_job, cli):
 def test_images_of_two_sizes_are_refused(tmp_path, make_job, cli):
     write_images(tmp_path / "mixed", [scene(0), scene(1, 72, 64)])
     code, said = cli("extract", make_job(input_video="mixed"))
-    assert code == 2 and "must have one size" in said
+    assert code == 2 and "must have the same size" in said
 
 
 def huge_image(path):
