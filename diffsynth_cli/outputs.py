@@ -26,7 +26,9 @@ from stages.video import (
 PREVIEW, CONFIG = "preview.png", "config.json"
 
 
-def check_job_outputs(job: Job, job_file: Path | None, stages: Sequence[Stage[Job]], preview: bool, force: bool) -> None:
+def check_job_outputs(
+    job: Job, job_file: Path | None, stages: Sequence[Stage[Job]], preview: bool, force: bool
+) -> None:
     """Refuse a job that would overwrite one of its inputs, or files in its output folder that are not its own.
 
     Args:
