@@ -159,7 +159,7 @@ def export(
 # --- what these share -----------------------------------------------------------------------------------
 
 
-def _stages(names: Sequence[str] | None) -> list[Stage]:
+def _stages(names: Sequence[str] | None) -> list[Stage[Job]]:
     """Return the stages with these names, or all."""
     from stages.all_stages import all_stages
     from stages.base.mistakes import unknown
@@ -171,7 +171,7 @@ def _stages(names: Sequence[str] | None) -> list[Stage]:
     return list(known.values()) if names is None else [known[name] for name in names]
 
 
-def _open(job: JobSource, overrides: Overrides, reporter: Reporter, stages: Sequence[Stage] = ()) -> Opened:
+def _open(job: JobSource, overrides: Overrides, reporter: Reporter, stages: Sequence[Stage[Job]] = ()) -> Opened:
     """Read a job. The files that `stages` read must exist, unless the stage is done."""
     from diffsynth_cli.outputs import CONFIG
     from stages.all_stages import arrays
@@ -211,7 +211,7 @@ def as_override(key: str, value: object) -> str:
     return f"{key}={json.dumps(value, ensure_ascii=False, default=str)}"
 
 
-def _status(opened: Opened, stages: Sequence[Stage] | None = None) -> JobStatus:
+def _status(opened: Opened, stages: Sequence[Stage[Job]] | None = None) -> JobStatus:
     """Return how far `stages` are, by default all of them. Files that other stages read may be missing."""
     from stages.all_stages import all_stages
     from stages.base.engine import progress
@@ -226,7 +226,9 @@ def _status(opened: Opened, stages: Sequence[Stage] | None = None) -> JobStatus:
     return JobStatus(states, video if video.exists() else None, command, cache.holder())
 
 
-def _run_stages(stages: Sequence[Stage], opened: Opened, reporter: Reporter, restart: bool, stale_only: bool) -> None:
+def _run_stages(
+    stages: Sequence[Stage[Job]], opened: Opened, reporter: Reporter, restart: bool, stale_only: bool
+) -> None:
     """Run stages one after the other. `restart` redoes them; with `stale_only`, only stale and damaged ones."""
     from diffsynth_cli.outputs import CONFIG, is_same_file
     from stages.all_stages import all_stages

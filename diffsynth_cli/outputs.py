@@ -26,7 +26,9 @@ from stages.video import (
 PREVIEW, CONFIG = "preview.png", "config.json"
 
 
-def check_job_outputs(job: Job, job_file: Path | None, stages: Sequence[Stage], preview: bool, force: bool) -> None:
+def check_job_outputs(
+    job: Job, job_file: Path | None, stages: Sequence[Stage[Job]], preview: bool, force: bool
+) -> None:
     """Refuse a job that would overwrite one of its inputs, or files in its output folder that are not its own.
 
     Args:
@@ -87,7 +89,7 @@ def _check_frames(folder: Path, inputs: Sequence[Path], force: bool) -> None:
         check_output(file, inputs, force=force, own=read_comment(file).startswith(SIGNATURE))
 
 
-def _written(folder: Path, stages: Sequence[Stage], preview: bool) -> Iterator[Path]:
+def _written(folder: Path, stages: Sequence[Stage[Job]], preview: bool) -> Iterator[Path]:
     yield from (folder / name for stage in stages for name in stage.outputs)
     if preview:
         yield folder / PREVIEW

@@ -177,7 +177,7 @@ def plan(run: Run[Job], resume: bool) -> Plan:
     if job.style_image:
         read_image(job.style_image)
     of_frames = {"frames": fingerprint(run.inputs["after"]["extract"])}
-    kept = [] if run.anew else _whole_maps(cache, of_frames)
+    kept = [] if run.rebuild else _whole_maps(cache, of_frames)
     names = map_names(run.inputs)
     arrays: list[ArraySpec] = []
     phases: list[Phase] = []

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from stages.base.cache import ArraySpec, FrameCache
-from stages.base.engine import Footage, Phase, Plan, Reporter, Run, Stage, Task, told
+from stages.base.engine import Footage, Phase, Plan, Reporter, Run, Stage, Task, with_progress
 from stages.base.outputs import FRAMES, SIGNATURE, VIDEO
 from stages.base.record import read_json, write_json
 from stages.base.words import counted, per_second
@@ -148,7 +148,7 @@ def write_images(folder: Path, cache: FrameCache, reporter: Reporter) -> None:
     frames = cache["deflickered"]
     reporter.begin(folder.name, len(frames))
     reporter.phase("write png")
-    write_frames(folder, told(frames, reporter), f"{SIGNATURE} frame")
+    write_frames(folder, with_progress(frames, reporter), f"{SIGNATURE} frame")
     reporter.end("written", f"{folder}: {counted(len(frames), 'image')}")
 
 
@@ -165,7 +165,7 @@ def write_video(
     audio = _audio(job, source, len(frames), rate, reporter)
     fps = rate if times is None else None
     comment = f"{SIGNATURE} deflicker"
-    encode(path, told(frames, reporter), Encoding(fps, np.array(times or []), codec, crf, audio, comment))
+    encode(path, with_progress(frames, reporter), Encoding(fps, np.array(times or []), codec, crf, audio, comment))
     sound = ", with sound" if audio else ""
     reporter.end("written", f"{path}: {counted(len(frames), 'frame')}, {per_second(float(rate))}{sound}")
 

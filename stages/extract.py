@@ -13,6 +13,7 @@ import numpy as np
 from stages.base.cache import ArraySpec, FrameCache
 from stages.base.engine import Footage, Phase, Plan, Reporter, Run, Stage
 from stages.base.errors import UsageError
+from stages.base.json_types import JsonObject
 from stages.base.words import counted
 from stages.jobs.job import Job
 from stages.tasks import DecodeTask
@@ -110,8 +111,9 @@ def plan(run: Run[Job], resume: bool) -> Plan:
     job, cache, reporter = run.job, run.cache, run.reporter
     source = open_source(job.input_video)
     height, width = frame_size(job, source)
+    attributes: JsonObject = {}
     if resume:
-        count, attributes = len(cache["frames"]), {}
+        count = len(cache["frames"])
     else:
         times = _read_times(source, job, reporter)
         count, attributes = len(times), describe(source, times, job.frame_interval)

@@ -1,4 +1,4 @@
-"""Which frame of the guide belongs to which frame of the style, and by how much one video runs ahead of the other."""
+"""Pairing of the guide's and the style's frames, and detection of the offset between the two videos."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import numpy as np
 from stages.smoothers.images.offset import Alignment, Stretch, edge_map, find_offset, map_size
 from stages.video import ImageFolder, Shot, Source, fit, open_source, stated_length
 
-SPEED_TOLERANCE = 0.005  # by which two frame rates may differ and still be one rate
+SPEED_TOLERANCE = 0.005  # relative difference up to which two frame rates count as equal
 SEARCH = 2.0  # s; offsets up to this are searched
-STRETCHES, STRETCH = 4, 40  # parts of the style that are compared with the guide, and their frames
+STRETCHES, STRETCH = 4, 40  # number of parts of the style that are compared with the guide, and their length in frames
 
 
 def are_paired_by_number(guide: Source, style: Source) -> bool:
-    """Whether frames are paired by number rather than by time: at one frame rate, and for folders of images."""
+    """Whether frames are paired by number rather than by time, as for equal frame rates and folders of images."""
     folders = isinstance(guide, ImageFolder) or isinstance(style, ImageFolder)
     return folders or abs(float(guide.fps / style.fps) - 1) < SPEED_TOLERANCE
 
 
 def pairs(guide: Source, style: Source, offset: float = 0.0) -> Iterator[tuple[Shot | None, Shot]]:
-    """Each frame of the style with the nearest one of the guide, or None before and after the guide.
+    """Yield each frame of the style with the nearest one of the guide, None before and after the guide.
 
     Frame i of the style shows what the guide shows at i + `offset`, in frames of the style.
     """
@@ -41,9 +41,9 @@ def pairs(guide: Source, style: Source, offset: float = 0.0) -> Iterator[tuple[S
 
 @dataclass(frozen=True)
 class GuideShots:
-    """A guide for each frame of the style: the style's own frame where the guide has none.
+    """The guide's frame for each frame of the style, or the style's own where the guide has none.
 
-    Repeating the guide's nearest frame instead would claim that nothing moves there.
+    Repeating the guide's nearest frame instead would mean that nothing moves there.
     """
 
     guide: Path
@@ -56,14 +56,14 @@ class GuideShots:
 
 
 def unused_frames(guide: Source, style: Source, offset: float, count: int) -> int:
-    """How many frames of the guide come after the last of `count` frames of the style, by the guide's header."""
+    """Return how many frames of the guide, by its header, follow the last of `count` frames of the style."""
     length = stated_length(guide) or 0
     speed = 1.0 if are_paired_by_number(guide, style) else float(guide.fps / style.fps)
     return max(0, length - round((count + offset) * speed))
 
 
 def _placed(source: Source, rate: float | None) -> Iterator[tuple[float, Shot]]:
-    """Frames and where they lie: by number, or by time at `rate` frames/s since the first frame."""
+    """Yield frames with their positions: numbers, or times since the first frame multiplied by `rate`."""
     start = None
     for number, shot in enumerate(source.shots()):
         start = shot.time if start is None else start
@@ -73,13 +73,13 @@ def _placed(source: Source, rate: float | None) -> Iterator[tuple[float, Shot]]:
 def align(
     guide: Source, style: Source, advance: Callable[[int], None], numbers: Sequence[int] | None = None
 ) -> Alignment:
-    """Find the offset between two videos from a few short parts of them.
+    """Find the offset between two videos from a few short parts.
 
     Args:
         guide: The original video.
         style: The stylised video.
-        advance: Called with the number of frames that were read.
-        numbers: Frame numbers of the style's images, if these are keyframes.
+        advance: Called with the number of frames read.
+        numbers: Frame numbers of the style's images if they are keyframes.
     """
     by_number, rate = are_paired_by_number(guide, style), float(style.fps)
     guide_rate = float(guide.fps) if by_number else rate
@@ -88,7 +88,7 @@ def align(
     farthest = SEARCH * (rate if numbers is None else guide_rate)
 
     def maps(source: Source, rate: float, start: float, first: float, last: float) -> tuple[np.ndarray, np.ndarray]:
-        """Edge maps of the frames from position `first` to `last`, and their positions."""
+        """Return edge maps of the frames from position `first` to `last`, and their positions."""
         found, places = [], []
         for shot in source.shots(max(0.0, start + (first - 0.5) / rate)):
             place = (shot.time - start) * rate
@@ -112,7 +112,7 @@ def align(
 
 
 def _parts(frames: int | None) -> list[tuple[int, int]]:
-    """First and last frame of the parts that are compared: all of a short video, else parts at even distances."""
+    """Return the first and last frame of each part to compare: all of a short video, else evenly spaced parts."""
     if frames is None or frames <= STRETCHES * STRETCH:
         return [(0, STRETCHES * STRETCH - 1)]
     return [(int(first), int(first) + STRETCH - 1) for first in np.linspace(0, frames - STRETCH, STRETCHES)]

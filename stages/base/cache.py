@@ -1,9 +1,9 @@
-"""The frame cache: a Zarr v3 group in which every frame of every stage is one checksummed chunk.
+"""The frame cache: a Zarr v3 group in which every frame of every stage is one chunk with a checksum.
 
-Each stage declares the arrays that it makes; docs/cache.md describes them. Beside the arrays:
+Each stage declares the arrays it makes; docs/cache.md describes them. The cache's folder also holds:
 
-    marks/, receipts/    what is done (see record.py)
-    lock, holder.json    who drives the cache now
+    marks/, receipts/    finished work (see record.py)
+    lock, holder.json    the process that is using the cache
 """
 
 from __future__ import annotations
@@ -21,43 +21,57 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import overload
 
 import numpy as np
 import psutil
 import zarr
 from filelock import FileLock, Timeout
 from zarr.codecs import Crc32cCodec, ZstdCodec
+from zarr.types import AnyArray
 
 from stages.base.errors import DiffSynthError
 from stages.base.fingerprint import Inputs
+from stages.base.json_types import Json
 from stages.base.record import StageRecord, write_json
 
 HOLDER = "holder.json"
-ZSTD_LEVEL = 1  # on real footage level 3 makes files 9 % smaller and takes twice the time, level 6 16 % and five times
+ZSTD_LEVEL = 1  # on real footage, level 3 is 9 % smaller and takes twice as long, level 6 16 % and five times as long
 
-# What Zarr raises for metadata that is no JSON, lacks a part, or is not of the kind that it expects.
+# What Zarr raises for metadata that is not JSON, is incomplete or has values of the wrong type.
 DAMAGED_METADATA = (ValueError, KeyError, TypeError, AttributeError)
 
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """An array to be made: `shape` [N, ...] with one chunk per frame.
+    """An array to be created, with one chunk per frame.
 
-    `compressed`: what it needs on the disk, as a share of its bytes in memory, at least and as a rule, if known.
+    Args:
+        name: Its name in the cache, `group/name` if it is part of a group.
+        shape: [N, ...], with N the number of frames.
+        dtype: NumPy's name of the element type.
+        attributes: Attributes it is created with.
+        compressed: Its size on the disk as a share of its size in memory, at least and usually, if that is known.
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
-    attributes: dict[str, Any] = field(default_factory=dict)
+    attributes: Mapping[str, Json] = field(default_factory=dict)
     compressed: tuple[float, float] | None = None
 
 
-class FrameArray(Sequence[np.ndarray]):
-    """Frames by index, read from the cache when asked for. Indexing gives one frame, without the N axis."""
+class FrameArray:
+    """Frames by index, read from the cache on access.
 
-    def __init__(self, array: zarr.Array, folder: Path, name: str, mend: str):
+    Args:
+        array: The array in the cache.
+        folder: The cache's folder.
+        name: Name of the array.
+        mend: How to repair the array, as a hint in messages.
+    """
+
+    def __init__(self, array: AnyArray, folder: Path, name: str, mend: str):
         self.array, self.folder, self.name, self.mend = array, folder, name, mend
         self.shape: tuple[int, ...] = array.shape
         self.attrs = array.attrs
@@ -65,7 +79,16 @@ class FrameArray(Sequence[np.ndarray]):
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, index: Any) -> Any:
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return map(self._frame, range(len(self)))
+
+    @overload
+    def __getitem__(self, index: int) -> np.ndarray: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> np.ndarray: ...
+
+    def __getitem__(self, index: int | slice) -> np.ndarray:
         if isinstance(index, slice):
             return self.read(range(*index.indices(len(self))))
         if not -len(self) <= index < len(self):
@@ -73,7 +96,7 @@ class FrameArray(Sequence[np.ndarray]):
         return self._frame(index % len(self))
 
     def read(self, indices: Iterable[int]) -> np.ndarray:
-        """Frames [len(indices), ...] in the order asked for; each is read once."""
+        """Return frames [len(indices), ...] in the given order, reading each once."""
         indices = list(indices)
         unique = {index: self._frame(index) for index in dict.fromkeys(indices)}
         if not unique:
@@ -81,7 +104,7 @@ class FrameArray(Sequence[np.ndarray]):
         return np.stack([unique[index] for index in indices])
 
     def damage(self, whole: bool) -> Iterator[str]:
-        """Read every frame, and say which are damaged and, if the array should be `whole`, which are missing."""
+        """Read all frames and report damaged ones, and missing ones if the array should be complete (`whole`)."""
         for index in range(len(self)):
             if whole or self._chunk_path(index).exists():
                 try:
@@ -90,13 +113,13 @@ class FrameArray(Sequence[np.ndarray]):
                     yield error.message
 
     def write(self, start: int, frames: np.ndarray) -> None:
-        """Writes frames [K, ...] at `start` and waits until they are on the disk."""
+        """Write frames [K, ...] from index `start` on, and wait until they are on the disk."""
         for offset, frame in enumerate(frames):
             self.array[start + offset] = frame
         _flush([self._chunk_path(start + offset) for offset in range(len(frames))])
 
     def _frame(self, index: int) -> np.ndarray:
-        # Zarr reads a chunk that is not there as zeros: a black frame that nobody made.
+        # Zarr reads a missing chunk as zeros, which would pass for a black frame.
         if not self._chunk_path(index).exists():
             raise self._damaged(index, "is missing")
         try:
@@ -117,8 +140,8 @@ class FrameCache:
 
     Args:
         path: Its folder.
-        arguments: The job file and its overrides, to name commands in messages.
-        arrays: What each stage makes, as `Stage.arrays` has it.
+        arguments: The job file and its overrides, for commands in messages.
+        arrays: The arrays that each stage makes, as in `Stage.arrays`.
     """
 
     def __init__(
@@ -130,23 +153,23 @@ class FrameCache:
 
     @cached_property
     def group(self) -> zarr.Group:
-        """The Zarr group; made if it is not there."""
+        """The Zarr group. Created if it does not exist."""
         return self._open(self.path)
 
     def _open(self, folder: Path) -> zarr.Group:
-        """A group of the cache. A damaged note that it is one is written again: it says nothing else."""
+        """Open a group of the cache. Damaged metadata is rewritten, since it says only that this is a group."""
         try:
             return zarr.open_group(str(folder), mode="a", zarr_format=3)
         except DAMAGED_METADATA as error:
             if not (self.path / "receipts").is_dir():
                 raise DiffSynthError(
-                    f"{folder} cannot be opened: {error}", "is it a frame cache? move it away"
+                    f"{folder} cannot be opened as a frame cache: {error}", "move it away, or choose another output"
                 ) from error
         (folder / "zarr.json").unlink()
         return zarr.open_group(str(folder), mode="a", zarr_format=3)
 
     def is_cache(self) -> bool:
-        """Whether a frame cache, or an empty folder, lies at `path`."""
+        """Whether `path` is a frame cache or an empty folder."""
         if not self.path.is_dir():
             return False
         files = {file.name for file in self.path.iterdir()}
@@ -157,7 +180,7 @@ class FrameCache:
 
     def __getitem__(self, name: str) -> FrameArray:
         makers = (stage for stage, patterns in self.made_by.items() if any(fnmatch(name, part) for part in patterns))
-        mend = f"{self.command(next(makers, 'run'))} --restart makes it anew"
+        mend = f"rebuild it with {self.command(next(makers, 'run'))} --restart"
         if name not in self:
             raise DiffSynthError(f"{self.path}: the array '{name}' is missing", mend)
         try:
@@ -166,11 +189,11 @@ class FrameCache:
             raise DiffSynthError(f"{self.path}: the array '{name}' has damaged metadata", mend) from error
         if not isinstance(array, zarr.Array):
             raise DiffSynthError(f"{self.path}: '{name}' is not an array", mend)
-        # A black frame is data: Zarr leaves all-zero chunks out unless told otherwise, at every opening.
+        # By default Zarr does not write chunks of zeros, so black frames would be missing.
         return FrameArray(array.with_config({"write_empty_chunks": True}), self.path, name, mend)
 
     def create(self, spec: ArraySpec) -> FrameArray:
-        """Makes an empty array, in place of one of the same name."""
+        """Create an empty array, replacing one of the same name."""
         place = self.path / spec.name
         group = self.group if place.parent == self.path else self._open(place.parent)
         group.create_array(
@@ -181,12 +204,13 @@ class FrameCache:
             compressors=[ZstdCodec(level=ZSTD_LEVEL), Crc32cCodec()],
             chunk_key_encoding={"name": "default", "separator": "."},
             dimension_names=["frame", *(None for _ in spec.shape[1:])],
-            attributes=spec.attributes,
+            attributes=dict(spec.attributes),
             overwrite=True,
         )
         return self[spec.name]
 
     def remove(self, name: str) -> None:
+        """Remove an array, if it exists."""
         """Remove an array, and the group that it leaves empty."""
         folder = self.path / name
         shutil.rmtree(folder, ignore_errors=True)
@@ -194,24 +218,25 @@ class FrameCache:
             shutil.rmtree(folder.parent, ignore_errors=True)
 
     def remove_all(self, patterns: Iterable[str], keep: Iterable[str] = ()) -> None:
-        """Removes every array of these names, but those of `keep`."""
+        """Remove the arrays that match `patterns`, except those in `keep`."""
         for folder in [folder for pattern in patterns for folder in self.path.glob(pattern)]:
             name = folder.relative_to(self.path).as_posix()
             if folder.is_dir() and name not in keep:
                 self.remove(name)
 
     def arrays(self, *patterns: str) -> list[str]:
-        """The arrays of these names; `control/*` is for all in the group `control`."""
+        """Return the names of arrays that match `patterns`; `control/*` matches all in the group `control`."""
         files = {file for pattern in patterns for file in self.path.glob(f"{pattern}/zarr.json")}
         return sorted(file.parent.relative_to(self.path).as_posix() for file in files)
 
     def damage(self, stage: str) -> Iterator[str]:
-        """Read all that `stage` has made so far, and say what is damaged or missing."""
+        """Read everything `stage` has written so far and report what is damaged or missing."""
         record = self.record(stage)
         if record.inputs is None:
             return
         made = self.arrays(*self.made_by.get(stage, ()))
-        for name in sorted({*made, *(record.receipt or {}).get("arrays", ())}):
+        noted = record.receipt.get("arrays", []) if record.receipt else []
+        for name in sorted({*made, *noted}):
             try:
                 array = self[name]
             except DiffSynthError as error:
@@ -220,23 +245,25 @@ class FrameCache:
             yield from array.damage(record.complete)
 
     def sweep(self, names: Iterable[str]) -> None:
-        """Removes the half-written files that a killed process left in these arrays."""
+        """Remove partially written files that a killed process left in these arrays."""
         for name in names:
             for leftover in (self.path / name).glob("*.partial"):
                 leftover.unlink(missing_ok=True)
 
     def record(self, stage: str) -> StageRecord:
+        """Read the marks and the receipt of a stage."""
         return StageRecord(self.path, stage)
 
     def recorded(self, stage: str) -> Inputs | None:
-        """The inputs that `stage` was begun with, None if it never was."""
+        """Return the inputs `stage` was started with. None if it was never started."""
         return self.record(stage).inputs
 
     def command(self, stage: str) -> str:
+        """Return the command line that runs `stage` on this cache, for messages."""
         return f"diffsynth {stage} {self.arguments}"
 
     def holder(self) -> str | None:
-        """Who drives the cache now, None if nobody does."""
+        """Describe the process that is using the cache. None if there is none."""
         try:
             who = json.loads((self.path / HOLDER).read_text(encoding="utf-8"))
             if who["host"] == socket.gethostname() and not psutil.pid_exists(who["pid"]):
@@ -247,7 +274,7 @@ class FrameCache:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Holds the cache for this process. The kernel lets go of it when the process ends, however it ends."""
+        """Lock the cache for this process. The kernel releases the lock when the process ends, however it ends."""
         self.path.mkdir(parents=True, exist_ok=True)
         lock, holder = FileLock(self.path / "lock"), self.path / HOLDER
         try:
@@ -267,7 +294,7 @@ class FrameCache:
 
 
 def _flush(paths: Sequence[Path]) -> None:
-    """Waits until the files and their folder entries are on the disk."""
+    """Wait until the files and their folder entries are on the disk."""
 
     def sync(path: Path) -> None:
         descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
@@ -276,7 +303,7 @@ def _flush(paths: Sequence[Path]) -> None:
         finally:
             os.close(descriptor)
 
-    with ThreadPoolExecutor(8) as pool:  # the disk gathers syncs that come together into one
+    with ThreadPoolExecutor(8) as pool:  # parallel syncs are merged into fewer disk operations
         list(pool.map(sync, paths))
         if os.name == "posix":  # elsewhere folders cannot be opened
             list(pool.map(sync, {path.parent for path in paths}))

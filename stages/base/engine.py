@@ -1,7 +1,7 @@
-"""How a stage runs: begin or resume, chunks of frames through tasks, marks, receipt.
+"""Stages and how they run: start or resume, run tasks on chunks of frames, mark chunks as done, write a receipt.
 
-A stage is a list of phases; a phase maps one task over chunks of frames. Where a chunk begins depends on the
-number of frames alone, never on where a run was interrupted.
+A stage is a list of phases. A phase maps one task over chunks of frames. Where chunks begin depends only on the
+number of frames, never on where a run was interrupted.
 """
 
 from __future__ import annotations
@@ -13,36 +13,42 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from stages.base.cache import ArraySpec, FrameCache
 from stages.base.errors import DiffSynthError
 from stages.base.fingerprint import Inputs, changes, fingerprint
+from stages.base.record import Receipt
 from stages.base.reporting import Reporter as Reporter
-from stages.base.reporting import told as told
+from stages.base.reporting import with_progress as with_progress
 from stages.base.words import counted
 
 
 class Task(Protocol):
     """Work on chunks of frames: a small picklable object that loads what it needs once per process.
 
-    Chunks may run in any order and in any process, more than once, and give the same bytes.
+    Chunks may run in any order, in any process and more than once. The results are the same bytes.
     """
 
     def run(self, cache: FrameCache, start: int, stop: int) -> None:
         """Write the results of frames start..stop-1 to the cache."""
 
     def close(self) -> None:
-        """Drop what is kept between chunks. The task may be run again afterwards."""
+        """Release what is kept between chunks. The task may run again afterwards."""
         return
 
 
 @dataclass(frozen=True)
 class Phase:
-    """One task over all frames, `chunk` at a time.
+    """One task over all frames.
 
-    `completes`: the array that is whole when it has ended, if it may outlive the run (attribute `whole`).
-    `drops`: arrays that no later phase reads, removed when it has ended.
+    Args:
+        name: What progress calls it. Unique within the stage.
+        frames: Number of frames.
+        chunk: Frames per chunk.
+        task: What is done to each chunk.
+        completes: The array that is complete when the phase ends and may outlive the run. Gets the attribute `whole`.
+        drops: Arrays that no later phase reads. They are removed when the phase ends.
     """
 
     name: str
@@ -52,7 +58,8 @@ class Phase:
     completes: str | None = None
     drops: tuple[str, ...] = ()
 
-    def chunks(self) -> list[tuple[int, int]]:
+    def chunks(self) -> list[Chunk]:
+        """All chunks, in order."""
         return [(start, min(start + self.chunk, self.frames)) for start in range(0, self.frames, self.chunk)]
 
 
@@ -60,9 +67,14 @@ class Phase:
 class Plan:
     """What a stage is going to do: the arrays it makes and the phases that fill them.
 
-    `begin` fills what is known from the start once the arrays have been made. Of an earlier run's arrays, those in
-    `kept` stay. `trial` runs before an earlier run's results are removed: it raises if the work cannot be done, where
-    only a process that loads the models can tell.
+    Args:
+        frames: Number of frames in the result.
+        arrays: The arrays to create.
+        phases: What fills them, in order.
+        begin: Called once after the arrays have been created, to write what is already known.
+        kept: Arrays of an earlier run that are used as they are.
+        trial: Runs before an earlier run's results are removed. It raises DiffSynthError for problems that only show
+            when models are loaded.
     """
 
     frames: int
@@ -74,19 +86,19 @@ class Plan:
 
     @property
     def results(self) -> list[str]:
-        """The arrays that are there when all phases have ended."""
+        """The arrays that exist when all phases have ended."""
         dropped = {name for phase in self.phases for name in phase.drops}
         return [name for name in (*(spec.name for spec in self.arrays), *self.kept) if name not in dropped]
 
 
 @dataclass(frozen=True)
 class Options:
-    """How networks run in one process. Results differ by rounding at most.
+    """How networks run in one process. Results differ at most by rounding.
 
-    Attributes:
-        batch_size: Groups of frames per pass; None for as many as fit.
+    Args:
+        batch_size: Groups of frames per pass. None for as many as fit in memory.
         low_vram: Offload idle networks to CPU memory.
-        compiled: Compile the networks first.
+        compiled: Compile the networks before the first pass.
     """
 
     batch_size: int | None = None
@@ -95,19 +107,22 @@ class Options:
 
 
 Chunk = tuple[int, int]
-"""The first frame of a chunk, and the first behind it."""
+"""The first frame of a chunk, and the first one after it."""
 
 
 class Engine(Protocol):
     """Where chunks run."""
 
     def map(self, task: Task, cache: FrameCache, chunks: Iterable[Chunk]) -> Generator[Chunk]:
-        """Run `task` on every chunk and close it, whatever happens; yield each chunk, in any order, when its data is
-        on the disk."""
+        """Run `task` on every chunk, then close it, even after an error.
+
+        Yields:
+            Each chunk once its data is on the disk, in any order.
+        """
 
 
 class LocalEngine:
-    """Chunks one after the other in this process."""
+    """Run chunks one after the other in this process."""
 
     def map(self, task: Task, cache: FrameCache, chunks: Iterable[Chunk]) -> Generator[Chunk]:
         with closing(task):
@@ -116,35 +131,59 @@ class LocalEngine:
                 yield start, stop
 
 
-class Job(Protocol):
-    """What the engine must know of a job."""
+class HasInputs(Protocol):
+    """What the engine needs to know about a job."""
 
     def inputs(self, keys: Collection[str], known: object) -> dict[str, object]:
-        """The values of `keys` as fingerprints hold them. `known` is what an earlier one holds."""
+        """Return the values of `keys` as fingerprints store them.
+
+        Args:
+            keys: Job keys.
+            known: What an earlier fingerprint stores for them. Files that look unchanged are not read again.
+        """
 
 
 Work = TypeVar("Work")
+JobType = TypeVar("JobType", bound=HasInputs)
 
 
 @dataclass(frozen=True)
 class Run(Generic[Work]):
-    """One go at a job: what to do, where results live, who is told, where chunks run. `anew`: nothing is kept.
-    `stages`: all that there are, by name. `inputs`: what the stage that runs depends on."""
+    """One attempt at a job.
+
+    Args:
+        job: What to do.
+        cache: Where results are stored.
+        reporter: Receives progress and warnings.
+        options: How networks run.
+        engine: Where chunks run.
+        rebuild: Trust no earlier result, not even one that a plan would keep.
+        stages: All stages by name.
+        inputs: What the running stage depends on.
+    """
 
     job: Work
     cache: FrameCache
     reporter: Reporter
     options: Options = Options()
     engine: Engine = field(default_factory=LocalEngine)
-    anew: bool = False
-    stages: Mapping[str, Stage] = field(default_factory=dict)
+    rebuild: bool = False
+    stages: Mapping[str, Stage[Work]] = field(default_factory=dict)
     inputs: Inputs = field(default_factory=lambda: Inputs(keys={}, after={}))
 
 
 @dataclass(frozen=True)
 class Footage:
-    """The frames that a job has or will have. `count`: by the word of the source, None if it does not say; `fps`: of
-    the frames that are used; `least` and `most`: how many there are for certain, which a header does not know."""
+    """The frames that a job uses, before or after extraction.
+
+    Args:
+        count: Number of frames according to the source's header. None if it does not say.
+        height: Height in pixels.
+        width: Width in pixels.
+        fps: Frame rate of the used frames.
+        least: Lower limit of the number of frames, since headers can be wrong.
+        most: Upper limit of the number of frames.
+    """
 
     count: int | None
     height: int
@@ -155,70 +194,83 @@ class Footage:
 
 
 @dataclass(frozen=True)
-class Stage:
-    """What a stage is called, depends on and makes. Each is declared in its own module and listed in all_stages.py.
+class Stage(Generic[Work]):
+    """The declaration of a stage: its name, what it depends on and what it makes.
 
-    Attributes:
-        name: Its command, and the name of its module.
-        plan: `plan(run, resume)` checks everything that can be checked before the first frame is touched; `resume`
-            says that it continues an earlier run.
-        reads: The job keys that it depends on. Results become stale when one of them changes.
-        after: The stages whose results it reads.
-        arrays: The arrays that it makes in the cache, by name; `control/*` stands for all arrays of a group.
-        deliver: `deliver(run, fingerprint)` makes what the stage hands out besides arrays, unless what exists was made
-            of frames with this fingerprint.
-        check: Looks for what would stop the stage, before the first of several stages runs: files, options, devices.
-            It raises DiffSynthError, reads no more than headers, and returns the arrays that the stage is going to
-            make.
-        footage: `footage(run, ahead)` is what is known about the frames of a job: `ahead`, by their source, or else by
-            what is in the cache. Of the stage that makes them.
-        outputs: The files that it writes into the job's output folder.
-        changed_outputs: Finds those outputs that are not what the stage wrote.
+    Each stage is declared in its own module and listed in all_stages.py.
+
+    Args:
+        name: Name of the command and of the module.
+        plan: `plan(run, resume)` returns the plan after checking everything that can be checked before the first frame
+            is processed. `resume` means that an earlier run continues.
+        reads: The job keys that the results depend on. A change of one makes them stale.
+        after: The stages whose results this one reads.
+        arrays: Names of the arrays it makes in the cache. `control/*` stands for all arrays of a group.
+        deliver: `deliver(run, fingerprint)` writes results other than arrays, unless those that exist were made from
+            frames with this fingerprint.
+        check: `check(run, footage)` runs before the first of several stages. It raises DiffSynthError for missing
+            files, wrong options and missing devices, reads only headers, and returns the arrays the stage will make.
+        footage: `footage(run, ahead)` describes the job's frames, by the source if `ahead`, else by the cache. Only
+            the stage that makes the frames has it.
+        outputs: The files it writes into the job's output folder.
+        changed_outputs: `changed_outputs(job, cache)` finds outputs that are missing or differ from what was written.
         shown: The arrays that contact sheets show, by label.
     """
 
     name: str
-    plan: Callable[[Run[Any], bool], Plan]
+    plan: Callable[[Run[Work], bool], Plan]
     reads: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
     arrays: tuple[str, ...] = ()
-    deliver: Callable[[Run[Any], str], None] | None = None
-    check: Callable[[Run[Any], Footage], list[ArraySpec]] = lambda run, footage: []
-    footage: Callable[[Run[Any], bool], Footage] | None = None
+    deliver: Callable[[Run[Work], str], None] | None = None
+    check: Callable[[Run[Work], Footage], list[ArraySpec]] = lambda run, footage: []
+    footage: Callable[[Run[Work], bool], Footage] | None = None
     outputs: tuple[str, ...] = ()
-    changed_outputs: Callable[[Any, FrameCache], Iterable[Path]] = lambda job, cache: ()
+    changed_outputs: Callable[[Work, FrameCache], Iterable[Path]] = lambda job, cache: ()
     shown: Callable[[FrameCache], dict[str, str]] = lambda cache: {}
 
 
 def stage_inputs(
-    stage: Stage, stages: Mapping[str, Stage], job: Job, recorded: Callable[[str], Inputs | None]
+    stage: Stage[JobType],
+    stages: Mapping[str, Stage[JobType]],
+    job: JobType,
+    recorded: Callable[[str], Inputs | None],
 ) -> Inputs:
-    """What `stage`, one of `stages`, of `job` depends on.
+    """Return what a stage of a job depends on.
 
-    `recorded` gives the inputs that a stage was begun with: they save reading unchanged files again, and stand in for
-    files that are gone.
+    Args:
+        stage: One of `stages`.
+        stages: All stages by name.
+        job: The job.
+        recorded: Returns the inputs a stage was started with, by the stage's name. They save reading unchanged files
+            again and stand in for files that no longer exist.
     """
     known = recorded(stage.name)
     keys = job.inputs(stage.reads, known["keys"] if known else {})
     return {"keys": keys, "after": {name: stage_inputs(stages[name], stages, job, recorded) for name in stage.after}}
 
 
-def run_stage(stage: Stage, run: Run[Any], restart: bool = False) -> None:
-    """Brings `stage` to its end: from the start, from where it stopped, or not at all if it is done.
+def run_stage(stage: Stage[JobType], run: Run[JobType], restart: bool = False) -> None:
+    """Complete `stage`: start it, resume it, or do nothing if it is done. The caller holds the cache's lock.
 
-    `restart` does it anew. Raises DiffSynthError if an earlier stage is not finished, or if the stage was begun with
-    other keys and is not to be done anew. Must be called under the cache's lock.
+    Args:
+        stage: The stage.
+        run: What it runs on.
+        restart: Redo the stage from its first frame.
+
+    Raises:
+        DiffSynthError: An earlier stage is not finished, or the stage is stale and `restart` is off.
     """
     record = run.cache.record(stage.name)
     run.reporter.begin(stage.name, None)
-    run.reporter.phase("look at inputs")
+    run.reporter.phase("check inputs")
     check_before(stage, run)
     inputs = stage_inputs(stage, run.stages, run.job, run.cache.recorded)
     run = replace(run, inputs=inputs)
     if not restart:
         refuse_stale(stage.name, inputs, run.cache)
     elif record.inputs is not None and not changes(stage.name, record.inputs, inputs):
-        run = replace(run, anew=True)  # not for other keys' sake: what there is may be damaged
+        run = replace(run, rebuild=True)  # no key changed, so the user suspects damage
     if restart or not record.complete:
         fill(stage, run, resume=not restart and record.inputs is not None)
         return
@@ -228,16 +280,18 @@ def run_stage(stage: Stage, run: Run[Any], restart: bool = False) -> None:
     run.reporter.end(stage.name, "nothing to do")
 
 
-def fill(stage: Stage, run: Run[Any], resume: bool) -> None:
-    """Does the work of `stage`: all of it, or with `resume` what is left of it. `run.inputs` is noted as what it was
-    begun with."""
+def fill(stage: Stage[Work], run: Run[Work], resume: bool) -> None:
+    """Do the work of `stage`: all of it, or with `resume` what is left of it.
+
+    `run.inputs` is recorded as what the stage was started with.
+    """
     cache, reporter, inputs = run.cache, run.reporter, run.inputs
     record = cache.record(stage.name)
     plan = stage.plan(run, resume)
     if plan.trial is not None:
         list(run.engine.map(plan.trial, cache, [(0, 0)]))
     cache.sweep(spec.name for spec in plan.arrays)
-    if not resume:  # all that can be wrong has been checked: only now may old results go
+    if not resume:  # old results are removed only after every check has passed
         record.clear()
         cache.remove_all(stage.arrays, keep=plan.kept)
         for spec in plan.arrays:
@@ -265,49 +319,55 @@ def fill(stage: Stage, run: Run[Any], resume: bool) -> None:
         for name in phase.drops:
             cache.remove(name)
     for name in (name for phase in plan.phases for name in phase.drops):
-        cache.remove(name)  # again: a worker that was thought dead may have written to it since
-    if stage.deliver is not None:  # before the receipt, which make takes for the whole
+        cache.remove(name)  # again, since a worker that was taken for dead may have written to it
+    if stage.deliver is not None:  # before the receipt, which tells make that the stage is complete
         stage.deliver(run, fingerprint(inputs))
     record.finish(fingerprint(inputs), plan.frames, plan.results)
     reporter.end(stage.name, f"{counted(plan.frames, 'frame')} in {record.seconds:.1f} s")
 
 
-def check_before(stage: Stage, run: Run[Any]) -> None:
-    """Raises DiffSynthError unless all stages before `stage` are finished and up to date."""
+def check_before(stage: Stage[JobType], run: Run[JobType]) -> None:
+    """Raise DiffSynthError unless all stages before `stage` are finished and up to date."""
     for name in stage.after:
         if not run.cache.record(name).complete:
-            raise DiffSynthError(
-                f"{stage.name} needs {name}, which is not finished", f"{run.cache.command(name)} comes first"
-            )
+            raise DiffSynthError(f"{stage.name} needs {name}, which is not finished", f"run {run.cache.command(name)}")
         refuse_stale(name, stage_inputs(run.stages[name], run.stages, run.job, run.cache.recorded), run.cache)
 
 
 def refuse_stale(stage: str, new: Inputs, cache: FrameCache) -> None:
-    """Raises DiffSynthError if `stage` was begun with other inputs than `new`."""
+    """Raise DiffSynthError if `stage` was started with inputs other than `new`."""
     old = cache.recorded(stage)
     found = changes(stage, old, new) if old is not None else []
     if found:
         listed = "\n".join(f"  {change}" for change in found)
         raise DiffSynthError(
-            f"{stage} is stale: since it was begun, these keys changed:\n{listed}",
-            f"{cache.command(found[0].stage)} --restart does it anew, {cache.command('run')} --restart all that is "
-            "stale; or put the old values back",
+            f"{stage} is stale: these keys have changed since it was started:\n{listed}",
+            f"redo it with {cache.command(found[0].stage)} --restart, redo all stale stages with "
+            f"{cache.command('run')} --restart, or restore the old values",
         )
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a stage is. `state`: done, partly, stale or to do; `share` of its chunks that are done, 0..1."""
+    """How far a stage is.
+
+    Args:
+        stage: Name of the stage.
+        state: done, partly, stale or to do.
+        share: Share of its chunks that are done, 0 to 1.
+        changes: What made it stale, one line per key.
+        receipt: Its receipt, if it was complete.
+    """
 
     stage: str
     state: str
     share: float = 0.0
     changes: tuple[str, ...] = ()
-    receipt: dict[str, Any] | None = None
+    receipt: Receipt | None = None
 
 
-def progress(stage: Stage, stages: Mapping[str, Stage], job: Job, cache: FrameCache) -> Progress:
-    """How far `stage`, one of `stages`, is."""
+def progress(stage: Stage[JobType], stages: Mapping[str, Stage[JobType]], job: JobType, cache: FrameCache) -> Progress:
+    """Return how far `stage`, one of `stages`, is."""
     record = cache.record(stage.name)
     if record.inputs is None:
         return Progress(stage.name, "to do")

@@ -1,12 +1,14 @@
-"""Errors that a user is meant to read."""
+"""Errors whose messages are for users."""
 
 from __future__ import annotations
 
 
 class DiffSynthError(Exception):
-    """Something went wrong that the user can understand and act on.
+    """An error that the user can understand and act on.
 
-    `message` says what happened and where, `hint` what to do about it (a command, a key, a value).
+    Args:
+        message: What happened, and where.
+        hint: What to do about it: a command, a key or a value.
     """
 
     exit_code = 1

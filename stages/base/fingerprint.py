@@ -1,10 +1,10 @@
-"""What a stage depends on: the job keys it reads, the content of files they name, and the stages before it.
+"""Fingerprints: what a stage depends on, which is the job keys it reads, the files they name, and earlier stages.
 
-A stage's inputs are a plain dictionary, kept in its marks and its receipt:
+A stage's inputs are a plain dictionary, stored in its marks and its receipt:
 
     {"keys": {key: value or file identity}, "after": {earlier stage: its inputs}}
 
-Two dictionaries are compared key by key, so that a stale stage can say what changed.
+They are compared key by key, so that messages can name what changed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import TypedDict, TypeGuard
 from stages.base.errors import DiffSynthError, UsageError
 
 Identity = dict[str, str]
-"""What a file or folder is, by its content: {"path", "listing", "sha256"}."""
+"""A file or folder identified by its content: {"path", "listing", "sha256"}."""
 
 
 class Inputs(TypedDict):
@@ -32,7 +32,7 @@ class Inputs(TypedDict):
 
 @dataclass(frozen=True)
 class Change:
-    """A key that is not what it was when the stage was begun."""
+    """A key whose value differs from when the stage was started."""
 
     stage: str
     key: str
@@ -46,12 +46,12 @@ class Change:
 
 
 def fingerprint(inputs: object) -> str:
-    """A hash of a stage's inputs, equal if and only if `changes` finds nothing; or of any part of them."""
+    """Return a hash of a stage's inputs, or of any part of them. Equal if and only if `changes` finds nothing."""
     return hashlib.sha256(json.dumps(_essence(inputs), sort_keys=True).encode()).hexdigest()
 
 
 def changes(stage: str, old: Inputs, new: Inputs) -> list[Change]:
-    """The keys of `stage` and of the stages before it in which two inputs differ, each named once."""
+    """Return the keys of `stage` and of earlier stages in which two inputs differ, each once."""
     found: dict[str, Change] = {}
     for name, inputs in new["after"].items():
         if name in old["after"]:
@@ -66,11 +66,18 @@ def changes(stage: str, old: Inputs, new: Inputs) -> list[Change]:
 def identify(
     path: str | Path, known: object = None, patterns: tuple[str, ...] = ("*",), parts: tuple[str, ...] = ("",)
 ) -> Identity:
-    """Find out what a file or folder is by its content.
+    """Identify a file or folder by its content.
 
-    Of a folder, the files that match `patterns` in its subfolders `parts` count. `listing` is a hash of names, sizes
-    and dates: if it is that of `known`, nothing is read. If nothing lies there, `known` is believed, unless it has
-    another name.
+    Args:
+        path: The file or folder.
+        known: An earlier identity. It is returned without reading anything if names, sizes and dates are the same, or
+            if the path no longer exists and `known` has the same name.
+        patterns: Which files of a folder count.
+        parts: Which subfolders of a folder count; "" is the folder itself.
+
+    Raises:
+        DiffSynthError: No file in the folder matches.
+        UsageError: The path does not exist or is an empty folder.
     """
     path = Path(path)
     files = [path] if path.is_file() else sorted(_files(path, patterns, parts))
@@ -104,7 +111,7 @@ def _files(folder: Path, patterns: tuple[str, ...], parts: tuple[str, ...]) -> I
 
 
 def _is_desktop_litter(file: Path) -> bool:
-    """Files that desktops leave in folders that were looked at: no part of what the folder holds."""
+    """Whether a desktop environment left this file in the folder."""
     return file.name.startswith(".") or file.name in ("Thumbs.db", "desktop.ini")
 
 
@@ -113,7 +120,7 @@ def _is_identity(value: object) -> TypeGuard[Identity]:
 
 
 def _essence(value: object) -> object:
-    """A value without what may differ between equal files: their place and date."""
+    """Reduce a value to its content: identities of files without their paths and dates."""
     if _is_identity(value):
         return value["sha256"]
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Mistakes in what users write, in words."""
+"""Messages about mistakes in job files and options."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ import difflib
 import json
 import re
 from collections.abc import Iterable
-from typing import Any
+from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
 
-WORDS = {  # by pydantic's names for kinds of mistakes, where its own words speak of Python
+Model = TypeVar("Model", bound=BaseModel)
+
+# Messages by pydantic's type of error, where its own message mentions Python.
+WORDS = {
     "bool_type": "must be true or false, not {given}",
     "dict_type": "must be an object, not {given}",
     "int_type": "must be a whole number, not {given}",
@@ -24,7 +28,7 @@ WORDS = {  # by pydantic's names for kinds of mistakes, where its own words spea
 
 
 def unknown(kind: str, given: str, known: Iterable[str]) -> str:
-    """A line about a name that is not known, with the nearest one that is."""
+    """Return a message about an unknown name that suggests the most similar known one."""
     known = list(known)
     near = difflib.get_close_matches(given, known, n=1, cutoff=0.5) or [
         name for name in known if name.startswith(given)
@@ -33,11 +37,11 @@ def unknown(kind: str, given: str, known: Iterable[str]) -> str:
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> list[str]:
-    """A line about each of pydantic's findings: key, what is wrong, what was given."""
+    """Return one line for each of pydantic's errors: the key, what is wrong and the value given."""
     return [_explain_one(details, model) for details in error.errors()]
 
 
-def _explain_one(details: Any, model: type[BaseModel]) -> str:
+def _explain_one(details: ErrorDetails, model: type[BaseModel]) -> str:
     where = joined(part for part in details["loc"] if part != "[key]")
     given = shown(details["input"])
     kind, context = details["type"], details.get("ctx", {})
@@ -56,24 +60,26 @@ def _explain_one(details: Any, model: type[BaseModel]) -> str:
 
 
 def joined(where: Iterable[str | int]) -> str:
-    """The name of a place in a job, such as `loras[0].file`, by the keys and list indexes that lead to it."""
+    """Format a path of keys and list indexes as in `loras[0].file`."""
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in where).removeprefix(".")
 
 
-def shown(value: Any) -> str:
-    """A value as it stands in a job file, cut short if it is long."""
+def shown(value: object) -> str:
+    """Format a value as in a job file, truncated if long."""
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
 class Strict(BaseModel):
+    """A frozen model without type coercion or unknown keys. Docstrings of fields are their descriptions."""
+
     model_config = ConfigDict(
         extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
 
 
-def checked(model: type[BaseModel], value: Any) -> BaseModel:
-    """`value` as a `model`; all its mistakes, with the model's own keys to choose from, as one ValueError."""
+def checked(model: type[Model], value: object) -> Model:
+    """Validate `value` as a `model`. Raise one ValueError with all mistakes."""
     try:
         return model.model_validate(value)
     except ValidationError as error:

@@ -1,6 +1,6 @@
 """Types of numbers that have no natural limit.
 
-The bounds lie far beyond any video (30 years, a billion frames), but products and time stamps stay within 64 bits.
+The bounds are far beyond any video (30 years, a billion frames) and keep products and time stamps within 64 bits.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What may be written where: never over an input, and over other existing files only if the user says so."""
+"""Checks of output paths. An input is never overwritten, any other file only with the user's consent."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from pathlib import Path
 from stages.base.errors import UsageError
 
 SIGNATURE = "diffsynth-cli"
-"""How the comment begins that the program writes into its own videos and images, to know them again."""
+"""Start of the comment in videos and images that this program wrote."""
 
 VIDEO, FRAMES = "video.mp4", "frames"
-"""The results in a job's output folder: the video, and the folder of its frames as images."""
+"""Results in a job's output folder: the video, and the folder of its frames as images."""
 
 
 def check_inputs_kept(output: Path, inputs: Iterable[Path]) -> None:
     """Refuse an output that would overwrite an input or change the contents of an input folder.
 
-    Compares files rather than names, so that links and other spellings of a path are seen through.
+    Files are compared rather than names, so links and other spellings of a path are recognised.
 
     Args:
         output: File or folder to be written. It need not exist.
@@ -55,7 +55,7 @@ def check_output(output: Path, inputs: Iterable[Path] = (), *, force: bool = Fal
     if output.is_dir():
         raise UsageError(f"{output} is a folder", "give the name of a file")
     if os.path.lexists(output) and not (force or own):
-        raise UsageError(f"{output} exists", "--force overwrites it; or choose another output")
+        raise UsageError(f"{output} exists", "overwrite it with --force, or choose another output")
 
 
 def _is_same(one: Path, other: Path) -> bool:

@@ -1,9 +1,9 @@
-"""Types of job keys that name files and models, and the walk that finds them in a job.
+"""Types of job keys that hold paths and names of models, and functions that find them in a job.
 
     style_image: InputFile | None = None
 
-Nothing else has to be said about such a key: it is resolved relative to the job file, checked before the stages that
-read it, never overwritten, refused if it is a pickle that may run code, and known by its content in fingerprints.
+The type is all such a key needs. Its value is resolved relative to the job file, checked before the stages that read
+it, never overwritten, refused if it is a pickle, and represented by the file's content in fingerprints.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from stages.base.fingerprint import identify
 from stages.base.mistakes import joined
 from stages.models import EMBEDDED, SINGLE_FILES, TOKENIZER, embedded
 
-# What is read of a local model folder: weights and configuration, not the other formats that may be there.
+# The files of a local model folder that are read. Others may hold the same weights in other formats.
 MODEL_FILES = ("*.json", "*.txt", "*.safetensors", "*.bin")
 MODEL_PARTS = ("", "tokenizer", "text_encoder", "unet", "vae", "scheduler")
 
@@ -28,7 +28,7 @@ Model = TypeVar("Model", bound=BaseModel)
 Where = tuple[str | int, ...]
 
 
-# --- the types ------------------------------------------------------------------------------------------
+# --- types ----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -38,15 +38,21 @@ class FilePath:
     may_be_pickle = False
 
     def resolve(self, name: str, folder: Path) -> str:
-        """`name` as an absolute path, if it is relative to `folder`."""
+        """Return `name` as an absolute path. If relative, it is relative to `folder`."""
         return str(folder / _expanded(name))
 
     def local(self, name: str) -> Path | None:
-        """The file or folder on this machine that a resolved `name` means, None if it is no input from there."""
+        """Return the local file or folder that a resolved `name` refers to. None if there is none to read."""
         return Path(name)
 
     def identify(self, name: str, owner: BaseModel, known: object) -> object:
-        """What fingerprints hold in place of `name`, a key of `owner`. `known` is what an earlier one holds."""
+        """Return what fingerprints store in place of `name`.
+
+        Args:
+            name: The resolved name.
+            owner: The model it is a field of.
+            known: What an earlier fingerprint stores.
+        """
         return identify(name, known)
 
 
@@ -62,7 +68,7 @@ class ModelPath(TensorPath):
     """A hub id, an embedded model, a local folder or a single file."""
 
     def resolve(self, name: str, folder: Path) -> str:
-        # "name/model" is a hub id unless there is such a folder. "./x", "../x", "~/x", "/x" and names of single files
+        # "name/model" is a hub id unless such a folder exists. "./x", "../x", "~/x", "/x" and names of single files
         # are always paths.
         if name in EMBEDDED or not (
             name.startswith((".", "~", "/")) or name.endswith(SINGLE_FILES) or (folder / name).exists()
@@ -74,7 +80,7 @@ class ModelPath(TensorPath):
         return Path(name) if Path(name).is_absolute() else None
 
     def identify(self, name: str, owner: BaseModel, known: object) -> object:
-        folder = embedded(name) or Path(name)  # an embedded model may differ from one version to the next
+        folder = embedded(name) or Path(name)  # embedded models can differ between versions
         if not folder.is_absolute():
             return name
         tokenizer = folder.parent / TOKENIZER
@@ -86,10 +92,11 @@ class ModelPath(TensorPath):
 
 @dataclass(frozen=True)
 class WeightsPath(ModelPath):
-    """A hub id or a local folder, of which `files` of the owning class are read."""
+    """A hub id or a local folder, from which the owning class reads the files it lists in `files`."""
 
     def identify(self, name: str, owner: BaseModel, known: object) -> object:
-        return identify(name, known, owner.files) if self.local(name) else name  # type: ignore[attr-defined]
+        files: tuple[str, ...] = getattr(owner, "files")  # noqa: B009
+        return identify(name, known, files) if self.local(name) else name
 
 
 @dataclass(frozen=True)
@@ -110,19 +117,19 @@ WeightsName = Annotated[str, WeightsPath()]
 OutputFolder = Annotated[str, OutputPath()]
 
 
-# --- the walk -------------------------------------------------------------------------------------------
+# --- search ----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Place:
     """A path in a job.
 
-    Attributes:
-        where: The keys and list indexes that lead to it, as fingerprints have them.
-        name: The path itself, or the name of a model.
-        kind: What it is.
-        owner: The model that it is part of.
-        field: The owner's field.
+    Args:
+        where: The keys and list indexes that lead to it, as in fingerprints.
+        name: The path, or the name of a model.
+        kind: Its type.
+        owner: The model that holds it.
+        field: The field of `owner`.
     """
 
     where: Where
@@ -133,25 +140,25 @@ class Place:
 
     @property
     def key(self) -> str:
-        """The job's own key that it is part of."""
+        """The job's top-level key that holds it."""
         return str(self.where[0])
 
     @property
     def label(self) -> str:
-        """How messages name the place. A list's item may be a path or an object with one: both are named alike."""
+        """The place as messages name it. Items of a list are named alike, whether paths or objects with a path."""
         return joined(self.where[:-1] if len(self.where) > 1 and self.field == "path" else self.where)
 
     @property
     def local(self) -> Path | None:
-        """The file or folder on this machine that is read, if there is to be one."""
+        """The local file or folder that is read, if any."""
         return self.kind.local(self.name)
 
 
 def replace_paths(model: Model, change: Callable[[Place], object], where: Where = ()) -> Model:
-    """A copy of `model` with `change(place)` in every place of a path, in nested models and lists, too."""
+    """Copy `model` with each path replaced by `change(place)`, also in nested models and lists."""
     changed = {}
     for name, field in type(model).model_fields.items():
-        if name in model.__dict__:  # not so for what is missing in a job with mistakes
+        if name in model.__dict__:  # a job with mistakes may lack keys
             here, kind = (*where, field.serialization_alias or name), _kind(field)
             place = None if kind is None else Place(here, "", kind, model, name)
             changed[name] = _replaced(getattr(model, name), here, place, change)
@@ -159,7 +166,7 @@ def replace_paths(model: Model, change: Callable[[Place], object], where: Where 
 
 
 def find_paths(model: BaseModel) -> list[Place]:
-    """Every path in `model`."""
+    """Return every path in `model`."""
     found = []
 
     def note(place: Place) -> str:
@@ -171,12 +178,12 @@ def find_paths(model: BaseModel) -> list[Place]:
 
 
 def identified(model: BaseModel, keys: Collection[str], known: object) -> dict[str, object]:
-    """The values of some `keys` as fingerprints hold them: JSON, with contents of files in place of their names.
+    """Return values as fingerprints store them: JSON, with identities of files in place of their names.
 
     Args:
         model: The job.
-        keys: Its keys that count.
-        known: What an earlier fingerprint holds, so that unchanged files need not be read again.
+        keys: The keys to return.
+        known: What an earlier fingerprint stores. Files that look unchanged are not read again.
     """
 
     def identity(place: Place) -> object:
@@ -189,7 +196,7 @@ def identified(model: BaseModel, keys: Collection[str], known: object) -> dict[s
 
 
 def value_at(value: object, where: Where) -> object:
-    """What nested dictionaries and lists hold at some place, None if it does not exist."""
+    """Look up a value in nested dictionaries and lists. None if it does not exist."""
     for part in where:
         if isinstance(value, dict):
             value = value.get(part)
@@ -201,7 +208,7 @@ def value_at(value: object, where: Where) -> object:
 
 
 def _replaced(value: object, where: Where, field: Place | None, change: Callable[[Place], object]) -> object:
-    """`value` with all paths in it changed. `field` is the place of the field that it is part of, if that has paths."""
+    """Return `value` with its paths replaced. `field` is the place of its field, None if that holds no paths."""
     if isinstance(value, BaseModel):
         return replace_paths(value, change, where)
     if isinstance(value, list):
@@ -212,7 +219,7 @@ def _replaced(value: object, where: Where, field: Place | None, change: Callable
 
 
 def _kind(field: FieldInfo) -> FilePath | None:
-    """What the strings in a field name, if they are paths."""
+    """Return the type of paths in a field, if its strings are paths."""
     return next(_kinds((*field.metadata, field.annotation)), None)
 
 
@@ -224,7 +231,7 @@ def _kinds(hints: tuple[object, ...]) -> Iterator[FilePath]:
 
 
 def _expanded(path: str) -> Path:
-    """`~/x` in the user's home folder. `./~x`, or `~x` where there is no such user, is a name like any other."""
+    """Expand `~/x` to the user's home folder. `~x` is an ordinary name if no such user exists."""
     try:
         return Path(path).expanduser() if path.startswith("~") else Path(path)
     except RuntimeError:

@@ -1,8 +1,8 @@
-"""What is done: marks while a stage runs, a receipt when it is complete.
+"""Records of finished work: marks while a stage runs, a receipt when it is complete.
 
-A stage's marks are a text file of JSON lines. The first holds what the stage was begun with (its inputs), each
-further line one finished chunk of one phase. Only the driving process writes it, only after the chunk's data
-is on the disk, and a line that a kill cut short does not count.
+A stage's marks are a file of JSON lines. The first line holds the inputs the stage was started with, each further line
+one finished chunk of one phase. Only the main process writes the file, and only after the chunk's data is on the disk.
+An incomplete last line, left by a killed process, is ignored.
 """
 
 from __future__ import annotations
@@ -14,21 +14,35 @@ import time
 from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import NotRequired, TypedDict, TypeGuard
 
 from stages.base.fingerprint import Inputs
+from stages.base.json_types import Json
 
 CACHE_NAME = "cache.zarr"  # in the job's output folder
 
-# Whose versions a receipt notes: they are what can change a frame's bytes.
+# Packages that can change a frame's bytes. Receipts note their versions.
 NOTED_PACKAGES = (
     "diffsynth-cli", "torch", "diffusers", "transformers", "controlnet_aux", "zarr", "av", "opencv-python-headless",
     "onnxruntime",
 )  # fmt: skip
 
 
+class Receipt(TypedDict):
+    """What is noted about a complete stage."""
+
+    stage: NotRequired[str]
+    fingerprint: str
+    frames: int
+    seconds: float
+    arrays: NotRequired[list[str]]
+    finished: str
+    versions: NotRequired[dict[str, str]]
+    inputs: Inputs
+
+
 def receipt_path(cache: Path, stage: str) -> Path:
-    """Where a stage's receipt lies: the target of a Makefile."""
+    """Return the path of a stage's receipt, which Makefiles use as a target."""
     return cache / "receipts" / f"{stage}.json"
 
 
@@ -40,11 +54,11 @@ class StageRecord:
         self.marks_path = cache / "marks" / f"{stage}.jsonl"
         self.receipt_path = receipt_path(cache, stage)
         self.inputs: Inputs | None = None
-        """What the stage was begun with, None if it never was."""
+        """What the stage was started with. None if it was never started."""
         self.done: set[tuple[str, int]] = set()
         """(phase, first frame) of every finished chunk."""
         self.chunks = 0
-        """How many chunks there are in all."""
+        """Number of chunks in all phases."""
         self.seconds = 0.0
         self.receipt = _receipt(self.receipt_path)
         if self.receipt is not None:
@@ -57,12 +71,12 @@ class StageRecord:
         return self.receipt is not None
 
     def begin(self, inputs: Inputs, chunks: int) -> None:
-        """Starts the marks anew."""
+        """Start the marks of a run, discarding those of an earlier one."""
         self.inputs, self.done, self.chunks, self.seconds, self.receipt = inputs, set(), chunks, 0.0, None
         write_text(self.marks_path, json.dumps({"inputs": inputs, "chunks": chunks}) + "\n")
 
     def mark(self, phase: str, start: int, seconds: float) -> None:
-        """Notes that a chunk's data is on the disk. Costs one small write, whatever came before."""
+        """Note that a chunk's data is on the disk. Appends one line, however many there are."""
         line = json.dumps({"phase": phase, "start": start, "seconds": round(seconds, 3)})
         with self.marks_path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
@@ -72,7 +86,8 @@ class StageRecord:
         self.seconds += seconds
 
     def finish(self, fingerprint: str, frames: int, arrays: Iterable[str] = ()) -> None:
-        """Writes the receipt and drops the marks. `arrays` are those that stay in the cache."""
+        """Write the receipt and remove the marks. `arrays` are those that remain in the cache."""
+        assert self.inputs is not None, "finish() without begin()"
         self.receipt = {
             "stage": self.stage, "fingerprint": fingerprint, "frames": frames, "seconds": round(self.seconds, 3),
             "arrays": sorted(arrays),
@@ -82,12 +97,13 @@ class StageRecord:
         self.marks_path.unlink(missing_ok=True)
 
     def clear(self) -> None:
+        """Remove the receipt and the marks."""
         self.receipt_path.unlink(missing_ok=True)
         self.marks_path.unlink(missing_ok=True)
         self.inputs, self.done, self.seconds, self.receipt = None, set(), 0.0, None
 
     def touch(self) -> None:
-        """Makes the receipt newer than what it depends on, as make wants it, when there was nothing to do."""
+        """Make the receipt newer than its inputs, as make requires, when there was nothing to do."""
         os.utime(self.receipt_path)
 
     def _read_marks(self) -> None:
@@ -96,7 +112,7 @@ class StageRecord:
         except (OSError, UnicodeDecodeError):
             return
         whole = text[: text.rfind("\n") + 1]
-        if whole != text:  # the line that a kill cut short; new lines must not be glued to it
+        if whole != text:  # remove the incomplete line, or the next mark would be appended to it
             write_text(self.marks_path, whole)
         try:
             header, *marks = [json.loads(line) for line in whole.splitlines()] or [{}]
@@ -105,21 +121,28 @@ class StageRecord:
             chunks, done = header["chunks"], {(mark["phase"], mark["start"]) for mark in marks}
             seconds = sum(mark["seconds"] for mark in marks)
         except (ValueError, KeyError, TypeError):
-            return  # damaged: what was done cannot be known, so nothing was
+            return  # damaged, so nothing counts as done
         if _are_inputs(header["inputs"]):
             self.inputs, self.chunks, self.done, self.seconds = header["inputs"], chunks, done, seconds
 
 
-def _receipt(path: Path) -> dict[str, Any] | None:
-    """A receipt; None if there is none or it is damaged."""
+def _receipt(path: Path) -> Receipt | None:
+    """Read a receipt. None if it does not exist or is damaged."""
     receipt = read_json(path)
+    return receipt if _is_receipt(receipt) else None
+
+
+def _is_receipt(value: object) -> TypeGuard[Receipt]:
     expected = {"fingerprint": str, "frames": int, "seconds": int | float, "finished": str}
-    whole = isinstance(receipt, dict) and all(isinstance(receipt.get(key), kind) for key, kind in expected.items())
-    return receipt if whole and _are_inputs(receipt.get("inputs")) else None
+    return (
+        isinstance(value, dict)
+        and all(isinstance(value.get(key), kind) for key, kind in expected.items())
+        and _are_inputs(value.get("inputs"))
+    )
 
 
 def _are_inputs(value: object) -> TypeGuard[Inputs]:
-    """Whether this is what a stage depends on (see fingerprint.py)."""
+    """Whether `value` has the form of a stage's inputs."""
     return (
         isinstance(value, dict)
         and isinstance(value.get("keys"), dict)
@@ -128,15 +151,16 @@ def _are_inputs(value: object) -> TypeGuard[Inputs]:
     )
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: object) -> None:
+    """Write a value as JSON, atomically."""
     text = json.dumps(value, indent=1, ensure_ascii=False)
-    if any("\ud800" <= character <= "\udfff" for character in text):  # of a file name that is not UTF-8
+    if any("\ud800" <= character <= "\udfff" for character in text):  # from a file name that is not UTF-8
         text = json.dumps(value, indent=1)
     write_text(path, text + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replaces a file's text in one go: a reader, or a kill, sees the old text or the new."""
+    """Replace a file's text atomically: the file holds the old text or the new one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     with part.open("w", encoding="utf-8") as file:
@@ -146,10 +170,11 @@ def write_text(path: Path, text: str) -> None:
     part.replace(path)
 
 
-def read_json(path: Path) -> Any:
-    """The value in a JSON file; None if there is no such file or it is damaged."""
+def read_json(path: Path) -> Json:
+    """Read a JSON file. None if it does not exist or is damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value: Json = json.loads(path.read_text(encoding="utf-8"))
+        return value
     except (OSError, ValueError):
         return None
 

@@ -1,4 +1,4 @@
-"""Things that can be chosen by name: annotators, smoothers, samplers, those of other packages too."""
+"""Registries of classes chosen by name, such as annotators and smoothers, including those of other packages."""
 
 from __future__ import annotations
 
@@ -8,34 +8,36 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Generic, TypeVar, cast
+from typing import Generic, TypeVar, cast
 
-from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic import BaseModel, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
 from stages.base.errors import UsageError
 from stages.base.mistakes import unknown
 
 T = TypeVar("T")
+Model = TypeVar("Model", bound=BaseModel)
 
 
 class UnknownName(UsageError, KeyError):
-    """A registry has nothing of this name."""
+    """No class is registered under this name."""
 
 
 class Registry(Mapping[str, type[T]], Generic[T]):
     """Classes of one kind by name.
 
-    Built-in classes register themselves when their modules are imported, which happens at the first look-up.
-    Classes of other packages are found through entry points, whose names are the names to look up. Each is imported
-    when it is first looked up, so that a broken package is no trouble to those who do not use it.
+    Built-in classes register themselves when their modules are imported, on first access. Classes of other packages
+    are found through entry points of the same names. Each is imported when it is first used, so a broken package
+    affects only jobs that use it.
 
     Args:
-        kind: What users call one, for messages.
-        base: The class that all of them extend.
-        name_of: Finds the name of a class.
+        kind: What messages call one of the classes.
+        base: The base class of all of them.
+        name_of: Returns the name of a class.
         package: The package whose modules register the built-in classes. None if the registry's own module does.
-        group: The entry points' group. None if other packages cannot add classes.
+        group: The entry point group. None if other packages cannot add classes.
     """
 
     def __init__(
@@ -51,7 +53,7 @@ class Registry(Mapping[str, type[T]], Generic[T]):
         self._registered: dict[str, type[T]] = {}
 
     def register(self, item: type[T]) -> type[T]:
-        """Add a built-in class. For use as a decorator."""
+        """Add a built-in class. Use as a decorator."""
         self._registered[self.name_of(item)] = item
         return item
 
@@ -66,7 +68,7 @@ class Registry(Mapping[str, type[T]], Generic[T]):
 
     @cached_property
     def plugins(self) -> dict[str, EntryPoint]:
-        """The entry points of other packages, by name. The first of a name counts, and built-in names are taken."""
+        """The entry points of other packages, by name. Built-in classes have priority, then the first entry point."""
         found: dict[str, EntryPoint] = {}
         for entry in entry_points(group=self.group) if self.group else ():
             if entry.name not in self.built_in:
@@ -74,11 +76,11 @@ class Registry(Mapping[str, type[T]], Generic[T]):
         return found
 
     def __getitem__(self, name: str) -> type[T]:
-        """The class of this name.
+        """Return the class of this name.
 
         Raises:
-            UnknownName: There is none.
-            UsageError: The package that has it is broken.
+            UnknownName: No class has this name.
+            UsageError: The package that provides the class is broken.
         """
         if name in self.built_in:
             return self.built_in[name]
@@ -97,7 +99,7 @@ class Registry(Mapping[str, type[T]], Generic[T]):
         return len(self.built_in) + len(self.plugins)
 
     def usable(self) -> tuple[dict[str, type[T]], list[str]]:
-        """All classes that can be imported, by name, and what is wrong with the others."""
+        """Return all classes that can be imported, by name, and messages about the others."""
         found, problems = dict(self.built_in), []
         for name in self.plugins:
             try:
@@ -107,13 +109,13 @@ class Registry(Mapping[str, type[T]], Generic[T]):
         return found, problems
 
     def version(self, name: str) -> str | None:
-        """The name and version of the other package that has the class `name`; None if it is built in."""
+        """Return name and version of the package that provides the class `name`. None if it is built in."""
         return None if name in self.built_in else _package(self.plugins[name])
 
     def _load(self, entry: EntryPoint) -> type[T]:
         try:
             found = entry.load()
-        except Exception as error:  # whatever importing another package's code raises
+        except Exception as error:  # importing another package can raise anything
             reason = (str(error).strip().splitlines() or [""])[0]
             raise self._broken(entry, f"cannot be loaded: {type(error).__name__}: {reason}") from error
         if not (isinstance(found, type) and issubclass(found, self.base)):
@@ -137,14 +139,14 @@ def _package(entry: EntryPoint) -> str:
 
 @dataclass(frozen=True, eq=False)
 class NameIn:
-    """Marks a text as a name in a registry: `Annotated[str, NameIn(SMOOTHERS)]`."""
+    """Annotation of a string that is a name in a registry: `Annotated[str, NameIn(SMOOTHERS)]`."""
 
-    registry: Registry[Any]
+    registry: Mapping[str, object]
 
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+    def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_after_validator_function(self._known, handler(source))
 
-    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         return {"enum": list(self.registry), "type": "string"}
 
     def _known(self, name: str) -> str:
@@ -156,14 +158,14 @@ class NameIn:
 
 
 @dataclass(frozen=True, eq=False)
-class OptionsIn:
-    """Puts the options of all classes in a registry into the JSON Schema of a value, in addition to its own type."""
+class OptionsIn(Generic[Model]):
+    """Annotation of a value that holds the options of a class in a registry, for its JSON Schema."""
 
-    registry: Registry[Any]
+    registry: Registry[Model]
     shorthand: bool = False
-    """Is the bare name allowed, too?"""
+    """Whether the name alone is allowed, too."""
 
-    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         options, _ = self.registry.usable()
         choices = [handler(model.__pydantic_core_schema__) for model in options.values()]
         return {"anyOf": [*([{"type": "string"}] if self.shorthand else []), *choices]}

@@ -1,4 +1,4 @@
-"""How a stage says how far it is."""
+"""Progress and warnings of a stage."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ Frame = TypeVar("Frame")
 
 
 class Reporter:
-    """Receives progress and warnings, and ignores them. Subclass it and override what you want to show.
+    """Receive progress and warnings. This class ignores them; subclass it and override what you want to show.
 
-    A frame is counted once for every phase that it goes through.
+    A frame counts once in each phase.
     """
 
     def begin(self, stage: str, total: int | None, done: int = 0) -> None:
-        """Start a stage: `done` of `total` frames are finished already; None if the total is unknown."""
+        """Start a stage. `total` is its number of frames, None if unknown; `done` of them are finished."""
 
     def phase(self, name: str) -> None:
         """Start the next phase of the stage."""
@@ -30,11 +30,11 @@ class Reporter:
         """Show a warning."""
 
     def close(self) -> None:
-        """Stop showing progress, whether the work succeeded or not."""
+        """Stop showing progress. Called on success and on failure."""
 
 
-def told(frames: Iterable[Frame], reporter: Reporter) -> Iterator[Frame]:
-    """Yield the same frames and count each once it has been used."""
+def with_progress(frames: Iterable[Frame], reporter: Reporter) -> Iterator[Frame]:
+    """Yield the same frames, and report each once the caller asks for the next."""
     for frame in frames:
         yield frame
         reporter.advance(1)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 
 def counted(number: int, noun: str) -> str:
-    """A number and its noun: "1 frame", "2 frames"."""
+    """Format a number with its noun: "1 frame", "2 frames"."""
     return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def per_second(frames: float) -> str:
-    """A frame rate or a speed: "25 frames/s", "23.98 frames/s", "0.042 frames/s", "1200 frames/s"."""
+    """Format a frame rate or a speed: "25 frames/s", "23.98 frames/s", "0.042 frames/s", "1200 frames/s"."""
     if frames < 1:
         return f"{frames:.2g} frames/s"
     return f"{frames:.0f} frames/s" if frames >= 100 else f"{f'{frames:.2f}'.rstrip('0').rstrip('.')} frames/s"

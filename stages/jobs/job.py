@@ -1,7 +1,7 @@
-"""The job file: every key declared once, with type, bounds, default and meaning.
+"""The job: each key with its type, bounds, default and description.
 
-The keys are those of DiffSynth's config files, so that such a file runs unmodified, plus ours.
-`--help`, docs/job-keys.md and the JSON Schema are made from this model.
+The keys are those of DiffSynth's config files, which run unmodified, and some of our own. `--help`, docs/job-keys.md
+and the JSON Schema are generated from this model.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny
 
 from stages.annotators import ANNOTATORS, AnnotatorOptions, published_names
 from stages.base.errors import UsageError
+from stages.base.json_types import JsonObject
 from stages.base.mistakes import Strict, checked, shown, unknown
 from stages.base.numbers import MOST, Count, Positive, Seconds
 from stages.base.paths import InputFile, ModelName, OutputFolder, TensorFile, identified
@@ -26,8 +27,8 @@ from stages.smoothers import SMOOTHERS
 NOT_RUN = "not run (controlnet_scale 0)"
 
 
-def expand_annotator(value: Any) -> Any:
-    """The options meant by `"canny"`, `"file:maps/"`, DiffSynth's names, or the long form {"name": ..., options}."""
+def expand_annotator(value: object) -> AnnotatorOptions:
+    """Parse `"canny"`, `"file:maps/"`, one of DiffSynth's names, or an object {"name": ..., options}."""
     if isinstance(value, AnnotatorOptions):
         return value
     if isinstance(value, str):
@@ -43,7 +44,7 @@ def expand_annotator(value: Any) -> Any:
         raise ValueError(unknown("annotator", name, [*ANNOTATORS, *theirs]))
     try:
         options = ANNOTATORS[value["name"]]
-    except UsageError as error:  # of another package, which is broken
+    except UsageError as error:  # another package is broken
         raise ValueError(f"{error.message}; {error.hint}") from None
     return checked(options, value)
 
@@ -59,7 +60,7 @@ class Lora(Strict):
     scale: float = Field(1.0, ge=-10, le=10)
 
 
-def _expand_lora(value: Any) -> Any:
+def _expand_lora(value: object) -> Lora:
     return checked(Lora, {"path": value} if isinstance(value, str) else value)
 
 
@@ -75,19 +76,19 @@ class Embedding(Strict):
     path: TensorFile = Field(serialization_alias="file")
     """A `.safetensors` file."""
     token: Annotated[str, AfterValidator(_one_word)] | None = Field(None, min_length=1)
-    """The word in prompts that stands for it; left out, the file's name without its ending."""
+    """The word that stands for it in prompts. By default, the file's name without its suffix."""
 
     @property
     def word(self) -> str:
-        """The word in prompts that stands for it."""
+        """The word that stands for it in prompts."""
         return self.token or Path(self.path).stem
 
 
-def _expand_embedding(value: Any) -> Any:
+def _expand_embedding(value: object) -> Embedding:
     return checked(Embedding, {"path": value} if isinstance(value, str) else value)
 
 
-def _pattern_item(value: Any) -> Any:
+def _pattern_item(value: object) -> int | str:
     if type(value) is int and abs(value) <= MOST:
         return value
     if isinstance(value, str) and re.fullmatch(r"reference_[0-9]{1,9}", value):
@@ -95,7 +96,7 @@ def _pattern_item(value: Any) -> Any:
     raise ValueError(f'give offsets (-1, 0, 1) and "reference_0", "reference_1", ..., not {shown(value)}')
 
 
-def _keyframes(value: Any) -> Any:
+def _keyframes(value: object) -> object:
     every = type(value) is int and 1 <= value <= MOST
     listed = isinstance(value, list) and value and all(type(item) is int and 0 <= item <= MOST for item in value)
     if every or listed or value == "auto":
@@ -109,62 +110,65 @@ Size = Annotated[int, Field(ge=64, le=8192, multiple_of=8)]
 
 
 class Job(MachineSettings):
-    """One video to be restyled: what goes in, what is done to it, where results go."""
+    """One video to restyle: its input, the settings of each stage, and the output folder."""
 
     model_id: ModelName = Field(min_length=1)
     """Stable Diffusion 1.x model: a hub id (`stable-diffusion-v1-5/stable-diffusion-v1-5`), a local diffusers folder,
-    a single-file checkpoint (`.safetensors`), or `mini`, the [embedded one](mini-model.md). See [models](models.md).
-    Tokenizer, text encoder, U-Net and VAE are used, and of the scheduler its betas and what is predicted (the noise or
-    v); the safety checker is not."""
+    a single-file checkpoint (`.safetensors`), or `mini`, the [embedded model](mini-model.md). See [models](models.md).
+    Tokenizer, text encoder, U-Net and VAE are used, and the scheduler's betas and prediction type (noise or v). The
+    safety checker is not loaded."""
     controlnet_model_id: list[ModelName] = []
-    """One ControlNet a control map: hub ids, local folders, single files, or `mini/canny`, the embedded one."""
+    """ControlNets, one per control map: hub ids, local folders, single files, or `mini/canny`, the embedded one."""
     controlnet_processor: list[
         Annotated[
             SerializeAsAny[AnnotatorOptions], BeforeValidator(expand_annotator), OptionsIn(ANNOTATORS, shorthand=True)
         ]
     ] = []
-    """How each control map is made, one annotator for each ControlNet: a name, `file:PATH`, or an object
-    `{"name": ..., options}`. See docs/annotators.md."""
+    """Annotators that make the control maps, one per ControlNet: a name, `file:PATH`, or an object
+    `{"name": ..., options}`. See [annotators](annotators.md)."""
     controlnet_scale: list[Annotated[float, Field(ge=-1e6, le=1e6)]] = []
-    """Conditioning scale of each ControlNet, all 1.0 if left out. A net of scale 0 is not run, its map not made."""
+    """Conditioning scale of each ControlNet. By default, all are 1.0. A ControlNet of scale 0 is skipped, and so is its
+    map."""
     style_image: InputFile | None = None
-    """The image that an annotator such as `shuffle` works on, the same for every frame."""
+    """Image for annotators such as `shuffle`, which make all maps from it."""
     loras: list[Annotated[Lora, BeforeValidator(_expand_lora, json_schema_input_type=str | Lora)]] = []
-    """LoRA files for U-Net and text encoder: a path, or an object `{"path": ..., "scale": ...}`, each."""
+    """LoRA files for U-Net and text encoder, each a path or an object `{"path": ..., "scale": ...}`."""
     vae: ModelName | None = None
-    """Another VAE in place of the model's own: a hub id, a local folder or a single file. A tiny autoencoder
-    (`madebyollin/taesd`) is used for smoothing steps only, which it makes cheap; finished frames are the model's own
-    VAE's."""
+    """VAE to use instead of the model's own: a hub id, a local folder or a single file. A tiny autoencoder
+    (`madebyollin/taesd`) is used only for smoothing steps, which it makes cheap; the final frames are decoded by the
+    model's own VAE."""
     vae_tiling: bool = False
-    """Encode and decode large frames in tiles that overlap: less memory; their seams are blended, not exact."""
+    """Encode and decode large frames in overlapping tiles. Uses less memory; seams are blended, so results differ
+    slightly."""
     embeddings: list[
         Annotated[Embedding, BeforeValidator(_expand_embedding, json_schema_input_type=str | Embedding)]
     ] = []
-    """Textual inversions: a path, or an object `{"path": ..., "token": ...}`, each. The token, by default the file's
-    name without its ending, is the word in prompts that stands for it."""
+    """Textual inversions, each a path or an object `{"path": ..., "token": ...}`. The token is the word that stands for
+    it in prompts; by default, the file's name without its suffix."""
 
     smoother: SmootherName | None = None
-    """What takes the flicker out of the predicted frames while they are denoised."""
+    """Smoother that removes flicker from the predicted frames during denoising."""
     smoother_config: SmootherConfig = {}
-    """Its options. See docs/smoothers.md."""
+    """Options of `smoother`. See [smoothers](smoothers.md)."""
     ignore_smoother_steps: Count = 0
-    """No smoothing in the last this many denoising steps."""
+    """Number of final denoising steps without smoothing."""
     smoother_interval: Positive = 1
     """Smooth on every k-th step, counted from the first: interval 5 of 20 steps smooths the 1st, 6th, 11th and 16th."""
     extra_deflickering_range: Count = 0
-    """After denoising: `EbsynthSmoother` over this many frames to each side, whatever `smoother` is. 0 = off."""
+    """After denoising, apply `EbsynthSmoother` over this many frames to each side, whatever `smoother` is. 0 = off."""
     post_smoother: SmootherName | None = None
-    """After denoising: a smoother of choice, in place of `extra_deflickering_range`."""
+    """Smoother to apply after denoising, instead of `extra_deflickering_range`."""
     post_smoother_config: SmootherConfig = {}
-    """Its options."""
+    """Options of `post_smoother`."""
 
     input_video: InputFile = Field(min_length=1)
     """A video file, or a folder of images (sorted naturally)."""
     frame_height: Size | None = None
-    """Frames are cropped about the centre to the aspect ratio asked for, then resized. Source's height if left out; if
-    only one of height and width is given, the other follows from the source's aspect ratio. A multiple of 8."""
+    """Height of frames in pixels, a multiple of 8. By default, the source's. If only height or width is given, the
+    other follows from the source's aspect ratio. Frames are cropped around the centre to the new aspect ratio, then
+    resized."""
     frame_width: Size | None = None
-    """See `frame_height`."""
+    """Width of frames in pixels. See `frame_height`."""
     frame_interval: Positive = 1
     """Use every k-th frame."""
     frame_maximum_count: Positive | None = None
@@ -172,55 +176,55 @@ class Job(MachineSettings):
     output_path: OutputFolder = Field(min_length=1)
     """Folder for all results."""
     fps: float | None = Field(None, ge=0.01, le=1000)
-    """Frame rate of video.mp4. Left out, frames keep the source's time stamps."""
+    """Frame rate of video.mp4. By default, frames keep the source's time stamps."""
     keep_audio: bool = True
-    """Carry the used part of the source's audio over (not when `fps` changes the speed)."""
+    """Copy the used part of the source's audio, unless `fps` changes the speed."""
     keep_frames: bool = False
-    """Also write every frame as an image, `frames/00000.png` and so on in `output_path`, as DiffSynth does."""
+    """Also write each frame as an image (`frames/00000.png`, ...) in `output_path`, as DiffSynth does."""
     start_time: Seconds | None = None
-    """Seconds; the first frame at or after it is the first used."""
+    """Start of the used part, in seconds. The first frame at or after it is the first one used."""
     end_time: Annotated[Seconds, Field(gt=0)] | None = None
-    """Seconds; only frames before it are used."""
+    """End of the used part, in seconds. Only frames before it are used."""
 
     prompt: str
-    """What the frames should show. May be longer than the text encoder's window."""
+    """Prompt. May be longer than the text encoder's window."""
     negative_prompt: str = ""
-    """What they should not show."""
+    """Negative prompt."""
     num_inference_steps: int = Field(20, ge=1, le=1000)
-    """Denoising steps. Some schedulers take fewer at most."""
+    """Number of denoising steps. Some schedulers have a lower limit."""
     scheduler: Annotated[str, NameIn(SAMPLERS)] = "ddim"
-    """How latents go from step to step."""
+    """Sampler of the denoising steps."""
     guidance_scale: float = Field(7.5, ge=1, le=100)
-    """Classifier-free guidance; 1 = off, and then one pass through the networks instead of two."""
+    """Scale of classifier-free guidance. 1 = off, which takes one pass through the networks instead of two."""
     seed_of_noise: int = Field(0, ge=0, lt=2**63)
-    """Seed of the initial noise, which all frames share."""
+    """Random seed of the initial noise, which all frames share."""
     img2img_strength: float = Field(1.0, gt=0, le=1)
-    """Below 1: start from the frames themselves, noised to the first of the last int(steps × strength) steps."""
+    """Below 1, start from the source's frames with noise added, and run only the last int(steps × strength) steps."""
 
     frames_reference: list[InputFile] = []
-    """Images that every frame may attend to. Each goes through the same annotators as the frames."""
+    """Images that every frame may attend to. They go through the same annotators as the frames."""
     combine_pattern: list[Annotated[int | str, BeforeValidator(_pattern_item)]] = Field(
         [0], min_length=1, max_length=64
     )
-    """The frames that each frame attends to: offsets, clamped to the first and last frame (-10000: the first frame);
-    "reference_k" is frames_reference[k]. Must hold 0 once."""
+    """The frames that each frame attends to: offsets, clamped to the first and last frame (-10000 is the first frame),
+    or "reference_k" for frames_reference[k]. Must contain 0 exactly once."""
     keyframes: Annotated[Positive | Literal["auto"] | list[Count], BeforeValidator(_keyframes)] = 1
-    """Render every k-th frame only, or those that are listed, or (auto) those that show what the last one did not; the
-    others are painted from the two around them. 1 = render all."""
+    """Render only every k-th frame, the frames listed, or (auto) those with content that the last one lacks. The others
+    are painted from the two keyframes around them. 1 = render all."""
     attention: Literal["joint", "shared"] = "joint"
-    """joint: exact, all tokens of the pattern's frames attend to each other, and a frame goes through the networks once
-    for each frame that sees it. shared: it goes through them once, and sees what the others are then: nearly the same,
-    with less work the longer the pattern is."""
+    """joint: all tokens of the pattern's frames attend to each other, and each frame passes through the networks once
+    per frame that attends to it. shared: each frame passes through once and attends to the other frames' keys and
+    values. Results are similar, and the longer the pattern, the more work is saved."""
     keep_steps: bool = False
     """Keep the latents of every step in the cache (arrays `step_latents/0001` and so on)."""
 
     @property
     def networks_run(self) -> list[bool]:
-        """For each ControlNet: is it run at all?"""
+        """Whether each ControlNet is run."""
         return [scale != 0 for scale in self.controlnet_scale]
 
     def inputs(self, keys: Collection[str], known: object) -> dict[str, object]:
-        """The values of `keys` as fingerprints hold them. `known` is what an earlier one holds."""
+        """Return the values of `keys` as fingerprints store them. `known` is what an earlier one stores."""
         values = identified(self._effective(), keys, known)
         # An update of another package may change what its annotators do.
         for item in cast("list[object]", values.get("controlnet_processor", [])):
@@ -229,7 +233,7 @@ class Job(MachineSettings):
         return values
 
     def _effective(self) -> Job:
-        """The same job without values that have no effect: changing them makes no stage stale."""
+        """Copy the job without values that have no effect, so that changing them makes no stage stale."""
         maps = list(zip(self.controlnet_processor, self.networks_run, strict=True))
         nets = zip(self.controlnet_model_id, self.networks_run, strict=True)
         styled = any(runs and item.uses_style_image for item, runs in maps)
@@ -247,13 +251,12 @@ class Job(MachineSettings):
 
 
 def _versioned(smoother: str | None) -> str | None:
-    """The smoother's name, and the version of the other package that it comes from."""
+    """Return the smoother's name, with the version of its package unless it is built in."""
     package = None if smoother is None else SMOOTHERS.version(smoother)
     return smoother if package is None else f"{smoother} of {package}"
 
 
-# Keys that no stage depends on: they change no frame, but where networks run, what may be read, where results go and
-# how they are written.
+# Keys that no stage depends on, since they change no frame.
 CHANGE_NO_FRAME = (
     *(key for key in MachineSettings.model_fields if key != "dtype"),
     "output_path",
@@ -263,7 +266,7 @@ CHANGE_NO_FRAME = (
 )
 
 
-def json_schema() -> tuple[dict[str, Any], list[str]]:
-    """JSON Schema of the job file, for editors; and what is wrong with packages whose options it lacks."""
+def json_schema() -> tuple[JsonObject, list[str]]:
+    """Return the JSON Schema of job files, and messages about packages whose options it lacks."""
     problems = [problem for registry in (ANNOTATORS, SMOOTHERS) for problem in registry.usable()[1]]
     return Job.model_json_schema(), problems

@@ -1,16 +1,17 @@
-"""Reading a job file: overrides, relative paths, and every mistake in one message."""
+"""Reading job files: overrides, relative paths, and all mistakes in one message."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from pydantic import ValidationError, create_model
 
 from stages.base.engine import Stage
 from stages.base.errors import UsageError
+from stages.base.json_types import Json, JsonObject
 from stages.base.mistakes import WORDS, Strict, explain, shown
 from stages.base.paths import Place, find_paths, replace_paths
 from stages.base.record import CACHE_NAME, receipt_path
@@ -20,42 +21,47 @@ from stages.jobs.job import Job
 from stages.models import PICKLES
 from stages.smoothers import SMOOTHERS, drop_obsolete
 
-LONGEST_INT = 400  # digits; no key takes so many, and Python stops at 4300
+LONGEST_INT = 400  # digits; more than any key needs, and Python stops at 4300
+
+Rule: TypeAlias = Callable[[Job], list[str]]
+"""Finds what is wrong about keys that are valid by themselves but not together."""
 
 
-def read_job(path: str | Path, overrides: Iterable[str] = (), stages: Sequence[Stage] = ()) -> tuple[Job, list[str]]:
+def read_job(
+    path: str | Path, overrides: Iterable[str] = (), stages: Sequence[Stage[Job]] = ()
+) -> tuple[Job, list[str]]:
     """Read a job file.
 
     Args:
         path: The JSON file. Relative paths in it are relative to its folder.
-        overrides: `key=value` strings; values are JSON, or else text; `a.b=value` reaches into an object. Relative
+        overrides: `key=value` strings. A value that is not JSON is text; `a.b=value` sets a key of an object. Relative
             paths in them are relative to the current folder.
-        stages: What is going to run: the files that these stages read must exist, and the libraries that they import.
+        stages: The stages to run. The files they read must exist, and the libraries they import must be installed.
 
     Returns:
         The job, and warnings about it.
 
     Raises:
-        UsageError: All mistakes, in one message.
+        UsageError: The job has mistakes; the message lists all of them.
     """
     path = Path(path)
     return make_job(_load_json(path), path.resolve().parent, str(path), overrides, stages)
 
 
 def make_job(
-    keys: dict[str, Any], folder: Path, name: str, overrides: Iterable[str] = (), stages: Sequence[Stage] = ()
+    keys: JsonObject, folder: Path, name: str, overrides: Iterable[str] = (), stages: Sequence[Stage[Job]] = ()
 ) -> tuple[Job, list[str]]:
     """Return the job with these keys, and warnings about it, as `read_job` does.
 
     Args:
         keys: The keys, as in a job file.
-        folder: What relative paths in `keys` are relative to.
+        folder: The folder that paths in `keys` are relative to.
         name: What messages call the job.
         overrides: `key=value` strings.
         stages: The stages whose files must exist.
 
     Raises:
-        UsageError: All mistakes in one message.
+        UsageError: The job has mistakes; the message lists all of them.
     """
     data = keys
     overridden = {_override(data, override) for override in overrides}
@@ -69,7 +75,7 @@ def make_job(
     problems += _broken_rules(job, bad)
     sound = not problems
     if sound and job.extra_deflickering_range and job.post_smoother is not None:
-        warnings.append("extra_deflickering_range: not used, since post_smoother takes its place")
+        warnings.append("extra_deflickering_range: ignored, since post_smoother is set")
     reads = {key for stage in _unfinished(job, stages) for key in stage.reads}
     problems += _missing_files(job, reads)
     if sound:
@@ -83,15 +89,15 @@ def make_job(
     return job, warnings
 
 
-def check(data: dict[str, Any]) -> tuple[Job | None, list[str]]:
-    """The job that `data` describes, or None, and every mistake found in it."""
+def check(data: JsonObject) -> tuple[Job | None, list[str]]:
+    """Return the job that `data` describes, None if it has mistakes, and messages about them."""
     job, bad, problems = _validated(data)
     problems += _broken_rules(job, bad)
     return (None if problems else _with_scales(job)), problems
 
 
-def _validated(data: dict[str, Any]) -> tuple[Job, set[str], list[str]]:
-    """The job that `data` describes, without those keys that are wrong; these keys; and what is wrong with them."""
+def _validated(data: JsonObject) -> tuple[Job, set[str], list[str]]:
+    """Return the job without its invalid keys, the names of these keys, and messages about them."""
     bad: set[str] = set()
     problems = []
     try:
@@ -105,14 +111,14 @@ def _validated(data: dict[str, Any]) -> tuple[Job, set[str], list[str]]:
     return job, bad, problems
 
 
-def _partial(sound: dict[str, Any]) -> Job:
-    """A job of these keys, whose values are sound, and of defaults. Keys that have none may be missing."""
+def _partial(sound: JsonObject) -> Job:
+    """Build a job from valid keys and defaults. Other keys are missing."""
     fields: dict[str, Any] = {key: (Job.model_fields[key].annotation, Job.model_fields[key]) for key in sound}
     return Job.model_construct(**dict(create_model("Some", __base__=Strict, **fields).model_validate(sound)))
 
 
 def _broken_rules(job: Job, bad: set[str]) -> list[str]:
-    """What is wrong about keys that are sound in themselves but do not fit each other."""
+    """Return messages about valid keys that contradict each other."""
     return [problem for keys, rule in _RULES if not bad.intersection(keys) for problem in rule(job)]
 
 
@@ -124,8 +130,8 @@ def _with_scales(job: Job) -> Job:
     )
 
 
-def _is_unicode(value: Any) -> bool:
-    """Whether it can be written in UTF-8: bytes that the locale does not know are read as lone surrogates."""
+def _is_unicode(value: Json) -> bool:
+    """Whether `value` can be encoded in UTF-8. Bytes that the locale cannot decode are read as lone surrogates."""
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
@@ -133,18 +139,18 @@ def _is_unicode(value: Any) -> bool:
     return True
 
 
-# --- what can be wrong with it --------------------------------------------------------------------------
+# --- JSON -----------------------------------------------------------------------------------------------
 
 
-def _load_json(path: Path) -> dict[str, Any]:
+def _load_json(path: Path) -> JsonObject:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise UsageError(f"{path}: no such job file", "diffsynth init TASK VIDEO writes one") from None
+        raise UsageError(f"{path}: no such job file", "create one with diffsynth init TASK VIDEO") from None
     except IsADirectoryError:
-        raise UsageError(f"{path} is a folder", "give the job file in it") from None
+        raise UsageError(f"{path} is a folder", "give the path of a job file in it") from None
     except UnicodeDecodeError:
-        raise UsageError(f"{path} is not a text file", "a job file is JSON, in UTF-8") from None
+        raise UsageError(f"{path} is not a text file", "job files are JSON in UTF-8") from None
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}") from None
     try:
@@ -154,16 +160,17 @@ def _load_json(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise UsageError(f"{path}: {error}") from None
     if not isinstance(data, dict):
-        raise UsageError(f'{path}: a job file is one JSON object, {{"key": value, ...}}')
+        raise UsageError(f'{path}: a job file must be a JSON object, {{"key": value, ...}}')
     return data
 
 
-def _parse(text: str) -> Any:
-    """JSON without the same key twice. Raises ValueError."""
+def _parse(text: str) -> Json:
+    """Parse JSON. Raise ValueError if it is invalid or has a key twice."""
     try:
-        return json.loads(text, object_pairs_hook=_no_double_keys, parse_int=_parse_int)
+        value: Json = json.loads(text, object_pairs_hook=_no_double_keys, parse_int=_parse_int)
+        return value
     except RecursionError:
-        raise ValueError("its lists and objects are nested too deeply") from None
+        raise ValueError("lists and objects are nested too deeply") from None
 
 
 def _parse_int(digits: str) -> int:
@@ -172,25 +179,26 @@ def _parse_int(digits: str) -> int:
     return int(digits)
 
 
-def _no_double_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _no_double_keys(pairs: list[tuple[str, Json]]) -> JsonObject:
     result = dict(pairs)
     if len(result) != len(pairs):
         names = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(key for key in names if names.count(key) > 1)!r} is given twice")
+        raise ValueError(f"the key {next(key for key in names if names.count(key) > 1)!r} appears twice")
     return result
 
 
-def _override(data: dict[str, Any], text: str) -> str:
-    """Set what `key=value` says in `data`, and return the key that now holds a value from the command line."""
+def _override(data: JsonObject, text: str) -> str:
+    """Apply an override `key=value` to `data`, and return the top-level key that it changes."""
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise UsageError(f"--set {text}: give key=value")
     *parents, last = key.split(".")
     target = data
     for name in parents:
-        target = target.setdefault(name, {})
-        if not isinstance(target, dict):
+        child = target.setdefault(name, {})
+        if not isinstance(child, dict):
             raise UsageError(f"--set {text}: {name} is not an object")
+        target = child
     try:
         target[last] = _parse(value)
     except json.JSONDecodeError:
@@ -200,32 +208,31 @@ def _override(data: dict[str, Any], text: str) -> str:
     return key
 
 
-def _drop_obsolete(data: dict[str, Any]) -> list[str]:
+def _drop_obsolete(data: JsonObject) -> list[str]:
+    """Remove keys that older job files have, and return a warning about them."""
     dropped = []
     for key in ("smoother", "post_smoother"):
         config = data.get(f"{key}_config")
         if isinstance(config, dict):
             data[f"{key}_config"], unused = drop_obsolete(str(data.get(key)), config)
             dropped += [f"{key}_config.{old}" for old in unused]
-    return [f"ignored, no longer needed: {', '.join(dropped)}"] if dropped else []
+    return [f"ignored, since they are no longer needed: {', '.join(dropped)}"] if dropped else []
 
 
 def _lengths(job: Job) -> list[str]:
     nets, maps = len(job.controlnet_model_id), len(job.controlnet_processor)
-    return [f"controlnet_processor: give one annotator for each ControlNet: {nets}, not {maps}"] * (nets != maps)
+    return [f"controlnet_processor: give one annotator per ControlNet ({nets}, not {maps})"] * (nets != maps)
 
 
 def _scales(job: Job) -> list[str]:
     nets, scales = len(job.controlnet_model_id), len(job.controlnet_scale)
-    return [f"controlnet_scale: give one for each ControlNet, or none at all: {nets}, not {scales}"] * (
-        scales not in (0, nets)
-    )
+    return [f"controlnet_scale: give one per ControlNet ({nets}, not {scales}), or none"] * (scales not in (0, nets))
 
 
 def _pattern(job: Job) -> list[str]:
     problems = []
     if job.combine_pattern.count(0) != 1:
-        problems.append(f"combine_pattern: must hold 0, the frame itself, once: {job.combine_pattern}")
+        problems.append(f"combine_pattern: must contain 0, the frame itself, exactly once, not {job.combine_pattern}")
     for item in job.combine_pattern:
         if isinstance(item, str) and int(item.removeprefix("reference_")) >= len(job.frames_reference):
             problems.append(
@@ -243,25 +250,27 @@ def _steps(job: Job) -> list[str]:
 def _most_steps(job: Job) -> list[str]:
     most = SAMPLERS[job.scheduler].most_steps
     too_many = job.num_inference_steps > most
-    return [f"num_inference_steps: {job.scheduler} takes {most} at most, not {job.num_inference_steps}"] * too_many
+    return [
+        f"num_inference_steps: {job.scheduler} takes at most {most} steps, not {job.num_inference_steps}"
+    ] * too_many
 
 
 def _span(job: Job) -> list[str]:
     if job.start_time is None or job.end_time is None or job.start_time < job.end_time:
         return []
-    return [f"end_time: {job.end_time} is not after start_time {job.start_time}"]
+    return [f"end_time: {job.end_time} must be after start_time {job.start_time}"]
 
 
 def _style(job: Job) -> list[str]:
     users = [item.name for item in job.controlnet_processor if item.uses_style_image]
-    return [f"style_image: missing; the annotator {name!r} works on it" for name in users[:1] if not job.style_image]
+    return [f"style_image: missing; the annotator {name!r} needs it" for name in users[:1] if not job.style_image]
 
 
-def _smoother(key: str) -> Callable[[Job], list[str]]:
+def _smoother(key: str) -> Rule:
     def rule(job: Job) -> list[str]:
         name, config = getattr(job, key), getattr(job, f"{key}_config")
         if name is None:
-            return [f"{key}_config: given, but {key} names no smoother"] * bool(config)
+            return [f"{key}_config: needs {key}, which is not set"] * bool(config)
         try:
             SMOOTHERS[name].model_validate(config)
         except ValidationError as error:
@@ -273,8 +282,8 @@ def _smoother(key: str) -> Callable[[Job], list[str]]:
 
 def _pickles(job: Job) -> list[str]:
     return [
-        f"{place.label}: {place.name} is a pickle, which can run code on this machine: convert it to .safetensors; or, "
-        'if you trust its source, "allow_pickle": true or --allow-pickle'
+        f"{place.label}: {place.name} is a pickle, which can run code on this machine; convert it to .safetensors or, "
+        'if you trust its source, set "allow_pickle": true or give --allow-pickle'
         for place in find_paths(job)
         if place.kind.may_be_pickle and _is_pickle(place.name) and not job.allow_pickle
     ]
@@ -284,7 +293,7 @@ def _is_pickle(name: str) -> bool:
     return name.endswith(PICKLES) and not Path(name).is_dir()
 
 
-_RULES: tuple[tuple[tuple[str, ...], Callable[[Job], list[str]]], ...] = (
+_RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
     (("controlnet_model_id", "controlnet_processor"), _lengths),
     (("controlnet_model_id", "controlnet_scale"), _scales),
     (("combine_pattern", "frames_reference"), _pattern),
@@ -298,8 +307,8 @@ _RULES: tuple[tuple[tuple[str, ...], Callable[[Job], list[str]]], ...] = (
 )
 
 
-def _unfinished(job: Job, stages: Sequence[Stage]) -> list[Stage]:
-    """Those of `stages` that have work left. A finished stage reads nothing."""
+def _unfinished(job: Job, stages: Sequence[Stage[Job]]) -> list[Stage[Job]]:
+    """Return the stages that are not finished. Finished ones read no files."""
     output = job.__dict__.get("output_path")  # missing in a job with mistakes
     return [
         stage for stage in stages if output is None or not receipt_path(Path(output) / CACHE_NAME, stage.name).exists()
@@ -307,7 +316,7 @@ def _unfinished(job: Job, stages: Sequence[Stage]) -> list[Stage]:
 
 
 def _missing_packages(job: Job, reads: Collection[str]) -> list[str]:
-    """Optional libraries that the annotators of `job` import and that are not installed."""
+    """Return messages about optional libraries that the job's annotators need and that are not installed."""
     if "controlnet_processor" not in reads:
         return []
     networks = zip(job.controlnet_processor, job.networks_run, strict=True)
@@ -316,7 +325,7 @@ def _missing_packages(job: Job, reads: Collection[str]) -> list[str]:
 
 
 def _missing_files(job: Job, reads: Collection[str]) -> list[str]:
-    """Files and folders that do not exist, of the keys that are read."""
+    """Return messages about files and folders that do not exist, for the keys in `reads`."""
     return [
         f"{place.label}: no such file or folder: {place.name}"
         for place in find_paths(job)
@@ -325,5 +334,5 @@ def _missing_files(job: Job, reads: Collection[str]) -> list[str]:
 
 
 def input_paths(job: Job) -> list[Path]:
-    """All files and folders that a job reads, in any stage."""
+    """Return all files and folders that any stage of the job reads."""
     return [place.local for place in find_paths(job) if place.local is not None]

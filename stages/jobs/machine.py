@@ -1,4 +1,4 @@
-"""Settings of the machine that a job runs on. They are job keys and command-line options alike."""
+"""Settings of the machine a job runs on, available as job keys and as command-line options."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ def check_device_name(value: str) -> str:
 
 
 class MachineSettings(Strict):
-    """Where and how networks run. Apart from `dtype`, these change results by rounding at most."""
+    """Where and how networks run. Apart from `dtype`, these change results at most by rounding."""
 
     device: Annotated[str, AfterValidator(check_device_name)] = Field("auto", examples=list(DEVICES))
     """Device for networks and smoothing: auto, cpu, cuda, cuda:N or mps (networks only)."""
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
-    """Number type of the networks. auto: float16 on a GPU, float32 elsewhere."""
+    """Data type of the networks. auto: float16 on a GPU, float32 elsewhere."""
     batch_size: Positive | None = None
     """Groups of frames per pass through the networks. By default, as many as fit in memory."""
     low_vram: bool = False
-    """Offload idle networks to CPU memory: needs less GPU memory, takes longer."""
+    """Offload idle networks to CPU memory. Needs less GPU memory but takes longer."""
     compile: bool = False
-    """Compile the networks first. Takes minutes once, then each step on a GPU is faster."""
+    """Compile the networks. Takes minutes at the start; afterwards each step is faster on a GPU."""
     attention_backend: Literal["sdpa", "xformers"] = "sdpa"
-    """What computes attention: sdpa (PyTorch) or xformers (CUDA only; `pip install 'diffsynth-cli[xformers]'`)."""
+    """Attention implementation: sdpa (PyTorch) or xformers (CUDA only; `pip install 'diffsynth-cli[xformers]'`)."""
     allow_pickle: bool = False
     """Also load models from pickles (`.ckpt`, `.pt`, `.pth`, `.bin`). A pickle can run code on this machine, so use it
     only with files from sources you trust."""

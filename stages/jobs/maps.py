@@ -1,4 +1,4 @@
-"""What control maps are called in the cache: names that stages may know without knowing the stage that makes them."""
+"""Names of control maps in the cache, for the stages that read them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from stages.jobs.job import NOT_RUN
 
 
 def map_names(inputs: Inputs) -> list[tuple[str, str] | None]:
-    """The arrays of each ControlNet's maps of frames and of references; None if it is not run.
+    """Return the arrays of each ControlNet's maps of frames and of references. None for a ControlNet that is skipped.
 
-    Arrays are named by what they are made of, so that equal maps are one, and stay when the job changes elsewhere.
+    The names contain a hash of what the maps are made from. Equal maps share an array, which remains valid when other
+    parts of the job change.
 
     Args:
-        inputs: What making maps depends on.
+        inputs: The inputs of the stage that makes the maps.
     """
     keys = inputs["keys"]
     annotators = cast("list[dict[str, object]]", keys["controlnet_processor"])
@@ -35,6 +36,6 @@ def map_names(inputs: Inputs) -> list[tuple[str, str] | None]:
 
 
 def recorded_maps(cache: FrameCache) -> list[tuple[str, str]]:
-    """The arrays of those maps that are in the cache, one pair for each ControlNet that is run."""
+    """Return the arrays of the maps in the cache, one pair per ControlNet that is run."""
     inputs = cache.recorded("control")
     return [pair for pair in map_names(inputs) if pair is not None] if inputs else []

@@ -253,7 +253,7 @@ def deliver(run: Run[Job], fingerprint: str) -> None:
         return
     from stages.smoothers.images.keyframes import unseen_warning
 
-    if worst := unseen_warning(run.cache["unseen"][:]):
+    if worst := unseen_warning(run.cache["unseen"][:].tolist()):
         run.reporter.warn(f'{worst}; "keyframes": "auto", or a list with these, renders them')
 
 

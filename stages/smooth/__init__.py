@@ -1,6 +1,6 @@
-"""Take the flicker out of a stylised video. Needs no job: any tool may have stylised it.
+"""Remove flicker from a stylised video, made by any tool.
 
-Unfinished work is kept in a cache beside the output, which is removed when the output is complete.
+Unfinished work is kept in a cache next to the output, which is removed when the output is complete.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from stages.base.errors import DiffSynthError, UsageError
 from stages.base.fingerprint import Inputs, fingerprint, identify
 from stages.models.weights import pick_gpu
 from stages.pairing import GuideShots
-from stages.smooth.guidance import Guidance, find_guidance, find_key_offset, frame_times, read_through, tell_offset
+from stages.smooth.guidance import Guidance, find_guidance, find_key_offset, frame_times, read_through, report_offset
 from stages.smooth.keys import key_numbers, keys_inside
 from stages.smooth.output import check_smoothing_output, deliver, finished_from
 from stages.smooth.request import NAME, Smoothing
@@ -44,7 +44,7 @@ def smooth(
 ) -> Changes | None:
     """Write `smoothing.output`, resuming an earlier call with the same videos and options.
 
-    If the output is there and was made from the same videos and options, nothing is done.
+    Nothing is done if the output exists and was made from the same videos and options.
 
     Args:
         smoothing: What to do.
@@ -55,10 +55,10 @@ def smooth(
         keep_places: Keep crops of the places worth looking at, for a report.
 
     Returns:
-        What smoothing changed; None for interpolation, and if there was nothing to do.
+        What smoothing changed. None for interpolation, and if there was nothing to do.
 
     Raises:
-        UsageError: The output must not be written, or the videos do not belong together.
+        UsageError: The output cannot be written, or the videos do not match.
     """
     cache = FrameCache(smoothing.cache_path, arguments, {STAGE.name: STAGE.arrays})
     finished = finished_from(smoothing)
@@ -70,13 +70,13 @@ def smooth(
         if finished != fingerprint(inputs):
             raise UsageError(
                 f"{smoothing.output} exists and was made from other videos or with other options",
-                "--force overwrites it; or choose another output",
+                "overwrite it with --force, or choose another output",
             )
         if not restart:
             _remove_cache(cache)
             reporter.end(STAGE.name, f"nothing to do: {smoothing.output} is complete (--restart redoes it)")
             return None
-    if cache.record(STAGE.name).complete:  # complete, but its output is gone or not wanted
+    if cache.record(STAGE.name).complete:  # its output no longer exists or is to be redone
         _remove_cache(cache)
     changes = None if smoothing.interpolate else Changes(keep_places)
     stage = replace(STAGE, deliver=partial(deliver, changes=changes))
@@ -85,7 +85,7 @@ def smooth(
         try:
             fill(stage, Run(smoothing, cache, reporter, inputs=inputs), resume=not restart and begun == inputs)
         except DiffSynthError:
-            if cache.recorded(STAGE.name) is None:  # refused before anything was begun
+            if cache.recorded(STAGE.name) is None:  # failed before anything was started
                 shutil.rmtree(cache.path)
             raise
     shutil.rmtree(cache.path)
@@ -104,9 +104,9 @@ def _remove_cache(cache: FrameCache) -> None:
 
 
 def _identified(smoothing: Smoothing, known: dict[str, object]) -> tuple[Smoothing, Inputs]:
-    """The same without a guide that is a copy of the style, and what the result depends on.
+    """Return the request without a guide that equals the style, and what the result depends on.
 
-    `known` is what an earlier call found out about the videos, so that they need not be read again.
+    `known` is what an earlier call recorded. Videos that look unchanged are not read again.
     """
     style = identify(smoothing.style, known.get("style"))
     guide = None
@@ -137,14 +137,14 @@ def plan(run: Run[Smoothing], resume: bool) -> Plan:
     if resume:
         noted: dict[str, Any] = cache["smoothed"].attrs.asdict()
         count, notes, guidance = len(cache["smoothed"]), {}, Guidance(noted["guided"], noted["offset"])
-        tell_offset(guidance, run)
+        report_offset(guidance, run)
     else:
         guidance = find_guidance(run)
         times, clock = frame_times(guidance, run)
-        _tell_size(smoothing, style, run.reporter)
+        _warn_of_padding(smoothing, style, run.reporter)
         count, notes = len(times), {**describe(clock, times), "guided": guidance.guided, "offset": guidance.offset}
     shape = (count, style.height, style.width, 3)
-    decode = DecodeTask(str(smoothing.style), partial(_alone, smoothing.style), "styles")
+    decode = DecodeTask(str(smoothing.style), partial(_shots, smoothing.style), "styles")
     arrays = [ArraySpec("styles", shape, "uint8"), ArraySpec("smoothed", shape, "uint8")]
     phases = [Phase("decode the style", count, CHUNK, decode)]
     if guidance.guided:
@@ -164,10 +164,10 @@ def plan(run: Run[Smoothing], resume: bool) -> Plan:
 
 
 def _plan_painting(run: Run[Smoothing], resume: bool) -> Plan:
-    """The plan of painting all frames between keyframes."""
+    """Plan to paint all frames between keyframes."""
     smoothing, cache = run.job, run.cache
     if smoothing.guide is None:
-        raise UsageError("--mode interpolate needs the video and the keyframes", "diffsynth smooth GUIDE STYLE -o OUT")
+        raise UsageError("--mode interpolate needs a video and keyframes", "use diffsynth smooth GUIDE STYLE -o OUT")
     guide, style = open_source(smoothing.guide), open_source(smoothing.style)
     check_shape(guide, style.height, style.width)
     numbers = key_numbers(style)
@@ -177,12 +177,12 @@ def _plan_painting(run: Run[Smoothing], resume: bool) -> Plan:
     else:
         offset = find_key_offset(run, numbers)
         times = read_through(guide.shots(), guide, run.reporter)
-        _tell_size(smoothing, style, run.reporter)
+        _warn_of_padding(smoothing, style, run.reporter)
         count, notes = len(times), {**describe(guide, times), "guided": True, "offset": 0.0, "key_offset": offset}
     first, keys = keys_inside(numbers, offset, count, style, guide, run.reporter)
     size = (style.height, style.width, 3)
-    decode_guide = DecodeTask(str(guide.path), partial(_alone, guide.path), "guides")
-    decode_style = DecodeTask(str(style.path), partial(_from, style.path, first), "styles")
+    decode_guide = DecodeTask(str(guide.path), partial(_shots, guide.path), "guides")
+    decode_style = DecodeTask(str(style.path), partial(_shots, style.path, first), "styles")
     paint = PaintTask("guides", "styles", keys, "smoothed", "guessed", smoothing.device, smoothing.config["patch_size"])
     return Plan(
         frames=count,
@@ -201,7 +201,7 @@ def _plan_painting(run: Run[Smoothing], resume: bool) -> Plan:
     )
 
 
-def _tell_size(smoothing: Smoothing, style: Source, reporter: Reporter) -> None:
+def _warn_of_padding(smoothing: Smoothing, style: Source, reporter: Reporter) -> None:
     if not smoothing.makes_video:
         return
     codec, size = default_codec(smoothing.output), (style.height, style.width)
@@ -212,11 +212,7 @@ def _tell_size(smoothing: Smoothing, style: Source, reporter: Reporter) -> None:
         )
 
 
-def _alone(path: Path) -> Iterator[Shot]:
-    return open_source(path).shots()
-
-
-def _from(path: Path, first: int) -> Iterator[Shot]:
+def _shots(path: Path, first: int = 0) -> Iterator[Shot]:
     return islice(open_source(path).shots(), first, None)
 
 

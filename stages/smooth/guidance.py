@@ -1,4 +1,4 @@
-"""What leads the smoother: whether the guide belongs to the style, at which offset, and when frames are shown."""
+"""Whether the guide matches the style, at which offset, and the time stamps of the output."""
 
 from __future__ import annotations
 
@@ -13,45 +13,45 @@ from stages.pairing import align, pairs, unused_frames
 from stages.smooth.request import NAME, Smoothing
 from stages.video import ImageFolder, Shot, Source, open_source
 
-SURE = 0.8  # correlation of motion from which keyframes, which are few, are not where their names say
-LONGER_FRAMES, LONGER_SHARE = 2, 0.02  # of the style; a guide that is longer by no more is not worth a word
+SURE = 0.8  # correlation of motion from which a found offset overrides the numbers in keyframes' names
+LONGER_FRAMES, LONGER_SHARE = 2, 0.02  # of the style; no warning if the guide is longer by less
 
 
 @dataclass(frozen=True)
 class Guidance:
-    """What leads the smoother: the guide at an offset, or nothing but the style itself."""
+    """What guides the smoother: the guide at an offset in frames, or the style itself."""
 
     guided: bool
     offset: float = 0.0
 
 
 def find_guidance(run: Run[Smoothing]) -> Guidance:
-    """Whether the guide belongs to the style, and at which offset. Tells the user what was found."""
+    """Find whether the guide matches the style, and at which offset, and report it."""
     smoothing, reporter = run.job, run.reporter
     if smoothing.guide is None:
         return Guidance(False)
     if smoothing.offset is not None:
         guidance = Guidance(True, smoothing.offset)
-        tell_offset(guidance, run)
+        report_offset(guidance, run)
         return guidance
     reporter.begin("offset", None)
     reporter.phase("compare outlines")
     found = align(open_source(smoothing.guide), open_source(smoothing.style), reporter.advance)
     guidance = Guidance(found.fits, found.offset)
     found_how = f" (correlation of motion {found.motion:.2f}, without the offset {found.motion_at_zero:.2f})"
-    tell_offset(guidance, run, found_how)
+    report_offset(guidance, run, found_how)
     return guidance
 
 
-def tell_offset(guidance: Guidance, run: Run[Smoothing], found_how: str = "") -> None:
-    """Say which offset is used; `found_how` is only shown if there is one."""
+def report_offset(guidance: Guidance, run: Run[Smoothing], found_how: str = "") -> None:
+    """Report the offset. `found_how` is shown only if it is not 0."""
     guide, style, offset = run.job.guide, run.job.style, guidance.offset
     if guide is None:
         return
     if not guidance.guided:
         run.reporter.warn(
-            f"{guide} does not seem to belong to {style}, so {style.name} is smoothed by itself; "
-            "to use the guide anyway, give --offset FRAMES"
+            f"{guide} does not seem to match {style}, so {style.name} is smoothed without it; "
+            "to use it anyway, give --offset FRAMES"
         )
     elif offset:
         how = "is ahead of" if offset > 0 else "is behind"
@@ -62,23 +62,23 @@ def tell_offset(guidance: Guidance, run: Run[Smoothing], found_how: str = "") ->
 
 
 def find_key_offset(run: Run[Smoothing], keys: Sequence[int]) -> int:
-    """By how many frames keyframes `keys` run ahead of the guide. Names are trusted unless much speaks against them."""
+    """Find by how many frames the keyframes are ahead of the guide. 0 unless motion clearly contradicts their names."""
     smoothing, reporter = run.job, run.reporter
     assert smoothing.guide is not None
     if smoothing.offset is not None:
-        tell_offset(Guidance(True, smoothing.offset), run)
+        report_offset(Guidance(True, smoothing.offset), run)
         return int(smoothing.offset)
     reporter.begin("offset", None)
     reporter.phase("compare outlines")
     found = align(open_source(smoothing.guide), open_source(smoothing.style), reporter.advance, keys)
     offset = round(found.offset) if found.motion >= SURE else 0
     if offset:
-        tell_offset(Guidance(True, offset), run, f" (correlation of motion {found.motion:.2f})")
+        report_offset(Guidance(True, offset), run, f" (correlation of motion {found.motion:.2f})")
     return offset
 
 
 def frame_times(guidance: Guidance, run: Run[Smoothing]) -> tuple[np.ndarray, Source]:
-    """When each frame of the style is shown, and by which video's clock, in seconds since the beginning of its file."""
+    """Return the time of each frame in seconds, and the video whose time stamps these are."""
     smoothing, reporter = run.job, run.reporter
     style = open_source(smoothing.style)
     if smoothing.guide is None or not guidance.guided:
@@ -94,14 +94,14 @@ def frame_times(guidance: Guidance, run: Run[Smoothing]) -> tuple[np.ndarray, So
     times = read_through(read(), style, reporter)
     if guide.damage:
         reporter.warn(f"{guide.path}: {guide.damage[0]}")
-    _tell_lengths(guide, style, of_guide, unused_frames(guide, style, guidance.offset, len(times)), reporter)
+    _warn_of_lengths(guide, style, of_guide, unused_frames(guide, style, guidance.offset, len(times)), reporter)
     if isinstance(style, ImageFolder) and not isinstance(guide, ImageFolder) and any(t is not None for t in of_guide):
         return _filled(of_guide, float(1 / guide.fps)), guide  # images carry no times
     return times, style
 
 
 def read_through(shots: Iterator[Shot], source: Source, reporter: Reporter) -> np.ndarray:
-    """When each frame is shown. Decodes everything once: only that finds out how many frames there really are."""
+    """Return the time of each frame in seconds. Decodes the whole video, since headers may misstate its length."""
     reporter.begin(NAME, source.estimate)
     reporter.phase("read through")
     times = []
@@ -115,19 +115,19 @@ def read_through(shots: Iterator[Shot], source: Source, reporter: Reporter) -> n
     return np.array(times)
 
 
-def _tell_lengths(guide: Source, style: Source, times: list[float | None], unused: int, reporter: Reporter) -> None:
-    """Warn if the guide is shorter or longer than the style. `times`: None for frames without a frame of the guide."""
+def _warn_of_lengths(guide: Source, style: Source, times: list[float | None], unused: int, reporter: Reporter) -> None:
+    """Warn if the guide is shorter or longer than the style. `times` is None for frames that the guide lacks."""
     if missing := sum(time is None for time in times):
         reporter.warn(
             f"{guide.path} has no frames for {missing} of the {len(times)} frames of {style.path}; "
-            "for these the style is its own guide"
+            "these are smoothed without a guide"
         )
     if unused > max(LONGER_FRAMES, LONGER_SHARE * len(times)):
-        reporter.warn(f"{guide.path} goes on for {unused} frames after the end of {style.path}; these are not used")
+        reporter.warn(f"{guide.path} continues for {unused} frames after the end of {style.path}; these are ignored")
 
 
 def _filled(times: list[float | None], length: float) -> np.ndarray:
-    """Times of all frames, those before and after the known ones at distances of `length`, in seconds."""
+    """Fill in unknown times. Frames before and after the known ones are `length` seconds apart."""
     known = [index for index, time in enumerate(times) if time is not None]
     places = np.arange(len(times))
     filled = np.interp(places, known, [time for time in times if time is not None])

@@ -1,4 +1,4 @@
-"""Which frames keyframes are: by the names of their images, and where these lie in the guide."""
+"""Frame numbers of keyframes, read from the names of their images."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from stages.video import ImageFolder, Source
 
 
 def key_numbers(style: Source) -> tuple[int, ...]:
-    """The numbers of keyframes, by the names of the images: the last number in each (00012.png, frame-12.png)."""
+    """Return the frame number of each keyframe: the last number in its name (00012.png, frame-12.png)."""
     if not isinstance(style, ImageFolder):
         raise UsageError(f"{style.path} is not a folder of images", "--mode interpolate needs one")
     numbers = [re.findall(r"\d+", file.stem) for file in style.files]
     if unnamed := [file.name for file, found in zip(style.files, numbers, strict=True) if not found]:
-        raise UsageError(f"{style.path}: {unnamed[0]} has no frame number in its name", "such as 00012.png")
+        raise UsageError(f"{style.path}: {unnamed[0]} has no frame number in its name", "name it like 00012.png")
     keys = tuple(int(found[-1]) for found in numbers)
     if list(keys) != sorted(set(keys)):
         raise UsageError(f"{style.path}: frame numbers do not ascend: {', '.join(map(str, keys[:12]))}")
@@ -26,8 +26,22 @@ def key_numbers(style: Source) -> tuple[int, ...]:
 def keys_inside(
     numbers: Sequence[int], offset: int, count: int, style: Source, guide: Source, reporter: Reporter
 ) -> tuple[int, tuple[int, ...]]:
-    """The first image that lies within the guide's `count` frames at an offset, and the frames of it and all that
-    follow it there. Warns of keyframes that lie outside."""
+    """Select the keyframes within the guide, and warn about the others.
+
+    Args:
+        numbers: Frame numbers of all keyframes, ascending.
+        offset: Frames by which they are ahead of the guide.
+        count: Number of frames of the guide.
+        style: The keyframes.
+        guide: The guide.
+        reporter: Receives the warning.
+
+    Returns:
+        The index of the first selected keyframe, and the frame numbers of the selected ones in the guide.
+
+    Raises:
+        UsageError: No keyframe is within the guide, or one is beyond its end without an offset.
+    """
     if offset == 0 and numbers[-1] >= count:
         raise UsageError(
             f"{style.path} has a keyframe {numbers[-1]}, but the last frame of {guide.path} is {count - 1}"
@@ -36,5 +50,5 @@ def keys_inside(
     if not inside:
         raise UsageError(f"{style.path}: no keyframe lies within {guide.path}, which has {count} frames")
     if outside := [str(number) for number in numbers if not 0 <= number + offset < count]:
-        reporter.warn(f"{style.path}: not used, since they lie outside of {guide.path}: keyframes {', '.join(outside)}")
+        reporter.warn(f"{style.path}: ignored keyframes outside {guide.path}: {', '.join(outside)}")
     return numbers.index(inside[0] - offset), inside

@@ -1,4 +1,4 @@
-"""The output: whether it may be written, whether it is there already, and writing it."""
+"""The output of `diffsynth smooth`: checks before it is written, and writing it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from stages.base.cache import FrameCache
-from stages.base.engine import Run, told
+from stages.base.engine import Run, with_progress
 from stages.base.errors import UsageError
 from stages.base.outputs import SIGNATURE, check_inputs_kept, check_output
 from stages.base.words import counted
@@ -34,13 +34,13 @@ from stages.video import (
 
 
 def check_smoothing_output(smoothing: Smoothing, force: bool) -> None:
-    """Raises UsageError if the output must not be written. `force`: an existing one may be replaced."""
+    """Raise UsageError if the output cannot be written. With `force`, an existing one may be replaced."""
     output = smoothing.output
     if not output.absolute().parent.is_dir():
-        raise UsageError(f"{output}: there is no folder {output.absolute().parent}", "create it first")
+        raise UsageError(f"{output}: the folder {output.absolute().parent} does not exist", "create it first")
     cache = smoothing.cache_path
     if os.path.lexists(cache) and not FrameCache(cache).is_cache():
-        raise UsageError(f"{cache} is in the way of unfinished work", "move it away, or choose another output")
+        raise UsageError(f"{cache} exists, but is needed for unfinished work", "move it away, or choose another output")
     if smoothing.makes_video:
         check_output(output, smoothing.inputs, force=force)
         return
@@ -49,15 +49,13 @@ def check_smoothing_output(smoothing: Smoothing, force: bool) -> None:
         raise UsageError(f"{output} is a file", "give the name of a folder, or of a .mp4, .mov, .mkv or .webm file")
     files = sorted(output.iterdir()) if output.is_dir() else []
     if files and not force:
-        raise UsageError(f"{output} is not empty", "--force replaces the images in it; or choose another folder")
+        raise UsageError(f"{output} is not empty", "replace its images with --force, or choose another folder")
     if others := [file.name for file in files if not re.fullmatch(r"\d{5,}\.png", file.name)]:
-        raise UsageError(
-            f"{output} contains {others[0]}, which is not an image of this program's", "choose another folder"
-        )
+        raise UsageError(f"{output} contains {others[0]}, which this program did not write", "choose another folder")
 
 
 def finished_from(smoothing: Smoothing) -> str | None:
-    """The fingerprint of what a complete output was made from; None if it is not there or made by something else."""
+    """Return the fingerprint of what a complete output was made from. None if it is missing, incomplete or not ours."""
     output = smoothing.output
     files = sorted(output.iterdir()) if output.is_dir() else [output]
     kind, _, rest = (read_comment(files[0]) if files else "").rpartition(" smooth ")
@@ -68,28 +66,28 @@ def finished_from(smoothing: Smoothing) -> str | None:
 
 
 def _comment(made_from: str, count: int) -> str:
-    """What is written into the output's metadata, from where `finished_from` reads it."""
+    """Format the comment in the output's metadata that `finished_from` reads."""
     return f"{SIGNATURE} smooth {made_from} {count}"
 
 
 def deliver(run: Run[Smoothing], made_from: str, changes: Changes | None = None) -> None:
-    """Write the output atomically: a kill leaves none of it, or all. `changes` are measured on the way."""
+    """Write the output atomically, and measure `changes` on the way."""
     smoothing, reporter, frames = run.job, run.reporter, run.cache["smoothed"]
-    if smoothing.interpolate and (worst := unseen_warning(run.cache["guessed"][:])):
+    if smoothing.interpolate and (worst := unseen_warning(run.cache["guessed"][:].tolist())):
         reporter.warn(f"{worst}; keyframes there would help")
     reporter.begin(smoothing.output.name, len(frames))
     reporter.phase("write")
     results = frames if changes is None else changes.watch(run.cache["styles"], frames, len(frames))
     comment = _comment(made_from, len(frames))
     if smoothing.makes_video:
-        encode(smoothing.output, told(results, reporter), _encoding(smoothing, frames.attrs.asdict(), comment))
+        encode(smoothing.output, with_progress(results, reporter), _encoding(smoothing, frames.attrs.asdict(), comment))
     else:
-        _write_images(smoothing.output, told(results, reporter), comment)
+        _write_images(smoothing.output, with_progress(results, reporter), comment)
     reporter.end("written", f"{smoothing.output}: {counted(len(frames), 'frame')}")
 
 
 def _encoding(smoothing: Smoothing, played: dict[str, Any], comment: str) -> Encoding:
-    """How the output is played, by what `plan` noted."""
+    """Return how to encode the output, from what `plan` recorded."""
     constant = played["times"] is None
     return Encoding(
         Fraction(str(played["fps"])) if constant else None,
@@ -101,20 +99,20 @@ def _encoding(smoothing: Smoothing, played: dict[str, Any], comment: str) -> Enc
 
 
 def _audio(smoothing: Smoothing, played: dict[str, Any]) -> Audio | None:
-    """The sound of the style, or if it has none the guide's at the offset."""
+    """Return the audio of the style or, if it has none, of the guide at the offset."""
     style = open_source(smoothing.style)
     if style.has_audio:
         return Audio(style.path, played["start"], played["stop"])
     if smoothing.guide is None or not played["guided"] or not (guide := open_source(smoothing.guide)).has_audio:
         return None
-    if smoothing.interpolate or isinstance(style, ImageFolder):  # the guide's clock says when frames are shown
+    if smoothing.interpolate or isinstance(style, ImageFolder):  # time stamps are the guide's
         return Audio(guide.path, played["start"], played["stop"])
     start = next(guide.shots()).time + played["offset"] / float(style.fps)
     return Audio(guide.path, start, start + played["stop"] - played["start"])
 
 
 def _write_images(folder: Path, frames: Iterator[np.ndarray], comment: str) -> None:
-    """Write %05d.png files into a new folder, then put it in the place of `folder`."""
+    """Write %05d.png files into a new folder, then replace `folder` with it."""
     part, old = (folder.with_name(f".{folder.name}.{name}") for name in ("part", "old"))
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()

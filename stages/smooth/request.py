@@ -1,4 +1,4 @@
-"""What to smooth."""
+"""The request of `diffsynth smooth`."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ NAME = "smooth"  # of the stage
 
 @dataclass(frozen=True)
 class Smoothing:
-    """What to smooth.
+    """What to smooth, and how.
 
-    `guide`: the video that `style` was made from; None if `style` is to be its own guide.
-    `output`: a video, or a folder of %05d.png, by its suffix. `config`: the smoother's options.
-    `interpolate`: `style` is a folder of keyframes, named by their numbers in the guide; all other frames are painted.
-    `device`: auto, cpu, cuda, cuda:1.
-    `offset`: frames by which the style runs ahead of the guide; None to find out.
+    Args:
+        guide: The video that `style` was made from. None to smooth `style` without a guide.
+        style: The stylised video or folder of images.
+        output: The video or, without a video's suffix, the folder of %05d.png to write.
+        config: Options of the smoother.
+        interpolate: `style` holds keyframes, named by their frame numbers in the guide; the other frames are painted.
+        device: auto, cpu, cuda or cuda:N.
+        offset: Frames by which the style is ahead of the guide. None to detect it.
     """
 
     guide: Path | None

@@ -1,4 +1,4 @@
-"""The one door to PyAV: sources of frames (video files, image folders), fitting, and encoding with audio."""
+"""Sources of frames (video files, image folders), fitting, and encoding with audio. Only this package uses PyAV."""
 
 from stages.video.encoding import (
     ENCODERS,

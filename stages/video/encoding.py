@@ -1,4 +1,4 @@
-"""Writing videos: which codecs and containers there are, and encoding, the same bytes for the same frames."""
+"""Codecs, containers and encoding. The same frames always give the same bytes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from stages.video.sources import url
 
 @dataclass(frozen=True)
 class Encoder:
-    """How frames become one kind of video: FFmpeg's encoder, its settings, and where such videos usually lie."""
+    """Settings of an encoder: FFmpeg's name, pixel format, quality and the usual suffix of the file."""
 
     ffmpeg: str
     pixel_format: str
@@ -33,7 +33,7 @@ class Encoder:
     options: dict[str, str] = field(default_factory=dict)
 
 
-# x264's macroblock tree reads memory that it never wrote, at many sizes: the same frames gave different bytes.
+# mbtree=0: at many sizes x264's macroblock tree reads uninitialised memory, so output bytes would vary.
 ENCODERS: dict[str, Encoder] = {
     Codec.H264: Encoder("libx264", "yuv420p", 19, ".mp4", {"preset": "medium", "x264-params": "mbtree=0"}),
     Codec.HEVC: Encoder(
@@ -48,7 +48,7 @@ ENCODERS: dict[str, Encoder] = {
     Codec.PRORES: Encoder("prores_ks", "yuv422p10le", None, ".mov", {"profile": "hq"}),
     Codec.FFV1: Encoder("ffv1", "bgr0", None, ".mkv"),
 }
-# Fixed, since it changes the bytes that x264 writes.
+# Fixed, since the bytes that x264 writes depend on it.
 ENCODER_THREADS = 4
 CONTAINERS = {  # suffix: (FFmpeg's muxer, audio encoder, options)
     ".mp4": ("mp4", "aac", {"movflags": "+faststart"}),
@@ -60,7 +60,7 @@ CONTAINER_CODECS = {
     ".mp4": ("h264", "hevc", "vp9", "av1"), ".mov": ("h264", "hevc", "prores"),
     ".mkv": tuple(ENCODERS), ".webm": ("vp9", "av1"),
 }  # fmt: skip
-OTHER_SUFFIXES = (  # of videos that are not written
+OTHER_SUFFIXES = (  # of videos that can be read but not written
     ".3gp", ".asf", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mpeg", ".mpg", ".mts", ".mxf", ".ogv", ".ts", ".vob",
     ".wmv", ".y4m",
 )  # fmt: skip
@@ -70,9 +70,15 @@ TIMESTAMP_RATE = 90_000  # ticks a second for frames without a constant rate
 
 @dataclass(frozen=True)
 class Encoding:
-    """How a video is to be written. `fps` for a constant rate, or else `times` in seconds, one a frame.
+    """How to write a video.
 
-    `comment` is written into the file's metadata, from where `read_comment` reads it.
+    Args:
+        fps: Constant frame rate. None to use `times`.
+        times: Time of each frame in seconds.
+        codec: A key of `ENCODERS`.
+        crf: Quality, lower is better. None for the codec's default.
+        audio: Audio to add.
+        comment: Comment in the file's metadata, see `read_comment`.
     """
 
     fps: Fraction | None = None
@@ -91,10 +97,18 @@ class Encoding:
 
 
 def encode(path: Path, frames: Iterable[np.ndarray], how: Encoding) -> None:
-    """Writes uint8 frames [H, W, 3] as a video, its kind chosen by the suffix of `path`.
+    """Write a video atomically.
 
-    Odd sizes are padded by repeating the last row or column if the codec needs even ones (`padded_size`). The file
-    appears when it is complete.
+    If the codec needs even sizes, the last row or column of frames is repeated (see `padded_size`).
+
+    Args:
+        path: The file. Its suffix determines the container.
+        frames: uint8 RGB [H, W, 3], all of one size.
+        how: Codec, times and audio.
+
+    Raises:
+        UsageError: The container cannot hold the codec.
+        DiffSynthError: There are no frames, or writing failed.
     """
     muxer, audio_codec, options = check_encoding(path, how.codec)
     part = path.with_name(f".{path.name}.part")
@@ -123,7 +137,7 @@ def encode(path: Path, frames: Iterable[np.ndarray], how: Encoding) -> None:
 
 
 def check_encoding(path: Path, codec: str) -> tuple[str, str, dict[str, str]]:
-    """Muxer, audio encoder and options for a file of this name; UsageError if it cannot hold the codec."""
+    """Return the muxer, audio encoder and options for `path`. Raise UsageError if it cannot hold the codec."""
     suffix = path.suffix.lower()
     if suffix not in CONTAINERS:
         raise UsageError(f"{path}: cannot write {suffix or 'a video without a suffix'}", f"use {_listed(CONTAINERS)}")
@@ -140,7 +154,7 @@ def check_encoder(path: Path, codec: str, height: int, width: int, fps: Fraction
     """Check that frames of this size and rate can be encoded, by opening the encoder and writing no frame.
 
     Raises:
-        UsageError: The file's suffix does not go with the codec, or the encoder takes no such frames.
+        UsageError: The container cannot hold the codec, or the encoder does not support the size or rate.
     """
     muxer, *_ = check_encoding(path, codec)
     try:
@@ -172,19 +186,19 @@ def is_video_name(path: Path) -> bool:
 
 
 def default_codec(path: Path) -> str:
-    """The codec of a video of this name if none is asked for."""
+    """Return the default codec of a video of this name."""
     return CONTAINER_CODECS[path.suffix.lower()][0]
 
 
 def padded_size(codec: str, height: int, width: int) -> tuple[int, int]:
-    """The (height, width) at which frames of this size are encoded: even where the codec halves colour resolution."""
+    """Return the encoded (height, width): even if the codec halves the resolution of colour, else unchanged."""
     if ENCODERS[codec].pixel_format.startswith("bgr"):
         return height, width
     return height + height % 2, width + width % 2
 
 
 def read_comment(path: Path) -> str:
-    """The comment in the metadata of a video or PNG file; empty if there is none or the file cannot be read."""
+    """Return the comment in the metadata of a video or PNG file. Empty if there is none or the file is unreadable."""
     if path.suffix.lower() == ".png":
         return read_png_comment(path)
     try:
@@ -210,7 +224,7 @@ def _picture_stream(container: Any, shape: tuple[int, ...], how: Encoding) -> An
     stream.pix_fmt = encoder.pixel_format
     stream.time_base = stream.codec_context.time_base = how.time_base
     stream.codec_context.thread_count = ENCODER_THREADS
-    if how.fps is None:  # with B-frames, MP4 and uneven times give a wrong length of the whole
+    if how.fps is None:  # with B-frames, MP4 files with varying frame rates get a wrong duration
         stream.codec_context.max_b_frames = 0
     if not encoder.pixel_format.startswith("bgr"):  # BT.709, limited range: what players assume of untagged HD video
         context = stream.codec_context
@@ -228,7 +242,7 @@ def _picture_frame(image: np.ndarray, stream: Any, how: Encoding, index: int) ->
 
 
 def _timed(packets: list[Any], how: Encoding) -> list[Any]:
-    """The same packets with their durations, which encoders do not know where the rate is not constant."""
+    """Set the durations of packets, which encoders do not know if the frame rate varies."""
     if how.fps is None:
         stamps = [how.ticks(index) for index in range(len(how.times))]
         lengths = dict(zip(stamps, np.diff(stamps), strict=False))

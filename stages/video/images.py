@@ -17,39 +17,39 @@ from PIL.PngImagePlugin import PngInfo
 from stages.base.errors import UsageError
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
-VALUE_SUFFIXES = {".exr"}  # of data rather than pictures
+VALUE_SUFFIXES = {".exr"}  # data rather than pictures
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """An image file as uint8 RGB [H, W, 3]; its EXIF rotation honoured, 16-bit and grey images converted."""
+    """Read an image as uint8 RGB [H, W, 3]. Applies the EXIF rotation and converts 16-bit and grey images."""
     return _decode(Path(path), cv2.IMREAD_COLOR)
 
 
 def read_values(path: str | Path) -> np.ndarray:
-    """An image file's own values, RGB [H, W, 3]: uint8, uint16 or (EXR) float32. Grey is repeated."""
-    os.environ.setdefault("OPENCV_IO_ENABLE_OPENEXR", "1")  # OpenCV asks when the first EXR file is opened
+    """Read an image's unconverted values, RGB [H, W, 3], as uint8, uint16 or, for EXR, float32. Grey is repeated."""
+    os.environ.setdefault("OPENCV_IO_ENABLE_OPENEXR", "1")  # read by OpenCV when it opens the first EXR file
     return _decode(Path(path), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
 
 
 def _decode(path: Path, flags: int) -> np.ndarray:
     image_size(path)
-    data = np.frombuffer(path.read_bytes(), np.uint8)  # OpenCV opens no file whose name is not UTF-8
+    data = np.frombuffer(path.read_bytes(), np.uint8)  # OpenCV cannot open files whose names are not UTF-8
     try:
         image = cv2.imdecode(data, flags) if len(data) else None
-    except cv2.error:  # an assertion of OpenCV's about the file
+    except cv2.error:  # a failed assertion about the file
         image = None
     if image is None:
         exr = path.suffix.lower() == ".exr"
-        hint = "this OpenCV may be built without EXR; 16-bit PNG files do as well" if exr else "is it complete?"
+        hint = "this OpenCV may lack EXR support; use 16-bit PNG files instead" if exr else "is it complete?"
         raise UsageError(f"{path} is not an image that can be read", hint)
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
 def image_size(path: Path) -> tuple[int, int] | None:
-    """The (height, width) that an image file states, without its EXIF rotation; None if Pillow does not know its kind.
+    """Return the (height, width) in an image's header, without EXIF rotation. None if Pillow does not know the format.
 
     Raises:
-        UsageError: The file is not there, or states a size that would fill the memory.
+        UsageError: The file does not exist, or its size would exhaust memory.
     """
     try:
         with warnings.catch_warnings():
@@ -59,18 +59,22 @@ def image_size(path: Path) -> tuple[int, int] | None:
     except Image.DecompressionBombError:
         most = int((2 * (Image.MAX_IMAGE_PIXELS or 0)) ** 0.5)
         raise UsageError(
-            f"{path} is too large an image", f"at most {most}×{most} pixels, or as many in another shape, are read"
+            f"{path} is too large", f"images may have at most {most}×{most} pixels, or the same number in another shape"
         ) from None
     except FileNotFoundError:
         raise UsageError(f"{path}: no such file") from None
-    except (OSError, ValueError, SyntaxError):  # SyntaxError: Pillow's word for a damaged PNG header
+    except (OSError, ValueError, SyntaxError):  # Pillow raises SyntaxError for a damaged PNG header
         return None
 
 
 def fit(image: np.ndarray, height: int, width: int, shown: tuple[int, int] | None = None) -> np.ndarray:
-    """The centre of `image` with the aspect ratio height:width, resized to uint8 [height, width, 3].
+    """Crop `image` around its centre to the aspect ratio height:width and resize it to [height, width, 3].
 
-    `shown` is the (height, width) at which the image is meant to be seen, if its pixels are not square.
+    Args:
+        image: uint8 RGB [H, W, 3].
+        height: Height of the result.
+        width: Width of the result.
+        shown: (height, width) at which the image is displayed, if its pixels are not square.
     """
     rows, columns = image.shape[:2]
     shown_height, shown_width = shown or (rows, columns)
@@ -87,20 +91,20 @@ def fit(image: np.ndarray, height: int, width: int, shown: tuple[int, int] | Non
 # --- numbered frames ------------------------------------------------------------------------------------
 
 PNG_LEVEL = 1  # of 0 to 9: a frame of 1920×1080 takes 0.14 s, at Pillow's default of 6 0.56 s for 17 % smaller files
-PNG_END = b"IEND\xaeB`\x82"  # of every PNG file that was written to its end
+PNG_END = b"IEND\xaeB`\x82"  # the end of every complete PNG file
 
 
 def frame_files(folder: Path) -> list[Path]:
-    """The files of a folder that are named like frames (00012.png), in order. Empty if there is no folder."""
+    """Return the files named like frames (00012.png), in order. Empty if the folder does not exist."""
     files = folder.iterdir() if folder.is_dir() else ()
     return sorted((file for file in files if re.fullmatch(r"\d{5,}\.png", file.name)), key=lambda file: int(file.stem))
 
 
 def write_frames(folder: Path, frames: Iterable[np.ndarray], signature: str) -> None:
-    """Write frames as %05d.png, each file at once. Files that hold these very frames already are kept.
+    """Write frames as %05d.png, each atomically. Files that already hold the same frame are kept.
 
-    A comment in each file holds `signature` and a hash of the pixels. Files with this signature and higher numbers,
-    which an earlier and longer video left, are removed.
+    A comment in each file holds `signature` and a hash of the pixels. Files of an earlier, longer video, which have the
+    signature and higher numbers, are removed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     count = 0
@@ -115,7 +119,7 @@ def write_frames(folder: Path, frames: Iterable[np.ndarray], signature: str) -> 
 
 
 def save_png(path: Path, image: np.ndarray, comment: str) -> None:
-    """Write an image and a comment as a PNG file, which appears when it is complete."""
+    """Write an image and a comment as a PNG file, atomically."""
     part = path.with_name(f".{path.name}.part")
     text = PngInfo()
     text.add_text("Comment", comment)
@@ -124,7 +128,7 @@ def save_png(path: Path, image: np.ndarray, comment: str) -> None:
 
 
 def read_png_comment(path: Path) -> str:
-    """The comment in a PNG file; empty if there is none or the file cannot be read."""
+    """Return the comment in a PNG file. Empty if there is none or the file is unreadable."""
     try:
         with Image.open(path) as image:
             return str(image.info.get("Comment", ""))

@@ -1,4 +1,4 @@
-"""The sound of a video: cut to a span, with silence where there is none."""
+"""Audio of a video, cut to a span and padded with silence."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ AUDIO_RATE = 48_000
 
 @dataclass(frozen=True)
 class Audio:
-    """The part of a file's sound from `start` to `stop`, in seconds."""
+    """The part of a file's audio from `start` to `stop`, in seconds."""
 
     path: Path
     start: float
@@ -27,7 +27,7 @@ class Audio:
 
 
 class SoundTrack:
-    """Sound cut to a span, silence where the file has none, written a little ahead of the picture."""
+    """Audio cut to a span, with silence in gaps, written slightly ahead of the picture."""
 
     def __init__(self, container: Any, audio: Audio, codec: str):
         self.container = container
@@ -53,7 +53,7 @@ def _layout(path: Path) -> str:
 
 
 def _cut_sound(audio: Audio, stream: Any) -> Iterator[Any]:
-    """Audio frames of the span, in the encoder's format, with times from 0 and gaps filled with silence."""
+    """Yield the span's audio frames in the encoder's format, with times from 0 and gaps filled with silence."""
     with av.open(url(audio.path), metadata_errors="ignore") as source:
         track = source.streams.audio[0]
         zero = (source.start_time or 0) / av.time_base + audio.start
@@ -74,7 +74,7 @@ def _cut_sound(audio: Audio, stream: Any) -> Iterator[Any]:
         for frame in chain(_sound_frames(source, track), [None]):
             try:
                 graph.push(frame)
-            except av.error.EOFError:  # atrim has had all it wants
+            except av.error.EOFError:  # atrim has reached its end
                 break
             yield from _pull(graph)
         yield from _pull(graph)
@@ -85,7 +85,7 @@ def _sound_frames(source: Any, track: Any) -> Iterator[Any]:
         try:
             yield from packet.decode()
         except av.error.InvalidDataError:
-            continue  # a damaged packet is heard as silence: aresample fills the gap
+            continue  # skip damaged packets: aresample fills the gap with silence
 
 
 def _pull(graph: Any) -> Iterator[Any]:

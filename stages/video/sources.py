@@ -17,52 +17,58 @@ import numpy as np
 from av.video.reformatter import Colorspace
 
 from stages.base.errors import DiffSynthError, UsageError
+from stages.base.json_types import JsonObject
 from stages.video.images import IMAGE_SUFFIXES, VALUE_SUFFIXES, image_size, read_image, read_values
 
-IMAGE_FOLDER_FPS = Fraction(25)  # images carry no times; 25 is what ffmpeg assumes
-HD_HEIGHT = 720  # untagged video of this height or more is BT.709, smaller is BT.601, as players assume
-SEEK_WORTH = 10.0  # s; less is decoded as quickly as it is searched for
-SHAPE_TOLERANCE = 0.03  # by which two aspect ratios may differ and still be one shape
-RATE_TOLERANCE = 0.5  # frames; time stamps this near to a constant rate are that rate, rounded by the container
-TIME_TOLERANCE = 1e-4  # s; differences of time stamps are not exact
-TRUNCATION_TOLERANCE = 0.5  # s; containers round durations, and audio may outlast the picture a little
+IMAGE_FOLDER_FPS = Fraction(25)  # images have no time stamps; ffmpeg assumes 25, too
+HD_HEIGHT = 720  # like players, assume BT.709 for untagged video from this height on, else BT.601
+SEEK_WORTH = 10.0  # s; shorter distances are decoded as quickly as seeking takes
+SHAPE_TOLERANCE = 0.03  # relative difference up to which aspect ratios count as equal
+RATE_TOLERANCE = 0.5  # frames; deviation from a constant rate that is put down to rounding by the container
+TIME_TOLERANCE = 1e-4  # s; rounding error of time stamps
+TRUNCATION_TOLERANCE = 0.5  # s; containers round durations, and audio may be slightly longer
 
 
 @dataclass(frozen=True)
 class Shot:
-    """One frame of a source: when it is shown, and its pixels when asked for (uint8 [h, w, 3])."""
+    """One frame of a source: its time in seconds, and a function that returns its pixels, uint8 [H, W, 3]."""
 
     time: float
     image: Callable[[], np.ndarray]
 
 
 class Source(Protocol):
-    """Where frames come from. `height` and `width` are as displayed, `fps` the nominal rate."""
+    """A source of frames. `height` and `width` are the displayed size, `fps` is the nominal rate."""
 
     path: Path
     height: int
     width: int
     fps: Fraction
     has_audio: bool
-    estimate: int | None  # frames, if the file says
-    ends: float | None  # s; when the picture ends, if the file says
+    estimate: int | None  # frames, according to the header
+    ends: float | None  # s; end of the picture, according to the header
     damage: list[str]  # filled while shots are read
 
     def shots(self, start_time: float = 0.0) -> Iterator[Shot]:
-        """All frames from `start_time` on, in order of strictly increasing times."""
+        """Yield all frames from `start_time` on, in order of strictly increasing times."""
 
 
 def open_source(path: str | Path, values: bool = False) -> Source:
-    """The video file or image folder at `path`. Raises DiffSynthError if it is neither.
+    """Open the video file or folder of images at `path`.
 
-    `values`: images as their files have them (see `read_values`), for data rather than pictures.
+    Args:
+        path: The file or folder.
+        values: Read images unconverted (see `read_values`), for data rather than pictures.
+
+    Raises:
+        UsageError: `path` is neither.
     """
     path = Path(path)
     return ImageFolder(path, read=read_values if values else read_image) if path.is_dir() else VideoFile(path)
 
 
 class VideoFile:
-    """A file that FFmpeg can read: its rotation and pixel aspect honoured, its time stamps kept."""
+    """A file that FFmpeg can read. Applies rotation and pixel aspect ratio, keeps time stamps."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -86,10 +92,10 @@ class VideoFile:
         with self._open() as container:
             stream = _best_stream(container, self.path)
             zero = (container.start_time or 0) / av.time_base
-            end, length, count = 0.0, float(1 / self.fps), 0  # s; where the frame before ends, how long it is shown
+            end, length, count = 0.0, float(1 / self.fps), 0  # s; end and duration of the previous frame
             for frame in self._frames_before(container, stream, start_time + zero):
                 time = frame.time - zero if frame.pts is not None else end
-                if count and time <= end - length:  # not after the frame before: a broken stamp
+                if count and time <= end - length:  # a broken time stamp, not after the previous one
                     time = end
                 length = float(frame.duration * frame.time_base) if frame.duration else float(1 / self.fps)
                 end = time + length
@@ -100,8 +106,8 @@ class VideoFile:
             if count and self.ends is not None and end < self.ends - max(TRUNCATION_TOLERANCE, float(2 / self.fps)):
                 raise DiffSynthError(
                     f"{self.path} is truncated or damaged: "
-                    f"it ends after {end:.2f} s, but says that it lasts {self.ends:.2f} s",
-                    f'"end_time": {time:.3f} uses what is there',
+                    f"it ends after {end:.2f} s, but its header says {self.ends:.2f} s",
+                    f'set "end_time": {time:.3f} to use what there is',
                 )
 
     def _open(self) -> Any:
@@ -112,11 +118,11 @@ class VideoFile:
         except (av.error.FFmpegError, OSError) as error:
             raise UsageError(
                 f"{self.path} is not a video that can be read ({error.strerror or error})",
-                "is it complete? FFmpeg cannot read it either",
+                "check that the file is complete; FFmpeg cannot read it either",
             ) from None
 
     def _frames_before(self, container: Any, stream: Any, time: float) -> Iterator[Any]:
-        """Frames from a key frame before `time` on; from the first where searching leads nowhere."""
+        """Yield frames from a keyframe before `time` on, or from the first one if seeking fails."""
         if time <= SEEK_WORTH:
             yield from self._decode(container, stream)
             return
@@ -126,11 +132,11 @@ class VideoFile:
             if first is not None and first.pts is not None and first.time <= time:
                 yield from chain([first], frames)
                 return
-        with self._open() as again:  # wherever the search has led the first one
+        with self._open() as again:  # the first container may be anywhere after seeking
             yield from self._decode(again, _best_stream(again, self.path))
 
     def _decode(self, container: Any, stream: Any) -> Iterator[Any]:
-        """Frames of a stream. Damaged packets are skipped and noted, as players do."""
+        """Yield the frames of a stream. Damaged packets are skipped and noted."""
         stream.thread_type = "AUTO"
         try:
             for packet in container.demux(stream):
@@ -161,9 +167,9 @@ class ImageFolder:
             raise UsageError(f"{path} holds no images", f"known: {', '.join(sorted(known))}")
         self.estimate: int | None = len(self.files)
         self.ends: float | None = None
-        stated = [image_size(file) for file in self.files]  # by their headers, before anything is decoded
+        stated = [image_size(file) for file in self.files]  # from headers, before anything is decoded
         for file, size in zip(self.files, stated, strict=True):
-            if size is not None and stated[0] is not None and sorted(size) != sorted(stated[0]):  # some may be turned
+            if size is not None and stated[0] is not None and sorted(size) != sorted(stated[0]):  # some may be rotated
                 raise _another_size(file, size, stated[0])
         self.height, self.width = self.read(self.files[0]).shape[:2]
 
@@ -183,39 +189,45 @@ class ImageFolder:
 def _another_size(file: Path, size: tuple[int, ...], first: tuple[int, ...]) -> UsageError:
     return UsageError(
         f"{file} is {size[1]}×{size[0]}, the first image of the folder {first[1]}×{first[0]}",
-        "the images of a folder must have one size",
+        "all images of a folder must have the same size",
     )
 
 
 def stated_length(source: Source) -> int | None:
-    """How many frames a source has by the word of its header; None if it does not say."""
+    """Return the number of frames according to the header. None if it does not say."""
     if source.estimate:
         return source.estimate
     return round(source.ends * float(source.fps)) if source.ends is not None else None
 
 
 def certain_length(source: Source) -> tuple[float, float]:
-    """How many frames a source has at least and at most. Of those that a video's header counts, some may be damaged or
-    cut off by an edit list."""
+    """Return limits of the number of frames. A video may have fewer than its header says, if some are damaged or cut
+    off by an edit list."""
     if isinstance(source, ImageFolder):
         return len(source.files), len(source.files)
     return 1, source.estimate or math.inf
 
 
 def check_shape(source: Source, height: int, width: int) -> None:
-    """Raises UsageError if `source` has another aspect ratio than `height` and `width`: fitted, it would be cut."""
+    """Raise UsageError if the aspect ratio of `source` is not width:height, since fitting would crop it."""
     if abs(source.width / source.height / (width / height) - 1) > SHAPE_TOLERANCE:
         raise UsageError(
-            f"{source.path} is {source.width}×{source.height}, which is another shape than {width}×{height}",
+            f"{source.path} is {source.width}×{source.height}, whose aspect ratio differs from {width}×{height}",
             "crop one of them first",
         )
 
 
-def describe(source: Source, times: np.ndarray, interval: int = 1) -> dict[str, Any]:
-    """How the frames shown at `times` (seconds, every `interval`-th of the source's) are played.
+def describe(source: Source, times: np.ndarray, interval: int = 1) -> JsonObject:
+    """Describe when frames are shown.
 
-    fps: the frame rate as a fraction, e.g. "25/1"; times: seconds since the first of them, where the rate is not
-    constant, else None; start, stop: the used part in seconds of the source; audio: does the source have any.
+    Args:
+        source: The source of the frames.
+        times: Time of each used frame in seconds [N].
+        interval: The frames are every `interval`-th of the source.
+
+    Returns:
+        fps: the frame rate as a fraction, such as "25/1"; times: seconds since the first frame, None if the frame rate
+        is constant; start, stop: the used part of the source in seconds; audio: whether the source has audio.
     """
     since = times - times[0]
     mean, stated = source.fps, source.fps
@@ -234,17 +246,17 @@ def describe(source: Source, times: np.ndarray, interval: int = 1) -> dict[str, 
 
 
 def _runs_at(fps: Fraction, since: np.ndarray) -> bool:
-    """Are these times (seconds since the first frame) those of a constant frame rate?"""
+    """Whether these times, in seconds since the first frame, have the constant frame rate `fps`."""
     return bool(np.all(np.abs(since * float(fps) - np.arange(len(since))) < RATE_TOLERANCE))
 
 
 def url(path: Path) -> str:
-    """How FFmpeg is told of a file, whose name may look like that of a protocol (`a:b.mp4`)."""
+    """Return a file's URL for FFmpeg, since a name may look like a protocol (`a:b.mp4`)."""
     return f"file:{path}"
 
 
 def count_packets(path: Path) -> int:
-    """How many frames of a video file are there, undamaged or not. Decodes nothing; 0 if it cannot be read."""
+    """Count the frames of a video file, damaged ones included, without decoding. 0 if it is unreadable."""
     try:
         with av.open(url(path), metadata_errors="ignore") as container:
             return sum(packet.size > 0 for packet in container.demux(video=0))
@@ -260,7 +272,7 @@ def _best_stream(container: Any, path: Path) -> Any:
 
 
 def seek(container: Any, stream: Any, time: float) -> bool:
-    """Goes to the last key frame before `time`; False in a file that cannot be searched."""
+    """Seek to the last keyframe before `time`. Return False if the file does not support it."""
     try:
         container.seek(int(time / stream.time_base), stream=stream)
     except (av.error.FFmpegError, OSError):
@@ -269,14 +281,14 @@ def seek(container: Any, stream: Any, time: float) -> bool:
 
 
 def _stated_end(container: Any, stream: Any) -> float | None:
-    """When the picture ends by the word of the file, in seconds since its beginning."""
+    """Return when the picture ends according to the header, in seconds since the start of the file."""
     zero = (container.start_time or 0) / av.time_base
     if stream.duration:
         return float((stream.start_time or 0) * stream.time_base + stream.duration * stream.time_base) - zero
     if match := re.fullmatch(r"(\d+):(\d+):([\d.]+)", stream.metadata.get("DURATION", "")):  # Matroska
         return int(match[1]) * 3600 + int(match[2]) * 60 + float(match[3]) - zero
     if container.duration and not container.streams.audio:
-        return container.duration / av.time_base
+        return float(container.duration) / av.time_base
     return None
 
 

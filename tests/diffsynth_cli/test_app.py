@@ -46,7 +46,7 @@ def test_each_stage_says_what_must_come_first(make_job, cli):
     job = make_job()
     for stage, before in (("control", "extract"), ("render", "extract"), ("deflicker", "extract")):
         code, said = cli(stage, job)
-        assert code == 1 and f"{stage} needs {before}" in said and f"diffsynth {before} {job} comes first" in said
+        assert code == 1 and f"{stage} needs {before}" in said and f"run diffsynth {before} {job}" in said
 
 
 def test_a_stale_stage_stops_with_old_and_new_value_and_restart_does_it_anew(tmp_path, make_job, cli):
@@ -68,7 +68,7 @@ def test_a_stale_stage_stops_with_old_and_new_value_and_restart_does_it_anew(tmp
 def test_hints_name_the_overrides_too(tmp_path, make_job, cli):
     job = make_job()
     code, said = cli("control", job, "--set", f"output_path={tmp_path / 'else where'}")
-    assert code == 1 and f"diffsynth extract {job} '--set=output_path={tmp_path}/else where' comes first" in said
+    assert code == 1 and f"run diffsynth extract {job} '--set=output_path={tmp_path}/else where'" in said
 
 
 def test_hints_can_be_pasted_whatever_the_job_is_called(make_job, cli, monkeypatch):

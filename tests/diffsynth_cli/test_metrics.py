@@ -77,7 +77,7 @@ def test_other_sizes_are_fitted_other_shapes_refused(tmp_path, videos, cli):
     assert code == 0 and "compared the first 6 frames" in said
     tall = write_images(tmp_path / "tall", [scene(i, 96, 64) for i in range(6)])
     code, said = cli("metrics", tall, style)
-    assert code == 2 and "another shape" in said
+    assert code == 2 and "aspect ratio differs" in said
     for plot, expected in (("p.jpg", "must end in .png"), ("absent/p.png", "does not exist")):
         code, said = cli("metrics", guide, style, "--plot", tmp_path / plot)
         assert code == 2 and expected in said

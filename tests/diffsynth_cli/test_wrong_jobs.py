@@ -27,23 +27,23 @@ WRONG_KEYS = [
     ({"frame_interval": 0}, "frame_interval: must be greater than or equal to 1, not 0"),
     ({"num_inference_steps": 20.5}, "num_inference_steps: must be a whole number"),
     ({"num_inference_steps": 2, "img2img_strength": 0.3}, "img2img_strength: 0.3 of 2 steps is less than one step"),
-    ({"num_inference_steps": 51, "scheduler": "lcm"}, "num_inference_steps: lcm takes 50 at most, not 51"),
+    ({"num_inference_steps": 51, "scheduler": "lcm"}, "num_inference_steps: lcm takes at most 50 steps, not 51"),
     ({"scheduler": "dpm2"}, "scheduler: "),
     ({"guidance_scale": 0.5}, "guidance_scale: must be greater than or equal to 1"),
     ({"seed_of_noise": True}, "seed_of_noise: must be a whole number, not true"),
-    ({"combine_pattern": [-1, 1]}, "combine_pattern: must hold 0"),
+    ({"combine_pattern": [-1, 1]}, "combine_pattern: must contain 0"),
     ({"combine_pattern": [0, "refrence_0"]}, "combine_pattern[1]: give offsets"),
     ({"combine_pattern": [0, "reference_0"]}, "frames_reference holds 0 images"),
     ({"controlnet_processor": ["cany"]}, "unknown annotator 'cany'; did you mean 'canny'?"),
-    ({"controlnet_processor": []}, "give one annotator for each ControlNet: 1, not 0"),
+    ({"controlnet_processor": []}, "give one annotator per ControlNet (1, not 0)"),
     ({"controlnet_processor": [{"name": "canny", "low": 3}]}, "did you mean 'low_threshold'?"),
     ({"controlnet_processor": ["shuffle"]}, "style_image: missing"),
     ({"controlnet_processor": ["file:no/maps"]}, "controlnet_processor[0]: no such file or folder"),
-    ({"controlnet_scale": [1.0, 0.5]}, "controlnet_scale: give one for each ControlNet, or none at all: 1, not 2"),
+    ({"controlnet_scale": [1.0, 0.5]}, "controlnet_scale: give one per ControlNet (1, not 2), or none"),
     ({"smoother": "TemporalMean"}, "did you mean 'TemporalMeanSmoother'?"),
     ({"smoother": "TemporalMeanSmoother", "smoother_config": {"radus": 2}}, "did you mean 'radius'?"),
-    ({"smoother_config": {"radius": 2}}, "smoother_config: given, but smoother names no smoother"),
-    ({"start_time": 3.0, "end_time": 2.0}, "end_time: 2.0 is not after start_time 3.0"),
+    ({"smoother_config": {"radius": 2}}, "smoother_config: needs smoother, which is not set"),
+    ({"start_time": 3.0, "end_time": 2.0}, "end_time: 2.0 must be after start_time 3.0"),
     ({"device": "gpu"}, "device: unknown device 'gpu'; choose auto, cpu, cuda, cuda:N or mps"),
     ({"model_id": ""}, "model_id: must not be empty"),
     ({"combine_pattern": []}, "combine_pattern: must not be empty"),
@@ -82,8 +82,8 @@ PYTHON = r"Traceback|instance of|dictionary|match pattern|String|literal|constra
 WRONG_TEXTS = [
     ("", "not JSON"),
     ('{"prompt": "x",}', "line 1, column"),
-    ("[1, 2]", "one JSON object"),
-    ('{"prompt": "x", "prompt": "y"}', "the key 'prompt' is given twice"),
+    ("[1, 2]", "must be a JSON object"),
+    ('{"prompt": "x", "prompt": "y"}', "the key 'prompt' appears twice"),
     (f'{{"fps": {"1" * 5000}}}', "the number 11111111111111111111... has 5000 digits"),
     ("[" * 100_000, "nested too deeply"),
 ]
@@ -169,7 +169,7 @@ def test_controlnet_of_another_size_is_refused(tmp_path, make_job, cli):
 def test_images_of_two_sizes_are_refused(tmp_path, make_job, cli):
     write_images(tmp_path / "mixed", [scene(0), scene(1, 72, 64)])
     code, said = cli("extract", make_job(input_video="mixed"))
-    assert code == 2 and "must have one size" in said
+    assert code == 2 and "must have the same size" in said
 
 
 def huge_image(path):

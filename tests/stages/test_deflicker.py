@@ -95,7 +95,7 @@ def test_an_extra_range_beyond_the_video_is_the_whole_video(deflicker):
 def test_a_post_smoother_takes_the_extra_ranges_place_and_says_so(deflicker):
     post = {"post_smoother": "TemporalMeanSmoother", "post_smoother_config": {"radius": 2}}
     cache, said = deflicker(**post, extra_deflickering_range=3)
-    assert said.count("extra_deflickering_range: not used, since post_smoother takes its place") == 1
+    assert said.count("extra_deflickering_range: ignored, since post_smoother is set") == 1
     rendered = cache["rendered"][:]
     expected = build("TemporalMeanSmoother", {"radius": 2}, rendered, rendered).smooth(0, 10)
     np.testing.assert_array_equal(cache["deflickered"][:], expected)

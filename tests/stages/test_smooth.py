@@ -175,7 +175,7 @@ def test_a_guide_that_ends_early_is_told_and_no_frame_is_lost(tmp_path, made, fo
 def test_a_guide_that_is_longer_is_told(tmp_path, made, folders, cli):
     style = write_images(tmp_path / "few", made.styles[:8])
     code, said = cli("smooth", folders[0], style, "-o", tmp_path / "out", *OPTIONS)
-    assert code == 0 and "goes on for 4 frames after the end of" in said and len(images(tmp_path / "out")) == 8
+    assert code == 0 and "continues for 4 frames after the end of" in said and len(images(tmp_path / "out")) == 8
 
 
 def test_what_cannot_be_written_or_does_not_fit_is_refused_before_work(tmp_path, made, folders, cli):
@@ -185,8 +185,8 @@ def test_what_cannot_be_written_or_does_not_fit_is_refused_before_work(tmp_path,
         ((guide, style, "-o", tmp_path / "out.gif"), "use .mp4, .mov, .mkv or .webm, or the name of a folder"),
         ((guide, style, "-o", tmp_path / "out.AVI"), "cannot write .avi videos"),
         ((guide, style, "-o", tmp_path / "out.png"), "is the name of a single image"),
-        ((guide, style, "-o", tmp_path / "absent" / "out.mp4"), "there is no folder"),
-        ((tall, style, "-o", tmp_path / "out"), "another shape"),
+        ((guide, style, "-o", tmp_path / "absent" / "out.mp4"), "does not exist"),
+        ((tall, style, "-o", tmp_path / "out"), "aspect ratio differs"),
         ((tmp_path / "absent", style, "-o", tmp_path / "out"), "absent"),
         ((tmp_path / "absent", "-o", tmp_path / "out"), "absent"),
         ((guide, style, guide, "-o", tmp_path / "out"), "3 videos given"),
@@ -303,7 +303,7 @@ def test_the_guides_sound_is_moved_by_the_offset(tmp_path, cli, offset):
 def test_a_guide_of_something_else_is_told_and_not_used(tmp_path, ahead, cli):
     other = video(tmp_path / "other.mp4", pan(5, UNEVEN[:20]))
     code, said = cli("smooth", other, ahead[1], "-o", tmp_path / "told", *OPTIONS)
-    assert code == 0 and "other.mp4 does not seem to belong to" in said and "--offset FRAMES" in said
+    assert code == 0 and "other.mp4 does not seem to match" in said and "--offset FRAMES" in said
     assert cli("smooth", ahead[1], "-o", tmp_path / "alone", *OPTIONS)[0] == 0
     np.testing.assert_array_equal(images(tmp_path / "told"), images(tmp_path / "alone"))
     code, said = cli("smooth", other, ahead[1], "-o", tmp_path / "forced", "--offset", "0", *OPTIONS)

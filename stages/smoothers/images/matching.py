@@ -21,7 +21,7 @@ from stages.smoothers.images.pixels import Array, Where, box, floats, flow, matc
 PATCH = 5  # px
 SEARCH_RADIUS = 64  # px of the random search around a match: how far objects may jump
 SWEEPS = 2
-LEVELS = 3  # sizes of the picture, coarse to fine: what moves far is found where it moves few pixels
+LEVELS = 2  # sizes of the picture, coarse to fine
 JUMP = 1.0  # px of difference at which flow and patch matching disagree
 LIKENESS = 8.0  # levels, root mean square colour difference at which the weight of a warped pixel falls to 1/√e
 LIGHT = 31  # px a side; differences that are uniform over this area are changes of light

@@ -67,7 +67,7 @@ def test_a_flipped_bit_is_found_and_named(cache, frames, where):
     chunk(cache, 3).write_bytes(data)
     with pytest.raises(DiffSynthError, match=r"frame 3 of the array 'frames' does not match its checksum") as error:
         array.read(range(5))
-    assert error.value.hint == "diffsynth extract job.json --restart makes it anew"
+    assert error.value.hint == "rebuild it with diffsynth extract job.json --restart"
 
 
 def test_arrays_of_a_group_have_the_maker_of_the_group(cache, frames):
@@ -82,7 +82,7 @@ def test_arrays_of_a_group_have_the_maker_of_the_group(cache, frames):
     assert damage.endswith("frame 3 of the array 'control/b' is missing")
     with pytest.raises(DiffSynthError) as error:
         cache["control/b"][3]
-    assert error.value.hint == "diffsynth control job.json --restart makes it anew"
+    assert error.value.hint == "rebuild it with diffsynth control job.json --restart"
     cache.remove_all(["control/*"], keep=["control/a"])
     assert cache.arrays("control/*", "frames") == ["control/a", "frames"]
 

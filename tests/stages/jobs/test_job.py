@@ -57,9 +57,9 @@ def test_diffsynths_own_file_is_read_unmodified(tmp_path):
     assert isinstance(job.controlnet_processor[3], TileOptions)
     assert job.networks_run == [True, False, True, True]
     assert warnings == [
-        "ignored, no longer needed: smoother_config.bin_path, smoother_config.cache_path, smoother_config.engine_name, "
+        "ignored, since they are no longer needed: smoother_config.bin_path, smoother_config.cache_path, smoother_config.engine_name, "
         "post_smoother_config.gpu_id",
-        "extra_deflickering_range: not used, since post_smoother takes its place",
+        "extra_deflickering_range: ignored, since post_smoother is set",
     ]
 
 
@@ -111,7 +111,7 @@ def test_diffsynths_names_of_annotators_do_what_diffsynth_did(name, means):
 def test_options_of_diffsynths_smoothers_are_read_or_named_once(tmp_path, name, config, ignored):
     job, warnings = read_job(write(tmp_path, MINIMAL | {"smoother": name, "smoother_config": config}))
     expected = ", ".join(f"smoother_config.{key}" for key in ignored)
-    assert warnings == ([f"ignored, no longer needed: {expected}"] if ignored else [])
+    assert warnings == ([f"ignored, since they are no longer needed: {expected}"] if ignored else [])
     assert build(name, job.smoother_config, [], []) is not None
 
 

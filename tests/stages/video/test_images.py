@@ -54,7 +54,7 @@ def test_exr_files_that_this_opencv_cannot_read_are_explained(tmp_path):
     (tmp_path / "0.exr").write_bytes(b"no EXR either")
     with pytest.raises(DiffSynthError, match=r"0\.exr is not an image") as unreadable:
         open_source(tmp_path, values=True)
-    assert "built without EXR" in unreadable.value.hint
+    assert "lack EXR support" in unreadable.value.hint
 
 
 def lying_png(path: Path, height: int, width: int) -> Path:
@@ -70,8 +70,8 @@ def lying_png(path: Path, height: int, width: int) -> Path:
 @pytest.mark.parametrize(
     ("size", "message"),
     [
-        ((20_000, 20_000), "is too large an image"),
-        ((2**31 - 1, 2**31 - 1), "is too large an image"),
+        ((20_000, 20_000), "is too large"),
+        ((2**31 - 1, 2**31 - 1), "is too large"),
         ((12_000, 12_000), "is not an image that can be read"),
         ((64, 128), "is not an image that can be read"),
         ((0, 64), "is not an image that can be read"),

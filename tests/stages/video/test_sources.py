@@ -126,7 +126,7 @@ def test_a_truncated_file_is_named_with_what_can_be_used(tmp_path):
     (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) // 2])
     source = open_source(tmp_path / "cut.mp4")
     with pytest.raises(
-        DiffSynthError, match=r"is truncated or damaged: it ends after \d\.\d\d s, but says that it lasts 4.00 s"
+        DiffSynthError, match=r"is truncated or damaged: it ends after \d\.\d\d s, but its header says 4.00 s"
     ) as error:
         list(source.shots())
     assert '"end_time"' in error.value.hint
