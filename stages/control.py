@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, cast
@@ -10,6 +10,7 @@ from typing import Any, cast
 import numpy as np
 
 from stages.annotators import Annotator, FromFiles, OverTime, build
+from stages.base.arrays import Floats
 from stages.base.cache import ArraySpec, FrameCache
 from stages.base.engine import Footage, Phase, Plan, Reporter, Run, Stage, Task
 from stages.base.errors import DiffSynthError, UsageError
@@ -99,7 +100,8 @@ class DrawTask(AnnotatorTask):
     _measures: np.ndarray | None = field(default=None, init=False, repr=False)
 
     def run(self, cache: FrameCache, start: int, stop: int) -> None:
-        annotator, notes = cast(OverTime, self.annotator), cache[beside("notes", self.target)]
+        annotator = cast(OverTime, self.annotator)
+        notes = cast("Sequence[Floats]", cache[beside("notes", self.target)])
         if self._measures is None:
             self._measures = cache[beside("measures", self.video)][:]
         if self.target == self.video:

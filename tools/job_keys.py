@@ -6,6 +6,7 @@ python -m tools.job_keys
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -13,7 +14,7 @@ from pydantic.fields import FieldInfo
 
 from stages.all_stages import all_stages
 from stages.annotators import ANNOTATORS, published_names
-from stages.base.json_types import JsonObject
+from stages.base.json_types import Json
 from stages.diffusion.sampler import SAMPLERS
 from stages.jobs.job import Job
 from stages.jobs.machine import MachineSettings
@@ -58,7 +59,7 @@ def _annotators() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _published(name: str, settings: JsonObject) -> str:
+def _published(name: str, settings: Mapping[str, Json]) -> str:
     """Return DiffSynth's name of an annotator, with the options that it sets."""
     options = ", ".join(f"`{key}` `{json.dumps(value)}`" for key, value in settings.items() if key != "name")
     return f"{name} ({options})" if options else name

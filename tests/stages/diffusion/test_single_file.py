@@ -255,7 +255,10 @@ def without(*wanted):
         (INPUT, "the tensor conv_in.weight is missing"),
         ("input_blocks.3.0.op.bias", "the U-Net lacks 1 tensors, for example down_blocks.0.downsamplers.0.conv.bias"),
         ("decoder.conv_out.bias", "the VAE lacks 1 tensors, for example decoder.conv_out.bias"),
-        ("layers.1.self_attn.k_proj.weight", "the text encoder lacks 1 tensors, for example encoder.layers.1.self_attn.k_proj"),
+        (
+            "layers.1.self_attn.k_proj.weight",
+            "the text encoder lacks 1 tensors, for example encoder.layers.1.self_attn.k_proj",
+        ),
     ],
 )
 def test_missing_tensors_are_named(lost, said, folder, tmp_path):

@@ -57,7 +57,8 @@ def test_diffsynths_own_file_is_read_unmodified(tmp_path):
     assert isinstance(job.controlnet_processor[3], TileOptions)
     assert job.networks_run == [True, False, True, True]
     assert warnings == [
-        "ignored, since they are no longer needed: smoother_config.bin_path, smoother_config.cache_path, smoother_config.engine_name, "
+        "ignored, since they are no longer needed: smoother_config.bin_path, smoother_config.cache_path, "
+        "smoother_config.engine_name, "
         "post_smoother_config.gpu_id",
         "extra_deflickering_range: ignored, since post_smoother is set",
     ]
