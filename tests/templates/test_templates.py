@@ -87,7 +87,7 @@ def test_init_says_what_to_do_next(task, published, tmp_path, cli):
     images = [*job.get("frames_reference", ()), *([job["style_image"]] if "style_image" in job else ())]
     assert [f"{tmp_path}/my project/{name}" in said for name in images] == [True] * len(images)
     assert ("hf download" in said) == ("loras" in job)
-    assert ("remove frame_maximum_count" in said) == published
+    assert ("Remove frame_maximum_count" in said) == published
     assert any(re.fullmatch(r"Expect at least \d+ CPU-core minutes per frame .*", step) for step in steps)
     (models,) = (step for step in steps if step.startswith("The first run downloads"))
     total, *sizes = (float(size) for size in re.findall(r"([\d.]+) GB", models))
