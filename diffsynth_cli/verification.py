@@ -39,7 +39,7 @@ def verify_job(job: Job, cache: FrameCache, reporter: Reporter) -> None:
             lines += found[:SHOWN] + [f"{name}: {len(found) - SHOWN} more"] * (len(found) > SHOWN)
             reporter.end(name, "damaged" if found else "intact" if record.complete else "intact so far")
     if lines:
-        raise DiffSynthError("Damaged:\n" + "\n".join(f"  {line}" for line in lines), _repair(cache, redo, outputs))
+        raise DiffSynthError("damaged:\n" + "\n".join(f"  {line}" for line in lines), _repair(cache, redo, outputs))
 
 
 def _repair(cache: FrameCache, redo: list[str], outputs: list[Path]) -> str:
