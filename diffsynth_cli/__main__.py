@@ -21,10 +21,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     call = Call(list(sys.argv[1:] if arguments is None else arguments))
     try:
-        from diffsynth_cli.app import app  # takes part of a second, in which Ctrl-C must be answered, too
+        from diffsynth_cli.app import app  # takes part of a second, and Ctrl-C must work meanwhile
 
         app(call.arguments, prog_name="diffsynth", obj=call)
-    except SystemExit as end:  # how Typer ends, whether all went well or it has shown a usage error
+    except SystemExit as end:  # raised by Typer after success and after a usage error
         return end.code if isinstance(end.code, int) else FAILED
     except (Interrupted, KeyboardInterrupt):
         _show(call, "Interrupted. Nothing was lost.", f"Resume with: diffsynth {shlex.join(call.resumption)}")
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _show(call: Call, message: str, hint: str) -> None:
-    """Show the one message of a failure; with --json as an event, too."""
+    """Show why the command failed. With --json, print an event, too."""
     from diffsynth_cli.console import show_error, show_event
 
     show_error(message, hint)
@@ -53,17 +53,16 @@ def entry() -> None:
     def stop(signum: int, frame: FrameType | None) -> None:
         raise Interrupted
 
-    for stream in (sys.stdout, sys.stderr):  # a character that the terminal's encoding lacks is no failure
+    for stream in (sys.stdout, sys.stderr):  # escape characters that the encoding lacks
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)
-    # Read when torch or the patch-matching library is loaded, whichever is first: threads of GNU OpenMP that have
-    # nothing to do shall sleep, not wait busily. (The demo took 43 s instead of 46 s on two idle cores; beside other
-    # programs the difference is much larger.)
+    # GNU OpenMP reads this when torch or the patch-matching library is loaded: idle threads sleep instead of spinning.
+    # The demo took 43 s instead of 46 s on two idle cores, and the difference is much larger on a busy machine.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     code = main()
-    if code == INTERRUPTED:  # at once: all that counts is on the disk, and taking torch down takes seconds
+    if code == INTERRUPTED:  # results are on the disk, and unloading torch takes seconds
         sys.stdout.flush()
         os._exit(code)
     sys.exit(code)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from typer.core import TyperGroup
@@ -15,13 +15,17 @@ from diffsynth_cli import __version__
 from diffsynth_cli.command import Command
 from stages.all_stages import summaries
 
+if TYPE_CHECKING:  # private, but parameters and results of public methods
+    from typer._click import Command as AnyCommand
+    from typer._click import Context
+
 SETTINGS = {"help_option_names": ["-h", "--help"]}
 ON_JOBS, ON_VIDEOS = "Commands on jobs", "Commands on any video or image"  # panels of the program's help
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What is known about a command before it is loaded.
+    """What the program's help shows of a command, which is not loaded for it.
 
     Attributes:
         about: The command's help.
@@ -42,7 +46,7 @@ class Entry:
 
 
 def _stage(name: str, about: str) -> Entry:
-    """Return the entry of a command that runs stages. They share their options, so that a Makefile can too."""
+    """Return the entry of a command that runs stages."""
     return Entry(
         about,
         "stages",
@@ -120,15 +124,15 @@ COMMANDS = {
 
 
 class LazyGroup(TyperGroup):
-    """Commands of which the program's help shows names only: declaring their options takes large libraries."""
+    """A group that loads a command only when it is called, because declaring its options imports large libraries."""
 
-    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+    def resolve_command(self, ctx: Context, args: list[str]) -> tuple[str | None, AnyCommand | None, list[str]]:
         """Return the command that the command line names, with its options."""
         name, listed, rest = super().resolve_command(ctx, args)
         return name, None if name is None or listed is None else load(name), rest
 
 
-def load(name: str) -> Any:  # whatever class Typer makes commands of
+def load(name: str) -> AnyCommand:
     """Return a command with its options."""
     entry = COMMANDS[name]
     module = import_module(f"diffsynth_cli.commands.{entry.module}")
@@ -156,7 +160,7 @@ def _main(version: Annotated[bool, typer.Option("--version", help="Show the vers
 
 
 def _listed() -> None:
-    """Stand in for a command that is not loaded."""
+    """Placeholder for a command that is not loaded yet."""
 
 
 for _name, _entry in COMMANDS.items():

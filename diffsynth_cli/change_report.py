@@ -1,4 +1,4 @@
-"""Draw what smoothing changed: crops before and after, from the places worth looking at."""
+"""Draw a report of what smoothing changed: crops before and after, where it matters most."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ Line = tuple[str, int, tuple[int, int, int]]  # text, font size, colour
 
 
 def check_report(path: Path, mode: str, inputs: Sequence[Path], force: bool) -> None:
-    """Raise UsageError if the report must not be written to `path` or if `mode` gives nothing to report."""
+    """Raise UsageError if the report cannot be written to `path`, or if `mode` smooths no frames."""
     check_writable(path, (".png",))
     check_output(path, inputs, force=force, own=read_comment(path).startswith(SIGNATURE))
     if mode == "interpolate":
-        raise UsageError("--report shows frames before and after smoothing, and --mode interpolate smooths none")
+        raise UsageError("--report compares frames before and after smoothing, which --mode interpolate does not have")
 
 
 def write_report(path: Path, changes: Changes) -> None:
@@ -48,13 +48,13 @@ def write_report(path: Path, changes: Changes) -> None:
         *_section("Changed most", "largest mean difference", changes.changed.best(), changed_caption),
         *_section(
             "Least structure kept",
-            f"worst square of 16 pixels, light left out: 1 is unchanged, below {STRUCTURE_LOST} is visible damage",
+            f"worst 16×16 square, ignoring brightness: 1 is unchanged, below {STRUCTURE_LOST} is visible damage",
             changes.lost.best(),
             lost_caption,
         ),
         *_section(
-            "Left as they were",
-            "although the style moved or flickered there by the levels given",
+            "Left unchanged",
+            "where the style moved or flickered by this many levels",
             changes.kept.best(),
             kept_caption,
         ),
@@ -109,7 +109,7 @@ def lost_caption(place: Place) -> str:
 
 
 def kept_caption(place: Place) -> str:
-    """Say where a place is, how much of it was left as it was, and by how much the style moved or flickered there."""
+    """Say where a place is, how much of it is unchanged, and by how much the style moved or flickered there."""
     moved = place.score / place.unchanged
     return f"{_where(place)}: {percent(place.unchanged)} unchanged, {moved:.0f} levels"
 

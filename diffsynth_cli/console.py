@@ -1,4 +1,4 @@
-"""How the user is told: Rich progress on a terminal, lines in a log file, JSON events for programs, or nothing."""
+"""Show progress and messages: a bar on a terminal, lines in a log file, or JSON events for programs."""
 
 from __future__ import annotations
 
@@ -28,29 +28,30 @@ from stages.base.reporting import Reporter
 from stages.base.words import per_second
 
 LOG_INTERVAL = 10.0  # s between progress lines where there is no terminal
-LOG_PATIENCE = 2.0  # s that something without progress may take there before it is named
+LOG_PATIENCE = 2.0  # s before work that cannot be counted is named there
 
 stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def show_error(message: str, hint: str = "") -> None:
-    """One message: what went wrong and where, then what to do."""
+    """Show what went wrong and where, then what to do."""
     stderr.print(f"[bold red]error:[/] {escape(message)}")
     if hint:
         stderr.print(f"[bold]→[/] {escape(hint)}")
 
 
 def show_warning(message: str) -> None:
+    """Show a warning."""
     stderr.print(f"[yellow]warning:[/] {escape(message)}")
 
 
 def show_event(kind: str, **what: object) -> None:
-    """One JSON object on a line of stdout."""
+    """Print one JSON object on a line of stdout."""
     print(json.dumps({"event": kind, **what, "time": round(time.time(), 3)}), flush=True)
 
 
 def reporter(quiet: bool, as_json: bool) -> Reporter:
-    """Who tells the user how far things are."""
+    """Return the reporter for these options and this terminal."""
     if as_json:
         return JsonReporter()
     if quiet:
@@ -60,7 +61,7 @@ def reporter(quiet: bool, as_json: bool) -> Reporter:
 
 @contextmanager
 def percentage(name: str, quiet: bool) -> Iterator[Callable[[float], None]]:
-    """A bar for one piece of work that has no frames; gives the function that is told the share done, 0..1."""
+    """Show a bar for work that has no frames. Call what it yields with the share that is done, 0 to 1."""
     columns = (TextColumn(f"[bold]{name:9}[/]"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     with Progress(*columns, console=stderr, transient=True, disable=quiet or not stderr.is_terminal) as progress:
         task = progress.add_task("", total=1.0)
@@ -75,7 +76,7 @@ class QuietReporter(Reporter):
 
 
 class JsonReporter(Reporter):
-    """One JSON object a line on stdout for every event."""
+    """Prints every event as a line of JSON."""
 
     def __init__(self) -> None:
         self.done, self.name = 0, ""
@@ -100,25 +101,25 @@ class JsonReporter(Reporter):
 
 
 class LogReporter(QuietReporter):
-    """A line now and then, for log files."""
+    """Prints a line from time to time, for log files."""
 
     def __init__(self) -> None:
         self.stage, self.name, self.done, self.first = "", "", 0, 0
         self.total: int | None = None
         self.waiting: threading.Timer | None = None
-        self.started = self.told = 0.0
+        self.started = self.reported = 0.0
 
     def begin(self, stage: str, total: int | None, done: int = 0) -> None:
         self.close()
         self.stage, self.total, self.done, self.first = stage, total, done, done
-        self.started = self.told = time.monotonic()
+        self.started = self.reported = time.monotonic()
         if done:
-            self._say(f"{stage}: goes on at {done} of {total}")
+            self._say(f"{stage}: resumes at {done} of {total}")
 
     def phase(self, name: str) -> None:
         self.name = name
         self.close()
-        if self.total is None:  # nothing is counted, models are loaded for example
+        if self.total is None:  # nothing to count, while models are loaded for example
             self.waiting = threading.Timer(LOG_PATIENCE, self._say, [f"{self.stage}: {name} ..."])
             self.waiting.daemon = True
             self.waiting.start()
@@ -126,9 +127,9 @@ class LogReporter(QuietReporter):
     def advance(self, frames: int) -> None:
         self.done += frames
         now = time.monotonic()
-        if now - self.told < LOG_INTERVAL:
+        if now - self.reported < LOG_INTERVAL:
             return
-        self.told = now
+        self.reported = now
         speed = (self.done - self.first) / (now - self.started)
         left = f", {_clock((self.total - self.done) / speed)} left" if self.total and speed else ""
         self._say(f"{self.stage}: {self.name}: {self.done} of {self.total or '?'}, {per_second(speed)}{left}")
@@ -146,7 +147,7 @@ class LogReporter(QuietReporter):
 
 
 class TerminalReporter(QuietReporter):
-    """A progress bar a stage, with frames per second and time left."""
+    """Shows a progress bar per stage, with frames per second and time left."""
 
     def __init__(self) -> None:
         self.progress: Progress | None = None
@@ -188,14 +189,14 @@ class TerminalReporter(QuietReporter):
 
 
 class _CountColumn(MofNCompleteColumn):
-    """How many frames are done of how many; nothing while something else is done, such as loading models."""
+    """Shows how many frames are done; nothing while there is nothing to count."""
 
     def render(self, task: Task) -> Text:
         return Text() if task.total is None and not task.completed else super().render(task)
 
 
 class _TimeColumn(TimeRemainingColumn):
-    """The time that is left or, while there is no telling, the time that has passed."""
+    """Shows the time left or, while it is unknown, the time elapsed."""
 
     def render(self, task: Task) -> Text:
         if task.total is None:

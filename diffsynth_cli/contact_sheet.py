@@ -1,8 +1,7 @@
-"""Frames side by side on one picture: time runs to the right, each row is another state of the video."""
+"""Draw a contact sheet: a few frames of a video from left to right, and a row for each state of them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,27 +9,31 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
 from stages.all_stages import all_stages
+from stages.base.arrays import Frames
 from stages.base.cache import FrameCache
 from stages.base.outputs import SIGNATURE
 
 COLUMNS = 6  # frames
-SIDE = 384  # px; longer sides are made smaller
+SIDE = 384  # px; larger frames are shrunk
 GAP = 4  # px
 LABEL_HEIGHT = 20  # px
 PAPER, INK = (250, 250, 250), (40, 40, 40)
 
 
-def states(cache: FrameCache) -> dict[str, Sequence[np.ndarray]]:
-    """What finished stages have made of the video so far, by label."""
+def states(cache: FrameCache) -> dict[str, Frames]:
+    """Return the frames that finished stages have made, by label."""
     done = [stage for stage in all_stages().values() if cache.record(stage.name).complete]
     names = {label: name for stage in done for label, name in stage.shown(cache).items()}
     return {label: cache[name] for label, name in names.items() if name in cache}
 
 
-def write_contact_sheet(path: Path, rows: dict[str, Sequence[np.ndarray]], columns: int = COLUMNS) -> None:
-    """A PNG of `columns` frames at even distances of each row's video.
+def write_contact_sheet(path: Path, rows: dict[str, Frames], columns: int = COLUMNS) -> None:
+    """Write a PNG that shows `columns` evenly spaced frames of each video.
 
-    `rows`: by label, videos of equal length, uint8 [H, W, 3] by index; all frames of one size.
+    Args:
+        path: The PNG.
+        rows: Videos of the same length and size, by label.
+        columns: Number of frames per row.
     """
     count = len(next(iter(rows.values())))
     shown = np.unique(np.linspace(0, count - 1, columns).round().astype(int))
@@ -50,7 +53,7 @@ def write_contact_sheet(path: Path, rows: dict[str, Sequence[np.ndarray]], colum
 
 
 def save_sheet(sheet: Image.Image, path: Path, kind: str) -> None:
-    """Write a PNG atomically, with a comment that says that it is this program's own."""
+    """Write a PNG atomically, with a comment that marks it as written by this program."""
     part = path.with_name(f".{path.name}.part")
     text = PngInfo()
     text.add_text("Comment", f"{SIGNATURE} {kind}")

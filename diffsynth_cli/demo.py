@@ -1,4 +1,4 @@
-"""`diffsynth demo`: the embedded model on the embedded clip, or on a video of one's own, offline."""
+"""`diffsynth demo`: restyle the embedded clip, or the user's video, with the embedded model, offline."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from stages.base.outputs import SIGNATURE, VIDEO, check_inputs_kept, check_outpu
 from stages.base.record import CACHE_NAME, write_json
 from stages.video import open_source, read_comment
 
-FRAMES = 24  # of a video of one's own
+FRAMES = 24  # used of the user's video
 AREA = 160 * 256  # px; about what the embedded model was trained on
 SIZE_STEP = 32  # px; the coarsest level of the embedded U-Net
 COLUMNS = 4
@@ -21,9 +21,13 @@ SHEET = "contact-sheet.png"
 
 
 def write_demo(folder: Path, video: Path | None, prompt: str, force: bool = False) -> Path:
-    """Write the job, and the clip if no video is given, into `folder`; return the job's path.
+    """Write the job and, if no video is given, the embedded clip into `folder`.
 
-    Raises UsageError if files that are not the demo's own would be overwritten, and what `open_source` raises.
+    Returns:
+        The path of the job file.
+
+    Raises:
+        UsageError: The video cannot be read, or files that the demo did not write are in the way.
     """
     templates, path = resources.files("templates"), folder / "job.json"
     job = json.loads((templates / "demo.json").read_text(encoding="utf-8"))
@@ -48,7 +52,7 @@ def write_demo(folder: Path, video: Path | None, prompt: str, force: bool = Fals
 
 
 def write_sheet(folder: Path, results: Path) -> Path:
-    """Write the contact sheet of a finished demo, whose results are in the folder `results`, and return its path."""
+    """Write the contact sheet of a finished demo, whose output folder is `results`, and return its path."""
     path = folder / SHEET
     write_contact_sheet(path, states(FrameCache(results / CACHE_NAME)), COLUMNS)
     return path

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 from dataclasses import dataclass, field
-from typing import Any
 
 FAILED, INTERRUPTED = 1, 130
 
@@ -25,7 +24,7 @@ class Call:
 
     arguments: list[str]
     command: str = ""
-    options: dict[str, Any] = field(default_factory=dict)  # of whatever type each option has
+    options: dict[str, object] = field(default_factory=dict)
 
     @property
     def debug(self) -> bool:
@@ -39,9 +38,9 @@ class Call:
 
     @property
     def resumption(self) -> list[str]:
-        """The arguments that resume this call: `--restart` would discard what it has finished.
+        """The arguments that resume this call, without a `--restart` that would discard finished work.
 
-        `run --restart` redoes stale stages only, and a stage that has been redone is not stale.
+        `run` keeps it: it redoes stale stages only, and those already redone are not stale.
         """
         restarts = self.options.get("restart") and self.command != "run"
         return [word for word in self.arguments if not (restarts and word == "--restart")]
@@ -59,7 +58,11 @@ def explain(error: Exception) -> tuple[str, str, int]:
         return f"{error.filename or 'a file'}: {error.strerror}", "", FAILED
     if isinstance(error, UnicodeEncodeError):
         unknown = error.object[error.start : error.end]
-        return f"The locale's encoding lacks {unknown}", "Set a UTF-8 locale, for example LC_ALL=C.UTF-8.", FAILED
+        return (
+            f"The locale's encoding cannot represent {unknown}",
+            "Set a UTF-8 locale, for example LC_ALL=C.UTF-8.",
+            FAILED,
+        )
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return (
             "Out of memory",

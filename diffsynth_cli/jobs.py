@@ -1,4 +1,4 @@
-"""The Python API for jobs: run, status, verify and export, as the commands of these names do."""
+"""Python API for jobs: run, status, verify and export, like the commands of the same names."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from diffsynth_cli.results import (
     FilePath,
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Opened:
-    """A job that has been read, the file it was read from, if any, and its cache."""
+    """A job, its cache, and the file it was read from, if any."""
 
     job: Job
     file: Path | None
@@ -92,11 +92,11 @@ def status(job: JobSource, *, overrides: Overrides = ()) -> JobStatus:
 
 
 def verify(job: JobSource, *, overrides: Overrides = (), reporter: Reporter | None = None) -> None:
-    """Read everything that a job has made.
+    """Check all results of a job for damage.
 
     Raises:
         UsageError: The job is wrong.
-        DiffSynthError: Something is damaged: what, and how to repair it.
+        DiffSynthError: Something is damaged; the message lists it, the hint says how to repair it.
     """
     from diffsynth_cli.verification import verify_job
 
@@ -140,13 +140,13 @@ def export(
 
     reporter = reporter or SilentReporter()
     opened = _open(job, [*_texts(overrides), *([] if fps is None else [f"fps={fps}"])], reporter)
-    wanted = None if codec is None else member(Codec, codec, "codec")
-    path, encoder = choose_export(as_path(output), wanted, opened.job, opened.file, force)
+    chosen = None if codec is None else member(Codec, codec, "codec")
+    path, encoder = choose_export(as_path(output), chosen, opened.job, opened.file, force)
     if encoder is None and (crf is not None or fps is not None):
         raise UsageError("--crf and --fps are for videos, not for images")
     if not opened.cache.record("deflicker").complete:
         raise DiffSynthError(
-            "export needs deflicker, which is not finished", f"{opened.cache.command('run')} finishes it"
+            "export needs deflicker, which is not finished", f"Finish it with: {opened.cache.command('run')}"
         )
     with closing(reporter):
         if encoder is None:
@@ -156,7 +156,7 @@ def export(
     return path
 
 
-# --- what these share -----------------------------------------------------------------------------------
+# --- shared ---------------------------------------------------------------------------------------------
 
 
 def _stages(names: Sequence[str] | None) -> list[Stage[Job]]:
@@ -182,9 +182,9 @@ def _open(job: JobSource, overrides: Overrides, reporter: Reporter, stages: Sequ
 
     texts, file = _texts(overrides), None
     if isinstance(job, Job | Mapping):
-        keys: dict[str, Any] = job.model_dump() if isinstance(job, Job) else copy.deepcopy(dict(job))
+        keys = job.model_dump() if isinstance(job, Job) else copy.deepcopy(dict(job))
         loaded, notes = make_job(keys, Path.cwd(), "job", texts, stages)
-        words = [as_argument(Path(loaded.output_path) / CONFIG)]  # which is written with the first results
+        words = [as_argument(Path(loaded.output_path) / CONFIG)]  # written with the first results
     else:
         file = Path(job)
         loaded, notes = read_job(file, texts, stages)
@@ -202,7 +202,7 @@ def _texts(overrides: Overrides) -> list[str]:
 
 
 def as_override(key: str, value: object) -> str:
-    """Return a job key and its value as `KEY=VALUE`, where text that could be read as JSON is quoted."""
+    """Return a job key and its value as `KEY=VALUE`, quoting text that could be read as JSON."""
     if isinstance(value, str):
         try:
             json.loads(value)
@@ -247,12 +247,12 @@ def _run_stages(
     check_ahead(stages, run, redone)
     with cache.lock(), closing(reporter):
         for stage in stages:
-            anew = restart
+            redo = restart
             if restart and stale_only and stage.name not in redone:
                 reporter.begin(stage.name, None)
                 reporter.phase("look for damage")
-                anew = any(cache.damage(stage.name))
-            run_stage(stage, run, anew)
+                redo = any(cache.damage(stage.name))
+            run_stage(stage, run, redo)
             config = Path(job.output_path) / CONFIG
             if opened.file is None or not is_same_file(config, opened.file):
                 write_json(config, job.model_dump())

@@ -1,13 +1,12 @@
-"""Measure stylised videos side by side: what `diffsynth metrics` prints, and its curves over time."""
+"""Measure stylised videos for `diffsynth metrics`, and plot the measures over time."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from diffsynth_cli.results import MetricsResult, VideoMetrics
+from stages.base.arrays import Image
 from stages.base.errors import UsageError
 from stages.base.outputs import check_output
 from stages.base.reporting import Reporter
@@ -26,7 +25,7 @@ def compare(
     force: bool,
     reporter: Reporter,
 ) -> MetricsResult:
-    """Measure all videos in one pass and draw the plot, if one is asked for. See `diffsynth_cli.metrics`."""
+    """Measure all videos in one pass, and draw a plot if `plot` is given. See `diffsynth_cli.metrics`."""
     extra = [path for path in (style, reference) if path is not None]
     if plot is not None:
         check_output(plot, [guide, *videos, *extra], force=force)
@@ -44,7 +43,7 @@ def compare(
         style=rest[0] if style else None,
     )
     count = len(curves[0].luminance)
-    reporter.close()  # before warnings
+    reporter.close()  # so that warnings do not disturb the bar
     _check_lengths(frames, count, reporter)
     of_style = curves[len(videos)] if style else None
     of_reference = curves[-1] if reference else None
@@ -67,7 +66,7 @@ class _Frames:
         self.source, self.size, self.count = source, size, 0
         self.shots = source.shots()
 
-    def __iter__(self) -> Iterator[np.ndarray]:
+    def __iter__(self) -> Iterator[Image]:
         for shot in self.shots:
             self.count += 1
             yield fit(shot.image(), *self.size)
@@ -87,7 +86,7 @@ def _check_lengths(videos: Sequence[_Frames], count: int, reporter: Reporter) ->
 
 
 def draw(path: Path, curves: dict[str, Curves], style: Curves | None = None) -> None:
-    """Draw curves over time as a PNG, one panel per measure; those of `style` dashed where it has any."""
+    """Draw curves over time as a PNG, one panel per measure. The style's curves are dashed."""
     from matplotlib.figure import Figure
 
     first = next(iter(curves.values()))

@@ -18,6 +18,8 @@ from stages.jobs.machine import MachineSettings
 T = TypeVar("T")
 Function = TypeVar("Function", bound=Callable[..., None])
 
+JsonSchema = dict[str, Any]  # pydantic's type
+
 INPUT, OUTPUT, MACHINE, ADVANCED = "Input", "Output", "Machine", "Advanced"  # panels of a command's help
 
 JobFile = Annotated[Path, typer.Argument(metavar="JOB.json", help="Job file.", show_default=False)]
@@ -46,7 +48,7 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback if the co
 
 
 def one_of(names: Iterable[T], noun: str) -> Callable[[str], T]:
-    """Return a parser for one of these names, whose message about another one suggests the nearest."""
+    """Return a parser for one of these names. Its message about any other name suggests the nearest."""
     known = {str(name): name for name in names}
 
     def parse(text: str) -> T:
@@ -58,7 +60,7 @@ def one_of(names: Iterable[T], noun: str) -> Callable[[str], T]:
 
 
 def odd(number: int) -> int:
-    """Check that a number, which has been parsed, is odd."""
+    """Return `number` if it is odd, else raise BadParameter."""
     if number % 2 == 0:
         raise typer.BadParameter(f"must be odd, not {number}")
     return number
@@ -82,13 +84,14 @@ def with_options(*options: inspect.Parameter) -> Callable[[Function], Function]:
 def options_of(
     model: type[BaseModel], panel: str, names: Iterable[str] = (), *, overrides: bool = False
 ) -> list[inspect.Parameter]:
-    """Return an option for each key of `model`: its type, bounds, choices, default and help are the key's.
+    """Return an option for each key of `model`, with the key's type, bounds, choices, default and help.
 
     Args:
-        model: Has a default for every key.
+        model: A model whose keys all have defaults.
         panel: The options' panel in the command's help.
-        names: The keys; all by default.
-        overrides: The options override a job file: an option that is not given is None.
+        names: Keys of the model. By default, all.
+        overrides: Whether the options override a job file. If so, an option that is not given is None, and values are
+            checked together with the file.
     """
     return [_option(model, name, panel, overrides) for name in names or model.model_fields]
 
@@ -101,7 +104,7 @@ def _option(model: type[BaseModel], name: str, panel: str, overrides: bool) -> i
     option = typer.Option(
         flag,
         help=escape(" ".join(schema["description"].split())),
-        parser=None if kind is bool else _parser(model, name, kind),
+        parser=None if kind is bool else _unchecked(kind) if overrides else _parser(model, name, kind),
         min=least,
         max=most,
         metavar=name.upper() if examples else None,
@@ -118,7 +121,7 @@ def _option(model: type[BaseModel], name: str, panel: str, overrides: bool) -> i
     )
 
 
-def _kind(schema: dict[str, Any]) -> Any:
+def _kind(schema: JsonSchema) -> Any:  # a type or a Literal
     """Return the Python type of a key by its JSON schema, apart from null."""
     if "anyOf" in schema:
         return next(_kind(part) for part in schema["anyOf"] if part.get("type") != "null")
@@ -127,24 +130,36 @@ def _kind(schema: dict[str, Any]) -> Any:
     return {"integer": int, "number": float, "boolean": bool, "string": str}[schema["type"]]
 
 
-def _bounds(schema: dict[str, Any]) -> tuple[float | None, float | None]:
-    """Return the least and the greatest value of a key, for its help; None for those that no one meets."""
-    limited: dict[str, Any] = next((part for part in schema.get("anyOf", ()) if "minimum" in part), schema)
+def _bounds(schema: JsonSchema) -> tuple[float | None, float | None]:
+    """Return the least and the greatest value of a key, to show in its help. Bounds that nobody reaches are None."""
+    limited: JsonSchema = next((part for part in schema.get("anyOf", ()) if "minimum" in part), schema)
     most = limited.get("maximum", MOST)
     return limited.get("minimum"), most if most < MOST else None
 
 
-def _parser(model: type[BaseModel], name: str, kind: Any) -> Callable[[str], Any]:
+def _parser(model: type[BaseModel], name: str, kind: object) -> Callable[[str], object]:
     """Return a parser that accepts what the key `name` of `model` accepts."""
 
-    def parse(text: str) -> Any:
+    def parse(text: str) -> object:
         try:
-            value = kind(text) if kind in (int, float) else text
-            return getattr(model.model_validate({name: value}), name)
+            value = kind(text) if kind is int or kind is float else text
+            return vars(model.model_validate({name: value}))[name]
         except ValidationError as error:
             raise typer.BadParameter(explain(error, model)[0].removeprefix(f"{name}: ")) from None
         except ValueError:
             raise typer.BadParameter(f"must be a number, not {text}") from None
+
+    return parse
+
+
+def _unchecked(kind: object) -> Callable[[str], object]:
+    """Return a parser of numbers and texts that leaves all checks to the job's model."""
+
+    def parse(text: str) -> object:
+        try:
+            return kind(text) if kind is int or kind is float else text
+        except ValueError:
+            return text
 
     return parse
 

@@ -1,4 +1,4 @@
-"""What a job writes into its output folder, checked before any work."""
+"""Checks of output paths, before any work is done."""
 
 from __future__ import annotations
 
@@ -29,25 +29,25 @@ PREVIEW, CONFIG = "preview.png", "config.json"
 def check_job_outputs(
     job: Job, job_file: Path | None, stages: Sequence[Stage[Job]], preview: bool, force: bool
 ) -> None:
-    """Refuse a job that would overwrite one of its inputs, or files in its output folder that are not its own.
+    """Check that a job overwrites none of its inputs and no file that it did not write.
 
     Args:
         job: The job.
-        job_file: The file that it was read from, if it was read from one.
-        stages: The stages that are going to run.
-        preview: Whether the preview is written, too.
-        force: Files that are not the job's own may be overwritten, but no input.
+        job_file: The file it was read from, if any.
+        stages: The stages that will run.
+        preview: Whether a preview will be written.
+        force: Allow overwriting files that the job did not write, but no input.
 
     Raises:
-        UsageError: What is in the way, and what to do.
+        UsageError: A file is in the way.
     """
     folder, inputs = Path(job.output_path), _inputs(job, job_file)
     check_inputs_kept(folder / CACHE_NAME, inputs)
     for name in (name for stage in all_stages().values() for name in stage.outputs):
-        check_inputs_kept(folder / name, inputs)  # whatever stage runs first
+        check_inputs_kept(folder / name, inputs)  # even if another stage runs first
     for path in _written(folder, stages, preview):
         if path.name == CONFIG and job_file is not None and is_same_file(path, job_file):
-            continue  # it is not written then
+            continue  # which is then not written
         check_output(path, inputs, force=force, own=is_own(path, job))
     if job.keep_frames:
         _check_frames(folder / FRAMES, inputs, force)
@@ -56,16 +56,16 @@ def check_job_outputs(
 def choose_export(
     output: Path | None, codec: Codec | None, job: Job, job_file: Path | None, force: bool
 ) -> tuple[Path, str | None]:
-    """Where to export to and the codec; no codec is for a folder of images. Each may follow from the other.
+    """Return the path and the codec of an export, deriving one from the other. For a folder of images, no codec.
 
     Raises:
-        UsageError: The codec does not fit the name, or something is in the way.
+        UsageError: The codec does not fit the path, or files are in the way.
     """
     folder, inputs = Path(job.output_path), _inputs(job, job_file)
     if codec == Codec.PNG or (codec is None and output is not None and not is_video_name(output)):
         path = output or folder / FRAMES
         if is_video_name(path):
-            raise UsageError(f"{path}: {Codec.PNG} makes a folder of images", "give the name of a folder")
+            raise UsageError(f"{path}: {Codec.PNG} writes a folder of images", "Give the name of a folder.")
         _check_frames(path, inputs, force)
         return path, None
     name = codec or (Codec.H264 if output is None else default_codec(output))
@@ -81,10 +81,10 @@ def _inputs(job: Job, job_file: Path | None) -> list[Path]:
 
 
 def _check_frames(folder: Path, inputs: Sequence[Path], force: bool) -> None:
-    """Raise UsageError if numbered images cannot be written to `folder`, or would replace others than their own."""
+    """Raise UsageError if images cannot be written to `folder`, or would replace images of another program."""
     check_inputs_kept(folder, inputs)
     if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{folder} is a file", "move it away: a folder of images is written there")
+        raise UsageError(f"{folder} is a file, but a folder of images is to be written there", "Move it away.")
     for file in frame_files(folder):
         check_output(file, inputs, force=force, own=read_comment(file).startswith(SIGNATURE))
 

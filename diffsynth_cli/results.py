@@ -1,4 +1,4 @@
-"""What the Python API takes and returns. Importing it imports neither torch nor NumPy."""
+"""Types that the Python API takes and returns. Imports neither torch nor NumPy."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Member = TypeVar("Member", bound=StrEnum)
 FilePath = str | os.PathLike[str]
 JobSource: TypeAlias = "FilePath | Mapping[str, object] | Job"
 Overrides = Mapping[str, object] | Sequence[str]
-"""Job keys and values, or `KEY=VALUE` strings as after `--set`."""
+"""Job keys and values, or `KEY=VALUE` strings as for `--set`."""
 
 
 class Mode(StrEnum):
@@ -34,11 +34,11 @@ class Mode(StrEnum):
 
 
 class DiffSynthWarning(UserWarning):
-    """Something that the user should know, although the work goes on."""
+    """Something the user should know that does not stop the work."""
 
 
 class SilentReporter(Reporter):
-    """Shows no progress. Warnings are Python's."""
+    """Ignores progress and issues warnings through Python's `warnings`."""
 
     def warn(self, message: str) -> None:
         """Issue a DiffSynthWarning."""
@@ -47,13 +47,13 @@ class SilentReporter(Reporter):
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run has made.
+    """Result of `run`.
 
     Attributes:
         output_path: The job's output folder.
         video: The finished video; None while deflicker is not complete.
-        preview: The contact sheet, if it was asked for.
-        stages: How far each stage that was to be run is.
+        preview: The contact sheet, if requested.
+        stages: Progress of each stage that was to run.
     """
 
     output_path: Path
@@ -64,13 +64,13 @@ class RunResult:
 
 @dataclass(frozen=True)
 class JobStatus:
-    """How far a job is.
+    """Progress of a job.
 
     Attributes:
-        stages: How far each stage is.
+        stages: Progress of each stage.
         video: The finished video, if it exists.
         next_command: The command line that resumes the job; None if nothing is left to do.
-        holder: The process that works on the job, if there is one.
+        holder: The process that is working on the job, if any.
     """
 
     stages: tuple[Progress, ...]
@@ -81,7 +81,7 @@ class JobStatus:
 
 @dataclass(frozen=True)
 class SmoothResult:
-    """What smoothing has made.
+    """Result of `smooth`.
 
     Attributes:
         output: The video or folder of images.
@@ -94,11 +94,11 @@ class SmoothResult:
 
 @dataclass(frozen=True)
 class VideoMetrics:
-    """What was measured of one video.
+    """Measurements of one video.
 
     Attributes:
         path: The video.
-        numbers: By measure, as in docs/metrics.md; measures that cannot be taken are left out.
+        numbers: By name of the measure, as in docs/metrics.md. Measures that cannot be taken are left out.
         warning: Which frames lost structure; empty if none did.
     """
 
@@ -109,7 +109,7 @@ class VideoMetrics:
 
 @dataclass(frozen=True)
 class MetricsResult:
-    """What was measured of all videos.
+    """Result of `metrics`.
 
     Attributes:
         frames: The number of frames compared.
@@ -121,7 +121,7 @@ class MetricsResult:
 
 
 def member(kind: type[Member], name: str, noun: str) -> Member:
-    """Return the member of `kind` with this name; UsageError with the nearest name if there is none."""
+    """Return the member of `kind` with this name, or raise UsageError with the nearest name."""
     from stages.base.mistakes import unknown
 
     try:
@@ -136,5 +136,5 @@ def as_path(path: FilePath | None) -> Path | None:
 
 
 def as_argument(path: Path) -> str:
-    """Return a path as it can be given on a command line, where a leading dash would make it an option."""
+    """Return a path as a command-line argument. A leading dash would make it an option."""
     return f"./{path}" if str(path).startswith("-") else str(path)

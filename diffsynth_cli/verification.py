@@ -1,4 +1,4 @@
-"""`diffsynth verify`: read everything that a job has made, and say what is damaged."""
+"""`diffsynth verify`: check all results of a job for damage."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from stages.base.engine import Reporter
 from stages.base.errors import DiffSynthError
 from stages.jobs.job import Job
 
-SHOWN = 20  # lines about damage, a stage
+SHOWN = 20  # lines about damage per stage
 
 
 def verify_job(job: Job, cache: FrameCache, reporter: Reporter) -> None:
-    """Read every frame of every stage, and the video.
+    """Read every frame of every stage, and check the output files.
 
     Raises:
-        DiffSynthError: Something is damaged: what, and the command that redoes it.
+        DiffSynthError: Something is damaged; the hint is the command that repairs it.
     """
     lines: list[str] = []
     redo: list[str] = []
@@ -35,7 +35,7 @@ def verify_job(job: Job, cache: FrameCache, reporter: Reporter) -> None:
                 redo.append(name)
             changed = list(stage.changed_outputs(job, cache)) if record.complete else []
             outputs += changed
-            found += [f"{path} is {'not what was written there' if path.exists() else 'missing'}" for path in changed]
+            found += [f"{path} {'has been changed' if path.exists() else 'is missing'}" for path in changed]
             lines += found[:SHOWN] + [f"{name}: {len(found) - SHOWN} more"] * (len(found) > SHOWN)
             reporter.end(name, "damaged" if found else "intact" if record.complete else "intact so far")
     if lines:
@@ -43,9 +43,9 @@ def verify_job(job: Job, cache: FrameCache, reporter: Reporter) -> None:
 
 
 def _repair(cache: FrameCache, redo: list[str], outputs: list[Path]) -> str:
-    """How to redo these stages and to have these outputs written again."""
+    """Return how to redo these stages and write these outputs again."""
     in_the_way = [str(path) for path in outputs if path.exists()]
-    delete = f"delete {' and '.join(in_the_way)}; then " if in_the_way else ""
+    delete = f"Delete {' and '.join(in_the_way)}. " if in_the_way else ""
     if redo:
-        return f"{delete}{cache.command('run')} --restart redoes {' and '.join(redo)}"
-    return f"{delete}{cache.command('run')} writes {'it' if len(outputs) == 1 else 'them'} again"
+        return f"{delete}Redo {' and '.join(redo)} with: {cache.command('run')} --restart"
+    return f"{delete}Write {'it' if len(outputs) == 1 else 'them'} again with: {cache.command('run')}"

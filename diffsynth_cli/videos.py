@@ -1,4 +1,4 @@
-"""The Python API for videos and images of any tool: smooth, metrics and ebsynth, as the commands of these names do."""
+"""Python API for any videos and images: smooth, metrics and ebsynth, like the commands of the same names."""
 
 from __future__ import annotations
 
@@ -52,12 +52,12 @@ def smooth(
         style: The stylised video, or a folder of images; with Mode.INTERPOLATE a folder of keyframes.
         output: A video file or, with any other suffix, a folder of images.
         mode: Smooth all frames, or paint those between keyframes.
-        offset: Frames by which the style is ahead of the guide; None to find out.
+        offset: Frames by which the style is ahead of the guide; None to detect it.
         window: Frames to each side that light is averaged over.
         strength: 0 leaves the frames as they are, 1 removes all flicker.
         detail: 0 keeps only what neighbouring frames agree on, 1 all detail of each frame.
         patch_size: Side of matched patches in pixels, odd.
-        guide_weight: How much it counts that the guide differs where frames match.
+        guide_weight: Weight of the guide in matching.
         device: auto, cpu, cuda or cuda:N.
         report: Where to write a .png sheet of the places that changed most.
         restart: Redo everything, even if the output is complete.
@@ -131,8 +131,8 @@ def metrics(
         guide: The original video.
         videos: One or several stylised videos.
         style: The video before smoothing: adds invented detail, structure kept and the warp error along its own motion.
-        reference: The truth, if it is known: adds PSNR and SSIM.
-        plot: Where to write curves over time, a .png.
+        reference: Ground truth: adds PSNR and SSIM.
+        plot: Where to write a .png of curves over time.
         force: Overwrite an existing plot, but never an input.
         reporter: Receives progress and warnings.
 
@@ -173,8 +173,8 @@ def ebsynth(
 
     Args:
         style: The image whose style is used.
-        guides: (source, target) or (source, target, weight): what the style was painted on, and what is to be painted.
-            Guides without a weight weigh 1 together.
+        guides: (source, target) or (source, target, weight): a guide for the style, and the same guide for the image to
+            paint. Guides without a weight share a weight of 1.
         output: The image to write.
         style_weight: The weight of `style`.
         uniformity: How evenly the parts of the style are used.
@@ -185,7 +185,7 @@ def ebsynth(
         stop_threshold: Stop updating pixels that changed by less than this.
         extra_pass_3x3: Finish with 3×3 patches.
         weighted_vote: Weight votes by how well patches match.
-        backend: auto, cpu, cuda or numba; all paint the same image.
+        backend: auto, cpu, cuda or numba. All paint the same image.
         device: auto, cpu, cuda or cuda:N.
         seed: Random seed.
         threads: CPU threads; 0 for all.

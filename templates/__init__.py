@@ -1,7 +1,7 @@
-"""What `diffsynth init` writes: a job file for each task, and a Makefile for a folder of videos.
+"""Templates of `diffsynth init`: a job file for each task, and a Makefile for a folder of videos.
 
-`TASK.json` has the settings that we recommend, `published/TASK.json` the values of DiffSynth's own config file, key by
-key. docs/tasks.md has the reasons.
+`TASK.json` has the settings that we recommend. `published/TASK.json` has the values of DiffSynth's own config file, key
+by key. docs/tasks.md has the reasons.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from enum import StrEnum
 
 
 class Task(StrEnum):
-    """What a video is to become. DiffSynth's tasks come first.
+    """What to do with a video. DiffSynth's tasks come first.
 
     Attributes:
-        about: What the task is for, in a few words.
+        about: What the task is for.
     """
 
     about: str
@@ -34,14 +34,14 @@ class Task(StrEnum):
 
 PUBLISHED = ("text_guided", "fashion", "image_guided", "restoring", "rendering_3d")
 
-NOTES = {"fashion": "Give a model fine-tuned on the person as model_id, as DiffSynth's file did"}  # what else to do
+NOTES = {"fashion": "For a likeness, set model_id to a model fine-tuned on the person"}  # extra steps
 
-LORAS = {  # that templates name, and the commands that place them beside the job file
+LORAS = {  # LoRA files in templates, and the commands that download them into the job's folder
     "lcm-lora-sdv1-5/pytorch_lora_weights.safetensors": "hf download latent-consistency/lcm-lora-sdv1-5 "
     "pytorch_lora_weights.safetensors --local-dir lcm-lora-sdv1-5",
 }
 
-# Approximate size in GB of what is downloaded of a hub model: the files that are read, float32 where there is a choice.
+# Approximate download size of hub models in GB: the files that are read, in float32 where there is a choice.
 DOWNLOADS = {
     "stable-diffusion-v1-5/stable-diffusion-v1-5": 4.3,
     "Lykon/dreamshaper-7": 4.3,

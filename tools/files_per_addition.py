@@ -17,7 +17,7 @@ PROGRAM = ("diffsynth_cli", "stages", "native", "templates/*.py", "templates/Mak
 EXAMPLES = {
     "annotator": ("`dwpose`", r"\bdwpose\b"),
     "smoother": ("`PatchBlendSmoother`", r"\bPatchBlendSmoother\b"),
-    "sampler": ("`lcm`", r"[\"'`]lcm\b|LCM"),
+    "sampler": ("`lcm`", r"[\"'`]lcm[\"'`]|\bLCM_"),
     "job key": ("`keep_frames`", r"\bkeep_frames\b"),
     "stage": (
         "`control`",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -30,7 +30,7 @@ from stages.base.errors import UsageError
 
 
 class Vote(StrEnum):
-    """How patches that overlap become one pixel."""
+    """How overlapping patches become one pixel."""
 
     PLAIN = "plain"
     WEIGHTED = "weighted"
@@ -148,7 +148,7 @@ def ebsynth(
     force: Force = False,
     quiet: Quiet = False,
     debug: Debug = False,
-    **machine: Any,
+    **machine: str,
 ) -> None:
     """Paint an image in the style of another, guided by pairs of images. Takes the options of the ebsynth program."""
     style_weight, *guide_weights = weights_in_order(context.meta[ORDER], weight or [])

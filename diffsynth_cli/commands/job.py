@@ -1,4 +1,4 @@
-"""The commands on what a job has made."""
+"""Commands on the results of a job, and the schema of job files."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def schema() -> None:
 
 
 def show_status(status: JobStatus, as_json: bool) -> None:
-    """Print how far every stage of a job is."""
+    """Print the progress of each stage."""
     if as_json:
         stages = [
             {"stage": stage.stage, "state": stage.state, "share": round(stage.share, 4), "changes": stage.changes}

@@ -18,9 +18,9 @@ from diffsynth_cli.options import INPUT, OUTPUT, Debug, Force, Quiet
 from diffsynth_cli.results import MetricsResult
 
 MEANINGS = {
-    "warp1": "difference between neighbouring frames along the guide's motion, ×1000; less is smoother",
-    "warp5": "the same five frames apart",
-    "flicker": "unsteadiness of brightness, in levels",
+    "warp1": "difference between neighbouring frames along the guide's motion, ×1000; lower is smoother",
+    "warp5": "the same, five frames apart",
+    "flicker": "flicker of brightness, in levels; lower is steadier",
     "sharpness": "variance of the Laplacian: detail, and grain or sharpening if there is any",
     "sharp": "detail, as a share of the style's",
     "invented": "detail that the style's frame does not have within 3 px, in levels; 0 is best",
@@ -30,7 +30,7 @@ MEANINGS = {
     "psnr": "similarity to the reference, dB",
     "ssim": "similarity to the reference, 0 to 1",
 }
-CELLS: dict[str, Callable[[dict[str, float]], str]] = {  # columns that show more than one number
+CELLS: dict[str, Callable[[dict[str, float]], str]] = {  # columns with two numbers
     "structure": lambda found: f"{found['structure']:.2f}/{found['structure_min']:.2f}",
     "own_warp": lambda found: f"{found['own_warp_style']:.2f}→{found['own_warp']:.2f}",
 }
@@ -74,7 +74,7 @@ def metrics(
 
 
 def show_metrics(result: MetricsResult, as_json: bool) -> None:
-    """Print the numbers of each video and, in words, which frames lost structure."""
+    """Print the numbers of each video, and a warning about frames that lost structure."""
     from stages.smoothers.images.comparison import STRUCTURE_LOST
 
     if as_json:
@@ -82,7 +82,7 @@ def show_metrics(result: MetricsResult, as_json: bool) -> None:
         print(json.dumps({"frames": result.frames, "videos": videos}))
         return
     names = [name for name in MEANINGS if any(name in video.numbers for video in result.videos)]
-    if "sharp" in names:  # says the same, in a number that is easier to read
+    if "sharp" in names:  # the same relative to the style, which is easier to read
         names.remove("sharpness")
     out = Console()
     table = Table(Column("video", overflow="fold"), *names)

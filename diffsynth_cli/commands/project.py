@@ -1,4 +1,4 @@
-"""The commands that make a job: from a task and a video, or the demo's."""
+"""Commands that write a job: `init` for a task and a video, and `demo`."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def demo(
         Path | None,
         typer.Option(
             metavar="VIDEO",
-            help="Your own video, of which the first 24 frames are used.",
+            help="Your own video; its first 24 frames are used.",
             show_default="an embedded clip",
             rich_help_panel=INPUT,
         ),
@@ -84,4 +84,4 @@ def demo(
     if not (quiet or events):
         typer.echo(f"video          {result.video}")
         typer.echo(f"contact sheet  {sheet}")
-        typer.echo(f"one of yours   diffsynth demo --video VIDEO --output FOLDER --prompt {shlex.quote(prompt)}")
+        typer.echo(f"your own video diffsynth demo --video VIDEO --output FOLDER --prompt {shlex.quote(prompt)}")

@@ -1,4 +1,4 @@
-"""`diffsynth smooth`: take the flicker out of a video that any tool has stylised."""
+"""`diffsynth smooth`: reduce the flicker of a video stylised with any tool."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from stages.base.errors import UsageError
 from stages.smoothers import SmootherOptions
 from stages.smoothers.patch_blend import PatchBlend
 
-# Those of the smoother, without what only jobs do.
+# Without the options that all smoothers share, which only jobs have.
 SMOOTHER_OPTIONS = options_of(
     PatchBlend, "Smoothing", [name for name in PatchBlend.model_fields if name not in SmootherOptions.model_fields]
 )
@@ -108,7 +108,7 @@ def smooth(
     quiet: Quiet = False,
     events: Json = False,
     debug: Debug = False,
-    **options: Any,
+    **options: Any,  # as SMOOTHER_OPTIONS declares them
 ) -> None:
     """Reduce the flicker of any stylised video, or paint the frames between keyframes. Resumes if interrupted."""
     if len(videos) > 2:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from diffsynth_cli import jobs
 from diffsynth_cli.console import reporter
@@ -22,7 +21,7 @@ from diffsynth_cli.options import (
 
 
 def stage_command(name: str) -> Callable[..., None]:
-    """Return the command that runs one stage, or all of them. They share their options, so that a Makefile can too."""
+    """Return the command that runs this stage or, for `run`, all. They take the same options, as Makefiles need."""
 
     @with_options(*MACHINE_OPTIONS)
     def command(
@@ -34,7 +33,7 @@ def stage_command(name: str) -> Callable[..., None]:
         quiet: Quiet = False,
         events: Json = False,
         debug: Debug = False,
-        **machine: Any,
+        **machine: object,
     ) -> None:
         given = [jobs.as_override(key, value) for key, value in machine.items() if value is not None]
         jobs.run(

@@ -46,7 +46,7 @@ def test_a_prompt_of_the_command_line_is_read_or_refused(environment, make_job):
 
 def test_a_folder_that_the_locale_cannot_name_is_explained(make_job):
     code, said = diffsynth("extract", make_job(output_path="Größe"), **ENCODINGS[1])
-    assert code == 1 and "The locale's encoding lacks" in said and "LC_ALL=C.UTF-8" in said, said
+    assert code == 1 and "The locale's encoding cannot represent" in said and "LC_ALL=C.UTF-8" in said, said
 
 
 @pytest.mark.slow

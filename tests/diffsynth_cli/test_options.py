@@ -105,9 +105,6 @@ def test_choices_are_completed(words, completed, monkeypatch, capsys):
         ("export job.json --codec h266", "unknown codec 'h266'; did you mean 'h265'?"),
         ("init restyle clip.mp4", "unknown task 'restyle'"),
         ("smooth a.mp4 -o b --mode interpolat", "did you mean 'interpolate'?"),
-        ("run job.json --dtype flot16", "did you mean 'float16'?"),
-        ("run job.json --batch-size many", "must be a number, not many"),
-        ("run job.json --batch-size 0", "must be greater than or equal to 1, not 0"),
         ("smooth a.mp4 -o b --device tpu", "unknown device 'tpu'; choose auto, cpu, cuda, cuda:N or mps"),
         ("smooth a.mp4 -o b --offset soon", "give auto, or a number such as 3 or -1.5"),
         ("smooth a.mp4 -o b --patch-size 6", "must be odd"),
@@ -118,6 +115,27 @@ def test_wrong_values_end_with_2_and_the_nearest_spelling(words, message, capsys
     assert main(words.split()) == 2
     said = " ".join(capsys.readouterr().err.replace("│", " ").split())
     assert message in said
+
+
+def test_mistakes_in_machine_options_are_listed_with_those_of_the_job(make_job, cli):
+    words = ["--dtype", "flot16", "--batch-size", "many", "--device", "tpu"]
+    code, said = cli("run", make_job(steps=3), *words)
+    assert code == 2 and said.count("error:") == 1
+    for mistake in (
+        "unknown key 'steps'",
+        "dtype: unknown value 'flot16'; did you mean 'float16'?",
+        'batch_size: must be a whole number, not "many"',
+        "device: unknown device 'tpu'; choose auto, cpu, cuda, cuda:N or mps",
+    ):
+        assert mistake in said
+
+
+@pytest.mark.parametrize("words", ["--codec foo --json", "--json --no-such-option", "--json --crf 99"])
+def test_with_json_a_wrong_option_is_an_event(words, make_job, capfd):
+    assert main(["export", str(make_job()), *words.split()]) == 2
+    (line,) = capfd.readouterr().out.splitlines()
+    event = json.loads(line)
+    assert event["event"] == "error" and event["message"]
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ def test_damage_is_named_and_repaired(pattern, stage, damage, finished, cli):
     code, said = cli("verify", finished)
     assert code == 1 and said.count("error:") == 1
     assert f"frame 1 of the array '{path.parent.relative_to(finished.parent / 'out/cache.zarr')}'" in said
-    assert f"diffsynth run {finished} --restart redoes {stage}\n" in said
+    assert f"Redo {stage} with: diffsynth run {finished} --restart\n" in said
     assert cli("run", finished, "--restart")[0] == 0
     assert cli("verify", finished)[0] == 0
     assert files(finished) == before
@@ -72,7 +72,7 @@ def test_an_array_that_is_gone_is_named(finished, cli):
     for name in ("frames", "rendered"):
         shutil.rmtree(finished.parent / "out/cache.zarr" / name)
     code, said = cli("verify", finished)
-    assert code == 1 and "the array 'frames' is missing" in said and "redoes extract and render" in said
+    assert code == 1 and "the array 'frames' is missing" in said and "Redo extract and render with: " in said
     assert cli("run", finished, "--restart")[0] == 0
     assert files(finished) == before
 
@@ -95,13 +95,13 @@ def test_a_changed_output_is_named(output, finished, cli):
     path = finished.parent / "out" / output
     flip_bit(path)
     code, said = cli("verify", finished)
-    assert code == 1 and f"{finished.parent / 'out' / output.split('/')[0]} is not what was written there" in said
+    assert code == 1 and f"{finished.parent / 'out' / output.split('/')[0]} has been changed" in said
     hint = said.split("→ ")[1].strip()
     changed = finished.parent / "out" / output.split("/")[0]
-    assert hint == f"delete {changed}; then diffsynth run {finished} writes it again"
+    assert hint == f"Delete {changed}. Write it again with: diffsynth run {finished}"
     shutil.rmtree(changed) if changed.is_dir() else changed.unlink()
     code, said = cli("verify", finished)
-    assert code == 1 and f"{changed} is missing" in said and f"→ diffsynth run {finished} writes it again" in said
+    assert code == 1 and f"{changed} is missing" in said and f"→ Write it again with: diffsynth run {finished}" in said
     code, said = cli("run", finished)
     assert code == 0, said
     assert cli("verify", finished)[0] == 0 and files(finished) == before

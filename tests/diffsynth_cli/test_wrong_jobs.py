@@ -125,7 +125,6 @@ def test_all_mistakes_are_reported_at_once(make_job, cli):
         (("run", "nowhere.json"), "no such job file"),
         (("rum", "job.json"), "No such command"),
         (("run",), "Missing argument"),
-        (("render", "job.json", "--batch-size", "0"), "--batch-size"),
         (("export", "job.json", "--codec", "h266"), "unknown codec 'h266'"),
         (("init", "restyle", "clip.mp4"), "unknown task 'restyle'"),
     ],

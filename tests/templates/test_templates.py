@@ -82,14 +82,14 @@ def test_init_says_what_to_do_next(task, published, tmp_path, cli):
     assert code == 0
     job = json.loads((tmp_path / "my project/job.json").read_text())
     steps = re.findall(r"^\d+\. (.*)", said, re.MULTILINE)
-    assert steps[0] == f'Change the prompt, which is an example: "{job["prompt"]}"'
+    assert steps[0] == f'Replace the example prompt: "{job["prompt"]}"'
     assert steps[-1] == f"Run it: diffsynth run '{tmp_path}/my project/job.json'"
     images = [*job.get("frames_reference", ()), *([job["style_image"]] if "style_image" in job else ())]
     assert [f"{tmp_path}/my project/{name}" in said for name in images] == [True] * len(images)
     assert ("hf download" in said) == ("loras" in job)
-    assert ("remove frame_maximum_count" in said) == published
-    assert any(re.fullmatch(r"Time to expect: at least \d+ CPU-core minutes per frame .*", step) for step in steps)
-    (models,) = (step for step in steps if step.startswith("Models"))
+    assert ("Remove frame_maximum_count" in said) == published
+    assert any(re.fullmatch(r"Expect at least \d+ CPU-core minutes per frame .*", step) for step in steps)
+    (models,) = (step for step in steps if step.startswith("The first run downloads"))
     total, *sizes = (float(size) for size in re.findall(r"([\d.]+) GB", models))
     assert total == pytest.approx(sum(sizes), abs=0.051) and total > 4
     for name, scale in zip(job["controlnet_model_id"], job.get("controlnet_scale", [1.0] * 9)):
