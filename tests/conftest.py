@@ -45,9 +45,10 @@ def write_images(folder: Path, images: Iterable[MatLike]) -> Path:
 
 @pytest.fixture
 def make_job(tmp_path: Path) -> MakeJob:
-    """Write a job file for a small folder of images. Keywords add or replace keys; `...` removes one."""
+    """Write a job file for a folder of `frames` images. Keywords add or replace keys; `...` removes one."""
 
     def make(frames: int = 6, /, **keys: object) -> Path:
+        frames = int(str(keys.pop("frames", frames)))
         images = tmp_path / "images"
         if not images.exists():
             write_images(images, (scene(i) for i in range(frames)))
@@ -66,9 +67,9 @@ def make_job(tmp_path: Path) -> MakeJob:
 def render(tmp_path: Path, make_job: MakeJob, cli: Cli) -> Render:
     """Run a job with these keys into an output folder of its own and return the cache."""
 
-    def run(name: str = "out", frames: int = 6, /, **keys: object) -> FrameCache:
+    def run(name: str = "out", /, **keys: object) -> FrameCache:
         batch_size = keys.pop("batch_size", 2)
-        job = make_job(frames, **keys, output_path=name)
+        job = make_job(**keys, output_path=name)
         assert cli("run", job, "-q", "--batch-size", batch_size) == (0, "")
         return FrameCache(tmp_path / name / "cache.zarr")
 

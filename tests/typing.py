@@ -34,7 +34,7 @@ class Cli(Protocol):
 
 
 class MakeJob(Protocol):
-    """Writes a job file over a folder of so many images."""
+    """Writes a job file for a folder of so many images, which `keys` may also give as `frames`."""
 
     def __call__(self, frames: int = 6, /, **keys: object) -> Path: ...
 
@@ -42,4 +42,4 @@ class MakeJob(Protocol):
 class Render(Protocol):
     """Runs a job into the output folder `name`; the key `batch_size` is 2 unless given."""
 
-    def __call__(self, name: str = "out", frames: int = 6, /, **keys: object) -> FrameCache: ...
+    def __call__(self, name: str = "out", /, **keys: object) -> FrameCache: ...
