@@ -1,14 +1,15 @@
-"""What the tests share: the command line in this process, small videos, the tiny golden models."""
+"""Shared by all tests: the command line in this process, small videos, the tiny golden models."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for the network
+from cv2.typing import MatLike
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may use the network
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the program does; tests run side by side
 
 import cv2
@@ -17,12 +18,13 @@ import pytest
 
 from diffsynth_cli.__main__ import main
 from stages.base.cache import FrameCache
+from tests.typing import Cli, Image, MakeJob, Render
 
 GOLDEN = Path(__file__).parent / "golden"
 MODEL, CONTROLNET = GOLDEN / "models" / "sd", GOLDEN / "models" / "control0"
 
 
-def scene(index: int, height: int = 64, width: int = 64) -> np.ndarray:
+def scene(index: int, height: int = 64, width: int = 64) -> Image:
     """A frame of a small moving scene, uint8 [H, W, 3]: a disc crosses a gradient, a box rises."""
     y, x = np.mgrid[:height, :width]
     image = np.stack([x * 255 // width, y * 255 // height, np.full_like(x, 128)], axis=2).astype(np.uint8)
@@ -33,8 +35,8 @@ def scene(index: int, height: int = 64, width: int = 64) -> np.ndarray:
     return image
 
 
-def write_images(folder: Path, images: Any) -> Path:
-    """A folder of PNG files 0.png, 1.png, ..."""
+def write_images(folder: Path, images: Iterable[MatLike]) -> Path:
+    """Write images as 0.png, 1.png, ... into a new folder and return the folder."""
     folder.mkdir(parents=True)
     for index, image in enumerate(images):
         cv2.imwrite(str(folder / f"{index}.png"), cv2.cvtColor(np.asarray(image), cv2.COLOR_RGB2BGR))
@@ -42,10 +44,11 @@ def write_images(folder: Path, images: Any) -> Path:
 
 
 @pytest.fixture
-def make_job(tmp_path: Path) -> Callable[..., Path]:
-    """Writes a job file over a small folder of images and returns its path; keywords add or replace keys."""
+def make_job(tmp_path: Path) -> MakeJob:
+    """Write a job file for a folder of `frames` images. Keywords add or replace keys; `...` removes one."""
 
-    def make(frames: int = 6, **keys: Any) -> Path:
+    def make(frames: int = 6, /, **keys: object) -> Path:
+        frames = int(str(keys.pop("frames", frames)))
         images = tmp_path / "images"
         if not images.exists():
             write_images(images, (scene(i) for i in range(frames)))
@@ -61,12 +64,11 @@ def make_job(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def render(
-    tmp_path: Path, make_job: Callable[..., Path], cli: Callable[..., tuple[int, str]]
-) -> Callable[..., FrameCache]:
-    """Renders with these keys into a folder of its own; gives the cache."""
+def render(tmp_path: Path, make_job: MakeJob, cli: Cli) -> Render:
+    """Run a job with these keys into an output folder of its own and return the cache."""
 
-    def run(name: str = "out", batch_size: int = 2, **keys: Any) -> FrameCache:
+    def run(name: str = "out", /, **keys: object) -> FrameCache:
+        batch_size = keys.pop("batch_size", 2)
         job = make_job(**keys, output_path=name)
         assert cli("run", job, "-q", "--batch-size", batch_size) == (0, "")
         return FrameCache(tmp_path / name / "cache.zarr")
@@ -75,8 +77,8 @@ def render(
 
 
 @pytest.fixture
-def cli(capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
-    """Runs a command line in this process; gives its exit code and all that it printed."""
+def cli(capfd: pytest.CaptureFixture[str]) -> Cli:
+    """Run a command in this process and return its exit code and everything that it printed."""
 
     def run(*arguments: object) -> tuple[int, str]:
         code = main([str(argument) for argument in arguments])

@@ -1,4 +1,4 @@
-"""What the docs say of keys and commands is what the program does."""
+"""The docs agree with the program's keys and commands."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import pytest
 import diffsynth_cli as ds
 from diffsynth_cli.app import COMMANDS
 from stages.annotators import ANNOTATORS
+from stages.base.registry import Registry
 from stages.diffusion.sampler import SAMPLERS
 from stages.jobs.job import Job
 from stages.smoothers import SMOOTHERS
@@ -22,19 +23,19 @@ from tools.job_keys import PAGE, page
 ROOT = Path(__file__).parent.parent
 
 
-def test_job_keys_page_is_current():
-    assert PAGE.read_text() == page(), "python -m tools.job_keys writes it anew"
+def test_job_keys_page_is_current() -> None:
+    assert PAGE.read_text() == page(), "run python -m tools.job_keys"
 
 
 @pytest.mark.parametrize(
     ("registry", "name"), [(SMOOTHERS, "smoothers"), (ANNOTATORS, "annotators"), (SAMPLERS, "design")]
 )
-def test_every_name_is_explained(registry, name):
+def test_every_registered_name_is_documented(registry: Registry[Any], name: str) -> None:
     text = (ROOT / f"docs/{name}.md").read_text()
     assert [choice for choice in registry.built_in if f"`{choice}`" not in text] == []
 
 
-def test_what_extending_shows_is_in_the_example():
+def test_code_in_the_extending_page_is_in_the_example_package() -> None:
     text = (ROOT / "docs/extending.md").read_text()
     example = "".join(
         file.read_text() for file in (ROOT / "docs/examples/diffsynth-extras").iterdir() if file.is_file()
@@ -43,20 +44,20 @@ def test_what_extending_shows_is_in_the_example():
     assert len(blocks) == 2 and all(block in example for block in blocks)
 
 
-def test_readme_lists_every_command_and_no_other():
+def test_readme_lists_every_command_and_no_other() -> None:
     text = (ROOT / "README.md").read_text()
     listed = set(re.findall(r"^\| `diffsynth (\w+)", text, re.MULTILINE))
     assert listed == set(COMMANDS)
 
 
-def test_the_speed_that_the_readme_claims_was_measured():
+def test_the_speed_that_the_readme_claims_was_measured() -> None:
     claimed = re.search(r"gave (\d\.\d) times as many frames a second", (ROOT / "README.md").read_text())
     table = (ROOT / "docs/rendering.md").read_text().partition("half of SD 1.5's width")[2]
-    speeds = [float(re.search(rf"\| {name} \| ([\d.]+) \|", table)[1]) for name in ("joint", "shared")]
-    assert float(claimed[1]) == round(speeds[1] / speeds[0], 1)
+    speeds = [float(re.findall(rf"\| {name} \| ([\d.]+) \|", table)[0]) for name in ("joint", "shared")]
+    assert claimed and float(claimed[1]) == round(speeds[1] / speeds[0], 1)
 
 
-def test_patch_matching_example_runs():
+def test_patch_matching_example_runs() -> None:
     page = (ROOT / "docs/patch-matching.md").read_text()
     examples = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     assert len(examples) == 1
@@ -70,7 +71,7 @@ def test_patch_matching_example_runs():
     [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))],
     ids=lambda path: path.name,
 )
-def test_links_lead_somewhere_and_json_is_json(path):
+def test_links_resolve_and_json_examples_are_valid(path: Path) -> None:
     text = path.read_text()
     for link in re.findall(r"\]\(([^)#]+)", text):
         assert link.startswith("http") or (path.parent / link).exists(), link
@@ -79,7 +80,7 @@ def test_links_lead_somewhere_and_json_is_json(path):
         assert set(keys) <= set(Job.model_fields)
 
 
-def test_python_examples_call_what_there_is():
+def test_python_examples_call_existing_functions() -> None:
     page = (ROOT / "docs/python.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     nodes = [node for block in blocks for node in ast.walk(ast.parse(block))]

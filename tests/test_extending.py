@@ -1,4 +1,4 @@
-"""The example package of docs/extending.md: installed as users install it, used through the command line."""
+"""The example package of docs/extending.md, installed and used as users do."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def site(installed: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def diffsynth(site: Path) -> Run:
-    """The program, where the package is installed; gives its exit code and all that it prints."""
+    """Run the program with the package installed; return its exit code and output."""
 
     def run(*arguments: object) -> tuple[int, str]:
         path = {"PYTHONPATH": f"{ROOT}{os.pathsep}{site}"}

@@ -1,8 +1,9 @@
-"""Who may import whom (docs/design.md). Read from the sources with `ast`."""
+"""The import rules of docs/design.md, checked with `ast`."""
 
 from __future__ import annotations
 
 import ast
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ HELPERS = (
     "stages.diffusion",
     "stages.smoothers",
 )
-# The names and folders of embedded models: all that base may know of the rest. It imports nothing itself.
+# The names and folders of embedded models: all that base may know of other packages. It imports nothing itself.
 FLOOR = ("stages.models", "stages.models.EMBEDDED", "stages.models.SINGLE_FILES", "stages.models.TOKENIZER",
          "stages.models.embedded")  # fmt: skip
 DOORS = {  # only these modules may import these libraries
@@ -42,8 +43,8 @@ KNOWN = (
     "stages.base.paths",
     "stages.base.registry",
 )
-LIGHT = ("stages.diffusion.sampler",)  # jobs are checked by what is registered here
-NEEDED = ("stages.diffusion", "stages.smoothers.images.gpu")  # imported only where these are used
+LIGHT = ("stages.diffusion.sampler",)  # jobs are checked against the samplers registered here
+NEEDED = ("stages.diffusion", "stages.smoothers.images.gpu")  # imported only when they are used
 
 
 def modules() -> dict[str, ast.Module]:
@@ -52,7 +53,7 @@ def modules() -> dict[str, ast.Module]:
     return {name: ast.parse(file.read_text()) for name, file in names.items()}
 
 
-def imported(nodes: list[ast.AST]) -> set[str]:
+def imported(nodes: Iterable[ast.AST]) -> set[str]:
     """Every module that these nodes import, as a dotted name."""
     found = set()
     for node in nodes:
@@ -60,12 +61,12 @@ def imported(nodes: list[ast.AST]) -> set[str]:
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "imports are absolute"
-            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {node.module or ""} | {f"{node.module}.{alias.name}" for alias in node.names}
     return found
 
 
 def everywhere(tree: ast.Module) -> set[str]:
-    return imported(list(ast.walk(tree)))
+    return imported(ast.walk(tree))
 
 
 def inside(name: str, package: str) -> bool:
@@ -76,7 +77,7 @@ MODULES = modules()
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_import_rules(name):
+def test_import_rules(name: str) -> None:
     wanted = everywhere(MODULES[name])
     ours = {other for other in wanted if other.split(".")[0] in PACKAGES}
     if not inside(name, "diffsynth_cli"):
@@ -87,12 +88,12 @@ def test_import_rules(name):
         if inside(name, stage):
             others = set(STAGES) - {stage}
             assert not {other for other in ours if any(inside(other, part) for part in others)}, (
-                "they meet in the cache"
+                "stages share data through the cache only"
             )
     if inside(name, "stages.base"):
         assert all(inside(other, "stages.base") or other in FLOOR for other in ours), "base imports nothing above it"
     if name != "stages.all_stages" and not inside(name, "diffsynth_cli"):
-        assert "stages.all_stages" not in ours, "stages do not know each other, nor does what they stand on"
+        assert "stages.all_stages" not in ours, "only the command line knows all stages"
     for helper in HELPERS:
         if inside(name, helper):
             base = {other for other in ours if inside(other, "stages.base") and other != "stages.base"}
@@ -102,12 +103,12 @@ def test_import_rules(name):
             assert not ours & set(STAGES)
     for library, doors in DOORS.items():
         if not any(inside(name, door) for door in doors):
-            assert not {other for other in wanted if inside(other, library)}, f"the door to {library} is {doors}"
+            assert not {other for other in wanted if inside(other, library)}, f"only {doors} may import {library}"
 
 
 @pytest.mark.parametrize(
     "name", [name for name in MODULES if name in LIGHT or not any(inside(name, part) for part in NEEDED)]
 )
-def test_nothing_heavy_is_imported_on_the_way(name):
+def test_importing_a_module_loads_no_heavy_library(name: str) -> None:
     at_import = [node for node in MODULES[name].body if isinstance(node, ast.Import | ast.ImportFrom)]
     assert not {other.split(".")[0] for other in imported(at_import)} & HEAVY

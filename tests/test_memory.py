@@ -1,8 +1,9 @@
-"""Peak memory does not grow with the video: the program's own processes at 24 and at 240 frames."""
+"""Peak memory does not grow with the video, measured in processes with 24 and 240 frames."""
 
 from __future__ import annotations
 
 from argparse import Namespace
+from pathlib import Path
 
 import pytest
 
@@ -15,7 +16,7 @@ ALLOWED = 50  # MB
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["extract", "render"])
-def test_peak_memory_is_the_same_for_ten_times_the_frames(stage, tmp_path):
+def test_peak_memory_is_the_same_for_ten_times_the_frames(stage: str, tmp_path: Path) -> None:
     clip = make_clip(tmp_path / "clip.mp4", 240, 64, 64)
     peaks = []
     for count in (24, 240):
@@ -28,7 +29,7 @@ def test_peak_memory_is_the_same_for_ten_times_the_frames(stage, tmp_path):
 
 
 @pytest.mark.slow
-def test_looking_at_the_whole_video_keeps_nothing_of_it(tmp_path):
+def test_annotating_the_whole_video_uses_bounded_memory(tmp_path: Path) -> None:
     clip = make_clip(tmp_path / "clip.mp4", 240, 64, 64)
     settings = {"name": "depth_video", "model": str(write_dpt(tmp_path / "dpt"))}
     peaks = []

@@ -1,9 +1,9 @@
-"""From a clip and a prompt to a video, judged by what is in the pictures: the embedded model in all four stages."""
+"""The embedded model in all four stages, judged by what the frames show."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 import cv2
 import numpy as np
@@ -20,9 +20,13 @@ FRAMES = 4
 ALONE = {"combine_pattern": "[0]", "smoother": "null", "post_smoother": "null"}
 
 
+class Restyle(Protocol):
+    def __call__(self, prompt: str, **keys: object) -> FrameCache: ...
+
+
 @pytest.fixture(scope="module")
-def restyle(tmp_path_factory) -> Callable[..., FrameCache]:
-    """Runs the demo's job with this prompt and these keys on the first frames of its clip; once for each."""
+def restyle(tmp_path_factory: pytest.TempPathFactory) -> Restyle:
+    """Run the demo's job with this prompt and these keys on the first frames of its clip, once for each."""
     made: dict[str, FrameCache] = {}
 
     def run(prompt: str, **keys: object) -> FrameCache:
@@ -47,7 +51,7 @@ def brightness(cache: FrameCache) -> float:
 def warmth(cache: FrameCache) -> float:
     """Red over blue."""
     red, _, blue = cache["deflickered"][:].astype(float).mean(axis=(0, 1, 2))
-    return red / blue
+    return float(red / blue)
 
 
 def edges_met(frames: np.ndarray, maps: np.ndarray) -> float:
@@ -55,7 +59,7 @@ def edges_met(frames: np.ndarray, maps: np.ndarray) -> float:
     return float(np.mean([agreement(cv2.Canny(frame, 100, 200), wanted) for frame, wanted in zip(frames, maps)]))
 
 
-def test_words_change_the_light_and_the_colours(restyle):
+def test_words_change_the_light_and_the_colours(restyle: Restyle) -> None:
     day, night, sunset = (restyle(f"summer, {time}, photo", **ALONE) for time in ("day", "night", "sunset"))
     assert brightness(night) < 0.6 * brightness(day)
     assert warmth(sunset) > 1.3 * warmth(day) and warmth(sunset) > 1.3 * warmth(night)
@@ -64,7 +68,7 @@ def test_words_change_the_light_and_the_colours(restyle):
     assert ground[0] < 0.6 * ground[1]  # snow has no colour, grass has
 
 
-def test_edges_are_where_the_map_has_them(restyle):
+def test_edges_are_where_the_map_has_them(restyle: Restyle) -> None:
     cache = restyle("summer, day, photo", **ALONE)
     (name,) = cache.arrays("control/*")
     maps, without = cache[name][:], restyle("summer, day, photo", controlnet_scale="[0.0]", **ALONE)
@@ -73,7 +77,7 @@ def test_edges_are_where_the_map_has_them(restyle):
     assert met[0] > 0.6 and met[0] > met[1] + 0.2
 
 
-def test_frames_that_see_each_other_and_are_smoothed_flicker_less(restyle):
+def test_frames_that_see_each_other_and_are_smoothed_flicker_less(restyle: Restyle) -> None:
     prompt = "winter, snow, night"
     together = restyle(prompt)
     alone = [restyle(prompt, seed_of_noise=k + 1, **ALONE)["rendered"][k] for k in range(FRAMES)]
@@ -84,7 +88,7 @@ def test_frames_that_see_each_other_and_are_smoothed_flicker_less(restyle):
     assert rendered < 0.5 * own_noise and deflickered < 0.35 * own_noise
 
 
-def test_diffusion_flicker_is_smoothed_and_detail_stays(restyle):
+def test_diffusion_flicker_is_smoothed_and_detail_stays(restyle: Restyle) -> None:
     prompt = "winter, snow, night"
     flickering = np.stack([restyle(prompt, seed_of_noise=k + 1, **ALONE)["rendered"][k] for k in range(FRAMES)])
     guides = restyle(prompt, seed_of_noise=1, **ALONE)["frames"][:]

@@ -6,6 +6,7 @@ import inspect
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,10 +19,11 @@ from stages.jobs.job_file import read_job
 from stages.smoothers.patch_blend import PatchBlend
 from stages.video import open_source
 from tests.conftest import scene, write_images
+from tests.typing import Cli, Keys, MakeJob
 
 
 class Heard(ds.Reporter):
-    """Notes the stages that end and what it is warned of."""
+    """A reporter that records finished stages and warnings."""
 
     def __init__(self) -> None:
         self.ended: list[str] = []
@@ -34,22 +36,22 @@ class Heard(ds.Reporter):
         self.warnings.append(message)
 
 
-def styled(folder, count: int = 6):
-    """A guide, and a style of it that flickers, as folders of images."""
+def styled(folder: Path, count: int = 6) -> tuple[Path, Path]:
+    """A guide and a flickering style, as folders of images."""
     rng = np.random.default_rng(0)
     frames = [scene(i) for i in range(count)]
     style = [np.clip(frame.astype(int) + rng.integers(-20, 20), 0, 255).astype(np.uint8) for frame in frames]
     return write_images(folder / "guide", frames), write_images(folder / "style", style)
 
 
-def test_importing_it_imports_nothing_heavy():
+def test_importing_the_package_loads_no_heavy_library() -> None:
     heavy = {"torch", "numpy", "pydantic", "typer", "av"}
     program = f"import sys, diffsynth_cli; sys.exit(' '.join({heavy} & set(sys.modules)) or None)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
-def test_run_takes_a_path_its_keys_or_a_job(tmp_path, make_job):
+def test_run_takes_a_path_its_keys_or_a_job(tmp_path: Path, make_job: MakeJob) -> None:
     path = make_job(3)
     heard = Heard()
     result = ds.run(path, ["extract"], reporter=heard)
@@ -65,7 +67,7 @@ def test_run_takes_a_path_its_keys_or_a_job(tmp_path, make_job):
     assert ds.status(job).next_command is None
 
 
-def test_overrides_are_keys_and_values_or_texts(tmp_path, make_job):
+def test_overrides_are_keys_and_values_or_texts(tmp_path: Path, make_job: MakeJob) -> None:
     path = make_job(2)
     ds.run(path, ["extract"], overrides={"prompt": "3", "frame_interval": 2, "output_path": str(tmp_path / "a b")})
     written = json.loads((tmp_path / "a b/config.json").read_text())
@@ -75,7 +77,7 @@ def test_overrides_are_keys_and_values_or_texts(tmp_path, make_job):
     assert again.stages[0].state == "done"
 
 
-def test_a_job_without_a_file_resumes_from_its_config(tmp_path, make_job, cli):
+def test_a_job_without_a_file_resumes_from_its_config(tmp_path: Path, make_job: MakeJob, cli: Cli) -> None:
     job, _ = read_job(make_job(2))
     ds.run(job, ["extract"])
     command = ds.status(job).next_command
@@ -83,7 +85,7 @@ def test_a_job_without_a_file_resumes_from_its_config(tmp_path, make_job, cli):
     assert cli(*command.split()[1:], "-q") == (0, "")
 
 
-def test_status_verify_and_export(tmp_path, make_job):
+def test_status_verify_and_export(tmp_path: Path, make_job: MakeJob) -> None:
     path = make_job(2)
     with pytest.raises(ds.DiffSynthError, match="export needs deflicker"):
         ds.export(path)
@@ -102,7 +104,7 @@ def test_status_verify_and_export(tmp_path, make_job):
         ds.verify(path)
 
 
-def test_mistakes_are_usage_errors(make_job):
+def test_mistakes_are_usage_errors(make_job: MakeJob) -> None:
     with pytest.raises(ds.UsageError, match="did you mean 'prompt'"):
         ds.run(make_job(promt="x"))
     with pytest.raises(ds.UsageError, match="job: 3 mistakes"):
@@ -111,7 +113,7 @@ def test_mistakes_are_usage_errors(make_job):
         ds.run(make_job(), ["rendr"])
 
 
-def test_warnings_are_pythons_or_the_reporters(make_job):
+def test_warnings_go_to_the_reporter_or_to_the_warnings_module(make_job: MakeJob) -> None:
     path = make_job(2, extra_deflickering_range=1, post_smoother="TemporalMeanSmoother")
     with pytest.warns(ds.DiffSynthWarning, match="extra_deflickering_range"):
         ds.status(path)
@@ -120,7 +122,7 @@ def test_warnings_are_pythons_or_the_reporters(make_job):
     assert len(heard.warnings) == 1 and "extra_deflickering_range" in heard.warnings[0]
 
 
-def test_smooth_and_metrics(tmp_path, cli):
+def test_smooth_and_metrics(tmp_path: Path, cli: Cli) -> None:
     guide, style = styled(tmp_path)
     result = ds.smooth(guide, style, tmp_path / "smooth", window=2)
     assert result.output == tmp_path / "smooth" and result.changes is not None
@@ -145,20 +147,20 @@ def test_smooth_and_metrics(tmp_path, cli):
         ({"device": "tpu"}, "tpu"),
     ],
 )
-def test_wrong_options_of_smooth_write_nothing(options, message, tmp_path):
+def test_wrong_options_of_smooth_write_nothing(options: Keys, message: str, tmp_path: Path) -> None:
     guide, style = styled(tmp_path, 2)
     with pytest.raises(ds.UsageError, match=message):
         ds.smooth(guide, style, tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
 
 
-def test_defaults_of_smooth_are_the_smoothers():
+def test_defaults_of_smooth_are_the_smoothers() -> None:
     defaults = {name: parameter.default for name, parameter in inspect.signature(ds.smooth).parameters.items()}
     settings = PatchBlend().model_dump(exclude={"postprocessing"})
     assert {name: defaults[name] for name in settings} == settings
 
 
-def test_ebsynth(tmp_path, cli):
+def test_ebsynth(tmp_path: Path, cli: Cli) -> None:
     frames = [scene(i, 40, 48) for i in range(2)]
     images = write_images(tmp_path / "images", frames)
     shares: list[float] = []

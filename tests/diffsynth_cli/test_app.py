@@ -1,4 +1,4 @@
-"""The commands, as a user meets them."""
+"""The commands, used through the command line."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import subprocess
 import sys
 from fractions import Fraction
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import pytest
@@ -20,15 +21,16 @@ from stages.jobs.job_file import read_job
 from stages.video import Encoding, encode, open_source
 from templates import Task
 from tests.conftest import scene, write_images
+from tests.typing import Cli, MakeJob
 
 
-def states(cli, job) -> dict[str, str]:
+def states(cli: Cli, job: Path) -> dict[str, str]:
     code, said = cli("status", job, "--json")
     assert code == 0
     return {line["stage"]: line["state"] for line in json.loads(said)["stages"]}
 
 
-def test_from_video_to_video(tmp_path, make_job, cli):
+def test_from_video_to_video(tmp_path: Path, make_job: MakeJob, cli: Cli) -> None:
     job = make_job(10, combine_pattern=[-1, 0, 1], smoother="TemporalMeanSmoother")
     assert states(cli, job) == dict.fromkeys(NAMES, "to do")
     assert not (tmp_path / "out").exists()  # asking makes nothing
@@ -42,14 +44,16 @@ def test_from_video_to_video(tmp_path, make_job, cli):
     assert written == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("c.*")}
 
 
-def test_each_stage_says_what_must_come_first(make_job, cli):
+def test_each_stage_says_what_must_come_first(make_job: MakeJob, cli: Cli) -> None:
     job = make_job()
     for stage, before in (("control", "extract"), ("render", "extract"), ("deflicker", "extract")):
         code, said = cli(stage, job)
         assert code == 1 and f"{stage} needs {before}" in said and f"run diffsynth {before} {job}" in said
 
 
-def test_a_stale_stage_stops_with_old_and_new_value_and_restart_does_it_anew(tmp_path, make_job, cli):
+def test_a_stale_stage_stops_with_old_and_new_value_and_restart_redoes_it(
+    tmp_path: Path, make_job: MakeJob, cli: Cli
+) -> None:
     assert cli("run", make_job(), "-q")[0] == 0
     before = FrameCache(tmp_path / "out/cache.zarr")["rendered"][:]
     job = make_job(prompt="summer")
@@ -65,13 +69,15 @@ def test_a_stale_stage_stops_with_old_and_new_value_and_restart_does_it_anew(tmp
     assert not np.array_equal(FrameCache(tmp_path / "out/cache.zarr")["rendered"][:], before)
 
 
-def test_hints_name_the_overrides_too(tmp_path, make_job, cli):
+def test_hints_name_the_overrides_too(tmp_path: Path, make_job: MakeJob, cli: Cli) -> None:
     job = make_job()
     code, said = cli("control", job, "--set", f"output_path={tmp_path / 'else where'}")
     assert code == 1 and f"run diffsynth extract {job} '--set=output_path={tmp_path}/else where'" in said
 
 
-def test_hints_can_be_pasted_whatever_the_job_is_called(make_job, cli, monkeypatch):
+def test_hints_can_be_pasted_whatever_the_job_is_called(
+    make_job: MakeJob, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
     job = make_job()
     monkeypatch.chdir(job.parent)
     for name in ("-j.json", "my job.json", "it's.json"):
@@ -80,7 +86,7 @@ def test_hints_can_be_pasted_whatever_the_job_is_called(make_job, cli, monkeypat
         assert cli(*shlex.split(hint), "-q", "--set", f"output_path=of {name}") == (0, "")
 
 
-def test_what_was_written_is_named_once_and_one_frame_is_no_frames(make_job, cli):
+def test_the_written_file_is_named_once_and_one_frame_is_singular(make_job: MakeJob, cli: Cli) -> None:
     job = make_job(1)
     code, said = cli("run", job)
     assert code == 0 and "1 frame in" in said and "1 frames" not in said
@@ -88,7 +94,7 @@ def test_what_was_written_is_named_once_and_one_frame_is_no_frames(make_job, cli
     assert "1 frame in" in cli("status", job)[1]
 
 
-def test_a_half_done_stage_can_be_stale_too(make_job, cli):
+def test_a_half_done_stage_can_be_stale_too(make_job: MakeJob, cli: Cli) -> None:
     job = make_job()
     assert cli("extract", job, "-q")[0] == 0
     record = FrameCache(job.parent / "out/cache.zarr").record("extract")
@@ -98,7 +104,7 @@ def test_a_half_done_stage_can_be_stale_too(make_job, cli):
     assert code == 1 and "extract is stale" in said and "frame_interval: null → 1" in said
 
 
-def test_a_flipped_bit_is_mended_by_restarting_its_stage(tmp_path, make_job, cli):
+def test_a_flipped_bit_is_repaired_by_restarting_its_stage(tmp_path: Path, make_job: MakeJob, cli: Cli) -> None:
     job = make_job()
     assert cli("extract", job, "-q")[0] == 0
     chunk = tmp_path / "out/cache.zarr/frames/c.3.0.0.0"
@@ -114,7 +120,7 @@ def test_a_flipped_bit_is_mended_by_restarting_its_stage(tmp_path, make_job, cli
     assert cli("run", job, "-q")[0] == 0
 
 
-def test_the_source_may_go_once_it_is_extracted(tmp_path, make_job, cli):
+def test_the_source_is_not_needed_after_extraction(tmp_path: Path, make_job: MakeJob, cli: Cli) -> None:
     job = make_job()
     assert cli("extract", job, "-q")[0] == 0
     (tmp_path / "images").rename(tmp_path / "elsewhere")
@@ -122,27 +128,27 @@ def test_the_source_may_go_once_it_is_extracted(tmp_path, make_job, cli):
     assert code == 0, said
 
 
-def test_the_written_config_runs_as_a_job_and_means_the_same(tmp_path, make_job, cli):
+def test_the_written_config_runs_as_a_job_and_means_the_same(tmp_path: Path, make_job: MakeJob, cli: Cli) -> None:
     assert cli("run", make_job(), "-q")[0] == 0
     code, said = cli("run", tmp_path / "out/config.json")
     assert code == 0 and said.count("nothing to do") == 4
 
 
-def test_json_events_are_json_and_nothing_else(make_job, cli, capfd):
+def test_json_events_are_json_and_nothing_else(make_job: MakeJob, cli: Cli, capfd: pytest.CaptureFixture[str]) -> None:
     code, said = cli("extract", make_job(), "--json")
     events = [json.loads(line) for line in said.splitlines()]
     assert code == 0 and {"begin", "phase", "advance", "end"} == {event["event"] for event in events}
     assert [event["done"] for event in events if event["event"] == "advance"][-1] == 6
 
 
-def test_failures_are_events_too(make_job, cli, capfd):
+def test_failures_are_events_too(make_job: MakeJob, cli: Cli, capfd: pytest.CaptureFixture[str]) -> None:
     code, said = cli("render", make_job(), "--json")
     (event,) = [json.loads(line) for line in said.splitlines() if '"error"' in line]
     assert code == 1 and event["event"] == "error" and "render needs extract" in event["message"]
 
 
 @pytest.mark.parametrize("in_the_way", ["out", "out/cache.zarr"])
-def test_a_file_where_results_should_go_is_named(in_the_way, tmp_path, make_job, cli):
+def test_a_file_where_results_should_go_is_named(in_the_way: str, tmp_path: Path, make_job: MakeJob, cli: Cli) -> None:
     (tmp_path / in_the_way).parent.mkdir(exist_ok=True)
     (tmp_path / in_the_way).write_text("mine")
     code, said = cli("extract", make_job())
@@ -150,7 +156,9 @@ def test_a_file_where_results_should_go_is_named(in_the_way, tmp_path, make_job,
     assert (tmp_path / in_the_way).read_text() == "mine"
 
 
-def test_unexpected_errors_are_one_message_unless_debugging(make_job, cli, monkeypatch):
+def test_unexpected_errors_are_one_message_unless_debugging(
+    make_job: MakeJob, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*_: object) -> None:
         raise RuntimeError("boom")
 
@@ -161,7 +169,9 @@ def test_unexpected_errors_are_one_message_unless_debugging(make_job, cli, monke
         cli("extract", make_job(), "--debug")
 
 
-def test_a_full_disk_is_explained_and_nothing_is_lost(make_job, cli, monkeypatch):
+def test_a_full_disk_is_explained_and_nothing_is_lost(
+    make_job: MakeJob, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device", "frames/c.0")
 
@@ -173,7 +183,7 @@ def test_a_full_disk_is_explained_and_nothing_is_lost(make_job, cli, monkeypatch
     assert cli("extract", job)[0] == 0
 
 
-def test_help_imports_nothing_heavy():
+def test_help_imports_nothing_heavy() -> None:
     program = """
 import sys
 from diffsynth_cli.__main__ import main
@@ -189,29 +199,33 @@ sys.exit(" ".join({"torch", "zarr", "pydantic", "cv2", "av", "numpy"} & set(sys.
 
 
 @pytest.mark.parametrize("task", Task)
-def test_init_writes_a_job_that_is_read_without_complaint(task, tmp_path, cli):
+def test_init_writes_a_job_that_is_read_without_complaint(task: Task, tmp_path: Path, cli: Cli) -> None:
     video = write_images(tmp_path / "clip", [scene(0, 90, 160)])
     code, said = cli("init", task, video, "-o", tmp_path / "project")
     assert code == 0, said
     job, warnings = read_job(tmp_path / "project/job.json")
     assert warnings == [] and job.input_video == str(video)
     assert bool(job.loras) == ("hf download" in said)
-    assert job.frame_height < job.frame_width
+    assert job.frame_height and job.frame_width and job.frame_height < job.frame_width
     assert (tmp_path / "project/Makefile").exists()
     code, said = cli("init", task, video, "-o", tmp_path / "project")
     assert code == 2 and "job.json exists" in said
     assert cli("init", task, video, "-o", tmp_path / "project", "--force")[0] == 0
 
 
-def test_sizes_follow_the_videos_shape():
+def test_sizes_follow_the_videos_shape() -> None:
     assert fitting_size(512 * 960, 1080, 1920) == (512, 960)
     assert fitting_size(512 * 960, 1920, 1080) == (960, 512)
     assert fitting_size(512 * 512, 512, 512) == (512, 512)
 
 
+class Make(Protocol):
+    def __call__(self, *arguments: str) -> str: ...
+
+
 @pytest.fixture
-def make(tmp_path):
-    """Runs make, with the template's Makefile, on the folder clips; gives what was said."""
+def make(tmp_path: Path) -> Make:
+    """Run make with the template's Makefile on the folder clips and return its output."""
     template = Path(__file__).parents[2] / "templates/Makefile"
     (tmp_path / "Makefile").write_text(template.read_text(encoding="utf-8"), encoding="utf-8")
     environment = {
@@ -228,7 +242,7 @@ def make(tmp_path):
     return run
 
 
-def test_make_takes_names_with_spaces_and_large_letters(tmp_path, make_job, make):
+def test_make_takes_names_with_spaces_and_large_letters(tmp_path: Path, make_job: MakeJob, make: Make) -> None:
     names = ("my clip.mp4", "two  spaces.mov", "D.MP4", "it's.mkv", "a:b.mp4", "no #1.mp4", "$HOME.mp4", "ü.webm")
     (tmp_path / "clips").mkdir()
     for name in (*names, ".hidden.mp4", "notes.txt", "a=b.mp4"):
@@ -241,7 +255,7 @@ def test_make_takes_names_with_spaces_and_large_letters(tmp_path, make_job, make
     assert "skipped: make cannot handle the name clips/a=b.mp4" in "\n".join(planned)
 
 
-def test_make_skips_videos_that_differ_only_in_their_suffixes(tmp_path, make_job, make):
+def test_make_skips_videos_that_differ_only_in_their_suffixes(tmp_path: Path, make_job: MakeJob, make: Make) -> None:
     (tmp_path / "clips").mkdir()
     for name in ("a b.mp4", "a b.mov", "a.mp4", "b.mp4"):
         (tmp_path / "clips" / name).write_bytes(b"never read")
@@ -255,7 +269,7 @@ def test_make_skips_videos_that_differ_only_in_their_suffixes(tmp_path, make_job
 
 
 @pytest.mark.slow
-def test_make_works_through_a_folder_and_goes_on_where_it_stopped(tmp_path, make_job, make):
+def test_make_processes_a_folder_and_resumes_where_it_stopped(tmp_path: Path, make_job: MakeJob, make: Make) -> None:
     job = make_job(3, input_video="from the command line", num_inference_steps=1)
     for name in ("one", "two words"):
         encode(tmp_path / f"clips/{name}.mp4", (scene(i) for i in range(3)), Encoding(fps=Fraction(25)))

@@ -1,6 +1,8 @@
-"""The sheet of places before and after smoothing, and the line at the end of `diffsynth smooth`."""
+"""The change report of `diffsynth smooth`: its image of places before and after, and its summary."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -10,20 +12,21 @@ from PIL import Image, ImageFont
 from diffsynth_cli.change_report import COLUMNS, TEXT, WIDTH, changed_caption, kept_caption, lost_caption, write_report
 from stages.smoothers.images.changes import Changes, Place
 from tests.conftest import write_images
-from tests.stages.smoothers.scenes import scene
+from tests.stages.smoothers.scenes import Scene, scene
+from tests.typing import Cli
 
 
 @pytest.fixture
-def made():
+def made() -> Scene:
     return scene("light", frames=4)
 
 
 @pytest.fixture
-def folders(tmp_path, made):
+def folders(tmp_path: Path, made: Scene) -> tuple[Path, Path]:
     return write_images(tmp_path / "guide", made.guides), write_images(tmp_path / "style", made.styles)
 
 
-def test_crops_are_on_the_sheet_and_the_sheet_is_always_the_same(tmp_path, made):
+def test_the_sheet_shows_crops_and_is_reproducible(tmp_path: Path, made: Scene) -> None:
     for name in ("a.png", "b.png"):
         changes = Changes(keep_places=True)
         list(changes.watch(made.styles, made.truth, 4))
@@ -37,7 +40,7 @@ def test_crops_are_on_the_sheet_and_the_sheet_is_always_the_same(tmp_path, made)
         assert cv2.matchTemplate(sheet, large, cv2.TM_SQDIFF_NORMED).min() < 1e-6
 
 
-def test_captions_of_large_videos_fit():
+def test_captions_of_large_videos_fit() -> None:
     crop = np.zeros((96, 96, 3), np.uint8)
     place = Place(12345, 3744, 2064, 99.0, crop, crop, change=99.9, structure=-0.99, unchanged=0.999)
     font = ImageFont.load_default(TEXT)
@@ -45,7 +48,7 @@ def test_captions_of_large_videos_fit():
         assert font.getlength(caption(place)) < WIDTH / COLUMNS - 10
 
 
-def test_smooth_says_what_it_did_and_reports_where(tmp_path, folders, cli):
+def test_smooth_says_what_it_did_and_reports_where(tmp_path: Path, folders: tuple[Path, Path], cli: Cli) -> None:
     code, said = cli(
         "smooth", *folders, "-o", tmp_path / "out", "--window", "2", "--report", tmp_path / "report.png", "--quiet"
     )
@@ -59,7 +62,9 @@ def test_smooth_says_what_it_did_and_reports_where(tmp_path, folders, cli):
     )
 
 
-def test_a_report_that_cannot_be_written_is_refused_before_the_work(tmp_path, folders, cli):
+def test_a_report_that_cannot_be_written_is_refused_before_the_work(
+    tmp_path: Path, folders: tuple[Path, Path], cli: Cli
+) -> None:
     for options, expected in (
         (("--report", tmp_path / "report.jpg"), "must end in .png"),
         (("--report", tmp_path / "absent" / "report.png"), "does not exist"),

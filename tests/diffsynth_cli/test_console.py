@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import time
 
+import pytest
 from rich.console import Console
 
 from diffsynth_cli import console
 from diffsynth_cli.console import LogReporter, TerminalReporter
 
 
-def test_a_bar_without_a_total_shows_the_time_that_has_passed(monkeypatch):
+def test_a_bar_without_a_total_shows_the_elapsed_time(monkeypatch: pytest.MonkeyPatch) -> None:
     screen = Console(record=True, force_terminal=True, width=120)
     monkeypatch.setattr(console, "stderr", screen)
     reporter = TerminalReporter()
     reporter.begin("render", None)
     reporter.phase("load models")
+    assert reporter.progress is not None
     reporter.progress.refresh()
     first = screen.export_text()
     reporter.begin("render", 8)
@@ -27,7 +29,9 @@ def test_a_bar_without_a_total_shows_the_time_that_has_passed(monkeypatch):
     assert "2/8" in screen.export_text()
 
 
-def test_a_log_names_what_takes_long_and_nothing_else(monkeypatch, capfd):
+def test_a_log_names_what_takes_long_and_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(console, "LOG_PATIENCE", 0.05)
     reporter = LogReporter()
     reporter.begin("render", None)

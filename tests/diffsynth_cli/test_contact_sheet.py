@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 from PIL import Image
 
 from diffsynth_cli.contact_sheet import GAP, LABEL_HEIGHT, write_contact_sheet
+from tests.typing import Cli, MakeJob
 
 
-def test_every_kth_frame_stands_over_its_other_states(tmp_path):
+def test_every_kth_frame_stands_over_its_other_states(tmp_path: Path) -> None:
     grey = [np.full((20, 30, 3), 10 * i, np.uint8) for i in range(11)]
     write_contact_sheet(tmp_path / "sheet.png", {"a": grey, "b": [255 - frame for frame in grey]}, columns=3)
     sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
@@ -18,7 +21,7 @@ def test_every_kth_frame_stands_over_its_other_states(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["sheet.png"]
 
 
-def test_preview_shows_what_there_is_so_far(tmp_path, make_job, cli):
+def test_preview_shows_what_there_is_so_far(tmp_path: Path, make_job: MakeJob, cli: Cli) -> None:
     job = make_job(controlnet_processor=["tile"])
     heights = []
     for stage in ("extract", "control", "render"):
@@ -27,6 +30,6 @@ def test_preview_shows_what_there_is_so_far(tmp_path, make_job, cli):
     assert np.diff(heights).tolist() == [64 + LABEL_HEIGHT + GAP] * 2
 
 
-def test_large_frames_are_made_smaller(tmp_path):
+def test_large_frames_are_made_smaller(tmp_path: Path) -> None:
     write_contact_sheet(tmp_path / "sheet.png", {"frames": [np.zeros((1024, 2112, 3), np.uint8)] * 2})
     assert Image.open(tmp_path / "sheet.png").width < 2 * 400

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from fractions import Fraction
+from importlib import resources
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,20 +14,17 @@ from diffsynth_cli.demo import write_demo
 from stages.base.cache import FrameCache
 from stages.video import Encoding, encode, open_source
 from tests.conftest import scene
+from tests.typing import Cli, MakeJob
 
 
-def test_the_clip_is_small_and_moves():
-    from importlib import resources
-
-    clip = resources.files("templates") / "demo.mp4"
+def test_the_clip_is_small_and_moves() -> None:
+    clip = Path(str(resources.files("templates") / "demo.mp4"))
     frames = [shot.image() for shot in open_source(clip).shots()]
     assert len(frames) == 24 and frames[0].shape == (160, 256, 3) and clip.stat().st_size < 300_000
     assert np.abs(frames[0].astype(int) - frames[-1]).mean() > 5
 
 
-def test_a_video_of_ones_own_keeps_its_shape(tmp_path):
-    from fractions import Fraction
-
+def test_another_video_keeps_its_aspect_ratio(tmp_path: Path) -> None:
     video = tmp_path / "mine.mp4"
     encode(video, (scene(i, 240, 320) for i in range(30)), Encoding(fps=Fraction(25)))
     job = json.loads(write_demo(tmp_path / "demo", video, "sunset, oil").read_text())
@@ -33,10 +33,8 @@ def test_a_video_of_ones_own_keeps_its_shape(tmp_path):
 
 
 @pytest.mark.slow
-def test_from_prompt_to_contact_sheet(tmp_path, cli, monkeypatch):
+def test_from_prompt_to_contact_sheet(tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("diffsynth_cli.demo.FRAMES", 4)
-    from fractions import Fraction
-
     video, folder = tmp_path / "mine.mp4", tmp_path / "demo"
     encode(video, (scene(i, 160, 160) for i in range(6)), Encoding(fps=Fraction(25)))
     code, said = cli("demo", "--video", video, "-o", folder, "--prompt", "winter")
@@ -50,7 +48,7 @@ def test_from_prompt_to_contact_sheet(tmp_path, cli, monkeypatch):
     assert not (FrameCache(folder / "output/cache.zarr")["rendered"][:] == winter).all()
 
 
-def test_a_job_of_ones_own_is_not_overwritten(make_job, cli):
+def test_an_existing_job_is_not_overwritten(make_job: MakeJob, cli: Cli) -> None:
     job = make_job()
     before = job.read_text()
     code, said = cli("demo", "-o", job.parent)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -12,7 +14,7 @@ from tests.conftest import scene
 
 
 @pytest.fixture
-def files(tmp_path):
+def files(tmp_path: Path) -> Path:
     """style.png (RGB), from.png and to.png (grey), rgba.png, all 48 × 40 but small.png."""
 
     def save(name: str, pixels: np.ndarray) -> None:
@@ -27,15 +29,15 @@ def files(tmp_path):
     return tmp_path
 
 
-def run(files, *options: str) -> int:
+def run(files: Path, *options: str) -> int:
     return main(["ebsynth", "--style", str(files / "style.png"), "--output", str(files / "out.png"), "-q", *options])
 
 
-def guide(files, source: str = "from.png", target: str = "to.png") -> list[str]:
+def guide(files: Path, source: str = "from.png", target: str = "to.png") -> list[str]:
     return ["--guide", str(files / source), str(files / target)]
 
 
-def test_it_paints_what_the_library_paints(files):
+def test_the_command_gives_the_librarys_result(files: Path) -> None:
     assert run(files, *guide(files), "--weight", "2", "--patchsize", "7", "--nnf", str(files / "field.npy")) == 0
     style, source, target = (np.array(Image.open(files / name)) for name in ("style.png", "from.png", "to.png"))
     expected = binding.synthesize(
@@ -45,7 +47,7 @@ def test_it_paints_what_the_library_paints(files):
     np.testing.assert_array_equal(np.load(files / "field.npy"), expected.nnf[0])
 
 
-def test_alpha_of_a_style_is_painted_too(files):
+def test_alpha_of_a_style_is_painted_too(files: Path) -> None:
     style = ["ebsynth", "--style", str(files / "rgba.png"), "--output", str(files / "out.png"), "-q"]
     assert main([*style, *guide(files, "style.png", "style.png")]) == 0
     assert Image.open(files / "out.png").mode == "RGBA"
@@ -63,7 +65,12 @@ def test_alpha_of_a_style_is_painted_too(files):
         ("--guide A B", "Missing option '--style'"),
     ],
 )
-def test_a_weight_belongs_to_the_option_before_it(arguments, weights, monkeypatch, capsys):
+def test_a_weight_belongs_to_the_option_before_it(
+    arguments: str,
+    weights: list[float | None] | str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     painted = []
     monkeypatch.setattr(
         "diffsynth_cli.videos.ebsynth", lambda style, guides, output, **options: painted.append((guides, options))
@@ -95,7 +102,9 @@ def test_a_weight_belongs_to_the_option_before_it(arguments, weights, monkeypatc
         (["--guide", "from.png", "to.png", "--output", "out.mp4"], "must end in"),
     ],
 )
-def test_wrong_options_end_with_2_and_write_nothing(files, monkeypatch, capsys, options, message):
+def test_wrong_options_end_with_2_and_write_nothing(
+    files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
     monkeypatch.chdir(files)
     before = sorted(files.iterdir())
     assert run(files, *options) == 2
@@ -103,7 +112,7 @@ def test_wrong_options_end_with_2_and_write_nothing(files, monkeypatch, capsys, 
     assert sorted(files.iterdir()) == before
 
 
-def test_a_file_that_is_no_image_is_named(files, capsys):
+def test_a_file_that_is_no_image_is_named(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (files / "to.png").write_text("not an image")
     assert run(files, *guide(files)) == 2
     assert "to.png is not an image" in capsys.readouterr().err

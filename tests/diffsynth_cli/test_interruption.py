@@ -1,4 +1,4 @@
-"""Killed, interrupted, locked: the same bytes come out in the end."""
+"""After kills, interruptions and locks, the results are the same bytes."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ import av
 import pytest
 
 from stages.base.cache import FrameCache
+from tests.typing import Cli, MakeJob
 
-FRAMES = 64  # eight chunks a phase
-# How often each stage is killed (20 times in all), and how many chunks it may finish before, at most.
+FRAMES = 64  # eight chunks per phase
+# Kills of each stage (20 in total), and the chunks that it may finish first, at most.
 KILLS = {"extract": (5, 1), "control": (4, 1), "render": (7, 9), "deflicker": (4, 30)}
 KEYS = {
     "combine_pattern": [-10000, -1, 0, 1], "img2img_strength": 0.7, "num_inference_steps": 3, "keep_steps": True,
@@ -34,7 +35,8 @@ def start(*arguments: object) -> subprocess.Popen[str]:
 
 
 def wait_for(process: subprocess.Popen[str], kind: str, times: int = 1) -> str | None:
-    """Reads events until one of this kind, of the stage's own work, has come so often; None if the process ended."""
+    """Read events until the stage itself has sent so many of this kind, and return the last; None if it ended first."""
+    assert process.stdout is not None
     for line in process.stdout:
         event = json.loads(line)
         times -= event["event"] == kind and event.get("phase") != "read through"
@@ -67,7 +69,7 @@ def decoded(video: Path) -> list[bytes]:
 
 
 def kill_somewhere(stage: str, job: Path, chunks: int, chance: random.Random) -> str:
-    """Starts a stage and kills it at a random moment: while it starts, between marks, or in the middle of a write."""
+    """Start a stage and kill it at a random moment: during start-up, between marks, or in the middle of a write."""
     process = start(stage, job, "--json")
     last = (
         wait_for(process, "begin") if chance.random() < 0.2 else wait_for(process, "advance", chance.randint(1, chunks))
@@ -76,11 +78,11 @@ def kill_somewhere(stage: str, job: Path, chunks: int, chance: random.Random) ->
     time.sleep(slow * chance.random())
     process.kill()
     process.communicate()
-    return "had ended" if process.returncode == 0 else f"killed after {(last or '').strip()}"
+    return "had finished" if process.returncode == 0 else f"killed after {(last or '').strip()}"
 
 
 @pytest.mark.slow
-def test_killed_twenty_times_gives_the_same_bytes(tmp_path, make_job):
+def test_a_job_killed_twenty_times_gives_the_same_bytes(tmp_path: Path, make_job: MakeJob) -> None:
     straight = make_job(FRAMES, output_path="straight", **KEYS)
     for stage in KILLS:
         finish(stage, straight, "-q")
@@ -89,7 +91,7 @@ def test_killed_twenty_times_gives_the_same_bytes(tmp_path, make_job):
     for stage, (times, chunks) in KILLS.items():
         for _ in range(times):
             how = kill_somewhere(stage, job, chunks, chance)
-            killed += how != "had ended"
+            killed += how != "had finished"
             print(f"{stage}: {how}")
         finish(stage, job, "-q")
     assert killed >= 18  # a stage may be done before its last kill
@@ -99,7 +101,7 @@ def test_killed_twenty_times_gives_the_same_bytes(tmp_path, make_job):
 
 
 @pytest.mark.slow
-def test_killed_while_the_video_is_written(tmp_path, make_job, cli):
+def test_a_kill_while_the_video_is_written_keeps_the_old_one(tmp_path: Path, make_job: MakeJob, cli: Cli) -> None:
     job = make_job(FRAMES, frame_height=256, img2img_strength=0.5)
     assert cli("run", job, "-q") == (0, "")
     video, receipt = tmp_path / "out/video.mp4", tmp_path / "out/cache.zarr/receipts/deflicker.json"
@@ -109,13 +111,15 @@ def test_killed_while_the_video_is_written(tmp_path, make_job, cli):
         pass
     process.kill()
     process.communicate()
-    assert not receipt.exists()  # make must not take the stage for done
-    assert video.read_bytes() == whole  # the old one is not lost before the new one is there
+    assert not receipt.exists()  # make must not consider the stage done
+    assert video.read_bytes() == whole  # the old one is kept until the new one is complete
     assert cli("deflicker", job, "-q") == (0, "")
     assert receipt.exists() and video.read_bytes() == whole
 
 
-def test_second_process_is_told_who_holds_the_cache_and_a_killed_holder_lets_go(tmp_path, make_job, cli):
+def test_a_locked_cache_names_its_holder_and_a_killed_holder_releases_it(
+    tmp_path: Path, make_job: MakeJob, cli: Cli
+) -> None:
     job = make_job(FRAMES, num_inference_steps=20)
     assert cli("extract", job, "-q")[0] == cli("control", job, "-q")[0] == 0
     holder = start("render", job, "--json")
@@ -132,7 +136,7 @@ def test_second_process_is_told_who_holds_the_cache_and_a_killed_holder_lets_go(
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_render_says_how_to_go_on(how, make_job, cli):
+def test_an_interrupted_render_says_how_to_resume(how: signal.Signals, make_job: MakeJob, cli: Cli) -> None:
     job = make_job(FRAMES, num_inference_steps=20)
     assert cli("extract", job, "-q")[0] == cli("control", job, "-q")[0] == 0
     process = start("render", job, "--json", "--restart")

@@ -1,25 +1,29 @@
-"""`diffsynth metrics`, as a user meets it."""
+"""`diffsynth metrics` through the command line."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from cv2.typing import MatLike
 
+from stages.video import read_image
 from tests.conftest import scene, write_images
+from tests.typing import Cli
 
 
 @pytest.fixture
-def videos(tmp_path):
+def videos(tmp_path: Path) -> tuple[Path, Path]:
     rng = np.random.default_rng(0)
     frames = [scene(i, 64, 96) for i in range(8)]
     flickering = [np.clip(frame.astype(int) + rng.integers(-20, 20), 0, 255).astype(np.uint8) for frame in frames]
     return write_images(tmp_path / "guide", frames), write_images(tmp_path / "style", flickering)
 
 
-def test_table_and_json_and_plot(tmp_path, videos, cli):
+def test_table_and_json_and_plot(tmp_path: Path, videos: tuple[Path, Path], cli: Cli) -> None:
     guide, style = videos
     code, said = cli(
         "metrics", guide, style, guide, "--style", style, "--reference", guide, "--json", "--plot", tmp_path / "p.png"
@@ -35,7 +39,7 @@ def test_table_and_json_and_plot(tmp_path, videos, cli):
     assert code == 0 and "warp1" in said and "psnr" not in said
 
 
-def test_sharpness_is_measured_without_a_style_too(tmp_path, videos, cli):
+def test_sharpness_is_measured_without_a_style_too(tmp_path: Path, videos: tuple[Path, Path], cli: Cli) -> None:
     guide, _ = videos
     soft = write_images(tmp_path / "soft", [cv2.GaussianBlur(scene(i, 64, 96), (0, 0), 2) for i in range(8)])
     found = json.loads(cli("metrics", guide, guide, soft, "--json")[1])["videos"]
@@ -47,9 +51,9 @@ def test_sharpness_is_measured_without_a_style_too(tmp_path, videos, cli):
     assert "sharp " in said and "sharpness" not in said
 
 
-def test_lost_structure_is_said_in_words(tmp_path, videos, cli):
+def test_lost_structure_is_reported_in_words(tmp_path: Path, videos: tuple[Path, Path], cli: Cli) -> None:
     guide, style = videos
-    frames = [cv2.imread(str(style / f"{index}.png"))[..., ::-1] for index in range(8)]
+    frames: list[MatLike] = [read_image(style / f"{index}.png") for index in range(8)]
     frames[3] = cv2.GaussianBlur(frames[3], (0, 0), 9)
     damaged = write_images(tmp_path / "damaged", frames)
     code, said = cli("metrics", guide, style, damaged, "--style", style)
@@ -62,7 +66,7 @@ def test_lost_structure_is_said_in_words(tmp_path, videos, cli):
 
 
 @pytest.mark.parametrize("frames", [(9, 8), (8, 9), (8, 8)])
-def test_a_longer_video_is_named(tmp_path, frames, cli):
+def test_a_longer_video_is_named(tmp_path: Path, frames: tuple[int, int], cli: Cli) -> None:
     paths = [write_images(tmp_path / str(k), [scene(i) for i in range(count)]) for k, count in enumerate(frames)]
     code, said = cli("metrics", *paths)
     assert code == 0
@@ -70,7 +74,7 @@ def test_a_longer_video_is_named(tmp_path, frames, cli):
     assert ("longer: " in said) == bool(longer) and all(f"longer: {path}" in said.replace("\n", "") for path in longer)
 
 
-def test_other_sizes_are_fitted_other_shapes_refused(tmp_path, videos, cli):
+def test_other_sizes_are_fitted_other_shapes_refused(tmp_path: Path, videos: tuple[Path, Path], cli: Cli) -> None:
     guide, style = videos
     large = write_images(tmp_path / "large", [cv2.resize(scene(i, 64, 96), (192, 128)) for i in range(6)])
     code, said = cli("metrics", large, style)

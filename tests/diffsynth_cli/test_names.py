@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import scene, write_images
+from tests.typing import Cli, Keys, MakeJob
 
 ENCODINGS = [
     {"LANG": "C"},
@@ -20,7 +21,7 @@ ENCODINGS = [
 
 
 def diffsynth(*arguments: str | Path, **environment: str) -> tuple[int, str]:
-    """The exit code and all that was printed."""
+    """Run the program and return its exit code and output."""
     done = subprocess.run(
         [sys.executable, "-m", "diffsynth_cli", *map(os.fsencode, arguments)],
         env={**os.environ, **environment}, capture_output=True, cwd=Path(__file__).parents[2],
@@ -29,7 +30,7 @@ def diffsynth(*arguments: str | Path, **environment: str) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("environment", ENCODINGS, ids=str)
-def test_what_a_terminal_cannot_show_is_no_failure(environment, make_job):
+def test_characters_that_a_terminal_cannot_show_are_no_failure(environment: Keys, make_job: MakeJob) -> None:
     job = make_job(prompt="Größe ✓ 雪")
     for arguments in (("extract", job), ("status", job), ("control", job, "--set", "frame_interval=2")):
         code, said = diffsynth(*arguments, **environment)
@@ -38,19 +39,19 @@ def test_what_a_terminal_cannot_show_is_no_failure(environment, make_job):
 
 
 @pytest.mark.parametrize("environment", ENCODINGS, ids=str)
-def test_a_prompt_of_the_command_line_is_read_or_refused(environment, make_job):
+def test_a_prompt_of_the_command_line_is_read_or_refused(environment: Keys, make_job: MakeJob) -> None:
     understood = "PYTHONUTF8" not in environment
     code, said = diffsynth("extract", make_job(), "--set", "prompt=Größe ✓", **environment)
     assert code == (0 if understood else 2) and ("is not Unicode text" in said) == (not understood), said
 
 
-def test_a_folder_that_the_locale_cannot_name_is_explained(make_job):
+def test_a_folder_that_the_locale_cannot_name_is_explained(make_job: MakeJob) -> None:
     code, said = diffsynth("extract", make_job(output_path="Größe"), **ENCODINGS[1])
     assert code == 1 and "The locale's encoding cannot represent" in said and "LC_ALL=C.UTF-8" in said, said
 
 
 @pytest.mark.slow
-def test_names_that_are_not_utf_8(tmp_path, make_job):
+def test_file_names_that_are_not_utf_8_are_used_or_refused(tmp_path: Path, make_job: MakeJob) -> None:
     images = write_images(tmp_path / "plain", [scene(index) for index in range(3)])
     name = images.rename(tmp_path / os.fsdecode(b"g\xfc"))  # OpenCV, which writes them, crashes on such names
     code, said = diffsynth("extract", make_job(), "--set", f"input_video={name}")
@@ -63,11 +64,11 @@ def test_names_that_are_not_utf_8(tmp_path, make_job):
         assert code == 0 and output.exists(), said
     assert diffsynth("metrics", name, name)[0] == 0
     painted = tmp_path / os.fsdecode(b"\xfc.png")
-    images = [name / f"{index}.png" for index in range(3)]
-    assert diffsynth("ebsynth", "--style", images[0], "--guide", *images[1:], "-o", painted)[0] == 0
+    style, *guide = (name / f"{index}.png" for index in range(3))
+    assert diffsynth("ebsynth", "--style", style, "--guide", *guide, "-o", painted)[0] == 0
 
 
-def test_a_colon_in_a_name_is_no_protocol(tmp_path, monkeypatch, cli):
+def test_a_colon_in_a_name_is_no_protocol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli) -> None:
     monkeypatch.chdir(tmp_path)
     write_images(Path("images"), [scene(index) for index in range(3)])
     assert cli("smooth", "images", "-o", "a:b.mp4", "--window", 1, "-q")[0] == 0

@@ -1,4 +1,4 @@
-"""Options: declared once, the same on the command line and in the job file, completed and exemplified."""
+"""Options: the same on the command line and in the job file, with completion and examples."""
 
 from __future__ import annotations
 
@@ -6,14 +6,19 @@ import json
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from diffsynth_cli.__main__ import main
 from diffsynth_cli.app import COMMANDS, STAGE_COMMANDS, load
 from diffsynth_cli.failures import Call
+from stages.base.cache import FrameCache
+from stages.diffusion.settings import Batches
 from stages.jobs.job_file import read_job
 from stages.jobs.machine import MachineSettings
+from stages.render.plan import RenderPlan
+from tests.typing import Cli, MakeJob
 
 GIVEN = {  # for each machine setting, a value other than the default, as words of a command line and in the job
     "device": (["--device", "cpu"], "cpu"),
@@ -26,7 +31,9 @@ GIVEN = {  # for each machine setting, a value other than the default, as words 
 }
 
 
-def test_machine_settings_mean_the_same_on_the_command_line_and_in_the_job(tmp_path, make_job, cli):
+def test_machine_settings_mean_the_same_on_the_command_line_and_in_the_job(
+    tmp_path: Path, make_job: MakeJob, cli: Cli
+) -> None:
     assert set(GIVEN) == set(MachineSettings.model_fields)
     words = [word for given, _ in GIVEN.values() for word in given]
     values = {name: value for name, (_, value) in GIVEN.items()}
@@ -37,14 +44,14 @@ def test_machine_settings_mean_the_same_on_the_command_line_and_in_the_job(tmp_p
     assert {name: getattr(job, name) for name in GIVEN} == values
 
 
-def test_the_command_line_overrides_the_job(tmp_path, make_job, cli):
+def test_the_command_line_overrides_the_job(tmp_path: Path, make_job: MakeJob, cli: Cli) -> None:
     job = make_job(1, batch_size=5, low_vram=True)
     assert cli("extract", job, "-q", "--batch-size", 2) == (0, "")
     written = json.loads((tmp_path / "out/config.json").read_text())
     assert written["batch_size"] == 2 and written["low_vram"] is True
 
 
-def test_only_dtype_makes_a_stage_stale(make_job, cli):
+def test_only_dtype_makes_a_stage_stale(make_job: MakeJob, cli: Cli) -> None:
     assert cli("run", make_job(1), "-q") == (0, "")
     rest = [word for name, (given, _) in GIVEN.items() if name != "dtype" for word in given]
     assert json.loads(cli("status", make_job(1, batch_size=2, low_vram=True), "--json")[1])["next"] is None
@@ -53,18 +60,23 @@ def test_only_dtype_makes_a_stage_stale(make_job, cli):
     assert "stale" in cli("status", make_job(1, dtype="bfloat16"))[1]
 
 
-def test_what_a_job_asks_for_is_what_renders(make_job, cli, monkeypatch):
-    from stages.render.plan import RenderPlan
+def test_machine_settings_of_the_job_reach_the_renderer(
+    make_job: MakeJob, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[RenderPlan] = []
+    real = RenderPlan.batches
 
-    seen = []
-    batches = RenderPlan.batches
-    monkeypatch.setattr(RenderPlan, "batches", lambda plan, cache: seen.append(plan) or batches(plan, cache))
+    def batches(plan: RenderPlan, cache: FrameCache) -> Batches:
+        seen.append(plan)
+        return real(plan, cache)
+
+    monkeypatch.setattr(RenderPlan, "batches", batches)
     assert cli("run", make_job(2, batch_size=2, low_vram=True), "-q") == (0, "")
     assert {(plan.batch_size, plan.settings.low_vram) for plan in seen} == {(2, True)}
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_examples_parse_and_help_shows_them(name, capsys):
+def test_examples_parse_and_help_shows_them(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     for example in COMMANDS[name].examples:
         program, called, *words = shlex.split(example.partition(" > ")[0])
         assert (program, called) == ("diffsynth", name)
@@ -74,7 +86,7 @@ def test_examples_parse_and_help_shows_them(name, capsys):
     assert "Examples:" in said and COMMANDS[name].examples[0] in said
 
 
-def test_stages_take_the_same_options():
+def test_stages_take_the_same_options() -> None:
     (options,) = {tuple(param.name for param in load(name).params) for name in STAGE_COMMANDS}
     assert set(GIVEN) <= set(options)
 
@@ -91,7 +103,9 @@ def test_stages_take_the_same_options():
         ("sm", "smooth"),
     ],
 )
-def test_choices_are_completed(words, completed, monkeypatch, capsys):
+def test_choices_are_completed(
+    words: str, completed: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("_DIFFSYNTH_COMPLETE", "complete_bash")
     monkeypatch.setenv("COMP_WORDS", f"diffsynth {words}")
     monkeypatch.setenv("COMP_CWORD", str(len(words.split()) + words.endswith(" ")))
@@ -111,7 +125,9 @@ def test_choices_are_completed(words, completed, monkeypatch, capsys):
         ("rum job.json", "Did you mean 'run'?"),
     ],
 )
-def test_wrong_values_end_with_2_and_the_nearest_spelling(words, message, capsys):
+def test_wrong_values_end_with_2_and_the_nearest_spelling(
+    words: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(words.split()) == 2
     said = " ".join(capsys.readouterr().err.replace("│", " ").split())
     assert message in said
@@ -146,12 +162,12 @@ def test_with_json_a_wrong_option_is_an_event(words, make_job, capfd):
         ("render", False, ["render", "--set", "a=1", "--restart"]),  # the word was a value
     ],
 )
-def test_a_stage_is_resumed_without_restarting_it(command, restart, expected):
+def test_a_stage_is_resumed_without_restarting_it(command: str, restart: bool, expected: list[str]) -> None:
     call = Call([command, "--set", "a=1", "--restart"], command, {"restart": restart})
     assert call.resumption == expected
 
 
-def test_help_of_a_command_imports_no_networks():
+def test_help_of_a_command_imports_no_networks() -> None:
     program = """
 import sys
 from diffsynth_cli.__main__ import main

@@ -1,10 +1,11 @@
-"""No command overwrites an input, nor any other file that the user has not agreed to lose."""
+"""No command overwrites an input, or another existing file without --force."""
 
 from __future__ import annotations
 
 import json
 from fractions import Fraction
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from PIL import Image
 
 from stages.video import Encoding, encode, read_comment
 from tests.conftest import scene, write_images
+from tests.typing import Cli, MakeJob
 
 
 def clip(path: Path, frames: int = 6) -> Path:
@@ -20,9 +22,13 @@ def clip(path: Path, frames: int = 6) -> Path:
     return path
 
 
+class Refused(Protocol):
+    def __call__(self, *arguments: object, says: str) -> None: ...
+
+
 @pytest.fixture
-def refused(tmp_path, cli):
-    """Runs a command that must be refused with one message and exit code 2, and must leave all files as they are."""
+def refused(tmp_path: Path, cli: Cli) -> Refused:
+    """Run a command that must be refused with one message and exit code 2, and must not change any file."""
 
     def contents() -> dict[Path, bytes]:
         return {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
@@ -37,7 +43,7 @@ def refused(tmp_path, cli):
 
 
 @pytest.mark.parametrize("stage", ["extract", "run"])
-def test_a_jobs_input_is_not_its_output(tmp_path, make_job, refused, stage):
+def test_a_jobs_input_is_not_its_output(tmp_path: Path, make_job: MakeJob, refused: Refused, stage: str) -> None:
     video = clip(tmp_path / "out/video.mp4")
     (tmp_path / "link.mp4").symlink_to(video)
     for name in ("out/video.mp4", "link.mp4", "./out/../out/video.mp4"):
@@ -45,21 +51,21 @@ def test_a_jobs_input_is_not_its_output(tmp_path, make_job, refused, stage):
             refused(stage, make_job(input_video=name), *force, says="which would be overwritten")
 
 
-def test_a_jobs_reference_is_not_its_preview(tmp_path, make_job, refused):
+def test_a_jobs_reference_is_not_its_preview(tmp_path: Path, make_job: MakeJob, refused: Refused) -> None:
     write_images(tmp_path / "out", [scene(0)])
     (tmp_path / "out/0.png").rename(tmp_path / "out/preview.png")
     job = make_job(frames_reference=["out/preview.png"], combine_pattern=[0, "reference_0"])
     refused("run", job, "--preview", "--force", says="which would be overwritten")
 
 
-def test_results_are_not_written_among_the_input_images(make_job, refused):
+def test_results_are_not_written_among_the_input_images(make_job: MakeJob, refused: Refused) -> None:
     refused("run", make_job(output_path="images"), says="one of the files of the input")
 
 
 @pytest.mark.parametrize(("name", "options"), [("video.mp4", ()), ("preview.png", ("--preview",)), ("config.json", ())])
 def test_files_in_the_output_folder_that_are_not_the_jobs_own_need_force(
-    tmp_path, make_job, cli, refused, name, options
-):
+    tmp_path: Path, make_job: MakeJob, cli: Cli, refused: Refused, name: str, options: tuple[str, ...]
+) -> None:
     job, mine = make_job(2, smoother=None), tmp_path / "out" / name
     mine.parent.mkdir()
     mine.write_text('{"mine": 1}')
@@ -70,14 +76,14 @@ def test_files_in_the_output_folder_that_are_not_the_jobs_own_need_force(
     assert code == 0, said
 
 
-def test_a_job_file_in_its_own_output_folder_is_kept(tmp_path, make_job, cli):
+def test_a_job_file_in_its_own_output_folder_is_kept(tmp_path: Path, make_job: MakeJob, cli: Cli) -> None:
     job = make_job(2, output_path=".").rename(tmp_path / "config.json")
     before = job.read_bytes()
     assert cli("extract", job)[0] == 0
     assert job.read_bytes() == before
 
 
-def test_export(tmp_path, make_job, cli, refused):
+def test_export(tmp_path: Path, make_job: MakeJob, cli: Cli, refused: Refused) -> None:
     video = clip(tmp_path / "film.mp4")
     job = make_job(input_video="film.mp4")
     assert cli("run", job)[0] == 0
@@ -97,7 +103,7 @@ def test_export(tmp_path, make_job, cli, refused):
     refused("export", job, "-o", tmp_path / "small.avi", says="cannot write .avi")
 
 
-def test_ebsynth(tmp_path, refused, cli):
+def test_ebsynth(tmp_path: Path, refused: Refused, cli: Cli) -> None:
     folder = write_images(tmp_path / "images", [scene(i, 32, 32) for i in range(3)])
     style, source, target = (folder / f"{index}.png" for index in range(3))
     command = ("ebsynth", "--style", style, "--guide", source, target)
@@ -113,7 +119,7 @@ def test_ebsynth(tmp_path, refused, cli):
     assert Image.open(painted).size == (32, 32)
 
 
-def test_metrics(tmp_path, refused, cli):
+def test_metrics(tmp_path: Path, refused: Refused, cli: Cli) -> None:
     folder = write_images(tmp_path / "images", [scene(i) for i in range(3)])
     refused("metrics", folder, folder, "--plot", folder / "0.png", "--force", says="one of the files of the input")
     refused("metrics", folder, folder, "--plot", folder / "plot.png", says="one of the files of the input")
@@ -122,7 +128,7 @@ def test_metrics(tmp_path, refused, cli):
     assert cli("metrics", folder, folder, "--plot", plot, "--force")[0] == 0
 
 
-def test_init(tmp_path, refused, cli):
+def test_init(tmp_path: Path, refused: Refused, cli: Cli) -> None:
     video = clip(tmp_path / "film.mp4")
     (tmp_path / "Makefile").write_text("mine")
     refused("init", "text_guided", video, "-o", tmp_path, says="Makefile exists")
@@ -132,7 +138,7 @@ def test_init(tmp_path, refused, cli):
     assert json.loads((tmp_path / "job.json").read_text())["input_video"] == "film.mp4"
 
 
-def test_demo(tmp_path, make_job, refused):
+def test_demo(tmp_path: Path, make_job: MakeJob, refused: Refused) -> None:
     video = clip(tmp_path / "demo/output/video.mp4")
     refused("demo", "--video", video, "-o", tmp_path / "demo", says="which would be overwritten")
     refused("demo", "-o", make_job().parent, says="job.json exists")
@@ -143,7 +149,7 @@ def test_demo(tmp_path, make_job, refused):
     refused("demo", "--video", images, "-o", tmp_path / "new", says="contact-sheet.png exists")
 
 
-def test_videos_say_who_wrote_them(tmp_path, make_job, cli):
+def test_videos_say_who_wrote_them(tmp_path: Path, make_job: MakeJob, cli: Cli) -> None:
     assert cli("run", make_job(2), "--preview")[0] == 0
     for name in ("video.mp4", "preview.png"):
         assert read_comment(tmp_path / "out" / name).startswith("diffsynth-cli ")

@@ -3,43 +3,45 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 import pytest
 
 from stages.all_stages import NAMES
+from tests.typing import Cli, MakeJob
 
 
 @pytest.fixture
-def finished(make_job, cli):
+def finished(make_job: MakeJob, cli: Cli) -> Path:
     """A job that is done."""
     job = make_job(3, keep_frames=True, keep_steps=True, num_inference_steps=2)
     assert cli("run", job, "-q") == (0, "")
     return job
 
 
-def flip_bit(path):
+def flip_bit(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
 
 
-def chunk(job, pattern):
+def chunk(job: Path, pattern: str) -> Path:
     return sorted((job.parent / "out/cache.zarr").glob(pattern))[1]
 
 
-def files(job):
+def files(job: Path) -> dict[Path, bytes]:
     return {
         path: path.read_bytes() for path in (job.parent / "out").rglob("*")
         if path.is_file() and (path.name.startswith("c.") or path.suffix in (".png", ".mp4"))
     }  # fmt: skip
 
 
-def test_nothing_is_said_to_be_damaged_where_nothing_is(finished, cli):
+def test_an_intact_cache_verifies_without_errors(finished: Path, cli: Cli) -> None:
     code, said = cli("verify", finished)
     assert code == 0 and said.count("intact") == len(NAMES)
 
 
-def test_a_job_that_was_not_begun_has_nothing_to_verify(make_job, cli):
+def test_a_job_that_was_not_started_has_nothing_to_verify(make_job: MakeJob, cli: Cli) -> None:
     job = make_job()
     assert cli("verify", job) == (0, "") and not (job.parent / "out").exists()
 
@@ -55,7 +57,7 @@ def test_a_job_that_was_not_begun_has_nothing_to_verify(make_job, cli):
     ],
 )
 @pytest.mark.parametrize("damage", ["flipped", "gone"])
-def test_damage_is_named_and_repaired(pattern, stage, damage, finished, cli):
+def test_damage_is_named_and_repaired(pattern: str, stage: str, damage: str, finished: Path, cli: Cli) -> None:
     before, path = files(finished), chunk(finished, pattern)
     flip_bit(path) if damage == "flipped" else path.unlink()
     code, said = cli("verify", finished)
@@ -67,7 +69,7 @@ def test_damage_is_named_and_repaired(pattern, stage, damage, finished, cli):
     assert files(finished) == before
 
 
-def test_an_array_that_is_gone_is_named(finished, cli):
+def test_a_missing_array_is_named(finished: Path, cli: Cli) -> None:
     before = files(finished)
     for name in ("frames", "rendered"):
         shutil.rmtree(finished.parent / "out/cache.zarr" / name)
@@ -79,7 +81,7 @@ def test_an_array_that_is_gone_is_named(finished, cli):
 
 @pytest.mark.parametrize("group", ["zarr.json", "control/zarr.json"])
 @pytest.mark.parametrize("damage", [b"", b"[]", b"{}", b"\xff"])
-def test_damaged_metadata_of_groups_lose_nothing(group, damage, finished, cli):
+def test_damaged_group_metadata_loses_no_frames(group: str, damage: bytes, finished: Path, cli: Cli) -> None:
     before = files(finished)
     (finished.parent / "out/cache.zarr" / group).write_bytes(damage)
     assert cli("verify", finished)[0] == 0
@@ -90,7 +92,7 @@ def test_damaged_metadata_of_groups_lose_nothing(group, damage, finished, cli):
 
 
 @pytest.mark.parametrize("output", ["video.mp4", "frames/00001.png"])
-def test_a_changed_output_is_named(output, finished, cli):
+def test_a_changed_output_is_named(output: str, finished: Path, cli: Cli) -> None:
     before = files(finished)
     path = finished.parent / "out" / output
     flip_bit(path)

@@ -1,8 +1,8 @@
-"""What native/include/ebsynth.h defines, read as plainly as can be: the oracle of the patch-matching library's tests.
+"""A plain implementation of native/include/ebsynth.h, against which the patch-matching library is tested.
 
-Python integers and loops over pixels, for images of about 14 x 12. The functions take what numba_backend.py's take.
-`synthesize`, `match` and `remap` must be met bit for bit: beside the definition, they know the fixed-point weights, the
-random numbers and the order in which pixels choose. `patch_error` is the definition alone, in float64.
+It uses Python integers and loops over pixels, for images of about 14 x 12, and takes the arguments of the numba port.
+Back ends must match `synthesize`, `match` and `remap` bit for bit, so these also implement the fixed-point weights, the
+random numbers and the order in which pixels are updated. `patch_error` is the definition alone, in float64.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 Place = tuple[int, int]  # row, column
+Images = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # styles and guides, source before target
 
 BITS32 = 0xFFFFFFFF
 
@@ -66,6 +67,15 @@ def halve(image: np.ndarray) -> np.ndarray:
     for y, x, c in np.ndindex(half.shape):
         half[y, x, c] = (sum(int(pixel(image, 2 * y + dy, 2 * x + dx)[c]) for dy in (0, 1) for dx in (0, 1)) + 2) // 4
     return half
+
+
+def halved(images: Images, modulation: np.ndarray | None, levels: int) -> list[tuple[Images, np.ndarray | None]]:
+    """The images and the modulation at each level."""
+    pyramid = [(images, modulation)]
+    while len(pyramid) < levels:
+        (a, b, c, d), factors = pyramid[-1]
+        pyramid.append(((halve(a), halve(b), halve(c), halve(d)), None if factors is None else halve(factors)))
+    return pyramid
 
 
 def synthesize(
@@ -125,14 +135,15 @@ def match(
     out, error = np.zeros((batch, height, width, 2), np.int32), np.zeros((batch, height, width), np.float32)
     for item in range(batch):
         styles = source_style[item], None if target_style is None else target_style[item]
-        guides = source_guide[item], target_guide[item], None
-        _, out[item], error[item] = solve(problem, item, *styles, *guides, None if nnf is None else nnf[item])
+        guides = source_guide[item], target_guide[item]
+        given = None if nnf is None else nnf[item]
+        _, out[item], error[item] = solve(problem, item, *styles, *guides, modulation=None, nnf=given)
     return out, error
 
 
 @dataclass
 class Problem:
-    """What is asked for, beside the images."""
+    """The parameters of a call, without its images."""
 
     weights: list[float]
     levels: int
@@ -150,7 +161,7 @@ class Problem:
 
 
 def levels(source: np.ndarray, target: np.ndarray, patch: int, wanted: int) -> int:
-    """As many levels as leave sides of 2 * patch + 1, and one at least; no more than wanted, if any number is."""
+    """The most levels, at least one, whose sides are 2 * patch + 1 or longer; at most `wanted` unless that is 0."""
     side, most = min(source.shape[1:3] + target.shape[1:3]), 1
     while side >> most >= 2 * patch + 1:
         most += 1
@@ -169,16 +180,15 @@ def solve(
     divisor = 1 if modulation is None else 255
     weights = [int(weight * scale / divisor + 0.5) for weight in problem.weights]
     painted = target_style is None
+    if target_style is None:
+        target_style = np.zeros((*target_guides.shape[:2], source_style.shape[2]), np.uint8)
     if modulation is not None:  # styles are not modulated
         modulation = np.concatenate([np.full((*modulation.shape[:2], source_style.shape[2]), 255), modulation], axis=2)
-    pyramid = [(source_style, target_style, source_guides, target_guides, modulation)]
-    while len(pyramid) < problem.levels:
-        pyramid.append(tuple(None if image is None else halve(image) for image in pyramid[-1]))
-
+    pyramid = halved((source_style, target_style, source_guides, target_guides), modulation, problem.levels)
     field: dict[Place, Place] = {}
     last_patch = problem.patch
     for level in reversed(range(problem.levels)):
-        source_style, style, source_guides, target_guides, modulation = pyramid[level]
+        (source_style, style, source_guides, target_guides), modulation = pyramid[level]
         source_size, target_size = source_guides.shape[:2], target_guides.shape[:2]
         key = mix2(mix2(problem.seed & BITS32, problem.seed >> 32), level)
         if level == problem.levels - 1:
@@ -237,7 +247,7 @@ def start_field(
 
 
 def doubled(coarse: dict[Place, Place], source: Place, target: Place) -> dict[Place, Place]:
-    """A level's field from the one twice as coarse."""
+    """The field of a level from the next coarser one."""
     last_y, last_x = max(coarse)
     field = {}
     for y, x in np.ndindex(target):
@@ -271,7 +281,7 @@ def search(
     field: dict[Place, Place], measure: Measure, active: set[Place], radius: int, shrink: int, uniform: bool,
     usage_unit: int, sweep: int, key: int, item: int,
 ) -> None:  # fmt: skip
-    """One sweep of PatchMatch: pixels of every fourth tile choose anew, then those of the next fourth, and so on."""
+    """One sweep of PatchMatch: update the pixels of every fourth tile, then those of the next fourth, and so on."""
     (height, width), (last_y, last_x) = measure.size, max(field)
     reach_at_first = min(radius, max(height, width)) if radius else max(height, width)
     step = 1 if sweep % 2 == 0 else -1
@@ -373,7 +383,7 @@ def mix(h: int) -> int:
 
 
 def mix2(a: int, b: int) -> int:
-    """32 random bits from two times 32."""
+    """32 random bits from two 32-bit numbers."""
     return mix(a + 0x9E3779B9 * (b + 1) & BITS32)
 
 

@@ -1,4 +1,4 @@
-"""The C interface itself: whatever it is called with, it answers with a status."""
+"""The C interface returns a status whatever it is called with."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FLOATS = [0.0, 1.0, -1.0, 0.5, 1e-30, 1e6, 1e38, float("nan"), float("inf"), flo
 
 
 class Buffers:
-    """Memory large enough for all that valid calls of at most SIDE × SIDE pixels read and write."""
+    """Memory large enough for every valid call of at most SIDE × SIDE pixels."""
 
     def __init__(self) -> None:
         size = 3 * SIDE * SIDE * CHANNELS
@@ -43,9 +43,10 @@ class Buffers:
 
 
 def fill(call: ctypes.Structure, buffers: Buffers, draw: random.Random) -> None:
-    """Mostly valid members, now and then a wild one. Sizes are small or absurd: memory backs all that are valid."""
+    """Fill a call with mostly valid members. Invalid sizes are absurd, so that the buffers hold every valid call."""
     call.struct_size = ctypes.sizeof(call) if draw.random() < 0.97 else draw.choice(WILD) & 0xFFFFFFFF
-    for name, kind in call._fields_[1:]:
+    value: int | float | None
+    for name, kind, *_ in call._fields_[1:]:
         wild = draw.random() < 0.02
         if name == "stream":
             value = None
@@ -77,7 +78,7 @@ def fill(call: ctypes.Structure, buffers: Buffers, draw: random.Random) -> None:
         setattr(call, name, value)
 
 
-def test_random_calls_always_end_with_a_status():
+def test_random_calls_always_end_with_a_status() -> None:
     library, draw, buffers = load(), random.Random(0), Buffers()
     settings = abi.Settings(struct_size=ctypes.sizeof(abi.Settings), backend=1, threads=1)
     context = ctypes.c_void_p()
@@ -101,7 +102,7 @@ def test_random_calls_always_end_with_a_status():
     assert seen[0] > CALLS // 10 and seen[1] > CALLS // 10 and seen[6] == 0
 
 
-def test_null_is_an_answer_too():
+def test_null_pointers_are_refused() -> None:
     library = load()
     library.ebsynth_destroy(None)
     assert library.ebsynth_last_error(None) == b""
@@ -114,7 +115,7 @@ def test_null_is_an_answer_too():
 @pytest.mark.parametrize(
     ("member", "value"), [("backend", 3), ("backend", -1), ("device", -1), ("threads", -1), ("threads", 1025)]
 )
-def test_wrong_settings_make_no_context(member, value):
+def test_wrong_settings_make_no_context(member: str, value: int) -> None:
     settings = abi.Settings(struct_size=ctypes.sizeof(abi.Settings))
     setattr(settings, member, value)
     context = ctypes.c_void_p(1)
@@ -122,7 +123,7 @@ def test_wrong_settings_make_no_context(member, value):
     assert context.value is None
 
 
-def test_programs_compiled_with_an_older_header_still_run():
+def test_programs_compiled_with_an_older_header_still_run() -> None:
     """Structs of version 1.0 end before `border`: what lies behind them is not read."""
     source, nnf = np.full((1, 5, 5, 1), 100, np.uint8), np.zeros((1, 5, 5, 2), np.int32)
     image = np.zeros_like(source)

@@ -1,16 +1,19 @@
-"""Every back end against the definitions, brute force and each other."""
+"""Back ends compared with the definitions, with brute force and with each other."""
 
 from __future__ import annotations
 
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from native import binding, library
 from stages.video import VideoFile, fit
 from tests.conftest import scene
+from tests.typing import Image, Keys
 
 CLIP = Path(__file__).parents[3] / "shared" / "clips" / "cottonbro.mp4"  # real footage, where the makers have it
 HAS_LIBRARY = binding.library_path().exists()
@@ -41,19 +44,20 @@ def frames(source: str) -> tuple[np.ndarray, np.ndarray]:
     return found[0][None], found[3][None]
 
 
-def patches(image: np.ndarray, size: int) -> np.ndarray:
+def patches(image: Image, size: int) -> NDArray[np.float64]:
     """The patch of every pixel with repeated borders, float64 [H * W, size * size * C]."""
     radius = size // 2
     padded = np.pad(image.astype(np.float64), ((radius, radius), (radius, radius), (0, 0)), mode="edge")
     windows = np.lib.stride_tricks.sliding_window_view(padded, (size, size), axis=(0, 1))
-    return windows.reshape(image.shape[0] * image.shape[1], -1)
+    rows: NDArray[np.float64] = windows.reshape(image.shape[0] * image.shape[1], -1)
+    return rows
 
 
 def defined_error(source: np.ndarray, target: np.ndarray, nnf: np.ndarray, size: int) -> np.ndarray:
     """Σ over the patch and channels of (target - source)² / channels, by definition, [H, W]."""
     place = nnf[..., 0].ravel() * source.shape[1] + nnf[..., 1].ravel()
     difference = patches(target, size) - patches(source, size)[place]
-    return (difference**2).sum(1).reshape(target.shape[:2]) / source.shape[2]
+    return np.asarray((difference**2).sum(1).reshape(target.shape[:2]) / source.shape[2])
 
 
 # -- against definitions -----------------------------------------------------------------------------------------------
@@ -61,7 +65,7 @@ def defined_error(source: np.ndarray, target: np.ndarray, nnf: np.ndarray, size:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("size", [3, 7, 31])
-def test_patch_error_is_what_its_definition_says(backend, size):
+def test_patch_error_is_what_its_definition_says(backend: str, size: int) -> None:
     source, target = images(2, 12, 17, 3), images(2, 20, 9, 3, seed=1)
     nnf = np.random.default_rng(2).integers(0, (12, 17), (2, 20, 9, 2)).astype(np.int32)
     error = binding.patch_error(source, target, nnf=nnf, patch_size=size, backend=backend)
@@ -72,7 +76,7 @@ def test_patch_error_is_what_its_definition_says(backend, size):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("size", "channels"), [(3, 24), (21, 3), (31, 1)])
-def test_patch_error_of_matches_that_lie_side_by_side(backend, size, channels):
+def test_patch_error_of_matches_that_lie_side_by_side(backend: str, size: int, channels: int) -> None:
     source, target = images(1, 9, 160, channels), images(1, 8, 150, channels, seed=1)
     y, x = np.mgrid[:8, :150]
     shift = np.where(x < 140, y, 2 * x)  # a long run in each row, and short ones
@@ -82,7 +86,7 @@ def test_patch_error_of_matches_that_lie_side_by_side(backend, size, channels):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_patch_error_weighs_style_and_guide(backend):
+def test_patch_error_weighs_style_and_guide(backend: str) -> None:
     guides = images(1, 9, 9, 2), images(1, 9, 9, 2, seed=1)
     styles = images(1, 9, 9, 4, seed=2), images(1, 9, 9, 4, seed=3)
     nnf = np.random.default_rng(4).integers(0, 9, (1, 9, 9, 2)).astype(np.int32)
@@ -95,7 +99,7 @@ def test_patch_error_weighs_style_and_guide(backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("size", [1, 5])
 @pytest.mark.parametrize("border", binding.BORDERS)
-def test_remap_is_the_rounded_mean_of_the_patches_that_cover_a_pixel(backend, size, border):
+def test_remap_is_the_rounded_mean_of_the_patches_that_cover_a_pixel(backend: str, size: int, border: str) -> None:
     source = images(1, 10, 12, 3)
     nnf = np.random.default_rng(5).integers(0, (10, 12), (1, 8, 9, 2)).astype(np.int32)
     image = binding.remap(source, nnf, patch_size=size, border=border, backend=backend)
@@ -112,7 +116,7 @@ def test_remap_is_the_rounded_mean_of_the_patches_that_cover_a_pixel(backend, si
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_entries_outside_the_source_are_clamped(backend):
+def test_entries_outside_the_source_are_clamped(backend: str) -> None:
     source = images(1, 6, 7, 3)
     wild = np.array([[-5, -9], [100, 3], [2, 2**30]], np.int32).reshape(1, 1, 3, 2)
     image = binding.remap(source, wild, backend=backend)
@@ -124,7 +128,7 @@ def test_entries_outside_the_source_are_clamped(backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("footage", "most"), [("scene", 1.1), ("clip", 1.05)])  # the scene is flat, with noise: hard
-def test_fields_come_near_the_exact_optimum(backend, footage, most):
+def test_fields_come_near_the_exact_optimum(backend: str, footage: str, most: float) -> None:
     source, target = frames(footage)
     found = binding.match(source, target, patch_match_iterations=8, backend=backend)
     keys, queries = patches(source[0], 5), patches(target[0], 5)
@@ -136,7 +140,7 @@ def test_fields_come_near_the_exact_optimum(backend, footage, most):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_shifted_image_is_found_again(backend):
+def test_a_shifted_image_is_found_again(backend: str) -> None:
     whole = images(1, 48, 60, 3)
     source, target = np.ascontiguousarray(whole[:, 4:44, :50]), np.ascontiguousarray(whole[:, :40, 10:])
     nnf = binding.match(source, target, start="identity", patch_sizes=[9, 5], backend=backend).nnf[0]
@@ -145,7 +149,7 @@ def test_a_shifted_image_is_found_again(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_synthesis_paints_a_style_onto_its_own_guides(backend):
+def test_synthesis_paints_a_style_onto_its_own_guides(backend: str) -> None:
     style, guide = images(1, 40, 44, 3), images(1, 40, 44, 1, seed=1)
     painted = binding.synthesize(style, guide, guide, guide_weights=[100.0], backend=backend)
     assert np.abs(painted.image.astype(int) - style).mean() < 2
@@ -155,7 +159,7 @@ def test_synthesis_paints_a_style_onto_its_own_guides(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_uniformity_uses_more_of_the_source(backend):
+def test_uniformity_uses_more_of_the_source(backend: str) -> None:
     style, source, target = images(1, 40, 40, 3), images(1, 40, 40, 1, seed=1), images(1, 40, 40, 1, seed=2)
 
     def used(uniformity: float) -> int:
@@ -167,7 +171,7 @@ def test_uniformity_uses_more_of_the_source(backend):
 
 # -- the same answer everywhere ----------------------------------------------------------------------------------------
 
-OPTIONS = {
+OPTIONS: dict[str, Keys] = {
     "defaults": {},
     "patch 7": {"patch_size": 7},
     "not uniform": {"uniformity": 0.0},
@@ -187,7 +191,7 @@ OPTIONS = {
 @needs_library
 @pytest.mark.parametrize("backend", ["numba", *BACKENDS[2:]])
 @pytest.mark.parametrize("name", OPTIONS)
-def test_back_ends_agree_on_syntheses(backend, name):
+def test_back_ends_agree_on_syntheses(backend: str, name: str) -> None:
     style, source, target = images(1, 29, 24, 3), images(1, 29, 24, 4, seed=1), images(1, 26, 31, 4, seed=2)
     ours = binding.synthesize(style, source, target, backend="cpu", **OPTIONS[name])
     theirs = binding.synthesize(style, source, target, backend=backend, **OPTIONS[name])
@@ -198,7 +202,7 @@ def test_back_ends_agree_on_syntheses(backend, name):
 @needs_library
 @pytest.mark.parametrize("backend", ["numba", *BACKENDS[2:]])
 @pytest.mark.parametrize("source", [(1, 1), (20, 2), (3, 30)])
-def test_back_ends_agree_on_sources_narrower_than_a_patch(backend, source):
+def test_back_ends_agree_on_sources_narrower_than_a_patch(backend: str, source: tuple[int, int]) -> None:
     style, from_, to = images(1, *source, 3), images(1, *source, 1, seed=1), images(1, 20, 22, 1, seed=2)
     ours = binding.synthesize(style, from_, to, patch_size=9, backend="cpu")
     theirs = binding.synthesize(style, from_, to, patch_size=9, backend=backend)
@@ -211,13 +215,13 @@ def test_back_ends_agree_on_sources_narrower_than_a_patch(backend, source):
 @pytest.mark.parametrize("styles", ["none", "given", "painted"])
 @pytest.mark.parametrize("start", binding.STARTS)
 @pytest.mark.parametrize("border", binding.BORDERS)
-def test_back_ends_agree_on_fields(backend, styles, start, border):
+def test_back_ends_agree_on_fields(backend: str, styles: str, start: str, border: str) -> None:
     guides = images(2, 30, 33, 3), images(2, 28, 35, 3, seed=1)
     style = {"none": (None, None), "given": (images(2, 30, 33, 2, seed=2), images(2, 28, 35, 2, seed=3))}.get(
         styles, (images(2, 30, 33, 2, seed=2), None)
     )
     nnf = np.random.default_rng(3).integers(0, 28, (2, 28, 35, 2)).astype(np.int32) if start == "given" else None
-    options = {
+    options: Keys = {
         "start": start,
         "nnf": nnf,
         "patch_sizes": [9, 5, 3],
@@ -232,7 +236,7 @@ def test_back_ends_agree_on_fields(backend, styles, start, border):
 
 
 @pytest.mark.parametrize("backend", ["cpu", "numba"])
-def test_threads_and_repetition_change_nothing(backend):
+def test_threads_and_repetition_change_nothing(backend: str) -> None:
     if backend == "cpu" and not HAS_LIBRARY:
         pytest.skip("no library was built")
     style, source, target = images(1, 120, 100, 3), images(1, 120, 100, 3, seed=1), images(1, 110, 130, 3, seed=2)
@@ -244,7 +248,7 @@ def test_threads_and_repetition_change_nothing(backend):
 
 
 @needs_library
-def test_a_pair_does_not_depend_on_its_batch():
+def test_a_pair_does_not_depend_on_its_batch() -> None:
     sources, targets = images(3, 30, 30, 3), images(3, 30, 30, 3, seed=1)
     first = binding.match(sources, targets, start="identity", search_radius=8)
     assert np.abs(first.error - binding.patch_error(sources, targets, nnf=first.nnf)).max() == 0
@@ -256,7 +260,7 @@ def test_a_pair_does_not_depend_on_its_batch():
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("source", [(1, 1), (2, 3), (1, 40), (25, 7)])
 @pytest.mark.parametrize("target", [(1, 1), (4, 2), (33, 1)])
-def test_odd_sizes(backend, source, target):
+def test_images_of_few_pixels_are_synthesized(backend: str, source: tuple[int, int], target: tuple[int, int]) -> None:
     style, from_, to = images(1, *source, 1), images(1, *source, 4, seed=1), images(1, *target, 4, seed=2)
     painted = binding.synthesize(style, from_, to, patch_size=5, backend=backend)
     assert painted.image.shape == (1, *target, 1)
@@ -264,7 +268,7 @@ def test_odd_sizes(backend, source, target):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_an_empty_batch_is_no_work(backend):
+def test_an_empty_batch_is_no_work(backend: str) -> None:
     nothing = images(0, 8, 8, 3)
     assert binding.match(nothing, nothing, backend=backend).nnf.shape == (0, 8, 8, 2)
     assert binding.synthesize(nothing, nothing, nothing, backend=backend).image.shape == (0, 8, 8, 3)
@@ -283,7 +287,7 @@ def test_an_empty_batch_is_no_work(backend):
         ({"modulation": images(1, 8, 9, 3)}, "modulation"),
     ],
 )
-def test_wrong_options_are_named(backend, wrong, message):
+def test_wrong_options_are_named(backend: str, wrong: Keys, message: str) -> None:
     image = images(1, 8, 8, 3)
     with pytest.raises(ValueError, match=message):
         binding.synthesize(image, image, image, backend=backend, **wrong)
@@ -292,31 +296,32 @@ def test_wrong_options_are_named(backend, wrong, message):
 @pytest.mark.parametrize(
     "wrong", [images(1, 8, 8, 3).astype(np.float32), images(8, 8, 3)[..., 0], images(1, 8, 16, 3)[:, :, ::2]]
 )
-def test_wrong_arrays_are_named(wrong):
+def test_wrong_arrays_are_named(wrong: NDArray[Any]) -> None:
     image = images(1, 8, 8, 3)
     with pytest.raises(ValueError, match="target_guides must be C-contiguous uint8"):
         binding.synthesize(image, image, wrong)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_unknown_borders_are_refused(backend):
+def test_unknown_borders_are_refused(backend: str) -> None:
     image = images(1, 8, 8, 3)
     with pytest.raises(ValueError, match="unknown border 'wrap'"):
         binding.match(image, image, border="wrap", backend=backend)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_all_weights_zero_are_refused(backend):
+def test_all_weights_zero_are_refused(backend: str) -> None:
     image = images(1, 8, 8, 3)
     with pytest.raises(ValueError, match="weights"):
         binding.match(image, image, guide_weight=0.0, backend=backend)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_progress_is_told_and_can_cancel(backend):
-    image, told = images(1, 30, 30, 3), []
-    binding.synthesize(image, image, image, backend=backend, progress=told.append)
-    assert told == sorted(told) and told[0] == 0 and told[-1] == 1 and len(told) > 5
+def test_progress_is_reported_and_can_cancel(backend: str) -> None:
+    image = images(1, 30, 30, 3)
+    shares: list[float] = []
+    binding.synthesize(image, image, image, backend=backend, progress=shares.append)
+    assert shares == sorted(shares) and shares[0] == 0 and shares[-1] == 1 and len(shares) > 5
 
     def stop(share: float) -> None:
         if share > 0.3:
@@ -329,7 +334,7 @@ def test_progress_is_told_and_can_cancel(backend):
 # -- the library file --------------------------------------------------------------------------------------------------
 
 
-def test_a_missing_library_says_how_to_build_it(monkeypatch, tmp_path):
+def test_a_missing_library_says_how_to_build_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("EBSYNTH_LIBRARY", str(tmp_path / "none.so"))
     image = images(1, 8, 8, 3)
     with pytest.raises(binding.EbsynthError, match="make native"):
@@ -337,7 +342,7 @@ def test_a_missing_library_says_how_to_build_it(monkeypatch, tmp_path):
     assert binding.match(image, image).nnf.shape == (1, 8, 8, 2)  # auto goes on with numba
 
 
-def test_a_file_that_is_no_library_says_how_to_build_it(monkeypatch, tmp_path):
+def test_a_file_that_is_no_library_says_how_to_build_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "text.so").write_text("not a library")
     monkeypatch.setenv("EBSYNTH_LIBRARY", str(tmp_path / "text.so"))
     with pytest.raises(binding.EbsynthError, match="make native"):
@@ -345,7 +350,7 @@ def test_a_file_that_is_no_library_says_how_to_build_it(monkeypatch, tmp_path):
 
 
 @needs_library
-def test_a_library_of_another_version_is_refused(monkeypatch):
+def test_a_library_of_another_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(library, "VERSION", 2 << 16)
     library._load.cache_clear()
     with pytest.raises(binding.EbsynthError, match="version"):
@@ -354,7 +359,7 @@ def test_a_library_of_another_version_is_refused(monkeypatch):
 
 
 @pytest.mark.skipif(HAS_CUDA or not HAS_LIBRARY, reason="needs a library and no CUDA device")
-def test_cuda_without_a_device_says_so():
+def test_cuda_without_a_device_says_so() -> None:
     image = images(1, 8, 8, 3)
     with pytest.raises(binding.EbsynthError, match="cuda"):
         binding.match(image, image, backend="cuda")

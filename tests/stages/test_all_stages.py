@@ -1,4 +1,4 @@
-"""What follows from the declarations of stages: every job key belongs somewhere, names agree, make knows them all."""
+"""Everything derived from the declarations of stages: staleness, commands, the Makefile and the docs."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ STAGES = list(all_stages().values())
 ROOT = Path(__file__).parents[2]
 
 
-def test_every_job_key_is_read_by_a_stage_or_changes_no_frame():
+def test_every_job_key_is_read_by_a_stage_or_changes_no_frame() -> None:
     read = [key for stage in STAGES for key in stage.reads]
     assert sorted([*read, *CHANGE_NO_FRAME]) == sorted(Job.model_fields)
 
 
-def test_stages_are_called_what_their_modules_are():
+def test_stages_have_the_names_of_their_modules() -> None:
     assert tuple(stage.name for stage in STAGES) == NAMES
 
 
-def test_stages_come_after_those_whose_results_they_read():
+def test_stages_come_after_those_whose_results_they_read() -> None:
     for index, stage in enumerate(STAGES):
         assert set(stage.after) <= set(NAMES[:index])
 
 
-def test_every_array_has_one_maker():
+def test_every_array_is_made_by_one_stage() -> None:
     made = [name.removesuffix("/*") for stage in STAGES for name in stage.arrays]
     assert len(made) == len(set(made)) and all(stage.arrays for stage in STAGES)
 
 
-def test_each_stage_is_a_command_with_the_help_of_its_module():
+def test_each_stage_is_a_command_with_the_help_of_its_module() -> None:
     helps = {command.name: command.help for command in app.registered_commands}
     for stage in STAGES:
         module = sys.modules[f"stages.{stage.name}"]
         assert helps[stage.name] == summaries()[stage.name] == (module.__doc__ or "").partition("\n")[0]
 
 
-def test_stages_and_help_do_without_heavy_libraries():
+def test_listing_stages_and_help_loads_no_heavy_library() -> None:
     program = (
         "import sys; import diffsynth_cli.app; print('numpy' in sys.modules, 'pydantic' in sys.modules); "
         "from stages.all_stages import all_stages; all_stages(); print('torch' in sys.modules)"
@@ -53,7 +53,7 @@ def test_stages_and_help_do_without_heavy_libraries():
     assert ran.stdout == "False False\nFalse\n"
 
 
-def test_the_makefile_runs_the_stages_in_order():
+def test_the_makefile_runs_the_stages_in_order() -> None:
     makefile = (resources.files("templates") / "Makefile").read_text(encoding="utf-8")
     assert tuple(re.findall(r"^\tdiffsynth (\w+) \$\(JOB\)", makefile, re.MULTILINE)) == NAMES
     rules = re.findall(
@@ -64,7 +64,7 @@ def test_the_makefile_runs_the_stages_in_order():
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/cache.md"])
-def test_pages_name_every_stage_and_array(page):
+def test_pages_name_every_stage_and_array(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     named = [f"diffsynth {name} JOB.json" for name in NAMES]
     if page == "docs/cache.md":

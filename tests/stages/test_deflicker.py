@@ -1,8 +1,10 @@
-"""Rendered frames → smooth frames → video.mp4, on frames put into the cache in place of rendered ones."""
+"""Rendered frames → smooth frames → video.mp4, with noisy frames in place of rendered ones."""
 
 from __future__ import annotations
 
 from fractions import Fraction
+from pathlib import Path
+from typing import Protocol
 
 import av
 import numpy as np
@@ -16,15 +18,20 @@ from stages.smoothers import SMOOTHERS, build
 from stages.video import Encoding, encode, open_source, write_frames
 from tests.conftest import scene, write_images
 from tests.stages.video.clips import onsets, tone
+from tests.typing import Cli, Images, Keys, MakeJob
 
 NO_MAPS: dict[str, list[str]] = {"controlnet_model_id": [], "controlnet_processor": []}
 
 
-@pytest.fixture
-def deflicker(tmp_path, make_job, cli):
-    """Extracts, takes the frames with noise for rendered, and deflickers; gives the cache and what was said."""
+class Deflicker(Protocol):
+    def __call__(self, **keys: object) -> tuple[FrameCache, str]: ...
 
-    def run(**keys):
+
+@pytest.fixture
+def deflicker(tmp_path: Path, make_job: MakeJob, cli: Cli) -> Deflicker:
+    """Extract, store noisy frames as rendered ones, and deflicker; return the cache and the output."""
+
+    def run(**keys: object) -> tuple[FrameCache, str]:
         job_file = make_job(10, **NO_MAPS, **keys)
         assert cli("extract", job_file, "-q")[0] == 0
         assert cli("control", job_file, "-q")[0] == 0
@@ -43,7 +50,7 @@ def deflicker(tmp_path, make_job, cli):
     return run
 
 
-def test_without_a_smoother_frames_pass_through(tmp_path, deflicker):
+def test_without_a_smoother_frames_pass_through(tmp_path: Path, deflicker: Deflicker) -> None:
     cache, _ = deflicker()
     np.testing.assert_array_equal(cache["deflickered"][:], cache["rendered"][:])
     shots = list(open_source(tmp_path / "out/video.mp4").shots())
@@ -58,7 +65,7 @@ def test_without_a_smoother_frames_pass_through(tmp_path, deflicker):
         ({"smoother": "TemporalMeanSmoother"}, None),  # in the loop only
     ],
 )
-def test_the_smoother_asked_for_is_used(deflicker, keys, radius):
+def test_the_requested_smoother_is_used(deflicker: Deflicker, keys: Keys, radius: int | None) -> None:
     cache, _ = deflicker(**keys)
     rendered = cache["rendered"][:]
     if radius is None:
@@ -77,7 +84,7 @@ def test_the_smoother_asked_for_is_used(deflicker, keys, radius):
     ],
     ids=["none", "another", "the same, with options"],
 )
-def test_the_extra_range_is_ebsynths_window_whatever_the_jobs_smoother_is(smoother, deflicker):
+def test_the_extra_range_is_ebsynths_window_whatever_the_jobs_smoother_is(smoother: Keys, deflicker: Deflicker) -> None:
     cache, _ = deflicker(**smoother, extra_deflickering_range=2, frame_maximum_count=4)
     guides, rendered = cache["frames"][:], cache["rendered"][:]
     published = {"smooth_index": [-2, -1, 0, 1, 2], "patch_size": 21, "guide_weight": 100.0}
@@ -85,14 +92,14 @@ def test_the_extra_range_is_ebsynths_window_whatever_the_jobs_smoother_is(smooth
     np.testing.assert_array_equal(cache["deflickered"][:], expected)
 
 
-def test_an_extra_range_beyond_the_video_is_the_whole_video(deflicker):
+def test_an_extra_range_beyond_the_video_is_the_whole_video(deflicker: Deflicker) -> None:
     cache, _ = deflicker(extra_deflickering_range=10**9, frame_maximum_count=3)
     guides, rendered = cache["frames"][:], cache["rendered"][:]
     expected = build("EbsynthSmoother", {"smooth_index": [-2, -1, 1, 2]}, guides, rendered).smooth(0, 3)
     np.testing.assert_array_equal(cache["deflickered"][:], expected)
 
 
-def test_a_post_smoother_takes_the_extra_ranges_place_and_says_so(deflicker):
+def test_a_post_smoother_takes_the_extra_ranges_place_and_says_so(deflicker: Deflicker) -> None:
     post = {"post_smoother": "TemporalMeanSmoother", "post_smoother_config": {"radius": 2}}
     cache, said = deflicker(**post, extra_deflickering_range=3)
     assert said.count("extra_deflickering_range: ignored, since post_smoother is set") == 1
@@ -102,13 +109,15 @@ def test_a_post_smoother_takes_the_extra_ranges_place_and_says_so(deflicker):
 
 
 @pytest.mark.parametrize("name", SMOOTHERS.built_in)
-def test_every_smoother_works_at_its_defaults(deflicker, name):
+def test_every_smoother_works_at_its_defaults(deflicker: Deflicker, name: str) -> None:
     cache, _ = deflicker(post_smoother=name)
     frames, rendered, smooth = (cache[array][:].astype(int) for array in ("frames", "rendered", "deflickered"))
     assert np.abs(smooth - frames).mean() < 0.9 * np.abs(rendered - frames).mean()
 
 
-def test_a_device_that_is_not_there_is_refused_before_anything_goes(deflicker, make_job, cli):
+def test_an_unavailable_device_is_refused_before_anything_is_removed(
+    deflicker: Deflicker, make_job: MakeJob, cli: Cli
+) -> None:
     keys = {"post_smoother": "PatchBlendSmoother", "post_smoother_config": {"window": 2}}
     cache, _ = deflicker(**keys)
     before = cache["deflickered"][:]
@@ -119,7 +128,7 @@ def test_a_device_that_is_not_there_is_refused_before_anything_goes(deflicker, m
     assert cli("deflicker", job, "--restart", "--device", "cpu")[0] == 0
 
 
-def test_source_sound_is_carried_over_in_sync(tmp_path, deflicker):
+def test_the_sources_sound_is_kept_in_sync(tmp_path: Path, deflicker: Deflicker) -> None:
     tone(tmp_path / "a.mp4")
     _, said = deflicker(input_video="a.mp4", frame_width=96, frame_height=64, start_time=0.4, end_time=2.2)
     white, sound, length = onsets(tmp_path / "out/video.mp4")
@@ -129,21 +138,23 @@ def test_source_sound_is_carried_over_in_sync(tmp_path, deflicker):
 
 
 @pytest.mark.parametrize("keys", [{"keep_audio": False}, {"fps": 12}, {"fps": 50}])
-def test_sound_is_left_out_when_asked_or_when_the_speed_changes(tmp_path, deflicker, keys):
+def test_sound_is_left_out_when_asked_or_when_the_speed_changes(
+    tmp_path: Path, deflicker: Deflicker, keys: Keys
+) -> None:
     tone(tmp_path / "a.mp4")
     _, said = deflicker(input_video="a.mp4", **keys)
     assert not open_source(tmp_path / "out/video.mp4").has_audio
     assert ("no sound: at fps" in said) == ("fps" in keys)
 
 
-def test_every_second_frame_plays_at_half_the_rate(tmp_path, deflicker):
+def test_every_second_frame_plays_at_half_the_rate(tmp_path: Path, deflicker: Deflicker) -> None:
     deflicker(frame_interval=2)
     source = open_source(tmp_path / "out/video.mp4")
     assert source.fps == Fraction(25, 2)
     assert [shot.time for shot in source.shots()] == pytest.approx([i * 0.08 for i in range(5)])
 
 
-def test_uneven_times_come_out_as_they_went_in(tmp_path, deflicker):
+def test_uneven_times_are_preserved(tmp_path: Path, deflicker: Deflicker) -> None:
     times = np.array([0, 0.04, 0.08, 0.4, 0.44, 1.0])
     encode(tmp_path / "a.mp4", (scene(i) for i in range(6)), Encoding(times=times))
     deflicker(input_video="a.mp4")
@@ -151,7 +162,9 @@ def test_uneven_times_come_out_as_they_went_in(tmp_path, deflicker):
     np.testing.assert_allclose(found, times, atol=1e-3)
 
 
-def test_the_video_is_written_again_only_when_it_must_be(tmp_path, deflicker, make_job, cli):
+def test_the_video_is_rewritten_only_when_needed(
+    tmp_path: Path, deflicker: Deflicker, make_job: MakeJob, cli: Cli
+) -> None:
     deflicker()
     video, job = tmp_path / "out/video.mp4", tmp_path / "job.json"
     written = video.stat().st_mtime_ns
@@ -162,12 +175,7 @@ def test_the_video_is_written_again_only_when_it_must_be(tmp_path, deflicker, ma
     assert cli("deflicker", job)[0] == 0 and open_source(video).fps == 25
 
 
-EXPORTS = {
-    "a.mp4": "h265", "b.mp4": "av1", "b.webm": "av1", "a.webm": "vp9", "a.mov": "prores", "a.mkv": "ffv1",
-}  # fmt: skip
-
-
-def test_export(tmp_path, deflicker, cli):
+def test_export(tmp_path: Path, deflicker: Deflicker, cli: Cli) -> None:
     deflicker()
     job = tmp_path / "job.json"
     for codec, name in (
@@ -193,11 +201,11 @@ def test_export(tmp_path, deflicker, cli):
         assert container.streams.video[0].codec_context.name == "hevc"
 
 
-def frames_in(folder):
+def frames_in(folder: Path) -> Images:
     return np.stack([shot.image() for shot in open_source(folder).shots()])
 
 
-def test_exported_images_are_the_frames_and_export_resumes(tmp_path, deflicker, cli):
+def test_exported_images_are_the_frames_and_export_resumes(tmp_path: Path, deflicker: Deflicker, cli: Cli) -> None:
     cache, _ = deflicker()
     job, folder = tmp_path / "job.json", tmp_path / "images of it"
     assert cli("export", job, "-o", folder)[0] == 0
@@ -214,7 +222,7 @@ def test_exported_images_are_the_frames_and_export_resumes(tmp_path, deflicker, 
     assert {path.name for path in folder.iterdir() if again[path] != written[path]} == {"00003.png", "00007.png"}
 
 
-def test_images_are_exported_to_the_folder_frames_unless_told_otherwise(tmp_path, deflicker, cli):
+def test_images_are_exported_to_the_frames_folder_by_default(tmp_path: Path, deflicker: Deflicker, cli: Cli) -> None:
     deflicker()
     job = tmp_path / "job.json"
     code, said = cli("export", job, "--codec", "png")
@@ -230,7 +238,7 @@ def test_images_are_exported_to_the_folder_frames_unless_told_otherwise(tmp_path
         assert code == 2 and message in said, said
 
 
-def test_images_that_are_not_the_programs_own_need_force(tmp_path, deflicker, cli):
+def test_overwriting_foreign_images_needs_force(tmp_path: Path, deflicker: Deflicker, cli: Cli) -> None:
     cache, _ = deflicker()
     job, mine = tmp_path / "job.json", write_images(tmp_path / "mine", [scene(0)]) / "00004.png"
     (tmp_path / "mine/0.png").rename(mine)
@@ -242,7 +250,9 @@ def test_images_that_are_not_the_programs_own_need_force(tmp_path, deflicker, cl
     np.testing.assert_array_equal(frames_in(mine.parent), cache["deflickered"][:])
 
 
-def test_kept_frames_are_written_once_and_follow_the_job(tmp_path, deflicker, make_job, cli):
+def test_kept_frames_are_written_once_and_follow_the_job(
+    tmp_path: Path, deflicker: Deflicker, make_job: MakeJob, cli: Cli
+) -> None:
     cache, _ = deflicker(keep_frames=True)
     folder, job = tmp_path / "out/frames", tmp_path / "job.json"
     np.testing.assert_array_equal(frames_in(folder), cache["deflickered"][:])
@@ -258,7 +268,7 @@ def test_kept_frames_are_written_once_and_follow_the_job(tmp_path, deflicker, ma
     np.testing.assert_array_equal(frames_in(folder), FrameCache(cache.path)["deflickered"][:])
 
 
-def test_frames_of_an_earlier_longer_video_go_and_other_files_stay(tmp_path):
+def test_frames_of_an_earlier_longer_video_are_removed_and_other_files_kept(tmp_path: Path) -> None:
     frames = np.stack([scene(index) for index in range(5)])
     write_frames(tmp_path, frames, "mine")
     for name in ("notes.txt", "00009.png"):
@@ -269,7 +279,7 @@ def test_frames_of_an_earlier_longer_video_go_and_other_files_stay(tmp_path):
     ]  # fmt: skip
 
 
-def test_a_jobs_folder_of_frames_is_checked_before_anything_runs(tmp_path, make_job, cli):
+def test_a_jobs_folder_of_frames_is_checked_before_anything_runs(tmp_path: Path, make_job: MakeJob, cli: Cli) -> None:
     mine = tmp_path / "out/frames/00000.png"
     mine.parent.mkdir(parents=True)
     mine.write_bytes(b"mine")
@@ -278,11 +288,13 @@ def test_a_jobs_folder_of_frames_is_checked_before_anything_runs(tmp_path, make_
     assert cli("run", make_job(), "-q")[0] == 0 and mine.read_bytes() == b"mine"
 
 
-# --- what lies there is looked at -----------------------------------------------------------------------
+# --- damaged outputs -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("damage", ["", "{", "3", "[]", "\udcff"])
-def test_a_damaged_note_about_the_video_only_has_it_written_again(damage, tmp_path, deflicker, cli):
+def test_a_damaged_receipt_of_the_video_only_rewrites_the_video(
+    damage: str, tmp_path: Path, deflicker: Deflicker, cli: Cli
+) -> None:
     deflicker()
     video, note = tmp_path / "out/video.mp4", tmp_path / "out/cache.zarr/receipts/video.json"
     right, written = note.read_text(), video.stat().st_mtime_ns
@@ -292,7 +304,7 @@ def test_a_damaged_note_about_the_video_only_has_it_written_again(damage, tmp_pa
     assert note.read_text() == right and video.stat().st_mtime_ns > written
 
 
-def test_a_video_that_was_cut_short_is_written_again(tmp_path, deflicker, cli):
+def test_a_truncated_video_is_rewritten(tmp_path: Path, deflicker: Deflicker, cli: Cli) -> None:
     deflicker()
     video, job = tmp_path / "out/video.mp4", tmp_path / "job.json"
     whole = video.read_bytes()

@@ -1,7 +1,8 @@
-"""Which frame of the guide belongs to which frame of the style."""
+"""Pairing the frames of a guide with those of a style."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -15,15 +16,16 @@ from stages.smoothers.images.offset import MIN_MOTION
 from stages.video import Encoding, encode, open_source
 from tests.conftest import write_images
 from tests.stages.smoothers.images.test_offset import UNEVEN, pan, stylised
+from tests.typing import Image
 
 
-def video(path: Path, frames, fps: Fraction | int = 25) -> Path:
+def video(path: Path, frames: Iterable[Image], fps: Fraction | int = 25) -> Path:
     encode(path, frames, Encoding(Fraction(fps), crf=5))
     return path
 
 
 def partners(guide: Path, style: Path, offset: float = 0.0) -> list[int | None]:
-    """For each frame of the style, the number of its partner."""
+    """The number of each style frame's partner."""
     source = open_source(guide)
     return [
         None if partner is None else round(partner.time * source.fps)
@@ -32,8 +34,8 @@ def partners(guide: Path, style: Path, offset: float = 0.0) -> list[int | None]:
 
 
 @pytest.fixture
-def clips(tmp_path):
-    """Of 8 and 6 frames at one rate, a fast one of 16 at twice the rate, and a folder of 6 images."""
+def clips(tmp_path: Path) -> Path:
+    """A guide of 8 frames, a style of 6, a guide of 16 at twice the rate, and a folder of 6 images."""
     frames = pan(0, UNEVEN[:16])
     video(tmp_path / "guide.mp4", frames[:8])
     video(tmp_path / "style.mp4", frames[:6])
@@ -57,11 +59,13 @@ def clips(tmp_path):
         ("fast.mp4", "style.mp4", -1.5, [None, 0, 1, 3, 5, 7]),
     ],
 )
-def test_frames_are_paired_at_an_offset(clips, guide, style, offset, expected):
+def test_frames_are_paired_at_an_offset(
+    clips: Path, guide: str, style: str, offset: float, expected: list[int | None] | list[None] | list[int]
+) -> None:
     assert partners(clips / guide, clips / style, offset) == expected
 
 
-def test_every_frame_of_the_style_has_a_guide_its_own_where_there_is_none(clips):
+def test_style_frames_without_a_partner_guide_themselves(clips: Path) -> None:
     shots = [shot.image() for shot in GuideShots(clips / "guide.mp4", clips / "images", -2)()]
     styles = [shot.image() for shot in open_source(clips / "images").shots()]
     guides = [shot.image() for shot in open_source(clips / "guide.mp4").shots()]
@@ -69,14 +73,16 @@ def test_every_frame_of_the_style_has_a_guide_its_own_where_there_is_none(clips)
 
 
 @pytest.mark.parametrize(("offset", "count", "expected"), [(0, 6, 2), (2, 6, 0), (-1, 6, 3), (9, 6, 0)])
-def test_frames_of_the_guide_after_the_style_are_counted(clips, offset, count, expected):
+def test_frames_of_the_guide_after_the_style_are_counted(clips: Path, offset: int, count: int, expected: int) -> None:
     guide, style = open_source(clips / "guide.mp4"), open_source(clips / "style.mp4")
     assert unused_frames(guide, style, offset, count) == expected
     assert unused_frames(open_source(clips / "fast.mp4"), style, 0, 6) == 4
 
 
 @pytest.mark.parametrize(("offset", "every"), [(5, 1), (-3, 1), (4, 2)])
-def test_a_long_video_is_compared_in_parts(tmp_path, monkeypatch, offset, every):
+def test_a_long_video_is_compared_in_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offset: int, every: int
+) -> None:
     monkeypatch.setattr(pairing, "STRETCH", 15)
     monkeypatch.setattr(pairing, "STRETCHES", 2)
     monkeypatch.setattr(pairing, "SEARCH", 0.4)
@@ -95,7 +101,7 @@ def test_a_long_video_is_compared_in_parts(tmp_path, monkeypatch, offset, every)
     assert sum(read) < len(style) // 2 + len(guide) // 2
 
 
-def test_parts_lie_at_even_distances():
+def test_compared_parts_are_evenly_spaced() -> None:
     assert pairing._parts(50) == pairing._parts(None) == [(0, 159)]
     parts = pairing._parts(100_000)
     assert parts[0][0] == 0 and parts[-1][1] == 99_999 and all(b[0] > a[1] for a, b in pairwise(parts))

@@ -1,9 +1,12 @@
-"""The denoising loop as a stage: what goes through the networks, and what does not."""
+"""The render stage: attention, smoothing in the loop, schedulers and resuming."""
 
 from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +14,7 @@ import torch
 from diffusers import AutoencoderTiny
 from safetensors.torch import save_file
 
-from diffsynth_cli.__main__ import Interrupted
+from diffsynth_cli.failures import Interrupted
 from stages import render as stage
 from stages.base.cache import FrameCache
 from stages.base.engine import Options
@@ -19,9 +22,12 @@ from stages.diffusion import denoise
 from stages.diffusion.sampler import SAMPLERS
 from stages.diffusion.settings import Batches
 from stages.jobs.job import Job
+from stages.render import tasks as render_tasks
 from stages.render.pattern import attended_frames, shared_window
+from stages.render.tasks import StepTask
 from stages.smoothers import SMOOTHERS
 from tests.conftest import CONTROLNET, GOLDEN, MODEL, scene, write_images
+from tests.typing import Cli, Keys, MakeJob, Render, Run
 
 POOLING_CONTROLNET = GOLDEN / "models/control2"  # global_pool_conditions, as shuffle has it
 
@@ -34,7 +40,7 @@ def assert_same(one: FrameCache, other: FrameCache) -> None:
         np.testing.assert_array_equal(one[name][:], other[name][:])
 
 
-def test_pattern_is_clamped_and_references_are_kept():
+def test_pattern_is_clamped_and_references_are_kept() -> None:
     assert attended_frames([-10000, -1, 0, 1, "reference_1"], range(2, 5), 5) == [
         [0, 1, 2, 3, "reference_1"],
         [0, 2, 3, 4, "reference_1"],
@@ -52,17 +58,19 @@ def test_pattern_is_clamped_and_references_are_kept():
         ({"smoother": None}, []),
     ],
 )
-def test_steps_that_are_smoothed(keys, expected):
+def test_interval_and_ignored_steps_select_smoothed_steps(keys: Keys, expected: list[int]) -> None:
     given = {"model_id": "m", "prompt": "p", "input_video": "v", "output_path": "o", "num_inference_steps": 6}
     job = Job.model_validate({**given, "smoother": "TemporalMeanSmoother", **keys})
     plan = stage.make_plan(job, Options(), (1, 64, 64), keys=(0,), maps=(), multistep=False)
     assert [step for step in range(6) if plan.is_smoothed(step)] == expected
 
 
-def test_a_lora_changes_what_is_rendered_and_its_content_counts(render, tmp_path, make_job, cli):
+def test_a_lora_changes_what_is_rendered_and_its_content_counts(
+    render: Render, tmp_path: Path, make_job: MakeJob, cli: Cli
+) -> None:
     layer = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_v"
 
-    def write(seed):
+    def write(seed: int) -> None:
         matrix = torch.randn(32, 32, generator=torch.Generator().manual_seed(seed))
         save_file({f"{layer}.lora_A.weight": matrix[:4], f"{layer}.lora_B.weight": matrix[:, :4].contiguous()}, path)
 
@@ -78,7 +86,9 @@ def test_a_lora_changes_what_is_rendered_and_its_content_counts(render, tmp_path
     assert code == 1 and "loras[0].file: the content of" in said
 
 
-def test_an_inversion_in_a_pickle_is_rendered_if_pickles_are_allowed(render, tmp_path, make_job, cli):
+def test_an_inversion_in_a_pickle_is_rendered_if_pickles_are_allowed(
+    render: Render, tmp_path: Path, make_job: MakeJob, cli: Cli
+) -> None:
     vectors = torch.randn(2, 32, generator=torch.Generator().manual_seed(0))
     torch.save({"string_to_param": {"*": vectors}}, tmp_path / "fluffy.pt")
     keys = {"prompt": "winter fluffy", "embeddings": ["fluffy.pt"]}
@@ -88,11 +98,11 @@ def test_an_inversion_in_a_pickle_is_rendered_if_pickles_are_allowed(render, tmp
     assert cli("run", make_job(**keys, output_path="some"), "-q", "--allow-pickle") == (0, "")
     some = FrameCache(tmp_path / "some/cache.zarr")["latents"][:]
     assert np.abs(some - without).max() > 1e-3
-    again = render("some", **keys, allow_pickle=True)["latents"][:]  # allowing changes nothing: nothing is done anew
+    again = render("some", **keys, allow_pickle=True)["latents"][:]  # allow_pickle makes nothing stale
     np.testing.assert_array_equal(again, some)
 
 
-def test_a_controlnet_of_scale_0_changes_nothing(render):
+def test_a_controlnet_of_scale_0_changes_nothing(render: Render) -> None:
     without = render("without", controlnet_model_id=[], controlnet_processor=[])["latents"][:]
     zero = render("zero", controlnet_scale=[0.0])["latents"][:]
     some = render("some", controlnet_scale=[0.5])["latents"][:]
@@ -100,7 +110,7 @@ def test_a_controlnet_of_scale_0_changes_nothing(render):
     assert np.abs(some - without).max() > 1e-3
 
 
-def test_guidance_1_asks_for_no_negative_prompt(render):
+def test_guidance_1_asks_for_no_negative_prompt(render: Render) -> None:
     one = render("one", guidance_scale=1.0)["latents"][:]
     other = render("other", guidance_scale=1.0, negative_prompt="blurry")["latents"][:]
     guided = render("guided", guidance_scale=3.0, negative_prompt="blurry")["latents"][:]
@@ -108,7 +118,7 @@ def test_guidance_1_asks_for_no_negative_prompt(render):
     assert np.abs(one - guided).max() > 1e-3
 
 
-def test_neighbours_are_seen_beyond_a_chunk(render, tmp_path):
+def test_neighbours_are_seen_beyond_a_chunk(render: Render, tmp_path: Path) -> None:
     """Frame 7 ends a chunk: another frame 8 must show in it, and in no frame that the pattern does not reach."""
     frames = [scene(i) for i in range(12)]
     write_images(tmp_path / "one", frames)
@@ -121,7 +131,7 @@ def test_neighbours_are_seen_beyond_a_chunk(render, tmp_path):
 
 
 @pytest.mark.parametrize("name", SMOOTHERS.built_in)
-def test_every_smoother_works_in_the_loop_at_its_defaults(render, name):
+def test_every_smoother_works_in_the_loop_at_its_defaults(render: Render, name: str) -> None:
     keys = {"num_inference_steps": 1, "combine_pattern": [0]}
     without, smoothed = render("without", **keys)["rendered"][:], render("with", smoother=name, **keys)["rendered"][:]
     assert smoothed.shape == without.shape and (smoothed != without).any()
@@ -131,34 +141,36 @@ def test_every_smoother_works_in_the_loop_at_its_defaults(render, name):
     ("smoother", "config"),
     [("PatchBlendSmoother", {"window": 2}), ("PySynthSmoother", {"speed": "fastest", "window_size": 2})],
 )
-def test_a_smoother_that_keeps_tables_goes_on_in_the_loop(render, make_job, cli, monkeypatch, smoother, config):
+def test_smoothers_with_tables_resume_in_the_loop(
+    render: Render, make_job: MakeJob, cli: Cli, monkeypatch: pytest.MonkeyPatch, smoother: str, config: Keys
+) -> None:
     keys = {"smoother": smoother, "smoother_config": config, "keep_steps": True}
     straight = render("straight", **keys)
     smoothed: list[int] = []
-    real = stage.SmoothStepTask.run
+    real = render_tasks.SmoothStepTask.run
 
-    def run(task, cache, start, stop):
+    def run(task: Any, cache: FrameCache, start: int, stop: int) -> None:
         smoothed.append(start)
         if len(smoothed) == 4:
             raise Interrupted
         real(task, cache, start, stop)
 
-    monkeypatch.setattr(stage.SmoothStepTask, "run", run)
+    monkeypatch.setattr(render_tasks.SmoothStepTask, "run", run)
     assert cli("run", make_job(**keys, output_path="interrupted"), "-q", "--batch-size", 2)[0] == 130
     interrupted = render("interrupted", **keys)
     assert smoothed == [0, 1, 2, 3, *range(3, 6), *range(6)]
     assert_same(straight, interrupted)
 
 
-def test_the_device_of_the_job_is_what_smooths(render, monkeypatch):
-    asked = set()
+def test_the_device_of_the_job_is_what_smooths(render: Render, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: set[str] = set()
     monkeypatch.setattr("stages.models.weights.pick_gpu", asked.add)  # gives None: no GPU
     render(smoother="PatchBlendSmoother", keyframes=4, num_inference_steps=1, device="cpu")
     render("auto", keyframes="auto", num_inference_steps=1)
     assert asked == {"cpu", "auto"}
 
 
-def test_scratch_arrays_go_and_the_others_stay(render):
+def test_scratch_arrays_are_removed_and_results_kept(render: Render) -> None:
     cache = render(
         smoother="TemporalMeanSmoother", combine_pattern=["reference_0", 0], frames_reference=["images/0.png"]
     )
@@ -166,7 +178,7 @@ def test_scratch_arrays_go_and_the_others_stay(render):
     assert not any(name in cache for name in ("step_latents", "step_predicted", "reference_latents"))
 
 
-def test_black_frames_go_all_the_way(render, tmp_path):
+def test_black_frames_pass_through_all_stages(render: Render, tmp_path: Path) -> None:
     write_images(tmp_path / "black", np.zeros((3, 64, 64, 3), np.uint8))
     cache = render(input_video="black", controlnet_model_id=[str(CONTROLNET)], controlnet_processor=["tile"])
     (maps,) = cache.arrays("control/*")
@@ -175,7 +187,7 @@ def test_black_frames_go_all_the_way(render, tmp_path):
 
 
 @pytest.mark.slow
-def test_float16_and_bfloat16_run(render):
+def test_float16_and_bfloat16_run(render: Render) -> None:
     for dtype in ("bfloat16", "float16"):
         cache = render(dtype, dtype=dtype, num_inference_steps=1)
         assert np.isfinite(cache["latents"][:]).all()
@@ -184,7 +196,7 @@ def test_float16_and_bfloat16_run(render):
 # -- attention: shared -------------------------------------------------------------------------------------------------
 
 
-def test_a_shared_window_holds_what_its_frames_see_and_anchors_apart():
+def test_a_shared_window_holds_the_frames_in_view_and_separate_anchors() -> None:
     frames, anchors, sources = shared_window([-10000, -1, 0, 1, "reference_1"], range(4, 6), 20)
     assert frames == [3, 4, 5, 6] and anchors == [0, "reference_1"]
     assert sources == [[4, 0, 0, 1, 5], [4, 0, 1, 2, 5], [4, 1, 2, 3, 5], [4, 2, 3, 3, 5]]  # the rim sees no further
@@ -192,23 +204,25 @@ def test_a_shared_window_holds_what_its_frames_see_and_anchors_apart():
     assert shared_window([-1, 0], range(1), 1) == ([0], [0], [[1, 0]])
 
 
-def test_windows_of_large_frames_are_smaller():
+def test_windows_of_large_frames_are_smaller() -> None:
     assert [stage.shared_chunk(*size) for size in ((64, 64), (512, 960), (768, 960), (2112, 4096))] == [16, 16, 10, 4]
 
 
-def test_frames_that_see_only_themselves_are_the_same_joint_or_shared(render):
+def test_frames_that_see_only_themselves_are_the_same_joint_or_shared(render: Render) -> None:
     joint, shared = (render(name, attention=name)["latents"][:] for name in ("joint", "shared"))
     np.testing.assert_allclose(joint, shared, atol=1e-4)
 
 
-def test_in_a_still_video_shared_attention_is_joint_attention(render, tmp_path):
+def test_in_a_still_video_shared_attention_is_joint_attention(render: Render, tmp_path: Path) -> None:
     write_images(tmp_path / "still", [scene(3)] * 5)
     keys = {"input_video": "still", "combine_pattern": [-10000, -1, 0, 1], "guidance_scale": 3}
     joint, shared = (render(name, attention=name, **keys)["latents"][:] for name in ("joint", "shared"))
     np.testing.assert_allclose(joint, shared, atol=1e-4)
 
 
-def test_shared_anchors_reach_all_frames_and_neighbours_some(render, tmp_path, monkeypatch):
+def test_shared_anchors_reach_all_frames_and_neighbours_some(
+    render: Render, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(stage, "SHARED_CHUNK", (4, 4))
     frames = [scene(i) for i in range(12)]
     for name, changed in (("one", None), ("first", 0), ("fifth", 5)):
@@ -222,27 +236,29 @@ def test_shared_anchors_reach_all_frames_and_neighbours_some(render, tmp_path, m
     assert {4, 5, 6} <= set(differs) <= set(range(3, 9))  # no further than its window and the next one's rim
 
 
-def test_shared_attention_goes_on_to_the_same_bytes(render, make_job, cli, monkeypatch):
+def test_shared_attention_resumes_to_the_same_bytes(
+    render: Render, make_job: MakeJob, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(stage, "SHARED_CHUNK", (2, 2))
     keys = {"attention": "shared", "combine_pattern": ["reference_0", -10000, -1, 0], "keep_steps": True}
     keys |= {"frames_reference": ["images/3.png"]}
     straight = render("straight", **keys)
-    real, runs = stage.StepTask.run, []
+    real, runs = render_tasks.StepTask.run, []
 
-    def run(task, cache, start, stop):
+    def run(task: Any, cache: FrameCache, start: int, stop: int) -> None:
         runs.append(start)
         if len(runs) == 5:  # in the second step, whose anchors have gone through the networks
             raise Interrupted
         real(task, cache, start, stop)
 
-    monkeypatch.setattr(stage.StepTask, "run", run)
+    monkeypatch.setattr(render_tasks.StepTask, "run", run)
     assert cli("run", make_job(**keys, output_path="interrupted"), "-q", "--batch-size", 2)[0] == 130
-    denoise.denoiser.cache_clear()  # a process that was killed remembers nothing
+    denoise.denoiser.cache_clear()  # as after a kill
     interrupted = render("interrupted", **keys)
     assert_same(straight, interrupted)
 
 
-def test_a_tiny_autoencoder_serves_smoothing_steps_alone(render, tmp_path):
+def test_a_tiny_autoencoder_serves_smoothing_steps_alone(render: Render, tmp_path: Path) -> None:
     torch.manual_seed(0)
     tiny = AutoencoderTiny(
         encoder_block_out_channels=(8,) * 4, decoder_block_out_channels=(8,) * 4, num_encoder_blocks=(1,) * 4,
@@ -258,12 +274,12 @@ def test_a_tiny_autoencoder_serves_smoothing_steps_alone(render, tmp_path):
 # --- schedulers -----------------------------------------------------------------------------------------
 
 SCHEDULERS = tuple(SAMPLERS)
-SMOOTHED = {"smoother": "TemporalMeanSmoother", "smoother_interval": 2}
-THREE = {"num_inference_steps": 3, "guidance_scale": 1.5}  # steps
+SMOOTHED: Keys = {"smoother": "TemporalMeanSmoother", "smoother_interval": 2}
+THREE: Keys = {"num_inference_steps": 3, "guidance_scale": 1.5}  # steps
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
-def test_every_scheduler_goes_on_from_smoothed_clean_latents(render, scheduler):
+def test_every_scheduler_continues_from_smoothed_clean_latents(render: Render, scheduler: str) -> None:
     """Where every step, the last one too, is smoothed over the whole video, all frames end as nearly the same mean."""
     keys = {"scheduler": scheduler, "num_inference_steps": 4, "guidance_scale": 1.5, "img2img_strength": 0.75}
     plain = render("plain", **keys)["latents"][:]
@@ -271,14 +287,14 @@ def test_every_scheduler_goes_on_from_smoothed_clean_latents(render, scheduler):
     assert np.ptp(plain, axis=0).max() > 0.15 and np.ptp(whole, axis=0).max() < 0.01
 
 
-def test_guidance_that_is_too_strong_for_lcm_is_warned_of(make_job, cli):
+def test_guidance_too_high_for_lcm_is_warned_about(make_job: MakeJob, cli: Cli) -> None:
     keys = {"scheduler": "lcm", "num_inference_steps": 1}
     for name, guidance, warned in (("much", {}, True), ("little", {"guidance_scale": 2.0}, False)):
         code, said = cli("run", make_job(**keys, **guidance, output_path=name))
         assert code == 0 and ("guidance_scale 7.5 is too high for lcm" in said) == warned
 
 
-def test_schedulers_differ_and_a_changed_one_is_stale(render, make_job, cli):
+def test_schedulers_differ_and_a_changed_one_is_stale(render: Render, make_job: MakeJob, cli: Cli) -> None:
     made = [render(f"of {name}", scheduler=name, **THREE)["rendered"][:] for name in SCHEDULERS]
     assert all((a != b).any() for k, a in enumerate(made) for b in made[:k])
     code, said = cli("render", make_job(output_path="of lcm", scheduler="euler", **THREE))
@@ -286,7 +302,7 @@ def test_schedulers_differ_and_a_changed_one_is_stale(render, make_job, cli):
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
-def test_models_that_predict_v_and_img2img_go_with_every_scheduler(render, tmp_path, scheduler):
+def test_v_prediction_and_img2img_work_with_every_scheduler(render: Render, tmp_path: Path, scheduler: str) -> None:
     shutil.copytree(MODEL, tmp_path / "v")
     config = tmp_path / "v/scheduler/scheduler_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"prediction_type": "v_prediction"}))
@@ -301,9 +317,15 @@ def test_models_that_predict_v_and_img2img_go_with_every_scheduler(render, tmp_p
     [("dpm++2m", {}), ("dpm++2m", SMOOTHED), ("dpm++2m", {"img2img_strength": 0.8}), ("lcm", SMOOTHED)],
 )
 def test_a_render_that_is_killed_after_every_chunk_ends_in_the_same_bytes(
-    render, tmp_path, make_job, cli, monkeypatch, scheduler, more
-):
-    """A chunk has been written but has no mark yet when the process dies, and is done again."""
+    render: Render,
+    tmp_path: Path,
+    make_job: MakeJob,
+    cli: Cli,
+    monkeypatch: pytest.MonkeyPatch,
+    scheduler: str,
+    more: Keys,
+) -> None:
+    """The process dies when a chunk is written but not yet marked, so the chunk is redone."""
     keys = {
         "frames": 9,
         "scheduler": scheduler,
@@ -315,8 +337,8 @@ def test_a_render_that_is_killed_after_every_chunk_ends_in_the_same_bytes(
     straight = render("straight", **keys)
     killed: list[tuple[str, int, int]] = []
 
-    def dying_once(real):
-        def run(task, cache, start, stop):
+    def dying_once(real: Run) -> Run:
+        def run(task: Any, cache: FrameCache, start: int, stop: int) -> None:
             real(task, cache, start, stop)
             chunk = type(task).__name__, task.step, start
             if chunk not in killed:
@@ -325,7 +347,7 @@ def test_a_render_that_is_killed_after_every_chunk_ends_in_the_same_bytes(
 
         return run
 
-    for kind in (stage.StepTask, stage.SmoothStepTask):
+    for kind in (render_tasks.StepTask, render_tasks.SmoothStepTask):
         monkeypatch.setattr(kind, "run", dying_once(kind.run))
     job = make_job(**keys, output_path="killed")
     while (code := cli("run", job, "-q", "--batch-size", 2)[0]) == 130:
@@ -339,23 +361,25 @@ def test_a_render_that_is_killed_after_every_chunk_ends_in_the_same_bytes(
 
 
 @pytest.mark.parametrize("scheduler", ["dpm++2m", "lcm"])
-def test_chunks_of_another_size_change_nothing(render, monkeypatch, scheduler):
+def test_chunks_of_another_size_change_nothing(render: Render, monkeypatch: pytest.MonkeyPatch, scheduler: str) -> None:
     keys = {"scheduler": scheduler, "batch_size": 1, **THREE, **SMOOTHED}
     whole = render("whole", **keys)
     monkeypatch.setattr(stage, "CHUNK", 4)
     np.testing.assert_array_equal(whole["latents"][:], render("cut", **keys)["latents"][:])
 
 
-def test_dpm_looks_back_at_clean_latents_as_they_were_smoothed(make_job, cli, monkeypatch):
+def test_dpm_looks_back_at_clean_latents_as_they_were_smoothed(
+    make_job: MakeJob, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
     keys = {"scheduler": "dpm++2m", "num_inference_steps": 4, **SMOOTHED}
-    real_run, real, seen = stage.SmoothStepTask.run, stage.StepTask.clean_before, {}
+    real_run, real, seen = render_tasks.SmoothStepTask.run, render_tasks.StepTask.clean_before, {}
 
-    def run(task, cache, start, stop):
+    def run(task: Any, cache: FrameCache, start: int, stop: int) -> None:
         if task.step == 0:
             seen["predicted"] = cache[task.plan.predicted(0)][:]
         real_run(task, cache, start, stop)
 
-    def look(task, cache, frames):
+    def look(task: StepTask, cache: FrameCache, frames: Sequence[int]) -> torch.Tensor | None:
         found = real(task, cache, frames)
         if task.step == 1:
             images = np.stack([seen["predicted"][max(0, i - 1) : i + 2].mean(axis=0).round() for i in frames])
@@ -363,7 +387,7 @@ def test_dpm_looks_back_at_clean_latents_as_they_were_smoothed(make_job, cli, mo
             seen["found"] = found
         return found
 
-    monkeypatch.setattr(stage.SmoothStepTask, "run", run)
-    monkeypatch.setattr(stage.StepTask, "clean_before", look)
+    monkeypatch.setattr(render_tasks.SmoothStepTask, "run", run)
+    monkeypatch.setattr(render_tasks.StepTask, "clean_before", look)
     assert cli("run", make_job(**keys), "-q")[0] == 0
     torch.testing.assert_close(seen["found"], seen["expected"], atol=2e-2, rtol=0)  # a pixel may round the other way

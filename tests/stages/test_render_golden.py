@@ -11,6 +11,7 @@ from safetensors.numpy import load_file
 
 from stages.base.cache import FrameCache
 from tests.conftest import GOLDEN, write_images
+from tests.typing import Cli
 
 EXACT, AFTER_SMOOTHING = 1e-3, 2e-2  # latents; after in-loop smoothing a pixel may round the other way
 GREY_LEVELS, SHARE = 2, 0.999
@@ -49,7 +50,7 @@ def golden_job(case: str, folder: Path) -> tuple[Path, dict[str, np.ndarray]]:
 
 @pytest.mark.parametrize("batch_size", [1, 4])
 @pytest.mark.parametrize("case", CASES)
-def test_golden_case_is_reproduced(case, batch_size, tmp_path, cli):
+def test_golden_cases_are_reproduced(case: str, batch_size: int, tmp_path: Path, cli: Cli) -> None:
     job, data = golden_job(case, tmp_path)
     for stage in ("extract", "control"):
         assert cli(stage, job, "-q") == (0, "")

@@ -1,20 +1,25 @@
-"""Rendering where only keyframes are rendered and all other frames painted from them."""
+"""Rendering keyframes alone and painting all other frames from them."""
 
 from __future__ import annotations
 
-import numpy as np
+from pathlib import Path
+from typing import Any, Never
 
-from diffsynth_cli.__main__ import Interrupted
-from stages import render as stage
+import numpy as np
+import pytest
+
+from diffsynth_cli.failures import Interrupted
+from stages import tasks
 from stages.base.cache import FrameCache
 from stages.smoothers.images import keyframes
 from stages.smoothers.images.keyframes import Interpolator
 from tests.conftest import scene, write_images
+from tests.typing import Cli, MakeJob, Render
 
 KEYFRAMES = {"combine_pattern": [-1, 0, 1], "num_inference_steps": 2}
 
 
-def test_only_keyframes_are_rendered_and_the_others_painted(render, tmp_path):
+def test_only_keyframes_are_rendered_and_the_others_painted(render: Render, tmp_path: Path) -> None:
     folder = write_images(tmp_path / "keys", [scene(i) for i in (0, 4, 8, 10)])
     write_images(tmp_path / "all", [scene(i) for i in range(11)])
     keys = render("few", input_video="all", keyframes=4, **KEYFRAMES)
@@ -30,31 +35,31 @@ def test_only_keyframes_are_rendered_and_the_others_painted(render, tmp_path):
         assert keys["unseen"][index] == np.float32(unseen)
 
 
-def test_keyframes_are_chosen_once(make_job, cli, monkeypatch):
+def test_keyframes_are_chosen_once(make_job: MakeJob, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     keys = {"keyframes": "auto", "num_inference_steps": 1}
-    real = stage.PaintTask.run
+    real = tasks.PaintTask.run
     images = [scene(0)] * 3 + [255 - scene(0).transpose(1, 0, 2)] * 3
     job = make_job(**keys, input_video="cut")
     write_images(job.parent / "cut", images)
 
-    def interrupted(task, cache, start, stop):
+    def interrupted(task: Any, cache: FrameCache, start: int, stop: int) -> Never:
         raise Interrupted
 
-    monkeypatch.setattr(stage.PaintTask, "run", interrupted)
+    monkeypatch.setattr(tasks.PaintTask, "run", interrupted)
     assert cli("run", job, "-q")[0] == 130
-    monkeypatch.setattr(stage.PaintTask, "run", real)
+    monkeypatch.setattr(tasks.PaintTask, "run", real)
     monkeypatch.setattr(keyframes, "choose", None)  # a second choice would fail
     assert cli("run", job, "-q") == (0, "")
     assert FrameCache(job.parent / "out/cache.zarr")["rendered"].attrs["keys"] == [0, 3]
 
 
-def test_keyframes_that_are_all_frames_change_nothing(render):
+def test_keyframes_that_are_all_frames_change_nothing(render: Render) -> None:
     np.testing.assert_array_equal(
         render("all", keyframes=1)["rendered"][:], render("listed", keyframes=[5, 4, 3, 2, 1, 0])["rendered"][:]
     )
 
 
-def test_a_frame_that_no_keyframe_shows_is_named(make_job, cli, tmp_path):
+def test_a_frame_that_no_keyframe_shows_is_named(make_job: MakeJob, cli: Cli, tmp_path: Path) -> None:
     cut = [scene(i) for i in range(4)] + [255 - scene(i).transpose(1, 0, 2) for i in range(4)]
     write_images(tmp_path / "cut", cut)
     job = make_job(input_video="cut", keyframes=[0, 3], num_inference_steps=1)

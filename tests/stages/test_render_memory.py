@@ -1,29 +1,45 @@
-"""Rendering with little memory, in other batches, or compiled: that may take longer, but gives the same result."""
+"""Rendering with little memory, in other batches or compiled gives the same result."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Never, TypeAlias
 
 import numpy as np
 import pytest
 import torch
 
-from diffsynth_cli.__main__ import Interrupted
-from stages import render as stage
+from diffsynth_cli.failures import Interrupted
 from stages.base.cache import FrameCache
 from stages.diffusion import compilation, denoise
+from stages.diffusion.attention import View
+from stages.diffusion.denoise import Denoiser
+from stages.render import tasks as render_tasks
 from tests.conftest import CONTROLNET
 from tests.stages.test_render import POOLING_CONTROLNET, assert_same
+from tests.typing import Cli, MakeJob, Render
+
+Tried: TypeAlias = list[tuple[int, int]]
+"""Latents of each pass that was tried, and how many passes of guidance they belong to."""
 
 
 @pytest.fixture
-def short_of_memory(monkeypatch):
-    """From now on, so many latents at most go through the networks at once; gives a list of those that are tried, with
-    the passes of guidance that they are of."""
+def short_of_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], Tried]]:
+    """Let passes of more than so many latents run out of memory, and return a list of the passes that were tried."""
     real = denoise.Denoiser._predict
 
-    def limit(most: int) -> list[tuple[int, int]]:
-        tried = []
+    def limit(most: int) -> Tried:
+        tried: Tried = []
 
-        def predict(self, latents, embedded, timestep, text, view):
+        def predict(
+            self: Denoiser,
+            latents: torch.Tensor,
+            embedded: list[torch.Tensor],
+            timestep: float,
+            text: torch.Tensor,
+            view: View,
+        ) -> torch.Tensor:
             tried.append((len(latents) * len(text), len(text)))
             if tried[-1][0] > most:
                 raise torch.OutOfMemoryError
@@ -37,7 +53,9 @@ def short_of_memory(monkeypatch):
     denoise.denoiser.cache_clear()
 
 
-def test_batches_are_halved_and_passes_taken_apart_when_memory_runs_out(render, short_of_memory, make_job, cli):
+def test_batches_are_halved_and_passes_separated_when_memory_runs_out(
+    render: Render, short_of_memory: Callable[[int], Tried], make_job: MakeJob, cli: Cli
+) -> None:
     keys = {"combine_pattern": [-1, 0], "controlnet_model_id": [str(CONTROLNET), str(POOLING_CONTROLNET)]}
     keys |= {"controlnet_processor": ["tile", "tile"], "controlnet_scale": [1, 1]}
     whole = render("whole", batch_size=4, **keys)["latents"][:]
@@ -52,22 +70,27 @@ def test_batches_are_halved_and_passes_taken_apart_when_memory_runs_out(render, 
 
 
 @pytest.mark.parametrize("most", [8, 2])  # latents: half the batch; one frame's group, and one pass at a time
-def test_a_render_that_ran_out_of_memory_goes_on_in_its_smaller_batches(
-    most, render, short_of_memory, make_job, cli, monkeypatch
-):
+def test_a_render_that_ran_out_of_memory_resumes_in_smaller_batches(
+    most: int,
+    render: Render,
+    short_of_memory: Callable[[int], Tried],
+    make_job: MakeJob,
+    cli: Cli,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     keys = {"combine_pattern": [-1, 0], "keep_steps": True}
     short_of_memory(most)
     straight = render("straight", batch_size=4, **keys)
-    real, runs = stage.StepTask.run, []
+    real, runs = render_tasks.StepTask.run, []
 
-    def run(task, cache, start, stop):
+    def run(task: Any, cache: FrameCache, start: int, stop: int) -> None:
         runs.append(start)
         if len(runs) == 2:
             raise Interrupted
         real(task, cache, start, stop)
 
     tried = short_of_memory(most)
-    monkeypatch.setattr(stage.StepTask, "run", run)
+    monkeypatch.setattr(render_tasks.StepTask, "run", run)
     job = make_job(**keys, output_path="interrupted")
     assert cli("run", job, "-q", "--batch-size", 4)[0] == 130 and tried[0] == (16, 2)
     tried = short_of_memory(1000)  # there is memory again
@@ -76,7 +99,9 @@ def test_a_render_that_ran_out_of_memory_goes_on_in_its_smaller_batches(
     assert_same(straight, interrupted)
 
 
-def test_windows_of_shared_attention_take_passes_apart_when_memory_runs_out(render, short_of_memory):
+def test_shared_attention_separates_passes_when_memory_runs_out(
+    render: Render, short_of_memory: Callable[[int], Tried]
+) -> None:
     keys = {"attention": "shared", "combine_pattern": [-10000, -1, 0]}
     whole = render("whole", **keys)["latents"][:]
     tried = short_of_memory(len(whole))
@@ -85,18 +110,20 @@ def test_windows_of_shared_attention_take_passes_apart_when_memory_runs_out(rend
     np.testing.assert_allclose(whole, less, rtol=1e-4, atol=1e-3)
 
 
-def test_compiled_networks_give_the_same_and_stay_compiled(render, make_job, cli, tmp_path, monkeypatch):
+def test_compiled_networks_give_the_same_and_stay_compiled(
+    render: Render, make_job: MakeJob, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(compilation, "BACKEND", "eager")  # captured and guarded, but not built: that takes minutes
     plain = render("plain")["latents"][:]
-    real, runs = stage.StepTask.run, []
+    real, runs = render_tasks.StepTask.run, []
 
-    def run(task, cache, start, stop):
+    def run(task: Any, cache: FrameCache, start: int, stop: int) -> None:
         runs.append(task.plan.settings.compiled)
         if len(runs) == 2:
             raise Interrupted
         real(task, cache, start, stop)
 
-    monkeypatch.setattr(stage.StepTask, "run", run)
+    monkeypatch.setattr(render_tasks.StepTask, "run", run)
     job = make_job(output_path="compiled")
     assert cli("run", job, "-q", "--batch-size", 2, "--compile")[0] == 130
     compiled = render("compiled")["latents"][:]
@@ -104,8 +131,8 @@ def test_compiled_networks_give_the_same_and_stay_compiled(render, make_job, cli
     np.testing.assert_allclose(plain, compiled, atol=1e-4)
 
 
-def test_a_machine_that_cannot_compile_says_so(make_job, cli, monkeypatch):
-    def fail(function, backend):
+def test_a_machine_that_cannot_compile_says_so(make_job: MakeJob, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(function: object, backend: object) -> Never:
         raise RuntimeError("no C++ compiler")
 
     monkeypatch.setattr(torch, "compile", fail)
@@ -114,11 +141,11 @@ def test_a_machine_that_cannot_compile_says_so(make_job, cli, monkeypatch):
     assert code == 1 and "--compile" in said and "no C++ compiler" in said
 
 
-def test_a_render_goes_on_in_the_batches_it_was_begun_with(render):
+def test_a_render_records_its_batch_size_to_resume_with(render: Render) -> None:
     assert render(batch_size=3)["rendered"].attrs["batch_size"] == 3
 
 
-def test_networks_that_wait_on_the_host_change_nothing(render, make_job, cli, tmp_path):
+def test_offloaded_networks_give_the_same_frames(render: Render, make_job: MakeJob, cli: Cli, tmp_path: Path) -> None:
     keys = {"smoother": "TemporalMeanSmoother", "vae_tiling": True}
     whole = render("whole", **keys)
     assert cli("run", make_job(**keys, output_path="low"), "-q", "--batch-size", 2, "--low-vram") == (0, "")

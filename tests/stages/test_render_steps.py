@@ -1,25 +1,30 @@
-"""The arrays of a render's steps: written once, dropped when nothing reads them, and never another step's."""
+"""The arrays of denoising steps are written once and dropped when nothing reads them."""
 
 from __future__ import annotations
 
 import json
 import pickle
 import shutil
+from collections.abc import Generator, Iterable
+from pathlib import Path
+from typing import Any, Never
 
 import numpy as np
 import pytest
 
-from diffsynth_cli.__main__ import Interrupted
+from diffsynth_cli.failures import Interrupted
 from stages import render as stage
-from stages.base.cache import ArraySpec, FrameCache
-from stages.base.engine import LocalEngine, Options
+from stages.base.cache import ArraySpec, FrameArray, FrameCache
+from stages.base.engine import Chunk, LocalEngine, Options, Task
 from stages.base.errors import DiffSynthError
 from stages.diffusion import denoise
 from stages.jobs.job import Job
+from stages.render import tasks as render_tasks
 from tests.conftest import MODEL
 from tests.stages.test_render import SMOOTHED
+from tests.typing import Cli, Keys, MakeJob, Render
 
-CASES = {
+CASES: dict[str, Keys] = {
     "plain": {"combine_pattern": [-1, 0, 1]},
     "img2img": {"img2img_strength": 0.9, "num_inference_steps": 6},
     "smoothed, looking back": {**SMOOTHED, "scheduler": "dpm++2m"},
@@ -37,11 +42,14 @@ class LateWriter:
     `refused`: what its attempts ended with. `fullest`: how many arrays of each kind held frames at the same time.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.ordinary = LocalEngine.map
-        self.ran, self.opened, self.refused, self.fullest = {}, {}, [], dict.fromkeys(GROUPS, 0)
+        self.ran: dict[int, list[tuple[bytes, Chunk]]] = {}
+        self.opened: dict[str, FrameArray] = {}
+        self.refused: list[str] = []
+        self.fullest = dict.fromkeys(GROUPS, 0)
 
-    def map(self, task, cache, chunks):
+    def map(self, task: Task, cache: FrameCache, chunks: Iterable[Chunk]) -> Generator[Chunk]:
         step = getattr(task, "step", None)
         if step is None and self.ran:
             step = max(self.ran) + 3  # no step is left
@@ -53,14 +61,14 @@ class LateWriter:
             self.look(cache)
             yield chunk
 
-    def look(self, cache):
+    def look(self, cache: FrameCache) -> None:
         for group in GROUPS:
             names = cache.arrays(f"{group}/*")
             self.opened |= {name: cache[name] for name in names}
             full = [name for name in names if any((cache.path / name).glob("c.*"))]
             self.fullest[group] = max(self.fullest[group], len(full))
 
-    def write_again(self, cache, step):
+    def write_again(self, cache: FrameCache, step: int) -> None:
         for task, chunk in self.ran.pop(step):
             try:
                 pickle.loads(task).run(cache, *chunk)
@@ -72,7 +80,7 @@ class LateWriter:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_late_writer_changes_no_byte(case, render, monkeypatch):
+def test_a_late_writer_changes_no_byte(case: str, render: Render, monkeypatch: pytest.MonkeyPatch) -> None:
     keys = {"frames": 10, **STEPS, **CASES[case]}
     straight = render("straight", **keys)
     late = LateWriter()
@@ -90,13 +98,15 @@ def test_a_late_writer_changes_no_byte(case, render, monkeypatch):
 
 
 @pytest.mark.parametrize("moment", ["before", "half way", "after"])
-def test_a_kill_while_an_array_is_dropped_changes_nothing(moment, render, make_job, cli, monkeypatch):
+def test_a_kill_while_an_array_is_dropped_changes_nothing(
+    moment: str, render: Render, make_job: MakeJob, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
     keys = {"frames": 10, **STEPS, **CASES["smoothed, looking back"]}
     straight = render("straight", **keys)
     dropped: set[str] = set()
     real = FrameCache.remove
 
-    def remove(cache, name):
+    def remove(cache: FrameCache, name: str) -> None:
         killed, folder = name.startswith(GROUPS) and name not in dropped, cache.path / name
         if killed:
             dropped.add(name)
@@ -129,7 +139,7 @@ def test_a_kill_while_an_array_is_dropped_changes_nothing(moment, render, make_j
         ({"keep_steps": True}, ["step_latents"] * 3),
     ],
 )
-def test_disk_space_is_asked_for_what_is_there_at_once(keys, kinds):
+def test_disk_space_is_asked_for_what_is_there_at_once(keys: Keys, kinds: list[str]) -> None:
     given = {"model_id": "m", "prompt": "p", "input_video": "v", "output_path": "o", "num_inference_steps": 4}
     job = Job.model_validate({**given, **keys})
     plan = stage.make_plan(job, Options(), (3, 64, 64), keys=(0, 1, 2), maps=(), multistep=False)
@@ -137,15 +147,17 @@ def test_disk_space_is_asked_for_what_is_there_at_once(keys, kinds):
     assert sorted(found) == sorted([*kinds, "latents", "rendered"])
 
 
-def test_a_render_that_an_earlier_version_started_is_redone_only_when_asked(make_job, cli, monkeypatch):
-    """Its two arrays of latents took turns, so that what is in them cannot be known."""
+def test_a_render_that_an_earlier_version_started_is_redone_only_when_asked(
+    make_job: MakeJob, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Earlier versions alternated between two arrays of latents, so their content is unknown."""
     job = make_job(**STEPS)
 
-    def interrupted(task, cache, start, stop):
+    def interrupted(task: Any, cache: FrameCache, start: int, stop: int) -> Never:
         raise Interrupted
 
     with monkeypatch.context() as patch:
-        patch.setattr(stage.StepTask, "run", interrupted)
+        patch.setattr(render_tasks.StepTask, "run", interrupted)
         assert cli("run", job, "-q")[0] == 130
     cache = FrameCache(job.parent / "out/cache.zarr")
     for name in ("latents_other", "clean", "clean_other", "predicted", "latents_steps"):
@@ -156,7 +168,7 @@ def test_a_render_that_an_earlier_version_started_is_redone_only_when_asked(make
     assert "rendered" in cache and not any(name in cache for name in ("latents_other", "predicted", "latents_steps"))
 
 
-def test_models_that_cannot_be_loaded_cost_no_earlier_result(make_job, cli, tmp_path):
+def test_models_that_cannot_be_loaded_cost_no_earlier_result(make_job: MakeJob, cli: Cli, tmp_path: Path) -> None:
     shutil.copytree(MODEL, tmp_path / "model")
     assert cli("run", make_job(model_id="model"), "-q") == (0, "")
     config = tmp_path / "model/unet/config.json"

@@ -1,46 +1,49 @@
-"""`diffsynth smooth`: any two videos in, one without flicker out."""
+"""`diffsynth smooth` on any two videos."""
 
 from __future__ import annotations
 
-import hashlib
-import os
 import shutil
+from collections.abc import Callable, Iterable
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
-import av
 import cv2
 import numpy as np
 import pytest
 import torch
 
-from diffsynth_cli.__main__ import Interrupted
-from stages import smooth
+from diffsynth_cli.failures import Interrupted
+from stages import smooth, tasks
 from stages.base.cache import FrameCache
-from stages.pairing import GuideShots
+from stages.base.engine import Task
+from stages.pairing import GuideShots, align
 from stages.smooth import guidance
 from stages.smoothers import build
+from stages.smoothers.images.offset import Alignment
 from stages.video import Encoding, encode, open_source
+from stages.video.sources import Source
 from tests.conftest import write_images
 from tests.diffsynth_cli.test_interruption import start, wait_for
 from tests.stages.smoothers.images.test_offset import UNEVEN, pan, stylised
-from tests.stages.smoothers.scenes import HEIGHT, WIDTH, scene, squared_error
+from tests.stages.smoothers.scenes import HEIGHT, WIDTH, Scene, scene, squared_error
 from tests.stages.video.clips import onsets, tone
+from tests.typing import Cli, Image
 
 OPTIONS = ("--window", "4")
 
 
 @pytest.fixture
-def made():
+def made() -> Scene:
     return scene("light")
 
 
 @pytest.fixture
-def folders(tmp_path, made):
+def folders(tmp_path: Path, made: Scene) -> tuple[Path, Path]:
     return write_images(tmp_path / "guide", made.guides), write_images(tmp_path / "style", made.styles)
 
 
-def video(path: Path, frames, fps: int = 25) -> Path:
+def video(path: Path, frames: Iterable[Image], fps: int = 25) -> Path:
     encode(path, frames, Encoding(Fraction(fps), crf=5))
     return path
 
@@ -49,7 +52,9 @@ def images(folder: Path) -> np.ndarray:
     return np.stack([shot.image() for shot in open_source(folder).shots()])
 
 
-def test_a_folder_of_images_is_written_and_nothing_else_is_left(tmp_path, made, folders, cli):
+def test_a_folder_of_images_is_written_and_nothing_else_is_left(
+    tmp_path: Path, made: Scene, folders: tuple[Path, Path], cli: Cli
+) -> None:
     code, said = cli("smooth", *folders, "-o", tmp_path / "out", *OPTIONS)
     assert code == 0, said
     assert sorted(file.name for file in tmp_path.iterdir()) == ["guide", "out", "style"]
@@ -58,7 +63,9 @@ def test_a_folder_of_images_is_written_and_nothing_else_is_left(tmp_path, made, 
     np.testing.assert_array_equal(images(tmp_path / "out"), expected)
 
 
-def test_the_device_is_what_smooths(tmp_path, made, folders, cli, monkeypatch):
+def test_the_device_is_what_smooths(
+    tmp_path: Path, made: Scene, folders: tuple[Path, Path], cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("stages.models.weights.pick_device", lambda name: torch.device("cuda"))
     monkeypatch.setattr("stages.smoothers.images.gpu.load", lambda frame, device: pytest.fail(f"{device} is asked"))
     for mode in ("blend", "interpolate"):
@@ -66,7 +73,7 @@ def test_the_device_is_what_smooths(tmp_path, made, folders, cli, monkeypatch):
             cli("smooth", *folders, "-o", tmp_path / mode, "--mode", mode, "--device", "cuda", *OPTIONS)
 
 
-def test_a_video_keeps_rate_and_sound_of_the_style(tmp_path, cli):
+def test_a_video_keeps_rate_and_sound_of_the_style(tmp_path: Path, cli: Cli) -> None:
     style = tone(tmp_path / "style.mp4", seconds=1.4)
     output = tmp_path / "out.mp4"
     code, said = cli("smooth", style, style, "-o", output, "--window", "2")
@@ -76,7 +83,7 @@ def test_a_video_keeps_rate_and_sound_of_the_style(tmp_path, cli):
     assert onsets(output)[1] == pytest.approx(onsets(style)[1], abs=0.03)
 
 
-def test_without_sound_in_the_style_the_guides_is_taken(tmp_path, cli):
+def test_without_sound_in_the_style_the_guides_is_taken(tmp_path: Path, cli: Cli) -> None:
     guide = tone(tmp_path / "guide.mp4", seconds=1.4)
     source = open_source(guide)
     style = tmp_path / "style.mp4"
@@ -87,7 +94,7 @@ def test_without_sound_in_the_style_the_guides_is_taken(tmp_path, cli):
     assert onsets(tmp_path / "out.mp4")[1] == pytest.approx(onsets(guide)[1], abs=0.03)
 
 
-def test_images_are_shown_when_the_guides_frames_are(tmp_path, cli):
+def test_images_are_shown_when_the_guides_frames_are(tmp_path: Path, cli: Cli) -> None:
     guide = tone(tmp_path / "guide.mp4", seconds=1.4)
     painted = write_images(tmp_path / "painted", (shot.image() for shot in open_source(guide).shots()))
     fast = tmp_path / "fast.mp4"
@@ -100,8 +107,10 @@ def test_images_are_shown_when_the_guides_frames_are(tmp_path, cli):
     assert onsets(tmp_path / "sound.mp4")[1] == pytest.approx(onsets(guide)[1], abs=0.03)
 
 
-def test_a_call_killed_after_all_was_written_is_cleared_up(tmp_path, folders, cli, monkeypatch):
-    monkeypatch.setattr(smooth.shutil, "rmtree", lambda *arguments, **options: None)
+def test_a_call_killed_after_all_was_written_is_cleared_up(
+    tmp_path: Path, folders: tuple[Path, Path], cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stages.smooth.shutil.rmtree", lambda *arguments, **options: None)
     assert cli("smooth", *folders, "-o", tmp_path / "out.mp4", *OPTIONS)[0] == 0
     monkeypatch.undo()
     assert (tmp_path / "out.mp4.cache.zarr").exists()
@@ -110,19 +119,21 @@ def test_a_call_killed_after_all_was_written_is_cleared_up(tmp_path, folders, cl
     assert not (tmp_path / "out.mp4.cache.zarr").exists()
 
 
-def test_what_was_done_before_an_interruption_is_not_done_again(tmp_path, folders, cli, monkeypatch):
+def test_chunks_done_before_an_interruption_are_not_redone(
+    tmp_path: Path, folders: tuple[Path, Path], cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
     output = tmp_path / "out"
     smoothed: list[int] = []
-    real = smooth.SmoothTask.run
+    real = tasks.SmoothTask.run
 
-    def run(task, cache, start, stop):
+    def run(task: Any, cache: FrameCache, start: int, stop: int) -> None:
         if len(smoothed) == 5:
             smoothed.append(-1)
             raise Interrupted
         smoothed.append(start)
         real(task, cache, start, stop)
 
-    monkeypatch.setattr(smooth.SmoothTask, "run", run)
+    monkeypatch.setattr(tasks.SmoothTask, "run", run)
     code, said = cli("smooth", *folders, "-o", output, *OPTIONS)
     assert code == 130 and "Resume with: diffsynth smooth" in said and not output.exists()
     code, said = cli("smooth", *folders, "-o", output, *OPTIONS)
@@ -132,29 +143,31 @@ def test_what_was_done_before_an_interruption_is_not_done_again(tmp_path, folder
     np.testing.assert_array_equal(images(output), images(tmp_path / "straight"))
 
 
-def test_other_options_after_an_interruption_begin_anew(tmp_path, made, folders, cli, monkeypatch):
-    real, calls = smooth.SmoothTask.run, []
+def test_other_options_after_an_interruption_start_over(
+    tmp_path: Path, made: Scene, folders: tuple[Path, Path], cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = tasks.SmoothTask.run, []
 
-    def run(task, cache, start, stop):
+    def run(task: Any, cache: FrameCache, start: int, stop: int) -> None:
         calls.append(start)
         if len(calls) == 3:
             raise Interrupted
         real(task, cache, start, stop)
 
-    monkeypatch.setattr(smooth.SmoothTask, "run", run)
+    monkeypatch.setattr(tasks.SmoothTask, "run", run)
     assert cli("smooth", *folders, "-o", tmp_path / "out", *OPTIONS)[0] == 130
     assert cli("smooth", *folders, "-o", tmp_path / "out", "--strength", "0")[0] == 0
     np.testing.assert_array_equal(images(tmp_path / "out"), made.styles)
 
 
-def test_a_guide_of_another_size_is_fitted(tmp_path, made, folders, cli):
+def test_a_guide_of_another_size_is_fitted(tmp_path: Path, made: Scene, folders: tuple[Path, Path], cli: Cli) -> None:
     large = [cv2.resize(image, (2 * WIDTH, 2 * HEIGHT), interpolation=cv2.INTER_CUBIC) for image in made.guides]
     code, said = cli("smooth", write_images(tmp_path / "large", large), folders[1], "-o", tmp_path / "out", *OPTIONS)
     assert code == 0, said
     assert squared_error(images(tmp_path / "out"), made.truth) < 0.5 * squared_error(made.styles, made.truth)
 
 
-def test_the_style_sets_the_rate(tmp_path, made, cli):
+def test_the_style_sets_the_rate(tmp_path: Path, made: Scene, cli: Cli) -> None:
     guide = video(tmp_path / "guide.mp4", made.guides, fps=24)
     style = video(tmp_path / "style.mp4", made.styles[::2], fps=12)
     code, said = cli("smooth", guide, style, "-o", tmp_path / "out.mp4", *OPTIONS)
@@ -163,7 +176,9 @@ def test_the_style_sets_the_rate(tmp_path, made, cli):
 
 
 @pytest.mark.parametrize(("frames", "expected"), [(7, "no frames for 5 of the 12"), (11, "no frames for 1 of the 12")])
-def test_a_guide_that_ends_early_is_told_and_no_frame_is_lost(tmp_path, made, folders, cli, frames, expected):
+def test_a_guide_that_ends_early_is_reported_and_no_frame_is_lost(
+    tmp_path: Path, made: Scene, folders: tuple[Path, Path], cli: Cli, frames: int, expected: str
+) -> None:
     short = write_images(tmp_path / "short", made.guides[:frames])
     code, said = cli("smooth", short, folders[1], "-o", tmp_path / "out", *OPTIONS)
     assert code == 0 and expected in said and len(images(tmp_path / "out")) == 12
@@ -172,13 +187,15 @@ def test_a_guide_that_ends_early_is_told_and_no_frame_is_lost(tmp_path, made, fo
     np.testing.assert_array_equal(images(tmp_path / "out"), expected_frames)
 
 
-def test_a_guide_that_is_longer_is_told(tmp_path, made, folders, cli):
+def test_a_longer_guide_is_reported(tmp_path: Path, made: Scene, folders: tuple[Path, Path], cli: Cli) -> None:
     style = write_images(tmp_path / "few", made.styles[:8])
     code, said = cli("smooth", folders[0], style, "-o", tmp_path / "out", *OPTIONS)
     assert code == 0 and "continues for 4 frames after the end of" in said and len(images(tmp_path / "out")) == 8
 
 
-def test_what_cannot_be_written_or_does_not_fit_is_refused_before_work(tmp_path, made, folders, cli):
+def test_unusable_arguments_are_refused_before_any_work(
+    tmp_path: Path, made: Scene, folders: tuple[Path, Path], cli: Cli
+) -> None:
     guide, style = folders
     tall = write_images(tmp_path / "tall", [image.transpose(1, 0, 2) for image in made.guides])
     for arguments, expected in (
@@ -207,13 +224,13 @@ def test_what_cannot_be_written_or_does_not_fit_is_refused_before_work(tmp_path,
 
 
 @pytest.fixture
-def ahead(tmp_path):
+def ahead(tmp_path: Path) -> tuple[Path, Path]:
     """Videos of an uneven camera movement: the guide, and a style of 20 frames that is 3 frames ahead of it."""
     guide = pan(0, UNEVEN[:20])
     return video(tmp_path / "guide.mp4", guide), video(tmp_path / "style.mp4", stylised(pan(0, UNEVEN[3:23])))
 
 
-def test_an_offset_is_found_told_and_used(tmp_path, ahead, cli):
+def test_an_offset_is_found_reported_and_used(tmp_path: Path, ahead: tuple[Path, Path], cli: Cli) -> None:
     guide, style = ahead
     code, said = cli("smooth", guide, style, "-o", tmp_path / "found", *OPTIONS)
     assert code == 0, said
@@ -231,7 +248,9 @@ def test_an_offset_is_found_told_and_used(tmp_path, ahead, cli):
 
 
 @pytest.mark.parametrize("name", ["out.mp4", "out.mkv", "out.webm"])
-def test_an_output_that_was_cut_short_is_not_complete(name, tmp_path, ahead, cli):
+def test_a_truncated_output_does_not_count_as_complete(
+    name: str, tmp_path: Path, ahead: tuple[Path, Path], cli: Cli
+) -> None:
     output = tmp_path / name
     assert cli("smooth", ahead[1], "-o", output, "--window", "1", "-q")[0] == 0
     whole = output.read_bytes()
@@ -244,11 +263,18 @@ def test_an_output_that_was_cut_short_is_not_complete(name, tmp_path, ahead, cli
     assert output.read_bytes() == whole
 
 
-def test_a_resumed_run_uses_the_offset_that_was_found(tmp_path, ahead, cli, monkeypatch):
+def test_a_resumed_run_uses_the_offset_that_was_found(
+    tmp_path: Path, ahead: tuple[Path, Path], cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert cli("smooth", *ahead, "-o", tmp_path / "straight.mp4", *OPTIONS)[0] == 0
-    real, searches = guidance.align, []
-    monkeypatch.setattr(guidance, "align", lambda *arguments: (searches.append(1), real(*arguments))[1])
-    for interrupted, stop_at in ((smooth.DecodeTask, 2), (smooth.DecodeTask, 2), (smooth.SmoothTask, 4)):
+    searches: list[int] = []
+
+    def counted(guide: Source, style: Source, progress: Callable[[int], None]) -> Alignment:
+        searches.append(1)
+        return align(guide, style, progress)
+
+    monkeypatch.setattr(guidance, "align", counted)
+    for interrupted, stop_at in ((tasks.DecodeTask, 2), (tasks.DecodeTask, 2), (tasks.SmoothTask, 4)):
         with monkeypatch.context() as patch:
             patch.setattr(interrupted, "run", stopped(interrupted.run, stop_at))
             assert cli("smooth", *ahead, "-o", tmp_path / "out.mp4", *OPTIONS)[0] == 130
@@ -258,11 +284,11 @@ def test_a_resumed_run_uses_the_offset_that_was_found(tmp_path, ahead, cli, monk
     assert (tmp_path / "out.mp4").read_bytes() == (tmp_path / "straight.mp4").read_bytes()
 
 
-def stopped(run, calls: int):
+def stopped(run: Callable[..., None], calls: int) -> Callable[..., None]:
     """A task's `run` that is interrupted at this call."""
     count = iter(range(1, calls + 1))
 
-    def until(task, *arguments) -> None:
+    def until(task: Task, *arguments: Any) -> None:
         if next(count) == calls:
             raise Interrupted
         run(task, *arguments)
@@ -271,7 +297,7 @@ def stopped(run, calls: int):
 
 
 @pytest.mark.chaos
-def test_a_killed_run_with_an_offset_gives_the_same_bytes(tmp_path, ahead, cli):
+def test_a_killed_run_with_an_offset_gives_the_same_bytes(tmp_path: Path, ahead: tuple[Path, Path], cli: Cli) -> None:
     assert cli("smooth", *ahead, "-o", tmp_path / "straight.mp4", *OPTIONS)[0] == 0
     arguments = ("smooth", *ahead, "-o", tmp_path / "killed.mp4", *OPTIONS)
     for advances in (12, 43, 8):  # while it compares outlines, decodes, and smooths
@@ -286,7 +312,7 @@ def test_a_killed_run_with_an_offset_gives_the_same_bytes(tmp_path, ahead, cli):
 
 
 @pytest.mark.parametrize("offset", [10, -10])
-def test_the_guides_sound_is_moved_by_the_offset(tmp_path, cli, offset):
+def test_the_guides_sound_is_moved_by_the_offset(tmp_path: Path, cli: Cli, offset: int) -> None:
     guide = tone(tmp_path / "guide.mp4", seconds=2)
     shots = [shot.image() for shot in open_source(guide).shots()]
     style = video(tmp_path / "style.mp4", [shots[min(max(0, i + offset), 49)] for i in range(40)])
@@ -300,7 +326,7 @@ def test_the_guides_sound_is_moved_by_the_offset(tmp_path, cli, offset):
     assert onsets(tmp_path / "images.mp4")[1] == pytest.approx(1 - offset / 25, abs=0.05)
 
 
-def test_a_guide_of_something_else_is_told_and_not_used(tmp_path, ahead, cli):
+def test_an_unrelated_guide_is_reported_and_not_used(tmp_path: Path, ahead: tuple[Path, Path], cli: Cli) -> None:
     other = video(tmp_path / "other.mp4", pan(5, UNEVEN[:20]))
     code, said = cli("smooth", other, ahead[1], "-o", tmp_path / "told", *OPTIONS)
     assert code == 0 and "other.mp4 does not seem to match" in said and "--offset FRAMES" in said
@@ -311,10 +337,12 @@ def test_a_guide_of_something_else_is_told_and_not_used(tmp_path, ahead, cli):
     assert not np.array_equal(images(tmp_path / "told"), images(tmp_path / "forced"))
 
 
-def test_without_a_guide_the_style_is_its_own_and_stored_once(tmp_path, made, folders, cli, monkeypatch):
+def test_without_a_guide_the_style_is_its_own_and_stored_once(
+    tmp_path: Path, made: Scene, folders: tuple[Path, Path], cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
     style = folders[1]
     with monkeypatch.context() as patch:
-        patch.setattr(smooth.SmoothTask, "run", stopped(smooth.SmoothTask.run, 2))
+        patch.setattr(tasks.SmoothTask, "run", stopped(tasks.SmoothTask.run, 2))
         assert cli("smooth", style, "-o", tmp_path / "out", *OPTIONS)[0] == 130
     cache = FrameCache(tmp_path / "out.cache.zarr")
     assert "styles" in cache and "guides" not in cache
@@ -323,107 +351,12 @@ def test_without_a_guide_the_style_is_its_own_and_stored_once(tmp_path, made, fo
     np.testing.assert_array_equal(images(tmp_path / "out"), expected)
 
 
-def test_a_guide_that_is_a_copy_of_the_style_means_no_guide(tmp_path, folders, cli):
+def test_a_guide_that_is_a_copy_of_the_style_means_no_guide(
+    tmp_path: Path, folders: tuple[Path, Path], cli: Cli
+) -> None:
     style = folders[1]
     copy = shutil.copytree(style, tmp_path / "copy")
     assert cli("smooth", style, "-o", tmp_path / "out", *OPTIONS)[0] == 0
     for guide in (style, copy):
         code, said = cli("smooth", guide, style, "-o", tmp_path / "out", *OPTIONS)
         assert code == 0 and "nothing to do" in said
-
-
-# --- outputs --------------------------------------------------------------------------------------------
-
-
-def checksums(folder: Path) -> dict[str, str]:
-    return {
-        file.relative_to(folder).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
-        for file in folder.rglob("*")
-        if file.is_file()
-    }
-
-
-def test_inputs_are_never_overwritten(tmp_path, made, folders, cli):
-    guide, style = folders
-    film = video(tmp_path / "film.mp4", made.styles)
-    (tmp_path / "link.mp4").symlink_to(film)
-    os.link(film, tmp_path / "hard.mp4")
-    before = checksums(tmp_path)
-    for inputs, output in (
-        ((guide, film), film),
-        ((film, style), film),
-        ((film,), film),
-        ((guide, film), f"{tmp_path}/guide/../film.mp4"),
-        ((guide, film), tmp_path / "link.mp4"),
-        ((guide, tmp_path / "link.mp4"), film),
-        ((guide, film), tmp_path / "hard.mp4"),
-        ((guide, style), style),
-        ((guide, style), guide),
-        ((guide, style), style / "out.mp4"),
-        ((guide, film), tmp_path),
-    ):
-        for force in ((), ("--force",)):
-            code, said = cli("smooth", *inputs, "-o", output, *force)
-            assert code == 2 and said.count("error:") == 1 and "input" in said, said
-            assert checksums(tmp_path) == before
-
-
-def test_other_files_are_overwritten_only_with_force(tmp_path, made, folders, cli):
-    mine, full = video(tmp_path / "mine.mp4", made.guides), write_images(tmp_path / "full", made.guides[:2])
-    before = checksums(tmp_path)
-    for output, expected in ((mine, "mine.mp4 exists"), (full, "is not empty")):
-        code, said = cli("smooth", *folders, "-o", output, *OPTIONS)
-        assert code == 2 and expected in said and "--force" in said and checksums(tmp_path) == before
-    code, said = cli("smooth", *folders, "-o", full, "--force", *OPTIONS)
-    assert code == 2 and "0.png, which is not" in said and checksums(tmp_path) == before  # not named as ours are
-    assert cli("smooth", *folders, "-o", mine, "--force", *OPTIONS)[0] == 0
-    assert len(images(mine)) == 12
-
-
-def test_a_cache_folder_of_somebody_else_is_left_alone(tmp_path, folders, cli):
-    (tmp_path / "out.cache.zarr").mkdir()
-    (tmp_path / "out.cache.zarr/notes.txt").write_text("mine")
-    code, said = cli("smooth", *folders, "-o", tmp_path / "out", *OPTIONS)
-    assert code == 2 and "in the way" in said and (tmp_path / "out.cache.zarr/notes.txt").read_text() == "mine"
-
-
-@pytest.mark.parametrize("name", ["out", "out.mp4", "out.webm"])
-def test_a_finished_run_says_so(tmp_path, folders, cli, name, monkeypatch):
-    arguments = ("smooth", *folders, "-o", tmp_path / name)
-    assert cli(*arguments, *OPTIONS)[0] == 0
-    before = checksums(tmp_path)
-    with monkeypatch.context() as patch:
-        patch.setattr(smooth, "fill", lambda *_, **__: pytest.fail("is redone"))
-        code, said = cli(*arguments, *OPTIONS)
-        assert code == 0 and "nothing to do" in said and checksums(tmp_path) == before
-        code, said = cli(*arguments, "--window", "5")
-        assert code == 2 and "with other options" in said and "--force" in said and checksums(tmp_path) == before
-    assert not list(tmp_path.glob("*.cache.zarr"))
-    assert cli(*arguments, *OPTIONS, "--restart")[0] == 0
-    assert checksums(tmp_path) == before
-    assert cli(*arguments, "--window", "5", "--force")[0] == 0
-    assert checksums(tmp_path) != before
-    assert sorted(file.name for file in tmp_path.iterdir()) == sorted(["guide", "style", name])
-
-
-def test_a_folder_that_lacks_an_image_is_not_complete(tmp_path, folders, cli):
-    assert cli("smooth", *folders, "-o", tmp_path / "out", *OPTIONS)[0] == 0
-    (tmp_path / "out/00007.png").unlink()
-    code, said = cli("smooth", *folders, "-o", tmp_path / "out", *OPTIONS)
-    assert code == 2 and "is not empty" in said
-
-
-def test_suffixes_choose_the_kind_of_output(tmp_path, folders, cli):
-    assert cli("smooth", *folders, "-o", tmp_path / "x.webm", *OPTIONS)[0] == 0
-    with av.open(str(tmp_path / "x.webm")) as container:
-        assert container.streams.video[0].codec_context.name in ("vp9", "libvpx-vp9")
-    assert cli("smooth", *folders, "-o", tmp_path / "v1.5", *OPTIONS)[0] == 0
-    assert len(list((tmp_path / "v1.5").glob("*.png"))) == 12
-
-
-def test_odd_sizes_are_told(tmp_path, cli):
-    style = write_images(tmp_path / "style", pan(0, UNEVEN[:6])[:, :47, :63])
-    code, said = cli("smooth", style, "-o", tmp_path / "out.mp4", *OPTIONS)
-    assert code == 0 and "64×48 instead of 63×47" in said
-    code, said = cli("smooth", style, "-o", tmp_path / "out", *OPTIONS)
-    assert code == 0 and "instead of" not in said and images(tmp_path / "out").shape[1:3] == (47, 63)

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
 
-from stages import smooth
+from stages import tasks
 from stages.smooth import guidance
 from tests.conftest import write_images
 from tests.stages.smoothers.images.test_offset import UNEVEN, pan, stylised
-from tests.stages.smoothers.scenes import scene, squared_error
+from tests.stages.smoothers.scenes import Scene, scene, squared_error
 from tests.stages.test_smooth import images, stopped, video
+from tests.typing import Cli, Images
 
 
 @pytest.fixture
-def made():
+def made() -> Scene:
     return scene("light")
 
 
-def test_frames_between_keyframes_are_painted(tmp_path, made, cli):
+def test_frames_between_keyframes_are_painted(tmp_path: Path, made: Scene, cli: Cli) -> None:
     guide = video(tmp_path / "guide.mp4", made.guides)
     keyframes = tmp_path / "keyframes"
     keyframes.mkdir()
@@ -43,7 +46,7 @@ def test_frames_between_keyframes_are_painted(tmp_path, made, cli):
 
 
 @pytest.fixture
-def keys_ahead(tmp_path):
+def keys_ahead(tmp_path: Path) -> tuple[Path, Path, Images]:
     """A guide of an uneven camera movement, and every 2nd frame of a style that is 3 frames ahead of it; and all."""
     guide = video(tmp_path / "guide.mp4", pan(0, UNEVEN[:23]))
     styles = stylised(pan(0, UNEVEN[3:23]))
@@ -53,7 +56,9 @@ def keys_ahead(tmp_path):
     return guide, tmp_path / "keys", styles
 
 
-def test_keyframes_ahead_of_their_guide_are_put_where_they_belong(tmp_path, keys_ahead, cli):
+def test_keyframes_ahead_of_their_guide_are_shifted_into_place(
+    tmp_path: Path, keys_ahead: tuple[Path, Path, Images], cli: Cli
+) -> None:
     guide, keys, styles = keys_ahead
     arguments = (guide, keys, "--mode", "interpolate")
     code, said = cli("smooth", *arguments, "-o", tmp_path / "found")
@@ -73,11 +78,13 @@ def test_keyframes_ahead_of_their_guide_are_put_where_they_belong(tmp_path, keys
     assert code == 2 and "no keyframe lies within" in said and not (tmp_path / "none.cache.zarr").exists()
 
 
-def test_a_killed_run_puts_keyframes_at_the_same_place_again(tmp_path, keys_ahead, cli, monkeypatch):
+def test_a_resumed_run_places_keyframes_as_before(
+    tmp_path: Path, keys_ahead: tuple[Path, Path, Images], cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
     arguments = (*keys_ahead[:2], "--mode", "interpolate")
     assert cli("smooth", *arguments, "-o", tmp_path / "straight")[0] == 0
     with monkeypatch.context() as patch:
-        patch.setattr(smooth.PaintTask, "run", stopped(smooth.PaintTask.run, 6))
+        patch.setattr(tasks.PaintTask, "run", stopped(tasks.PaintTask.run, 6))
         assert cli("smooth", *arguments, "-o", tmp_path / "out")[0] == 130
     monkeypatch.setattr(guidance, "align", None)
     assert cli("smooth", *arguments, "-o", tmp_path / "out")[0] == 0

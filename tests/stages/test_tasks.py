@@ -1,4 +1,4 @@
-"""Tasks of all stages: pickled to other processes, and run in any order, they give the same bytes."""
+"""Tasks of all stages give the same bytes in any order and after pickling."""
 
 from __future__ import annotations
 
@@ -6,20 +6,28 @@ import importlib
 import pickle
 import pkgutil
 import random
+from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
 
 import pytest
 from transformers import AutoModelForDepthEstimation
 
 import stages
-from stages.base.engine import LocalEngine, Task
+from stages.base.cache import FrameCache
+from stages.base.engine import Chunk, LocalEngine, Task
 from stages.diffusion import denoise
+from stages.diffusion.loading import load_networks
 from tests.conftest import CONTROLNET, scene, write_images
 from tests.stages.annotators.random_weights import write_depth_model
+from tests.typing import Cli, MakeJob
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 FRAMES = 18  # three chunks in most phases
 RENDERED = {"DecodeTask", "LoadTask", "MeasureTask", "StepTask", "DecodeLatentsTask"}
-JOBS = {
+JOBS: dict[str, tuple[dict[str, Any], set[str]]] = {
     "every frame": (
         {
             "controlnet_processor": [
@@ -49,22 +57,23 @@ JOBS = {
         {*RENDERED, "AnnotateTask", "PaintTask", "PassTask"},
     ),
 }  # fmt: skip
-CALLS = {
+CALLS: dict[str, tuple[list[object], set[str]]] = {
     "smooth": (["guide", "style", "--window", 2], {"DecodeTask", "SmoothTask"}),
     "interpolate": (["guide", "keys", "--mode", "interpolate"], {"DecodeTask", "PaintTask"}),
 }
 
 
 class Workers:
-    """An engine of two processes that take chunks in a random order, each with its own copy of the task.
+    """An engine with two workers that take chunks in random order, each with its own copy of the task.
 
     `ran`: the names of the tasks that ran.
     """
 
-    def __init__(self):
-        self.chance, self.ran = random.Random(0), set()
+    def __init__(self) -> None:
+        self.chance = random.Random(0)
+        self.ran: set[str] = set()
 
-    def map(self, task, cache, chunks):
+    def map(self, task: Task, cache: FrameCache, chunks: Iterable[Chunk]) -> Generator[Chunk]:
         self.ran.add(type(task).__name__)
         workers = [pickle.loads(pickle.dumps(task)) for _ in range(2)]
         shuffled = list(chunks)
@@ -74,12 +83,12 @@ class Workers:
             yield start, stop
         for worker in workers:
             worker.close()
-            pickle.dumps(worker)  # nothing that it needed is kept
+            pickle.dumps(worker)  # close() dropped everything that does not pickle
 
 
 @pytest.fixture
-def workers(monkeypatch):
-    """From the call on, chunks of all stages run on two workers."""
+def workers(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Workers]:
+    """Run the chunks of all stages on two workers once this is called."""
 
     def use() -> Workers:
         engine = Workers()
@@ -90,8 +99,8 @@ def workers(monkeypatch):
 
 
 @pytest.fixture
-def footage(tmp_path):
-    """Everything that the jobs and calls read."""
+def footage(tmp_path: Path) -> Path:
+    """The input files of all jobs and calls."""
     images = [scene(i) for i in range(FRAMES)]
     write_images(tmp_path / "guide", images)
     write_images(tmp_path / "maps", [scene(i + 50) for i in range(FRAMES)])
@@ -112,7 +121,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("case", JOBS)
-def test_a_job_gives_the_same_bytes_in_any_order(case, footage, make_job, cli, workers):
+def test_a_job_gives_the_same_bytes_in_any_order(
+    case: str, footage: Path, make_job: MakeJob, cli: Cli, workers: Callable[[], Workers]
+) -> None:
     keys, tasks = JOBS[case]
     nets = len(keys.get("controlnet_processor", ["canny"]))
     keys = {"controlnet_model_id": [str(CONTROLNET)] * nets, **keys}
@@ -124,26 +135,29 @@ def test_a_job_gives_the_same_bytes_in_any_order(case, footage, make_job, cli, w
     assert len(ordered) > 3 * FRAMES and ordered == contents(footage / "shuffled")
 
 
-def test_models_are_loaded_by_the_engine_alone(footage, make_job, cli, monkeypatch):
-    """Where a job is planned, there need be neither a GPU nor the memory for its models."""
-    ordinary, inside, loaded = LocalEngine.map, [False], []
+def test_only_the_engine_loads_models(
+    footage: Path, make_job: MakeJob, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Planning a job needs neither a GPU nor the memory for its models."""
+    ordinary, inside = LocalEngine.map, [False]
+    loaded: list[bool] = []
 
-    def observed(self, task, cache, chunks):
+    def observed(self: LocalEngine, task: Task, cache: FrameCache, chunks: Iterable[Chunk]) -> Generator[Chunk]:
         for chunk in chunks:
             inside[0] = True
             list(ordinary(self, task, cache, [chunk]))
             inside[0] = False
             yield chunk
 
-    def watched(load):
-        def call(*arguments, **keys):
+    def watched(load: Callable[P, T]) -> Callable[P, T]:
+        def call(*arguments: P.args, **keys: P.kwargs) -> T:
             loaded.append(inside[0])
             return load(*arguments, **keys)
 
         return call
 
     monkeypatch.setattr(LocalEngine, "map", observed)
-    monkeypatch.setattr(denoise, "load_networks", watched(denoise.load_networks))
+    monkeypatch.setattr(denoise, "load_networks", watched(load_networks))
     depth = AutoModelForDepthEstimation
     monkeypatch.setattr(depth, "from_pretrained", watched(depth.from_pretrained))
     denoise.denoiser.cache_clear()
@@ -154,9 +168,11 @@ def test_models_are_loaded_by_the_engine_alone(footage, make_job, cli, monkeypat
 
 
 @pytest.mark.parametrize("case", CALLS)
-def test_smoothing_two_videos_gives_the_same_bytes_in_any_order(case, footage, cli, workers):
+def test_smoothing_two_videos_gives_the_same_bytes_in_any_order(
+    case: str, footage: Path, cli: Cli, workers: Callable[[], Workers]
+) -> None:
     (guide, style, *options), tasks = CALLS[case]
-    arguments = ("smooth", footage / guide, footage / style, *options, "--offset", 0)
+    arguments = ("smooth", footage / str(guide), footage / str(style), *options, "--offset", 0)
     assert cli(*arguments, "-o", footage / "ordered", "-q")[0] == 0
     engine = workers()
     assert cli(*arguments, "-o", footage / "shuffled", "-q")[0] == 0
@@ -165,7 +181,7 @@ def test_smoothing_two_videos_gives_the_same_bytes_in_any_order(case, footage, c
     assert len(ordered) == FRAMES and ordered == contents(footage / "shuffled")
 
 
-def test_every_task_runs_in_one_of_these():
+def test_these_cases_run_every_task() -> None:
     for module in pkgutil.walk_packages(stages.__path__, "stages."):
         importlib.import_module(module.name)
     assert names(Task) == {name for _, tasks in (*JOBS.values(), *CALLS.values()) for name in tasks}
@@ -174,4 +190,5 @@ def test_every_task_runs_in_one_of_these():
 def names(kind: type) -> set[str]:
     """The names of all subclasses that can run."""
     found = {kind.__name__} if "run" in vars(kind) and kind is not Task else set()
-    return found.union(*(names(other) for other in kind.__subclasses__() if other.__module__.startswith("stages.")))
+    below: list[type] = kind.__subclasses__()
+    return found.union(*(names(other) for other in below if other.__module__.startswith("stages.")))

@@ -1,10 +1,10 @@
-"""Tiny models in the real formats, in the places where the templates look for them."""
+"""Tiny models in real formats, where the templates look for them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 import torch
@@ -15,6 +15,9 @@ from tests.stages.annotators.random_weights import MAKERS, write_depth_model, wr
 
 LAYER = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_v"
 LORA = {f"{LAYER}.lora_down.weight": torch.ones(4, 32), f"{LAYER}.lora_up.weight": torch.ones(32, 4) / 100}
+
+
+Tiny: TypeAlias = Callable[[dict[str, Any], Path], dict[str, Any]]
 
 
 @pytest.fixture(scope="session")
@@ -40,11 +43,8 @@ def snapshot(cache: Path, name: str) -> Path:
 
 
 @pytest.fixture
-def tiny(hub: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, Any], Path], dict[str, Any]]:
-    """What of a template must be replaced for it to run in its folder in a second: paths of models, size, steps.
-
-    Images and LoRAs that it names are written there.
-    """
+def tiny(hub: Path, monkeypatch: pytest.MonkeyPatch) -> Tiny:
+    """Make a template's job small enough to run in a second, and write the images and LoRA files that it names."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(hub))
 
     def replace(job: dict[str, Any], folder: Path) -> dict[str, Any]:

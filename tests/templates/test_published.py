@@ -1,4 +1,4 @@
-"""DiffSynth's five published config files: every value is kept, and each runs from a video to a video."""
+"""DiffSynth's five published config files keep every value and run from video to video."""
 
 from __future__ import annotations
 
@@ -16,13 +16,15 @@ from stages.jobs.job_file import read_job
 from stages.video import Encoding, encode, open_source
 from templates import PUBLISHED
 from tests.conftest import scene
+from tests.templates.conftest import Tiny
+from tests.typing import Cli
 
 FOLDER = Path(__file__).parents[2] / "templates/published"
 FRAMES = 3
 
 DEPTH, HED, SHUFFLE, TILE = (f"ControlnetImageProcesser{name}" for name in ("Depth", "HED", "Shuffle", "Tile"))
 OPENPOSE = "VideoControlnetImageProcesserOpenpose"
-SAME = {
+SAME: dict[str, Any] = {
     "smoother": "PySynthSmoother", "frame_interval": 1, "frame_maximum_count": 10, "seed_of_noise": 0,
     "frames_reference": [], "ignore_smoother_steps": 0, "smoother_interval": 1, "output_path": "output_video",
     "img2img_strength": 1.0, "negative_prompt": "",
@@ -65,12 +67,12 @@ VALUES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def test_all_of_them_are_here():
+def test_all_of_them_are_here() -> None:
     assert set(PUBLISHED) == set(VALUES) == {path.stem for path in FOLDER.iterdir()}
 
 
 @pytest.mark.parametrize("task", PUBLISHED)
-def test_a_published_file_is_read_with_every_value_kept(task):
+def test_a_published_file_is_read_with_every_value_kept(task: str) -> None:
     path = FOLDER / f"{task}.json"
     job, warnings = read_job(path)
     assert warnings == []
@@ -93,7 +95,7 @@ def test_a_published_file_is_read_with_every_value_kept(task):
 
 
 @pytest.mark.parametrize("task", PUBLISHED)
-def test_a_published_file_runs_from_a_video_to_a_video(task, tiny, tmp_path, cli):
+def test_a_published_file_runs_from_a_video_to_a_video(task: str, tiny: Tiny, tmp_path: Path, cli: Cli) -> None:
     job = json.loads((FOLDER / f"{task}.json").read_text())
     size = (72, 128) if job["frame_width"] > job["frame_height"] else (128, 72)
     frames = (scene(2 * i, *size) for i in range(FRAMES + 2))

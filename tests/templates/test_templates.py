@@ -14,13 +14,17 @@ from stages.jobs.job_file import read_job
 from stages.video import open_source
 from templates import PUBLISHED, Task
 from tests.conftest import scene, write_images
+from tests.templates.conftest import Tiny
+from tests.typing import Cli
 
 ROOT = Path(__file__).parents[2]
 FRAMES = 3
 
 
 @pytest.mark.parametrize("task", Task)
-def test_a_task_runs_from_a_video_to_a_video(task, tiny, tmp_path, monkeypatch, cli):
+def test_a_task_runs_from_a_video_to_a_video(
+    task: Task, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli
+) -> None:
     monkeypatch.chdir(tmp_path)
     write_images(tmp_path / "images", [scene(3 * i, 96, 144) for i in range(FRAMES)])
     assert cli("init", task, "images")[0] == 0
@@ -40,7 +44,7 @@ def test_a_task_runs_from_a_video_to_a_video(task, tiny, tmp_path, monkeypatch, 
 
 
 @pytest.mark.parametrize("task", Task)
-def test_a_task_has_the_settings_that_are_recommended(task):
+def test_a_task_has_the_settings_that_are_recommended(task: Task) -> None:
     job, warnings = read_job(ROOT / f"templates/{task}.json")
     assert warnings == [] and all(job.networks_run)
     assert job.attention == "shared"
@@ -49,13 +53,13 @@ def test_a_task_has_the_settings_that_are_recommended(task):
     assert run <= 12 and job.ignore_smoother_steps < run
 
 
-def test_every_task_has_a_section_of_its_own():
+def test_every_task_has_a_section_of_its_own() -> None:
     headings = re.findall(r"^## `(\w+)`", (ROOT / "docs/tasks.md").read_text(), re.MULTILINE)
     assert headings == list(Task)
 
 
 @pytest.mark.parametrize("task", PUBLISHED)
-def test_published_values_are_written_key_by_key(task, tmp_path, cli):
+def test_published_values_are_written_key_by_key(task: str, tmp_path: Path, cli: Cli) -> None:
     video = write_images(tmp_path / "clip", [scene(0, 90, 160)])
     code, said = cli("init", task, video, "-o", tmp_path / "project", "--published")
     assert code == 0, said
@@ -65,7 +69,7 @@ def test_published_values_are_written_key_by_key(task, tmp_path, cli):
     assert list(written) == list(published)
 
 
-def test_nothing_is_published_of_a_task_of_our_own(tmp_path, cli):
+def test_nothing_is_published_of_a_task_of_our_own(tmp_path: Path, cli: Cli) -> None:
     video = write_images(tmp_path / "clip", [scene(0, 90, 160)])
     code, said = cli("init", "text_guided_lcm", video, "-o", tmp_path / "project", "--published")
     assert code == 2 and "DiffSynth published no text_guided_lcm" in said
@@ -74,7 +78,7 @@ def test_nothing_is_published_of_a_task_of_our_own(tmp_path, cli):
 
 @pytest.mark.parametrize("published", [False, True], ids=["recommended", "published"])
 @pytest.mark.parametrize("task", Task)
-def test_init_says_what_to_do_next(task, published, tmp_path, cli):
+def test_init_says_what_to_do_next(task: Task, published: bool, tmp_path: Path, cli: Cli) -> None:
     if published and task not in PUBLISHED:
         return
     video = write_images(tmp_path / "clip", [scene(0, 90, 160)])

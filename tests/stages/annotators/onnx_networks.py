@@ -6,8 +6,11 @@ points about its centre, `OFFSETS` of its own pixels away, with the confidences 
 
 from __future__ import annotations
 
+from typing import Any, TypeAlias
+
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 MEAN, STD = np.array([123.675, 116.28, 103.53]), np.array([58.395, 57.12, 57.375])  # RGB, of ImageNet
@@ -15,6 +18,9 @@ DETECTOR_SIZE, ESTIMATOR_SIZE = (640, 640), (384, 288)  # height, width
 BOX = (200, 320)  # px of the detector's input: width and height of everybody
 CELLS = {8: 6400, 16: 1600, 32: 400}  # stride: how many; only the last find anything
 DOG = 16  # COCO's class
+
+Constants: TypeAlias = dict[str, NDArray[Any] | np.float32]
+Shapes: TypeAlias = dict[str, list[int | str]]
 
 REACH = 90  # px of the estimator's input, at most
 UNSURE_OF_Y = 8  # the right elbow
@@ -62,7 +68,7 @@ def detector() -> bytes:
     ]
     classes = np.zeros((2, 80), np.float32)
     classes[0, 0] = classes[1, DOG] = 1
-    constants = {
+    constants: Constants = {
         "colours": np.stack([blue, green]).reshape(2, 3, 1, 1).astype(np.float32) / 105,
         "threshold": np.full(2, -150 / 105, np.float32),
         "zero": np.float32(0), "one": np.float32(1),
@@ -82,7 +88,7 @@ def estimator() -> bytes:
         helper.make_node("Conv", ["input", "colours", "threshold"], ["coloured"]),
         helper.make_node("Clip", ["coloured", "zero", "one"], ["blue"]),
     ]
-    kernels = {}
+    kernels: Constants = {}
     for axis, name in enumerate("xy"):
         nodes += [
             helper.make_node("ReduceMean", ["blue"], [f"sums_{name}"], axes=[3 if name == "y" else 2], keepdims=0),
@@ -92,10 +98,11 @@ def estimator() -> bytes:
             helper.make_node("Div", [f"fine_{name}", f"safe_{name}"], [f"curve_{name}"]),
             helper.make_node("Conv", [f"curve_{name}", f"kernels_{name}"], [f"simcc_{name}"], pads=[2 * REACH] * 2),
         ]
-        kernels[f"kernels_{name}"] = np.zeros((133, 1, 4 * REACH + 1), np.float32)
-        kernels[f"kernels_{name}"][range(133), 0, 2 * REACH - 2 * OFFSETS[:, axis]] = SURE[:, axis]
+        kernel = np.zeros((133, 1, 4 * REACH + 1), np.float32)
+        kernel[range(133), 0, 2 * REACH - 2 * OFFSETS[:, axis]] = SURE[:, axis]
+        kernels[f"kernels_{name}"] = kernel
     signs = np.array([-1, -1, 1])
-    constants = {
+    constants: Constants = {
         "colours": (signs * STD / 105).reshape(1, 3, 1, 1).astype(np.float32),
         "threshold": np.array([(signs * MEAN).sum() / 105 - 150 / 105], np.float32),
         "zero": np.float32(0), "one": np.float32(1), "little": np.float32(1e-6),
@@ -107,14 +114,12 @@ def estimator() -> bytes:
     )  # fmt: skip
 
 
-def _model(
-    nodes: list[onnx.NodeProto], constants: dict[str, np.ndarray], inputs: dict[str, list], outputs: dict[str, list]
-) -> bytes:
-    def infos(shapes: dict[str, list]) -> list[onnx.ValueInfoProto]:
+def _model(nodes: list[onnx.NodeProto], constants: Constants, inputs: Shapes, outputs: Shapes) -> bytes:
+    def infos(shapes: Shapes) -> list[onnx.ValueInfoProto]:
         return [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()]
 
     weights = [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
     graph = helper.make_graph(nodes, "tiny", infos(inputs), infos(outputs), weights)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=7)
     onnx.checker.check_model(model)
-    return model.SerializeToString()
+    return bytes(model.SerializeToString())

@@ -1,12 +1,13 @@
-"""Random weights of annotators, in the files and layouts in which the real ones are published.
+"""Random weights of annotators, in the files and layouts of the published ones.
 
-In the larger ones a layer's convolutions share a number for each output, so that files take kilobytes, not gigabytes.
+In larger networks, all weights of an output channel are one number, so that files take kilobytes, not gigabytes.
 """
 
 from __future__ import annotations
 
 import functools
 import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ import torch
 from stages.annotators.controlnet_aux import _no_arguments, quiet
 from tests.stages.annotators import onnx_networks
 
+STAGES: dict[str, Any] = {"out_features": ["stage1", "stage2", "stage3", "stage4"]}  # transformers does not declare it
+
 
 def write_weights(name: str, folder: Path) -> Path:
-    """The weights of the annotator `name`, written into a folder of that name in `folder`."""
+    """Write the weights of the annotator `name` into a folder of that name in `folder`."""
     folder = folder / name
     if folder.exists():
         return folder
@@ -34,13 +37,13 @@ def write_weights(name: str, folder: Path) -> Path:
 
 
 def write_depth_model(folder: Path, metric: bool = False) -> Path:
-    """A tiny depth model in transformers' format; `metric`: one that says that it gives distances."""
+    """Write a tiny depth model in transformers' format; a `metric` one declares that it predicts distances."""
     from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Config, DPTImageProcessor
 
     torch.manual_seed(1)
     backbone = Dinov2Config(
         hidden_size=24, num_hidden_layers=4, num_attention_heads=2, image_size=56, patch_size=14,
-        out_features=["stage1", "stage2", "stage3", "stage4"], reshape_hidden_states=False, apply_layernorm=True,
+        reshape_hidden_states=False, apply_layernorm=True, **STAGES,
     )  # fmt: skip
     config = DepthAnythingConfig(
         backbone_config=backbone, reassemble_hidden_size=24, patch_size=14, neck_hidden_sizes=[8, 8, 16, 16],
@@ -54,7 +57,7 @@ def write_depth_model(folder: Path, metric: bool = False) -> Path:
 
 
 def write_dpt(folder: Path) -> Path:
-    """A tiny model of the class of Intel/dpt-large."""
+    """Write a tiny model of the class of Intel/dpt-large."""
     from transformers import DPTConfig, DPTForDepthEstimation, DPTImageProcessor
 
     torch.manual_seed(2)
@@ -68,13 +71,13 @@ def write_dpt(folder: Path) -> Path:
 
 
 def write_zoe_depth(folder: Path) -> Path:
-    """A tiny ZoeDepth in transformers' format, which gives distances without saying so."""
+    """Write a tiny ZoeDepth in transformers' format, which predicts distances without declaring it."""
     from transformers import BeitConfig, ZoeDepthConfig, ZoeDepthForDepthEstimation, ZoeDepthImageProcessor
 
     torch.manual_seed(3)
     backbone = BeitConfig(
         image_size=64, patch_size=16, hidden_size=32, num_hidden_layers=4, num_attention_heads=2, intermediate_size=64,
-        out_features=["stage1", "stage2", "stage3", "stage4"], reshape_hidden_states=False,
+        reshape_hidden_states=False, **STAGES,
     )  # fmt: skip
     config = ZoeDepthConfig(
         backbone_config=backbone, neck_hidden_sizes=[8, 8, 16, 16], fusion_hidden_size=16, bottleneck_features=16,
@@ -193,7 +196,7 @@ def _dwpose() -> dict[str, Any]:
     return {"yolox_l.onnx": onnx_networks.detector(), "dw-ll_ucoco_384.onnx": onnx_networks.estimator()}
 
 
-MAKERS = {
+MAKERS: dict[str, Callable[[], dict[str, Any]]] = {
     "hed": _hed, "softedge_pidi": _pidi, "lineart": _lineart, "lineart_anime": _lineart_anime, "mlsd": _mlsd,
     "normalbae": _normalbae, "midas": _midas, "zoe": _zoe, "leres": _leres,
     "teed": functools.partial(_teed, "5_model.pth"), "anyline": functools.partial(_teed, "Anyline/MTEED.pth"),

@@ -1,4 +1,4 @@
-"""Skeletons: from the detector's words to points and back to a drawing; face points over time."""
+"""Skeletons: the detector's result as points, drawing them, and smoothing faces over time."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from stages.annotators.pose import (
     smooth_face,
 )
 from stages.models.weights import Weights
+from tests.typing import Image
 
 RNG = np.random.default_rng(0)
 
@@ -45,14 +46,14 @@ def smoothed(poses: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("frames", [7, 8, 13, 30])
-def test_faces_of_a_run_are_filtered_over_time(frames):
+def test_faces_of_a_run_are_filtered_over_time(frames: int) -> None:
     faces = trembling(frames, people=2)
     expected = savgol_filter(faces, 7, 2, axis=0, mode="interp")
     np.testing.assert_allclose(smoothed(crowd(faces))[:, :2, FACE], expected, atol=1e-6)
     assert np.diff(expected, 2, axis=0).std() < 0.6 * np.diff(faces, 2, axis=0).std()
 
 
-def test_a_run_ends_where_the_number_of_faces_changes():
+def test_a_run_ends_where_the_number_of_faces_changes() -> None:
     poses = crowd(trembling(20, people=2))
     poses[8:, 1] = np.nan  # the second person leaves
     result = smoothed(poses)
@@ -61,13 +62,13 @@ def test_a_run_ends_where_the_number_of_faces_changes():
     np.testing.assert_allclose(result[8:, :1, FACE], savgol_filter(second, 7, 2, axis=0, mode="interp"), atol=1e-6)
 
 
-def test_short_runs_and_bodies_stay_as_they_are():
+def test_short_runs_and_bodies_stay_as_they_are() -> None:
     poses = crowd(trembling(6))
     poses[:, 0, BODY] = RNG.uniform(0, 1, (6, 18, 2))
     np.testing.assert_array_equal(smoothed(poses), poses)
 
 
-def test_people_may_change_their_order():
+def test_people_may_change_their_order() -> None:
     faces = trembling(9, people=2)
     swapped = faces.copy()
     swapped[4] = faces[4, ::-1]
@@ -77,7 +78,7 @@ def test_people_may_change_their_order():
     np.testing.assert_allclose(result[5], expected[5], atol=1e-6)
 
 
-def test_a_point_that_is_missing_once_leaves_its_neighbours_in_time_alone():
+def test_a_point_that_is_missing_once_leaves_its_neighbours_in_time_alone() -> None:
     faces = trembling(7)
     faces[3, 0, 10] = np.nan
     result = smoothed(crowd(faces))[:, 0, FACE]
@@ -85,7 +86,7 @@ def test_a_point_that_is_missing_once_leaves_its_neighbours_in_time_alone():
     assert not np.allclose(result[:, 11], faces[:, 0, 11], atol=1e-4)
 
 
-def test_chunks_draw_what_the_whole_does():
+def test_chunks_draw_what_the_whole_does() -> None:
     annotator = OpenposeOverTime(Openpose(OpenposeOptions(name="openpose"), None, "cpu"))
     notes = crowd(trembling(20))
     measures = annotator.measure(notes)
@@ -96,19 +97,19 @@ def test_chunks_draw_what_the_whole_does():
     assert whole.shape == (20, 64, 96, 3) and whole.max() > 100
 
 
-def test_what_the_detector_finds_is_drawn_where_it_is(monkeypatch):
+def test_what_the_detector_finds_is_drawn_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     """Points are fractions of what the detector saw, which is padded; the surest people come first."""
     frame = np.zeros((100, 150, 3), np.uint8)  # padded to 128 × 192
 
-    def person(x, score):
-        body = [None] * 18
+    def person(x: float, score: float) -> SimpleNamespace:
+        body: list[SimpleNamespace | None] = [None] * 18
         body[2], body[3] = SimpleNamespace(x=x / 192, y=20 / 128), SimpleNamespace(x=x / 192, y=80 / 128)
         hand = [SimpleNamespace(x=-1 / 192, y=-1 / 128)] * 21
         return SimpleNamespace(
             body=SimpleNamespace(keypoints=body, total_score=score), left_hand=hand, right_hand=None, face=None
         )
 
-    def detect_poses(image, include_hand, include_face):
+    def detect_poses(image: Image, include_hand: bool, include_face: bool) -> list[SimpleNamespace]:
         assert image.shape == (128, 192, 3) and include_hand and not include_face
         return [person(30, 1.0), person(120, 2.0)]
 

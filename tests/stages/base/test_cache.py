@@ -3,32 +3,35 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import zarr
+from zarr.core.metadata import ArrayV3Metadata
 
 from stages.base.cache import ArraySpec, FrameCache
 from stages.base.errors import DiffSynthError
+from tests.typing import Images
 
 SPEC = ArraySpec("frames", (5, 16, 24, 3), "uint8")
 
 
 @pytest.fixture
-def cache(tmp_path):
+def cache(tmp_path: Path) -> FrameCache:
     return FrameCache(tmp_path / "cache.zarr", "job.json", {"extract": ("frames",), "control": ("control/*",)})
 
 
 @pytest.fixture
-def frames():
+def frames() -> Images:
     return np.random.default_rng(0).integers(0, 256, SPEC.shape, np.uint8)
 
 
-def chunk(cache, index, name="frames"):
+def chunk(cache: FrameCache, index: int, name: str = "frames") -> Path:
     return cache.path / name / f"c.{index}.0.0.0"
 
 
-def test_frames_come_back_as_they_were_written(cache, frames):
+def test_frames_come_back_as_they_were_written(cache: FrameCache, frames: Images) -> None:
     array = cache.create(SPEC)
     array.write(0, frames[:2])
     array.write(2, frames[2:])
@@ -39,15 +42,16 @@ def test_frames_come_back_as_they_were_written(cache, frames):
     assert len(reopened) == 5 and list(map(np.shape, reopened)) == [(16, 24, 3)] * 5
 
 
-def test_the_group_is_plain_zarr_v3_with_a_chunk_a_frame(cache, frames):
+def test_the_group_is_plain_zarr_v3_with_one_chunk_per_frame(cache: FrameCache, frames: Images) -> None:
     cache.create(SPEC).write(0, frames)
-    array = zarr.open_group(str(cache.path), mode="r", zarr_format=3)["frames"]
+    array = zarr.open_array(str(cache.path / "frames"), mode="r", zarr_format=3)
+    assert isinstance(array.metadata, ArrayV3Metadata)
     assert array.chunks == (1, 16, 24, 3)
     assert array.metadata.codecs[-1].to_dict()["name"] == "crc32c"
     np.testing.assert_array_equal(array[:], frames)
 
 
-def test_a_black_frame_is_data_and_a_missing_one_is_not_black(cache):
+def test_a_black_frame_is_data_and_a_missing_one_is_not_black(cache: FrameCache) -> None:
     FrameCache(cache.path)  # opened before the array is made
     array = cache.create(SPEC)
     array.write(1, np.zeros((1, 16, 24, 3), np.uint8))
@@ -59,7 +63,7 @@ def test_a_black_frame_is_data_and_a_missing_one_is_not_black(cache):
 
 
 @pytest.mark.parametrize("where", [0.0, 0.3, 0.6, 0.99])
-def test_a_flipped_bit_is_found_and_named(cache, frames, where):
+def test_a_flipped_bit_is_found_and_named(cache: FrameCache, frames: Images, where: float) -> None:
     array = cache.create(SPEC)
     array.write(0, frames)
     data = bytearray(chunk(cache, 3).read_bytes())
@@ -70,7 +74,7 @@ def test_a_flipped_bit_is_found_and_named(cache, frames, where):
     assert error.value.hint == "rebuild it with diffsynth extract job.json --restart"
 
 
-def test_arrays_of_a_group_have_the_maker_of_the_group(cache, frames):
+def test_arrays_of_a_group_have_the_maker_of_the_group(cache: FrameCache, frames: Images) -> None:
     for name in ("frames", "control/a", "control/b"):
         cache.create(replace(SPEC, name=name)).write(0, frames)
     assert cache.arrays("control/*", "frames", "rendered/*", "latents") == ["control/a", "control/b", "frames"]
@@ -88,7 +92,7 @@ def test_arrays_of_a_group_have_the_maker_of_the_group(cache, frames):
 
 
 @pytest.mark.parametrize("content", [b"", b"short"])
-def test_a_cut_chunk_is_found(cache, frames, content):
+def test_a_truncated_chunk_is_found(cache: FrameCache, frames: Images, content: bytes) -> None:
     array = cache.create(SPEC)
     array.write(0, frames)
     chunk(cache, 0).write_bytes(content)
@@ -96,14 +100,14 @@ def test_a_cut_chunk_is_found(cache, frames, content):
         array[0]
 
 
-def test_damaged_metadata_is_named(cache, frames):
+def test_damaged_metadata_is_named(cache: FrameCache, frames: Images) -> None:
     cache.create(SPEC).write(0, frames)
     (cache.path / "frames/zarr.json").write_text("{")
     with pytest.raises(DiffSynthError, match="'frames'"):
         FrameCache(cache.path)["frames"]
 
 
-def test_a_group_is_removed_with_its_last_array(cache, frames):
+def test_a_group_is_removed_with_its_last_array(cache: FrameCache, frames: Images) -> None:
     for name in ("step_latents/0001", "step_latents/0002"):
         cache.create(replace(SPEC, name=name)).write(0, frames)
     cache.remove("step_latents/0001")
@@ -113,7 +117,7 @@ def test_a_group_is_removed_with_its_last_array(cache, frames):
     assert cache.create(replace(SPEC, name="step_latents/0001")).shape == SPEC.shape
 
 
-def test_what_a_late_writer_left_of_a_removed_array_goes_with_the_stage(cache, frames):
+def test_remains_of_a_removed_array_are_removed_with_the_stage(cache: FrameCache, frames: Images) -> None:
     late = cache.create(replace(SPEC, name="step_latents/0001"))
     cache.remove("step_latents/0001")
     late.write(0, frames[:1])
@@ -122,7 +126,7 @@ def test_what_a_late_writer_left_of_a_removed_array_goes_with_the_stage(cache, f
     assert not (cache.path / "step_latents").exists()
 
 
-def test_half_written_files_are_swept_away(cache, frames):
+def test_half_written_files_are_swept_away(cache: FrameCache, frames: Images) -> None:
     cache.create(SPEC).write(0, frames)
     leftover = cache.path / "frames/c.1.0.0.abc.partial"
     leftover.write_bytes(b"half")
@@ -130,7 +134,7 @@ def test_half_written_files_are_swept_away(cache, frames):
     assert not leftover.exists() and chunk(cache, 1).exists()
 
 
-def test_only_one_holds_the_lock(cache):
+def test_only_one_holds_the_lock(cache: FrameCache) -> None:
     with cache.lock(), pytest.raises(DiffSynthError, match=r"in use by process \d+ on"), FrameCache(cache.path).lock():
         pass
     assert cache.holder() is None
@@ -139,7 +143,7 @@ def test_only_one_holds_the_lock(cache):
 
 
 @pytest.mark.parametrize("metadata", ['{"zarr_format": 3, "node_type": "array"}', "null", "[]", ""])
-def test_a_folder_that_is_no_cache_is_named(tmp_path, metadata):
+def test_a_folder_that_is_no_cache_is_named(tmp_path: Path, metadata: str) -> None:
     (tmp_path / "cache.zarr").mkdir()
     (tmp_path / "cache.zarr/zarr.json").write_text(metadata)
     with pytest.raises(DiffSynthError, match="cannot be opened"):

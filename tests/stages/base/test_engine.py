@@ -1,52 +1,55 @@
-"""How chunks run: a task is closed whatever happens, and arrays go when nothing reads them."""
+"""Tasks are closed whatever happens, and dropped arrays are not results."""
 
 from __future__ import annotations
 
 import pytest
 
-from stages.base.engine import LocalEngine, Phase, Plan, Task
+from stages.base.cache import FrameCache
+from stages.base.engine import Chunk, LocalEngine, Phase, Plan, Task
 
 
 class Counting(Task):
-    """Notes what it is asked, and fails at one chunk."""
+    """A task that records its calls and fails at one chunk."""
 
-    def __init__(self, fails_at=None):
-        self.fails_at, self.seen = fails_at, []
+    def __init__(self, fails_at: int | None = None) -> None:
+        self.fails_at = fails_at
+        self.seen: list[Chunk | str] = []
 
-    def run(self, cache, start, stop):
+    def run(self, cache: FrameCache, start: int, stop: int) -> None:
         if start == self.fails_at:
             raise ValueError("no more")
         self.seen.append((start, stop))
 
-    def close(self):
+    def close(self) -> None:
         self.seen.append("closed")
 
 
 CHUNKS = [(0, 8), (8, 12)]
+UNUSED = FrameCache("nowhere")
 
 
-def test_a_task_is_closed_after_its_last_chunk():
+def test_a_task_is_closed_after_its_last_chunk() -> None:
     task = Counting()
-    assert list(LocalEngine().map(task, None, CHUNKS)) == CHUNKS
+    assert list(LocalEngine().map(task, UNUSED, CHUNKS)) == CHUNKS
     assert task.seen == [*CHUNKS, "closed"]
 
 
-def test_a_task_is_closed_when_a_chunk_fails():
+def test_a_task_is_closed_when_a_chunk_fails() -> None:
     task = Counting(fails_at=8)
     with pytest.raises(ValueError, match="no more"):
-        list(LocalEngine().map(task, None, CHUNKS))
+        list(LocalEngine().map(task, UNUSED, CHUNKS))
     assert task.seen == [(0, 8), "closed"]
 
 
-def test_a_task_is_closed_when_nobody_asks_for_more():
+def test_a_task_is_closed_when_the_caller_stops_early() -> None:
     task = Counting()
-    chunks = LocalEngine().map(task, None, CHUNKS)
+    chunks = LocalEngine().map(task, UNUSED, CHUNKS)
     next(chunks)
     chunks.close()
     assert task.seen == [(0, 8), "closed"]
 
 
-def test_what_phases_drop_is_no_result():
+def test_dropped_arrays_are_not_results() -> None:
     phases = [Phase("one", 1, 1, Counting(), drops=("a/1",)), Phase("two", 1, 1, Counting())]
     plan = Plan(1, [], phases, kept=("a/1", "a/2"))
     assert plan.results == ["a/2"]

@@ -1,36 +1,49 @@
-"""What makes a stage stale, and what does not."""
+"""Changes that make stages stale."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol, TypeAlias
 
 import pytest
 
 from stages.all_stages import all_stages
 from stages.base.engine import stage_inputs
 from stages.base.errors import DiffSynthError
-from stages.base.fingerprint import changes, fingerprint, identify
+from stages.base.fingerprint import Inputs, changes, fingerprint, identify
 from stages.jobs.job_file import check
+from tests.typing import Keys
+
+Recorded: TypeAlias = Callable[[str], Inputs | None]
+
+
+class MakeInputs(Protocol):
+    """What each stage of a job with these keys depends on. `recorded`: what it depended on before."""
+
+    def __call__(self, recorded: Recorded = ..., /, **keys: object) -> dict[str, Inputs]: ...
+
 
 STAGES = tuple(all_stages())
 
 
 @pytest.fixture
-def video(tmp_path):
+def video(tmp_path: Path) -> Path:
     path = tmp_path / "v.mp4"
     path.write_bytes(b"one")
     return path
 
 
 @pytest.fixture
-def inputs(video, tmp_path):
-    def make(recorded=lambda stage: None, **keys):
+def inputs(video: Path, tmp_path: Path) -> MakeInputs:
+    def make(recorded: Recorded = lambda stage: None, /, **keys: object) -> dict[str, Inputs]:
         given = {
             "model_id": "owner/model", "controlnet_model_id": ["a/b"], "controlnet_processor": ["canny"],
             "input_video": str(video), "output_path": str(tmp_path / "out"), "prompt": "winter",
         } | keys  # fmt: skip
         job, problems = check(given)
-        assert problems == []
+        assert job is not None and problems == []
         return {name: stage_inputs(stage, all_stages(), job, recorded) for name, stage in all_stages().items()}
 
     return make
@@ -53,14 +66,16 @@ def inputs(video, tmp_path):
         ({"style_image": "/not/used.png"}, ()),  # no annotator works on it
     ],
 )
-def test_a_changed_key_makes_exactly_the_stages_that_depend_on_it_stale(inputs, change, stale):
+def test_a_changed_key_makes_exactly_the_stages_that_depend_on_it_stale(
+    inputs: MakeInputs, change: Keys, stale: tuple[str, ...]
+) -> None:
     before, after = inputs(), inputs(**change)
     for stage in STAGES:
         found = changes(stage, before[stage], after[stage])
         assert bool(found) == (stage in stale) == (fingerprint(before[stage]) != fingerprint(after[stage]))
 
 
-def test_an_extra_range_that_a_post_smoother_takes_the_place_of_makes_nothing_stale(inputs):
+def test_an_extra_range_that_a_post_smoother_takes_the_place_of_makes_nothing_stale(inputs: MakeInputs) -> None:
     post = {"post_smoother": "TemporalMeanSmoother"}
     before, after = inputs(**post), inputs(**post, extra_deflickering_range=2)
     assert changes("deflicker", before["deflicker"], after["deflicker"]) == []
@@ -68,7 +83,7 @@ def test_an_extra_range_that_a_post_smoother_takes_the_place_of_makes_nothing_st
     assert change.key in ("extra_deflickering_range", "post_smoother")
 
 
-def test_a_change_is_told_by_its_key_with_old_and_new_value(inputs):
+def test_a_change_names_its_key_with_old_and_new_value(inputs: MakeInputs) -> None:
     before, after = inputs(), inputs(prompt="summer", frame_height=64)
     assert [str(change) for change in changes("render", before["render"], after["render"])] == [
         "frame_height: null → 64",
@@ -79,14 +94,14 @@ def test_a_change_is_told_by_its_key_with_old_and_new_value(inputs):
     assert str(change) == "controlnet_processor[0].low_threshold: 100 → 50"
 
 
-def test_other_content_under_the_same_name_is_a_change(inputs, video):
+def test_other_content_under_the_same_name_is_a_change(inputs: MakeInputs, video: Path) -> None:
     before = inputs()
     video.write_bytes(b"two")
     (change,) = changes("extract", before["extract"], inputs()["extract"])
     assert str(change) == f"input_video: the content of {video} changed"
 
 
-def test_the_same_content_elsewhere_or_later_is_none(inputs, video, tmp_path):
+def test_the_same_content_elsewhere_or_later_is_none(inputs: MakeInputs, video: Path, tmp_path: Path) -> None:
     before = inputs()
     copy = tmp_path / "copy.mp4"
     copy.write_bytes(video.read_bytes())
@@ -94,7 +109,7 @@ def test_the_same_content_elsewhere_or_later_is_none(inputs, video, tmp_path):
     assert changes("extract", before["extract"], inputs(input_video=str(copy))["extract"]) == []
 
 
-def test_an_unchanged_file_is_not_read_again(inputs, video, monkeypatch):
+def test_an_unchanged_file_is_not_read_again(inputs: MakeInputs, video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = inputs()
     stat = video.stat()
     video.write_bytes(b"two")  # same size; put the date back: only reading could tell
@@ -103,7 +118,7 @@ def test_an_unchanged_file_is_not_read_again(inputs, video, monkeypatch):
     assert changes("extract", before["extract"], inputs()["extract"]) != []
 
 
-def test_what_is_gone_is_believed_to_be_what_it_was(inputs, video):
+def test_a_removed_input_counts_as_unchanged(inputs: MakeInputs, video: Path) -> None:
     before = inputs()
     video.unlink()
     assert changes("deflicker", before["deflicker"], inputs(before.get)["deflicker"]) == []
@@ -111,7 +126,7 @@ def test_what_is_gone_is_believed_to_be_what_it_was(inputs, video):
         inputs()
 
 
-def test_another_name_where_nothing_lies_is_not_believed(inputs, video, tmp_path):
+def test_a_wrong_path_does_not_count_as_unchanged(inputs: MakeInputs, video: Path, tmp_path: Path) -> None:
     first = inputs()
     video.unlink()
     moved = str(tmp_path / "elsewhere/v.mp4")
@@ -120,7 +135,7 @@ def test_another_name_where_nothing_lies_is_not_believed(inputs, video, tmp_path
         inputs(first.get, input_video=str(tmp_path / "typo.mp4"))
 
 
-def test_images_that_changed_places_are_found_without_a_new_date(tmp_path):
+def test_images_that_changed_places_are_found_without_a_new_date(tmp_path: Path) -> None:
     for index in range(2):
         (tmp_path / f"{index}.png").write_bytes(b"%d" % index)
     known = identify(tmp_path)
@@ -131,7 +146,7 @@ def test_images_that_changed_places_are_found_without_a_new_date(tmp_path):
     assert identify(tmp_path, known)["sha256"] != known["sha256"]
 
 
-def test_an_inversion_is_known_by_content_and_word(inputs, tmp_path):
+def test_a_textual_inversion_is_identified_by_content_and_token(inputs: MakeInputs, tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / f"{name}.safetensors").write_bytes(b"one")
     path = str(tmp_path / "a.safetensors")
@@ -144,7 +159,7 @@ def test_an_inversion_is_known_by_content_and_word(inputs, tmp_path):
     assert str(change) == f"embeddings[0].file: the content of {path} changed"
 
 
-def test_a_single_file_is_known_by_its_content_and_by_a_tokenizer_beside_it(inputs, tmp_path):
+def test_a_single_file_is_identified_by_content_and_neighbouring_tokenizer(inputs: MakeInputs, tmp_path: Path) -> None:
     path = tmp_path / "models/a.safetensors"
     path.parent.mkdir()
     path.write_bytes(b"one")
@@ -161,7 +176,7 @@ def test_a_single_file_is_known_by_its_content_and_by_a_tokenizer_beside_it(inpu
     assert "model_id.tokenizer" in str(change)
 
 
-def test_a_folder_is_known_by_names_and_contents(tmp_path):
+def test_a_folder_is_identified_by_names_and_contents(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "0.png").write_bytes(b"x")

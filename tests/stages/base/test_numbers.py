@@ -1,4 +1,4 @@
-"""Numbers of a job, sensible and wild, in every place that takes one: a refusal that names the key, or a plan."""
+"""Valid and extreme numbers in every job key: each job is planned, or refused by the name of the key."""
 
 from __future__ import annotations
 
@@ -38,10 +38,14 @@ WILD = (
 SLOTS = slots()
 
 
-def valid(slot: Slot) -> SearchStrategy[Any]:
+def valid(slot: Slot) -> SearchStrategy[float]:
     """Numbers within the bounds of a slot, and on them."""
     bounds = [bound for bound in (slot.low, slot.high) if bound is not None]
-    inside: SearchStrategy[Any] = (st.integers if slot.whole else st.floats)(slot.low, slot.high)
+    if slot.whole:
+        low, high = (None if bound is None else int(bound) for bound in (slot.low, slot.high))
+        inside: SearchStrategy[float] = st.integers(low, high)
+    else:
+        inside = st.floats(slot.low, slot.high)
     return inside | st.sampled_from([int(bound) if slot.whole else bound for bound in bounds]) if bounds else inside
 
 
@@ -52,7 +56,7 @@ changes = st.lists(
 
 @pytest.fixture(scope="module")
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A clip of 6 frames and all files that annotators and LoRA files name."""
+    """A clip of 6 frames, and every file that annotators and LoRA keys name."""
     folder = tmp_path_factory.mktemp("numbers")
     write_images(folder / "images", (scene(index) for index in range(6)))
     save_file({}, folder / "file.safetensors")
@@ -72,13 +76,13 @@ def finished(job: dict[str, Any]) -> dict[str, Any]:
     return {**job, "controlnet_processor": named, "loras": loras}
 
 
-def test_every_key_that_takes_numbers_is_tried():
+def test_every_key_that_takes_numbers_is_tried() -> None:
     numeric = {slot.key for slot in SLOTS}
     assert {"fps", "start_time", "loras", "smoother_config", "post_smoother_config", "controlnet_processor"} <= numeric
     assert numeric <= Job.model_fields.keys()
 
 
-def test_every_place_has_numbers_to_try():
+def test_every_place_has_numbers_to_try() -> None:
     for slot in SLOTS:
         valid(slot).validate()
 
@@ -91,7 +95,7 @@ def test_every_place_has_numbers_to_try():
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(changed=changes)
-def test_a_job_is_refused_by_key_or_planned(changed, workshop):
+def test_a_job_is_refused_by_key_or_planned(changed: list[tuple[Slot, float]], workshop: Path) -> None:
     data: dict[str, Any] = BASE
     for slot, number in changed:
         data = put(data, slot, number)
@@ -103,5 +107,5 @@ def test_a_job_is_refused_by_key_or_planned(changed, workshop):
         check_ahead(STAGES, run)
         assert extract.plan(run, resume=False).frames > 0
     except DiffSynthError as refusal:
-        told = f"{refusal.message} {refusal.hint}"
-        assert any(slot.name in told or slot.key in told for slot, _ in changed), told
+        text = f"{refusal.message} {refusal.hint}"
+        assert any(slot.name in text or slot.key in text for slot, _ in changed), text

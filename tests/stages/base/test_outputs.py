@@ -1,4 +1,4 @@
-"""The rule for outputs: never an input, nothing else that exists without --force."""
+"""Outputs never overwrite inputs, and other existing files only with --force."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from stages.base.outputs import check_output
 
 
 @pytest.fixture
-def files(tmp_path, monkeypatch):
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """In the current folder: video.mp4, other.mp4, a folder frames/ with 0.png, and links to these."""
     (tmp_path / "frames").mkdir()
     for name in ("video.mp4", "other.mp4", "frames/0.png"):
@@ -44,7 +44,9 @@ def files(tmp_path, monkeypatch):
     ],
 )
 @pytest.mark.parametrize("force", [False, True])
-def test_an_output_that_touches_an_input_is_refused_with_and_without_force(files, output, source, message, force):
+def test_an_output_that_touches_an_input_is_refused_with_and_without_force(
+    files: Path, output: str, source: str, message: str, force: bool
+) -> None:
     for path in (output, files / output):
         with pytest.raises(UsageError, match=message) as refused:
             check_output(Path(path), [Path("other.mp4"), Path("absent.mp4"), Path(source)], force=force, own=force)
@@ -52,18 +54,18 @@ def test_an_output_that_touches_an_input_is_refused_with_and_without_force(files
 
 
 @pytest.mark.parametrize("output", ["other.mp4", "nowhere.mp4"])
-def test_any_other_existing_file_needs_force(files, output):
+def test_any_other_existing_file_needs_force(files: Path, output: str) -> None:
     with pytest.raises(UsageError, match=f"{output} exists"):
         check_output(Path(output), [Path("video.mp4")])
     check_output(Path(output), [Path("video.mp4")], force=True)
     check_output(Path(output), [Path("video.mp4")], own=True)
 
 
-def test_a_folder_is_not_replaced_by_a_file(files):
+def test_a_folder_is_not_replaced_by_a_file(files: Path) -> None:
     with pytest.raises(UsageError, match="frames is a folder"):
         check_output(Path("frames"), [], force=True)
 
 
 @pytest.mark.parametrize("output", ["new.mp4", "frames/new/out.mp4", "absent/out.mp4"])
-def test_new_files_are_allowed(files, output):
+def test_new_files_are_allowed(files: Path, output: str) -> None:
     check_output(Path(output), [Path("video.mp4"), Path("frames")])

@@ -1,16 +1,17 @@
-"""A key of a path type needs nothing but its type: it is resolved, checked, kept and fingerprinted."""
+"""Keys of a path type are resolved, checked, protected and fingerprinted because of their type alone."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import replace
-from typing import ClassVar
+from pathlib import Path
+from typing import ClassVar, Protocol
 
 import pytest
 from pydantic import Field
 
 from stages.all_stages import all_stages
-from stages.base.engine import stage_inputs
+from stages.base.engine import Stage, stage_inputs
 from stages.base.errors import UsageError
 from stages.base.fingerprint import changes
 from stages.base.mistakes import Strict
@@ -47,10 +48,10 @@ class Model(Strict):
     items: list[Item] = Field(default_factory=list)
     weighted: list[Weighted | Item] = Field(default_factory=list)
     output: OutputFolder = "out"
-    prompt: str = "images/a.png"  # text, whatever it looks like
+    prompt: str = "images/a.png"  # text, even if it looks like a path
 
 
-def test_every_path_is_found_where_it_is():
+def test_every_path_is_found_where_it_is() -> None:
     model = Model(
         video="v.mp4", images=["a", ""], model="b/c", items=[Item(path="d")], weighted=[Weighted(), Item(path="e")]
     )
@@ -65,14 +66,14 @@ def test_every_path_is_found_where_it_is():
     ]
 
 
-def test_the_same_model_comes_back_with_other_paths():
+def test_the_same_model_comes_back_with_other_paths() -> None:
     model = Model(video="v.mp4", items=[Item(path="d", scale=2.0)])
     changed = replace_paths(model, lambda place: f"x/{place.name}")
     assert changed == Model(video="x/v.mp4", items=[Item(path="x/d", scale=2.0)], output="x/out")
     assert model.video == "v.mp4"
 
 
-def test_names_of_hub_models_are_no_paths_unless_they_lie_there(tmp_path):
+def test_names_of_hub_models_are_no_paths_unless_they_lie_there(tmp_path: Path) -> None:
     (tmp_path / "owner/here").mkdir(parents=True)
     kind = find_paths(Model(video="v", model="a"))[1].kind
     for name in ("owner/model", "mini", "mini/canny"):
@@ -81,7 +82,7 @@ def test_names_of_hub_models_are_no_paths_unless_they_lie_there(tmp_path):
         assert kind.local(kind.resolve(name, tmp_path)) == tmp_path / name
 
 
-def test_files_are_identified_by_content_and_the_rest_by_value(tmp_path):
+def test_files_are_identified_by_content_and_the_rest_by_value(tmp_path: Path) -> None:
     for name in ("v.mp4", "d", "w/a.bin", "w/other.bin"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"one")
@@ -104,11 +105,11 @@ def test_files_are_identified_by_content_and_the_rest_by_value(tmp_path):
 
 
 @pytest.mark.parametrize("where", [("a", 1), ("b",), ("a", "c"), ("a", 0, "c")])
-def test_no_value_where_there_is_none(where):
+def test_no_value_where_there_is_none(where: tuple[str | int, ...]) -> None:
     assert value_at({"a": [1]}, where) is None
 
 
-# --- a key more -----------------------------------------------------------------------------------------
+# --- a new key -----------------------------------------------------------------------------------------
 
 
 class Extended(Job):
@@ -118,22 +119,30 @@ class Extended(Job):
     """And one for a list of models."""
 
 
+class ReadExtended(Protocol):
+    """Reads a job file that has these keys besides the required ones; `overrides` are those of the command line."""
+
+    def __call__(self, *overrides: str, **keys: object) -> tuple[Extended, Stage]: ...
+
+
 @pytest.fixture
-def extended(tmp_path, monkeypatch):
-    """Reads a job that has these keys besides; a stage reads them."""
+def extended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ReadExtended:
+    """Read a job of the class Extended, whose keys a stage reads."""
     stage = replace(all_stages()["extract"], reads=("input_video", "lut", "adapters"))
     monkeypatch.setattr(job_file, "Job", Extended)
     (tmp_path / "v.mp4").write_bytes(b"video")
 
-    def read(*overrides, **keys):
-        job = {"model_id": "a/b", "input_video": "v.mp4", "output_path": "out", "prompt": "p", **keys}
-        (tmp_path / "job.json").write_text(json.dumps(job))
-        return read_job(tmp_path / "job.json", overrides, [stage])[0], stage
+    def read(*overrides: str, **keys: object) -> tuple[Extended, Stage]:
+        content = {"model_id": "a/b", "input_video": "v.mp4", "output_path": "out", "prompt": "p", **keys}
+        (tmp_path / "job.json").write_text(json.dumps(content))
+        job, _ = read_job(tmp_path / "job.json", overrides, [stage])
+        assert isinstance(job, Extended)
+        return job, stage
 
     return read
 
 
-def test_a_key_more_is_one_line(tmp_path, extended):
+def test_a_new_path_key_needs_one_line(tmp_path: Path, extended: ReadExtended) -> None:
     with pytest.raises(UsageError) as error:
         extended(lut="film.cube", adapters=["hub/id", "a.ckpt"], promt="")
     for mistake in ("lut: no such file or folder", "adapters[1]: ", "a.ckpt is a pickle", "unknown key 'promt'"):
@@ -143,13 +152,15 @@ def test_a_key_more_is_one_line(tmp_path, extended):
     job, stage = extended(lut="film.cube", adapters=["hub/id", "a.safetensors"])
     assert (job.lut, job.adapters) == (str(tmp_path / "film.cube"), ["hub/id", str(tmp_path / "a.safetensors")])
     assert {tmp_path / "film.cube", tmp_path / "a.safetensors"} <= set(input_paths(job))
-    before = stage_inputs(stage, {}, job, {}.get)
+    before = stage_inputs(stage, {}, job, lambda stage: None)
     (tmp_path / "film.cube").write_bytes(b"two")
     (change,) = changes("extract", before, stage_inputs(stage, {}, job, {"extract": before}.get))
     assert str(change) == f"lut: the content of {tmp_path / 'film.cube'} changed"
 
 
-def test_paths_on_the_command_line_are_relative_to_the_current_folder(tmp_path, extended, monkeypatch):
+def test_paths_on_the_command_line_are_relative_to_the_current_folder(
+    tmp_path: Path, extended: ReadExtended, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "elsewhere"
     folder.mkdir()
     (folder / "film.cube").write_bytes(b"")

@@ -1,4 +1,4 @@
-"""What is checked before the first stage: a job that cannot be finished is refused before any frame is extracted."""
+"""Checks before the first stage: a job that cannot finish is refused before any frame is extracted."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ import subprocess
 import sys
 from collections import namedtuple
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 
 from stages.video import Encoding, encode
 from tests.conftest import CONTROLNET, MODEL, scene, write_images
+from tests.typing import Cli, Keys, MakeJob
 
-# What is wrong with the job, the exit code, and what the message must say.
+# Wrong keys, the exit code, and part of the message.
 DOOMED = [
     ({"model_id": "owner/model"}, 1, "model_id: owner/model is not a local folder"),
     ({"model_id": "no hub id"}, 2, "model_id: no hub id is neither a folder nor a hub id"),
@@ -43,7 +45,9 @@ DOOMED = [
 
 
 @pytest.mark.parametrize(("keys", "code", "expected"), DOOMED, ids=lambda value: str(value)[:50])
-def test_nothing_is_begun_of_a_job_that_cannot_be_finished(keys, code, expected, tmp_path, make_job, cli):
+def test_a_job_that_cannot_finish_is_refused_before_it_starts(
+    keys: Keys, code: int, expected: str, tmp_path: Path, make_job: MakeJob, cli: Cli
+) -> None:
     (tmp_path / "broken.safetensors").write_bytes(b"cut off")
     write_images(tmp_path / "odd", [scene(0), scene(1)])
     encode(tmp_path / "odd.mp4", (scene(index, 70, 90) for index in range(2)), Encoding(Fraction(25)))
@@ -53,7 +57,7 @@ def test_nothing_is_begun_of_a_job_that_cannot_be_finished(keys, code, expected,
     assert not (tmp_path / "out").exists()
 
 
-def test_a_download_that_was_cut_off_is_found(tmp_path, make_job, cli):
+def test_an_incomplete_download_is_found(tmp_path: Path, make_job: MakeJob, cli: Cli) -> None:
     shutil.copytree(MODEL, tmp_path / "model")
     weights = tmp_path / "model/unet/diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
@@ -62,12 +66,12 @@ def test_a_download_that_was_cut_off_is_found(tmp_path, make_job, cli):
     assert not (tmp_path / "out").exists()
 
 
-def test_networks_that_are_not_run_are_not_asked_for(make_job, cli):
+def test_networks_of_scale_0_are_not_required(make_job: MakeJob, cli: Cli) -> None:
     off = {"controlnet_model_id": [str(CONTROLNET), "owner/net"], "controlnet_processor": ["canny", "hed"]}
     assert cli("run", make_job(**off, controlnet_scale=[1.0, 0.0]), "-q") == (0, "")
 
 
-def test_a_finished_stage_is_not_checked_again(tmp_path, make_job, cli):
+def test_a_finished_stage_is_not_checked_again(tmp_path: Path, make_job: MakeJob, cli: Cli) -> None:
     model = shutil.copytree(MODEL, tmp_path / "model")
     job = make_job(model_id=str(model))
     assert cli("run", job, "-q") == (0, "")
@@ -78,7 +82,7 @@ def test_a_finished_stage_is_not_checked_again(tmp_path, make_job, cli):
     assert code == 2 and f"model_id: no such folder: {model}" in said
 
 
-def test_stale_stages_are_refused_before_others_run(tmp_path, make_job, cli):
+def test_stale_stages_are_refused_before_others_run(tmp_path: Path, make_job: MakeJob, cli: Cli) -> None:
     assert cli("run", make_job(), "-q") == (0, "")
     shutil.rmtree(tmp_path / "out/cache.zarr/control")
     (tmp_path / "out/cache.zarr/receipts/control.json").unlink()
@@ -93,14 +97,16 @@ Disk = namedtuple("Disk", "total used free")
 @pytest.mark.parametrize(
     ("free", "code", "expected"), [(1e9, 0, ""), (6e5, 0, "has 0.0006 GB free"), (1e4, 1, "has 1e-05 GB free")]
 )
-def test_room_on_the_disk_is_checked(free, code, expected, make_job, cli, monkeypatch):
+def test_free_disk_space_is_checked(
+    free: float, code: int, expected: str, make_job: MakeJob, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """6 frames of 128 x 128 are 295 kB, and the results 4 times as much: frames, maps, rendered, deflickered."""
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Disk(free, 0, free))
     given, said = cli("run", make_job(frame_height=128, frame_width=128), "-q")
     assert given == code and expected in said and bool(said) == bool(expected), said
 
 
-def test_frames_that_are_kept_as_images_need_room_too(make_job, cli, monkeypatch):
+def test_kept_frames_count_towards_disk_space(make_job: MakeJob, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Disk(9.5e5, 0, 9.5e5))
     code, said = cli("run", make_job(frame_height=128, frame_width=128), "-q")
     assert (code, said) == (0, "")
@@ -108,7 +114,7 @@ def test_frames_that_are_kept_as_images_need_room_too(make_job, cli, monkeypatch
     assert code == 0 and "has 0.00095 GB free" in said
 
 
-def test_what_is_done_needs_no_room(make_job, cli, monkeypatch):
+def test_finished_stages_need_no_disk_space(make_job: MakeJob, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     job = make_job()
     assert cli("run", job, "-q") == (0, "")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Disk(0, 0, 0))
@@ -116,7 +122,7 @@ def test_what_is_done_needs_no_room(make_job, cli, monkeypatch):
     assert cli("deflicker", job, "-q", "--restart") == (0, "")
 
 
-def test_checking_imports_no_torch(tmp_path, make_job):
+def test_checking_imports_no_torch(tmp_path: Path, make_job: MakeJob) -> None:
     job = make_job(model_id="owner/model", smoother="PatchBlendSmoother", post_smoother="PySynthSmoother")
     program = (
         "import sys; from diffsynth_cli.__main__ import main; "

@@ -1,22 +1,24 @@
-"""Marks and receipts, as a kill may leave them."""
+"""Marks and receipts, including those that a kill leaves incomplete."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
+from stages.base.fingerprint import Inputs
 from stages.base.record import StageRecord
 
-INPUTS = {"keys": {"prompt": "winter"}, "after": {}}
+INPUTS: Inputs = {"keys": {"prompt": "winter"}, "after": {}}
 
 
 @pytest.fixture
-def record(tmp_path):
+def record(tmp_path: Path) -> StageRecord:
     return StageRecord(tmp_path, "render")
 
 
-def test_marks_are_read_back(tmp_path, record):
+def test_marks_are_read_back(tmp_path: Path, record: StageRecord) -> None:
     assert record.inputs is None and not record.complete
     record.begin(INPUTS, chunks=4)
     record.mark("step 1", 0, 0.5)
@@ -28,7 +30,7 @@ def test_marks_are_read_back(tmp_path, record):
 
 
 @pytest.mark.parametrize("torn", ['{"phase": "st', '{"phase": "step 1", "start": 16, "seconds": 1}'])
-def test_a_line_that_was_cut_short_does_not_count_and_spoils_none_after_it(tmp_path, record, torn):
+def test_a_truncated_mark_is_ignored_and_later_marks_count(tmp_path: Path, record: StageRecord, torn: str) -> None:
     record.begin(INPUTS, chunks=4)
     record.mark("step 1", 0, 0.5)
     with record.marks_path.open("a") as file:
@@ -39,13 +41,13 @@ def test_a_line_that_was_cut_short_does_not_count_and_spoils_none_after_it(tmp_p
     assert StageRecord(tmp_path, "render").done == {("step 1", 0), ("step 1", 16)}
 
 
-def test_a_header_that_was_cut_short_is_no_beginning(tmp_path, record):
+def test_a_truncated_header_counts_as_not_started(tmp_path: Path, record: StageRecord) -> None:
     record.begin(INPUTS, chunks=4)
     record.marks_path.write_text('{"inputs": {"keys"')
     assert StageRecord(tmp_path, "render").inputs is None
 
 
-def test_the_receipt_says_what_when_and_with_what(tmp_path, record):
+def test_the_receipt_holds_inputs_fingerprint_and_versions(tmp_path: Path, record: StageRecord) -> None:
     record.begin(INPUTS, chunks=1)
     record.mark("step 1", 0, 0.5)
     record.finish("abc", frames=8)
@@ -59,7 +61,7 @@ def test_the_receipt_says_what_when_and_with_what(tmp_path, record):
 
 
 @pytest.mark.parametrize("damage", ["", "{", "null", "3", "[]", "{}", '{"inputs": {}}', '{"inputs": {"keys": 3}}'])
-def test_damaged_records_are_as_good_as_none(tmp_path, record, damage):
+def test_damaged_records_count_as_missing(tmp_path: Path, record: StageRecord, damage: str) -> None:
     record.begin(INPUTS, chunks=1)
     record.mark("step 1", 0, 0.5)
     marks = record.marks_path.read_text()

@@ -1,4 +1,4 @@
-"""Looking things up by name: ours, those of other packages, and those that are broken."""
+"""Registries: built-in entries, those of other packages, and broken ones."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_other_packages_add_theirs_but_replace_none(package: Path, fruits: Regis
         ("ghost", "cannot be loaded: ModuleNotFoundError: No module named 'orchard_ghost'"),
     ],
 )
-def test_what_is_broken_is_told_with_its_package(
+def test_a_broken_entry_is_reported_with_its_package(
     name: str, reason: str, package: Path, fruits: Registry[Fruit]
 ) -> None:
     with pytest.raises(UsageError) as error:
@@ -90,7 +90,7 @@ def test_what_is_broken_is_told_with_its_package(
     assert list(usable) == ["apple", "pear", "cherry"] and len(problems) == 3
 
 
-def test_a_field_takes_names_that_are_there_alone(package: Path, fruits: Registry[Fruit]) -> None:
+def test_a_field_accepts_only_available_names(package: Path, fruits: Registry[Fruit]) -> None:
     field = TypeAdapter(Annotated[str, NameIn(fruits)])
     assert field.validate_python("cherry") == "cherry"
     assert field.json_schema() == {"type": "string", "enum": list(fruits)}

@@ -7,7 +7,7 @@ import pytest
 from stages.base.words import counted, per_second
 
 
-def test_a_noun_follows_its_number():
+def test_a_noun_follows_its_number() -> None:
     assert [counted(number, "frame") for number in (0, 1, 2)] == ["0 frames", "1 frame", "2 frames"]
 
 
@@ -18,5 +18,5 @@ def test_a_noun_follows_its_number():
         (12.5, "12.5"), (10, "10"), (1, "1"), (0.0417, "0.042"),
     ],
 )  # fmt: skip
-def test_rates_have_as_many_figures_as_are_read(frames, text):
+def test_rates_are_rounded_to_significant_digits(frames: float, text: str) -> None:
     assert per_second(frames) == f"{text} frames/s"

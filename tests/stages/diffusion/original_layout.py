@@ -1,8 +1,12 @@
-"""Writes networks under the names that Stable Diffusion 1.x was published with: the loader's work, backwards."""
+"""Rename tensors to the names that Stable Diffusion 1.x was published with: the inverse of the loader."""
 
 from __future__ import annotations
 
 import re
+
+import torch
+from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
+from transformers import CLIPTextModel
 
 RESNET = {"norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1", "norm2": "out_layers.0",
           "conv2": "out_layers.3", "conv_shortcut": "skip_connection"}  # fmt: skip
@@ -13,12 +17,12 @@ OUTER = {"conv_in": "input_blocks.0.0", "time_embedding.linear_1": "time_embed.0
 ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
 
 
-def unet(network):
-    """A U-Net's or ControlNet's tensors by their original names, without a prefix."""
+def unet(network: UNet2DConditionModel | ControlNetModel) -> dict[str, torch.Tensor]:
+    """The tensors of a U-Net or ControlNet by their original names, without a prefix."""
     layers = network.config["layers_per_block"]
     attends = ["CrossAttn" in kind for kind in network.config.get("up_block_types", ())]
 
-    def original(name):
+    def original(name: str) -> str:
         stem, last = name.rsplit(".", 1)
         if stem in OUTER:
             return f"{OUTER[stem]}.{last}"
@@ -26,10 +30,10 @@ def unet(network):
             return f"zero_convs.{found[1]}.0.{last}"
         if found := re.fullmatch(r"controlnet_cond_embedding\.blocks\.(\d+)", stem):
             return f"input_hint_block.{2 * int(found[1]) + 2}.{last}"
-        side, kind, number, inner = re.fullmatch(
-            r"(down_blocks\.\d+|mid_block|up_blocks\.\d+)\.(\w+)\.(\d+)\.(.+)", name
-        ).groups()
-        block, number = int(side.split(".")[1]) if "." in side else 0, int(number)
+        found = re.fullmatch(r"(down_blocks\.\d+|mid_block|up_blocks\.\d+)\.(\w+)\.(\d+)\.(.+)", name)
+        assert found is not None
+        side, kind, inner = found[1], found[2], found[4]
+        block, number = int(side.split(".")[1]) if "." in side else 0, int(found[3])
         if kind == "downsamplers":
             return f"input_blocks.{(block + 1) * (layers + 1)}.0.op.{last}"
         if kind == "upsamplers":
@@ -46,8 +50,8 @@ def unet(network):
     return {original(name): tensor for name, tensor in network.state_dict().items()}
 
 
-def vae(network):
-    """A VAE's tensors by their original names, without a prefix. Its attention was made of convolutions."""
+def vae(network: AutoencoderKL) -> dict[str, torch.Tensor]:
+    """The tensors of a VAE by their original names, without a prefix. Its attention consisted of convolutions."""
     levels = len(network.config["block_out_channels"])
     tensors = {}
     for name, tensor in network.state_dict().items():
@@ -55,8 +59,8 @@ def vae(network):
         name = re.sub(r"down_blocks\.(\d+)\.resnets", r"down.\1.block", name)
         name = re.sub(r"down_blocks\.(\d+)\.downsamplers\.0", r"down.\1.downsample", name)
         for kind, original in (("resnets", "block"), (r"upsamplers\.0", "upsample")):
-            name = re.sub(rf"up_blocks\.(\d+)\.{kind}",
-                          lambda found, to=original: f"up.{levels - 1 - int(found[1])}.{to}", name)  # fmt: skip
+            for level in range(levels):
+                name = re.sub(rf"up_blocks\.{level}\.{kind}", f"up.{levels - 1 - level}.{original}", name)
         name = re.sub(r"mid_block\.resnets\.(\d)", lambda found: f"mid.block_{int(found[1]) + 1}", name)
         if found := re.fullmatch(r"(\w+)\.mid_block\.attentions\.0\.(.+)\.(weight|bias)", name):
             name = f"{found[1]}.mid.attn_1.{ATTENTION[found[2]]}.{found[3]}"
@@ -65,8 +69,10 @@ def vae(network):
     return tensors
 
 
-def checkpoint(unet_, vae_, text_encoder):
-    """The tensors of a whole checkpoint, with what it holds besides: copies of weights, tables of the schedule."""
+def checkpoint(
+    unet_: UNet2DConditionModel, vae_: AutoencoderKL, text_encoder: CLIPTextModel
+) -> dict[str, torch.Tensor]:
+    """The tensors of a whole checkpoint, with everything else in it: EMA weights, tables of the schedule."""
     import torch
 
     ours = {f"model.diffusion_model.{name}": tensor for name, tensor in unet(unet_).items()}

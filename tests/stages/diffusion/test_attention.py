@@ -10,13 +10,13 @@ from stages.base.errors import DiffSynthError
 from stages.diffusion.attention import CrossFrameAttention, Joint, Kept, Shared, pick_kernel, sdpa
 
 
-def layer(**how) -> Attention:
+def layer(cross_attention_dim: int | None = None) -> Attention:
     torch.manual_seed(0)
-    return Attention(query_dim=16, heads=2, dim_head=8, **how).eval()
+    return Attention(query_dim=16, heads=2, dim_head=8, cross_attention_dim=cross_attention_dim).eval()
 
 
 @torch.inference_mode()
-def test_all_tokens_of_a_group_attend_to_all_its_tokens():
+def test_all_tokens_of_a_group_attend_to_all_its_tokens() -> None:
     attention, states = layer(), torch.randn(6, 5, 16)  # two groups of three frames of five tokens
     attention.set_processor(CrossFrameAttention(sdpa))
     found = attention(states, view=Joint(3))
@@ -31,7 +31,7 @@ def test_all_tokens_of_a_group_attend_to_all_its_tokens():
 
 
 @torch.inference_mode()
-def test_groups_do_not_see_each_other():
+def test_groups_do_not_see_each_other() -> None:
     attention, states = layer(), torch.randn(4, 5, 16)
     attention.set_processor(CrossFrameAttention(sdpa))
     other = torch.cat([states[:2], torch.randn(2, 5, 16)])
@@ -39,7 +39,7 @@ def test_groups_do_not_see_each_other():
 
 
 @torch.inference_mode()
-def test_attention_to_text_is_each_frames_own():
+def test_attention_to_text_is_each_frames_own() -> None:
     attention, states, text = layer(cross_attention_dim=12), torch.randn(4, 5, 16), torch.randn(4, 7, 12)
     attention.set_processor(CrossFrameAttention(sdpa))
     found = attention(states, encoder_hidden_states=text)
@@ -49,7 +49,7 @@ def test_attention_to_text_is_each_frames_own():
 
 
 @torch.inference_mode()
-def test_text_comes_once_a_pass_and_a_new_text_counts():
+def test_text_comes_once_a_pass_and_a_new_text_counts() -> None:
     attention, states = layer(cross_attention_dim=12), torch.randn(4, 5, 16)
     attention.set_processor(CrossFrameAttention(sdpa))
     for text in (torch.randn(2, 7, 12), torch.randn(2, 7, 12)):  # two passes of two frames
@@ -60,7 +60,7 @@ def test_text_comes_once_a_pass_and_a_new_text_counts():
 
 
 @torch.inference_mode()
-def test_shared_queries_see_the_keys_of_their_sources_and_of_anchors():
+def test_shared_queries_see_the_keys_of_their_sources_and_of_anchors() -> None:
     attention, frames, anchors = layer(), torch.randn(2 * 3, 5, 16), torch.randn(2 * 2, 5, 16)  # two passes
     attention.set_processor(CrossFrameAttention(sdpa))
     kept: Kept = {}
@@ -76,13 +76,13 @@ def test_shared_queries_see_the_keys_of_their_sources_and_of_anchors():
 
 
 @torch.inference_mode()
-def test_anchors_of_another_video_are_forgotten_where_there_are_none():
+def test_anchors_of_another_video_are_forgotten_where_there_are_none() -> None:
     attention, view, states = layer(), Shared(torch.tensor([[0]])), torch.randn(1, 5, 16)
     attention.set_processor(CrossFrameAttention(sdpa))
     attention(torch.randn(1, 9, 16), view=Shared(torch.tensor([[0]]), keep={}))  # of frames of another size
     torch.testing.assert_close(attention(states, view=view), layer()(states), atol=1e-5, rtol=1e-5)
 
 
-def test_a_kernel_that_cannot_run_here_is_refused():
+def test_a_kernel_that_cannot_run_here_is_refused() -> None:
     with pytest.raises(DiffSynthError, match="attention_backend: xformers has kernels for CUDA only"):
         pick_kernel("xformers", torch.device("cpu"))

@@ -9,7 +9,7 @@ from torch import nn
 from stages.diffusion.compilation import compile_blocks
 
 
-def test_a_compiled_block_gives_the_same_for_every_shape():
+def test_a_compiled_block_gives_the_same_for_every_shape() -> None:
     torch.manual_seed(0)
     network = nn.ModuleDict({"block": FeedForward(8)}).eval().requires_grad_(False)
     inputs = [torch.randn(frames, 5, 8) for frames in (3, 1)]

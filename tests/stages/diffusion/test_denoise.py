@@ -1,4 +1,4 @@
-"""What the denoiser makes of a U-Net's prediction."""
+"""Predictions of the U-Net become noise, in batches that fit."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.conftest import CONTROLNET, MODEL, scene
 
 
 @pytest.mark.parametrize("guidance", [1.0, 5.0])
-def test_v_is_turned_into_the_noise_of_each_groups_own_frame(guidance):
+def test_v_is_turned_into_the_noise_of_each_groups_own_frame(guidance: float) -> None:
     names = ModelNames(model_id=str(MODEL), controlnets=(str(CONTROLNET),), device="cpu")
     networks = load_networks(names)
     settings = Settings(models=names, scales=(1.0,), prompt="winter", guidance=guidance, steps=4)
@@ -31,7 +31,7 @@ def test_v_is_turned_into_the_noise_of_each_groups_own_frame(guidance):
     torch.testing.assert_close(noise("v_prediction"), expected)
 
 
-def test_small_frames_go_together_and_large_ones_alone():
+def test_small_frames_go_together_and_large_ones_alone() -> None:
     names = ModelNames(model_id=str(MODEL), device="cpu")
     denoiser = Denoiser(load_networks(names), Settings(models=names, guidance=7.5, steps=4))
     assert [denoiser.fitting_batch(*size, group=4) for size in ((64, 64), (128, 128), (512, 960))] == [8, 2, 1]

@@ -1,4 +1,4 @@
-"""Models that take the scale of guidance as an input."""
+"""Models that take the guidance scale as an input."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from tests.conftest import MODEL
 
 
 @pytest.fixture
-def model(tmp_path) -> Path:
-    """The tiny model with such an input."""
+def model(tmp_path: Path) -> Path:
+    """The tiny model with a guidance input."""
     folder = tmp_path / "lcm"
     shutil.copytree(MODEL, folder)
     config = json.loads((folder / "unet/config.json").read_text()) | {"time_cond_proj_dim": 16}
@@ -28,7 +28,7 @@ def model(tmp_path) -> Path:
     return folder
 
 
-def test_guidance_that_is_an_input_is_what_diffusers_makes_of_it(model):
+def test_guidance_that_is_an_input_is_what_diffusers_makes_of_it(model: Path) -> None:
     unet = UNet2DConditionModel.from_pretrained(model / "unet").eval()
     settings = Settings(
         models=ModelNames(model_id=str(model), device="cpu"),
@@ -40,7 +40,8 @@ def test_guidance_that_is_an_input_is_what_diffusers_makes_of_it(model):
     )
     ours = denoiser(settings)
     latents = ours.initial_noise(64, 64)
-    embedding = LatentConsistencyModelPipeline.get_guidance_scale_embedding(None, torch.tensor([7.0]), 16)
+    pipeline = LatentConsistencyModelPipeline.__new__(LatentConsistencyModelPipeline)
+    embedding = pipeline.get_guidance_scale_embedding(torch.tensor([7.0]), 16)
     with torch.inference_mode():
         expected = unet(latents, 999, ours.text, timestep_cond=embedding).sample
     found = ours.predict_noise(Frames(latents, []), [[0]], 0, 999, Batches())

@@ -1,8 +1,9 @@
-"""Samplers in terms of clean latents, against those of diffusers."""
+"""Samplers give the latents that the schedulers of diffusers give."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TypeVar
 
 import pytest
 import torch
@@ -14,8 +15,10 @@ BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_line
 SCHEDULER = DDIMScheduler(**BETAS, clip_sample=False, set_alpha_to_one=True, timestep_spacing="leading", steps_offset=0)
 PREDICTIONS = ("epsilon", "v_prediction")
 
+Kind = TypeVar("Kind", bound=Sampler)
 
-def make(kind: type[Sampler], steps: int, strength: float = 1.0) -> Sampler:
+
+def make(kind: type[Kind], steps: int, strength: float = 1.0) -> Kind:
     return kind(SCHEDULER.alphas_cumprod, steps, strength)
 
 
@@ -24,7 +27,7 @@ def noise(seed: int = 0) -> torch.Tensor:
 
 
 def model(latents: torch.Tensor, timestep: float, prediction: str) -> torch.Tensor:
-    """What a network might predict: all of it hangs on latents and timestep, not linearly."""
+    """A stand-in for a network: a nonlinear function of latents and timestep."""
     alpha = make(Euler, 1).alpha(timestep)
     clean = torch.tanh(latents + latents.flip(3) * timestep / 1000)
     noise = (latents - alpha.sqrt() * clean) / (1 - alpha).sqrt()
@@ -55,12 +58,12 @@ def walk(sampler: Sampler, prediction: str, latents: torch.Tensor) -> list[torch
         (1, 1.0, [999]),
     ],
 )
-def test_timesteps_of_ddim(steps, strength, expected):
+def test_ddim_takes_the_published_timesteps(steps: int, strength: float, expected: list[int]) -> None:
     assert make(DDIM, steps, strength).timesteps == expected
 
 
 @pytest.mark.parametrize("steps", [3, 10])  # with three, the last step leads to timestep 0
-def test_ddim_is_that_of_diffusers(steps):
+def test_ddim_is_that_of_diffusers(steps: int) -> None:
     ours, latents, predicted = make(DDIM, steps), noise(), noise(1)
     SCHEDULER.set_timesteps(steps)
     for timestep in ours.timesteps:
@@ -71,7 +74,7 @@ def test_ddim_is_that_of_diffusers(steps):
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("steps", [2, 4, 10, 30])  # of a single one, diffusers makes timestep 0
-def test_euler_is_that_of_diffusers(steps, prediction):
+def test_euler_is_that_of_diffusers(steps: int, prediction: str) -> None:
     theirs = EulerDiscreteScheduler(
         **BETAS, use_karras_sigmas=True, prediction_type=prediction, timestep_spacing="linspace"
     )
@@ -90,7 +93,7 @@ def test_euler_is_that_of_diffusers(steps, prediction):
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("steps", [1, 2, 4, 10, 30])
-def test_dpm_2m_is_that_of_diffusers(steps, prediction):
+def test_dpm_2m_is_that_of_diffusers(steps: int, prediction: str) -> None:
     theirs = DPMSolverMultistepScheduler(**BETAS, use_karras_sigmas=True, prediction_type=prediction)
     theirs.set_timesteps(steps)
     ours, latents = make(DPM2M, steps), noise()
@@ -104,7 +107,7 @@ def test_dpm_2m_is_that_of_diffusers(steps, prediction):
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("steps", [1, 2, 4, 8, 50])
-def test_lcm_is_that_of_diffusers(steps, prediction, monkeypatch):
+def test_lcm_is_that_of_diffusers(steps: int, prediction: str, monkeypatch: pytest.MonkeyPatch) -> None:
     theirs = LCMScheduler(**BETAS, prediction_type=prediction, clip_sample=False)
     theirs.set_timesteps(steps)
     ours, latents = make(LCM, steps), noise()
@@ -117,7 +120,7 @@ def test_lcm_is_that_of_diffusers(steps, prediction, monkeypatch):
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_lcm_walks_some_of_the_timesteps_that_such_models_are_distilled_at():
+def test_lcm_walks_some_of_the_timesteps_that_such_models_are_distilled_at() -> None:
     theirs = LCMScheduler(**BETAS)
     for steps in range(1, LCM.most_steps + 1):
         theirs.set_timesteps(steps)
@@ -125,7 +128,7 @@ def test_lcm_walks_some_of_the_timesteps_that_such_models_are_distilled_at():
     assert make(LCM, 4, 0.5).timesteps == [499, 259]
 
 
-def test_lcms_noise_is_one_for_all_frames_and_another_at_each_step_and_of_each_seed():
+def test_lcms_noise_is_one_for_all_frames_and_another_at_each_step_and_of_each_seed() -> None:
     ours, clean = make(LCM, 4), torch.zeros(3, 4, 8, 8)
     made = [ours.step(noise()[:1].repeat(3, 1, 1, 1), clean, timestep) for timestep in (999, 759)]
     for latents in made:
@@ -140,7 +143,7 @@ def test_lcms_noise_is_one_for_all_frames_and_another_at_each_step_and_of_each_s
 
 
 @pytest.mark.parametrize("kind", SAMPLERS.values())
-def test_timesteps_descend_and_the_last_step_ends_in_the_clean_latents(kind):
+def test_timesteps_descend_and_the_last_step_ends_in_the_clean_latents(kind: type[Sampler]) -> None:
     for steps in (1, 4, 50):
         whole, part = make(kind, steps).timesteps, make(kind, steps, 0.5).timesteps
         assert whole[0] == 999 and whole == sorted(set(whole), reverse=True) and len(whole) == steps
@@ -150,7 +153,7 @@ def test_timesteps_descend_and_the_last_step_ends_in_the_clean_latents(kind):
 
 
 @pytest.mark.parametrize("kind", SAMPLERS.values())
-def test_noise_leads_to_clean_latents_and_back(kind):
+def test_noise_leads_to_clean_latents_and_back(kind: type[Sampler]) -> None:
     ours, clean, added = make(kind, 10), noise(), noise(1)
     for timestep in ours.timesteps:
         latents, alpha = ours.add_noise(clean, added, timestep), ours.alpha(timestep)
@@ -161,7 +164,7 @@ def test_noise_leads_to_clean_latents_and_back(kind):
         torch.testing.assert_close(ours.clean(latents, added, timestep), clean, atol=1e-3 + skip, rtol=1e-3)
 
 
-def test_noise_levels_between_timesteps_go_through_those_of_timesteps():
+def test_noise_levels_between_timesteps_go_through_those_of_timesteps() -> None:
     ddim, euler = make(DDIM, 10), make(Euler, 10)
     for timestep in ddim.timesteps:
         torch.testing.assert_close(euler.alpha(timestep), ddim.alpha(timestep))

@@ -1,9 +1,12 @@
-"""Single files in the formats that people have, against the same weights loaded from diffusers folders."""
+"""Single files in all common formats, compared with the same weights in diffusers folders."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
 
 import pytest
 import torch
@@ -15,11 +18,21 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from stages.base.errors import DiffSynthError, UsageError
 from stages.diffusion import single_file
 from stages.diffusion.denoise import encode_prompts
-from stages.diffusion.loading import load_networks
+from stages.diffusion.loading import Networks, load_networks
 from stages.diffusion.settings import ModelNames
 from stages.diffusion.vocabulary import clip_tokenizer
 from tests.conftest import MODEL
 from tests.stages.diffusion import original_layout
+
+Tensors: TypeAlias = dict[str, torch.Tensor]
+Network: TypeAlias = UNet2DConditionModel | AutoencoderKL | ControlNetModel
+
+
+class MakeForm(Protocol):
+    """Writes the model's folder again, each file by `rewrite` into a file of the pattern `name`."""
+
+    def __call__(self, name: str, rewrite: Callable[[Tensors, Path], None]) -> Path: ...
+
 
 DOWN = ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"]
 # Stable Diffusion's constants (8 heads, 32 groups), in small.
@@ -32,7 +45,7 @@ VAE = {"block_out_channels": [32, 32, 64, 64], "layers_per_block": 1, "latent_ch
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model with random weights in diffusers folders, and the same in single files."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("models")
@@ -47,8 +60,9 @@ def folder(tmp_path_factory):
         vocab_size=514, hidden_size=64, num_attention_heads=1, num_hidden_layers=2, intermediate_size=128,
         bos_token_id=512, eos_token_id=513, pad_token_id=513,
     ))  # fmt: skip
-    for part, network in {"unet": unet, "vae": vae, "text_encoder": text}.items():
-        network.save_pretrained(folder / "sd" / part)
+    unet.save_pretrained(folder / "sd/unet")
+    vae.save_pretrained(folder / "sd/vae")
+    text.save_pretrained(folder / "sd/text_encoder")
     controlnet.save_pretrained(folder / "control")
     tensors = original_layout.checkpoint(unet, vae, text)
     save_file(tensors, folder / "model.safetensors")
@@ -62,7 +76,7 @@ def folder(tmp_path_factory):
     return folder
 
 
-def names(folder, model="model.safetensors", *controlnets, **more):
+def names(folder: Path, model: str = "model.safetensors", *controlnets: str, **more: Any) -> ModelNames:
     return ModelNames(
         model_id=str(folder / model),
         controlnets=tuple(str(folder / net) for net in controlnets),
@@ -71,7 +85,7 @@ def names(folder, model="model.safetensors", *controlnets, **more):
 
 
 @torch.inference_mode()
-def noise(networks):
+def noise(networks: Networks) -> torch.Tensor:
     latents, text = torch.linspace(-1, 1, 4 * 8 * 8).reshape(1, 4, 8, 8), encode_prompts(networks, "winter", None)
     residuals = {}
     for controlnet, embed in zip(networks.controlnets, networks.map_embeddings):
@@ -81,18 +95,18 @@ def noise(networks):
 
 
 @torch.inference_mode()
-def coded(networks):
+def coded(networks: Networks) -> torch.Tensor:
     image = torch.linspace(-1, 1, 3 * 32 * 32).reshape(1, 3, 32, 32)
     latents = networks.vae.encode(image).latent_dist.mean
     return torch.cat([latents.flatten(), networks.vae.decode(latents).sample.flatten()])
 
 
-def same(a, b):
+def same(a: torch.Tensor, b: torch.Tensor) -> None:
     torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "model.ckpt"])
-def test_a_checkpoint_is_the_model_it_was_made_of(folder, file):
+def test_a_checkpoint_is_the_model_it_was_made_of(folder: Path, file: str) -> None:
     whole = load_networks(names(folder, "sd"))
     single = load_networks(names(folder, file, allow_pickle=file.endswith(".ckpt")))
     same(noise(single), noise(whole))
@@ -106,14 +120,14 @@ def test_a_checkpoint_is_the_model_it_was_made_of(folder, file):
 
 
 @pytest.mark.parametrize("file", ["control.safetensors", "control-bare.safetensors", "control-diffusers.safetensors"])
-def test_a_controlnet_is_the_one_it_was_made_of(folder, file):
+def test_a_controlnet_is_the_one_it_was_made_of(folder: Path, file: str) -> None:
     expected = noise(load_networks(names(folder, "sd", "control")))
     same(noise(load_networks(names(folder, "model.safetensors", file))), expected)
     assert (expected - noise(load_networks(names(folder)))).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("file", ["vae.safetensors", "vae-diffusers.safetensors", "model.safetensors"])
-def test_a_vae_is_the_one_it_was_made_of(folder, file):
+def test_a_vae_is_the_one_it_was_made_of(folder: Path, file: str) -> None:
     expected = coded(load_networks(names(folder, "sd")))
     same(coded(load_networks(names(folder, "sd", vae=str(folder / file)))), expected)
 
@@ -126,7 +140,9 @@ def test_a_vae_is_the_one_it_was_made_of(folder, file):
         (ControlNetModel, "", "control.safetensors", "control_model."),
     ],
 )
-def test_networks_are_those_that_diffusers_own_loader_reads(kind, part, file, prefix, folder):
+def test_networks_are_those_that_diffusers_own_loader_reads(
+    kind: type[Network], part: str, file: str, prefix: str, folder: Path
+) -> None:
     tensors = {name: tensor for name, tensor in load_file(folder / file).items() if name.startswith(prefix)}
     own = folder / ("sd" if part else "control")
     expected = kind.from_single_file(tensors, config=str(own), subfolder=part, local_files_only=True)
@@ -141,7 +157,7 @@ def test_networks_are_those_that_diffusers_own_loader_reads(kind, part, file, pr
         assert torch.equal(weights[name], tensor), name
 
 
-def test_the_vae_may_come_from_elsewhere_if_the_checkpoint_has_none(folder, tmp_path):
+def test_the_vae_may_come_from_elsewhere_if_the_checkpoint_has_none(folder: Path, tmp_path: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
     save_file({name: tensor for name, tensor in tensors.items() if not name.startswith("first_stage")},
               folder / "bare.safetensors")  # fmt: skip
@@ -152,7 +168,7 @@ def test_the_vae_may_come_from_elsewhere_if_the_checkpoint_has_none(folder, tmp_
          coded(load_networks(names(folder, "sd"))))  # fmt: skip
 
 
-def test_the_widths_of_stable_diffusion_1_are_read_off_its_tensors(monkeypatch):
+def test_the_widths_of_stable_diffusion_1_are_read_off_its_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
     """The published sizes, without numbers in them."""
     sizes = {"block_out_channels": (320, 640, 1280, 1280), "cross_attention_dim": 768, "attention_head_dim": 8}
     vae = {"block_out_channels": (128, 256, 512, 512), "down_block_types": ("DownEncoderBlock2D",) * 4,
@@ -181,18 +197,18 @@ def test_the_widths_of_stable_diffusion_1_are_read_off_its_tensors(monkeypatch):
             assert list_of(network.config.get(key)) == list_of(expected[name].config.get(key))
 
 
-def list_of(value):
+def list_of(value: object) -> object:
     return list(value) if isinstance(value, tuple | list) else value
 
 
-def test_the_tokenizer_is_clips():
+def test_the_tokenizer_is_clips() -> None:
     tokenizer = clip_tokenizer()
     assert tokenizer("a photo of a cat").input_ids == [49406, 320, 1125, 539, 320, 2368, 49407]
     assert tokenizer("A  Photo, of CATS!").input_ids == [49406, 320, 1125, 267, 539, 3989, 256, 49407]
     assert (tokenizer.pad_token_id, len(tokenizer), tokenizer.model_max_length) == (49407, 49408, 77)
 
 
-def test_a_tokenizer_that_does_not_fit_the_text_encoder_is_refused(folder, tmp_path):
+def test_a_tokenizer_that_does_not_fit_the_text_encoder_is_refused(folder: Path, tmp_path: Path) -> None:
     shutil.copy(folder / "model.safetensors", tmp_path / "alone.safetensors")  # without the small tokenizer beside it
     with pytest.raises(DiffSynthError, match=r"a tokenizer of 49408 words, but its text encoder has 514"):
         load_networks(names(tmp_path, "alone.safetensors"))
@@ -221,7 +237,7 @@ INPUT = "model.diffusion_model.input_blocks.0.0.weight"
         ("what.ever", "is not a Stable Diffusion 1.x checkpoint"),
     ],
 )
-def test_other_files_are_refused_by_name(tensor, said, tmp_path):
+def test_other_files_are_refused_by_name(tensor: str, said: str, tmp_path: Path) -> None:
     tensors = {tensor: torch.zeros(1)} | ({INPUT: torch.zeros(1)} if "cond" in tensor or tensor == "v_pred" else {})
     save_file(tensors, tmp_path / "a.safetensors")
     with pytest.raises(DiffSynthError, match=f"model_id: {tmp_path / 'a.safetensors'} is ") as error:
@@ -229,14 +245,14 @@ def test_other_files_are_refused_by_name(tensor, said, tmp_path):
     assert said in error.value.message and error.value.hint
 
 
-def test_files_under_the_wrong_key_are_refused_by_name(folder):
+def test_files_under_the_wrong_key_are_refused_by_name(folder: Path) -> None:
     with pytest.raises(DiffSynthError, match=r"controlnet_model_id: .*vae.safetensors is a VAE, not a ControlNet"):
         load_networks(names(folder, "model.safetensors", "vae.safetensors"))
     with pytest.raises(DiffSynthError, match=r"vae: .*control.safetensors is a ControlNet, not a VAE"):
         load_networks(names(folder, vae=str(folder / "control.safetensors")))
 
 
-def changed(folder, path, change):
+def changed(folder: Path, path: Path, change: Callable[[Tensors], Tensors]) -> str:
     tensors = load_file(folder / "model.safetensors")
     save_file(change(tensors), path / "a.safetensors")
     shutil.copytree(folder / "tokenizer", path / "tokenizer")
@@ -245,7 +261,7 @@ def changed(folder, path, change):
     return error.value.message
 
 
-def without(*wanted):
+def without(*wanted: str) -> Callable[[Tensors], Tensors]:
     return lambda tensors: {name: tensor for name, tensor in tensors.items() if not name.endswith(wanted)}
 
 
@@ -261,23 +277,23 @@ def without(*wanted):
         ),
     ],
 )
-def test_missing_tensors_are_named(lost, said, folder, tmp_path):
+def test_missing_tensors_are_named(lost: str, said: str, folder: Path, tmp_path: Path) -> None:
     message = changed(folder, tmp_path, without(lost))
     assert f"model_id: {tmp_path / 'a.safetensors'} cannot be loaded" in message and said in message
 
 
-def test_tensors_of_a_wrong_shape_are_named(folder, tmp_path):
+def test_tensors_of_a_wrong_shape_are_named(folder: Path, tmp_path: Path) -> None:
     last = "model.diffusion_model.out.0.bias"
     message = changed(folder, tmp_path, lambda tensors: tensors | {last: torch.zeros(7)})
     assert "the U-Net: conv_norm_out.bias is [7], not [32]" in message
 
 
-def test_an_inpainting_model_is_refused_by_name(folder, tmp_path):
+def test_an_inpainting_model_is_refused_by_name(folder: Path, tmp_path: Path) -> None:
     wide = {INPUT: torch.zeros(32, 9, 3, 3)}
     assert "is an inpainting model: its U-Net takes 9 channels" in changed(folder, tmp_path, lambda all: all | wide)
 
 
-def test_a_truncated_file_is_named(folder, tmp_path):
+def test_a_truncated_file_is_named(folder: Path, tmp_path: Path) -> None:
     for file in ("model.safetensors", "model.ckpt"):
         (tmp_path / file).write_bytes((folder / file).read_bytes()[:100_000])
         with pytest.raises(DiffSynthError, match=f"model_id: {tmp_path / file} cannot be read") as error:
@@ -288,13 +304,15 @@ def test_a_truncated_file_is_named(folder, tmp_path):
 # --- pickles --------------------------------------------------------------------------------------------
 
 
-def test_pickles_are_refused_unless_they_are_allowed(folder):
+def test_pickles_are_refused_unless_they_are_allowed(folder: Path) -> None:
     with pytest.raises(UsageError, match=r"is a pickle, .* run code") as error:
         load_networks(names(folder, "model.ckpt"))
     assert "--allow-pickle" in error.value.hint
 
 
-def test_what_trainers_keep_beside_the_tensors_does_not_matter(folder, tmp_path, monkeypatch):
+def test_other_objects_in_a_checkpoint_are_ignored(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Objects of a library that is not installed."""
     import sys
     from types import ModuleType
@@ -315,10 +333,10 @@ def test_what_trainers_keep_beside_the_tensors_does_not_matter(folder, tmp_path,
 
 
 @pytest.fixture
-def other_form(folder, tmp_path):
+def other_form(folder: Path, tmp_path: Path) -> MakeForm:
     """The model's folder with its weights in another form."""
 
-    def make(name, rewrite):
+    def make(name: str, rewrite: Callable[[Tensors, Path], None]) -> Path:
         shutil.copytree(folder / "sd", tmp_path / "sd")
         for file in (tmp_path / "sd").glob("*/*.safetensors"):
             tensors = load_file(file)
@@ -330,17 +348,19 @@ def other_form(folder, tmp_path):
     return make
 
 
-def half(tensors, path):
+def half(tensors: Tensors, path: Path) -> None:
     save_file({name: tensor.half() for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
 
 
-def test_a_folder_may_have_its_weights_in_float16_alone(folder, other_form):
+def test_a_folder_with_only_float16_weights_is_loaded(folder: Path, other_form: MakeForm) -> None:
     loaded = load_networks(names(other_form("{}.fp16.safetensors", half), "sd"))
     assert loaded.dtype == loaded.unet.dtype == torch.float32
     torch.testing.assert_close(noise(loaded), noise(load_networks(names(folder, "sd"))), atol=0.02, rtol=0.02)
 
 
-def test_float16_alone_in_the_hub_cache_is_found_offline(folder, other_form, monkeypatch):
+def test_a_cached_hub_model_with_only_float16_weights_is_found_offline(
+    folder: Path, other_form: MakeForm, monkeypatch: pytest.MonkeyPatch
+) -> None:
     place = other_form("{}.fp16.safetensors", half)
     snapshot = place / "hub/models--owner--half/snapshots/0123456789abcdef0123456789abcdef01234567"
     shutil.copytree(place / "sd", snapshot)
@@ -355,7 +375,7 @@ def test_float16_alone_in_the_hub_cache_is_found_offline(folder, other_form, mon
     assert "\n" not in error.value.message
 
 
-def test_a_folder_of_pickles_is_refused_unless_they_are_allowed(folder, other_form):
+def test_a_folder_of_pickles_is_refused_unless_they_are_allowed(folder: Path, other_form: MakeForm) -> None:
     place = other_form("{}.bin", torch.save)
     with pytest.raises(DiffSynthError, match=r"lacks text_encoder/model\.safetensors") as error:
         load_networks(names(place, "sd"))
@@ -363,7 +383,7 @@ def test_a_folder_of_pickles_is_refused_unless_they_are_allowed(folder, other_fo
     same(noise(load_networks(names(place, "sd", allow_pickle=True))), noise(load_networks(names(folder, "sd"))))
 
 
-def test_a_lora_fits_a_checkpoint(folder, tmp_path):
+def test_a_lora_fits_a_checkpoint(folder: Path, tmp_path: Path) -> None:
     layer = "lora_te_text_model_encoder_layers_1_self_attn_q_proj"
     torch.manual_seed(0)
     tensors = {f"{layer}.lora_down.weight": torch.randn(2, 64), f"{layer}.lora_up.weight": torch.randn(64, 2)}

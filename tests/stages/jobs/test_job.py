@@ -1,4 +1,4 @@
-"""Job files: DiffSynth's own, defaults, overrides, paths."""
+"""Job files: those of DiffSynth, defaults, overrides and paths."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 from stages import extract
 from stages.annotators import ANNOTATORS
 from stages.annotators.depth import DepthOptions
+from stages.annotators.files import MapFiles
 from stages.annotators.plain import TileOptions
 from stages.base.errors import UsageError
 from stages.diffusion.sampler import SAMPLERS
@@ -17,11 +18,12 @@ from stages.jobs.job import Job, json_schema
 from stages.jobs.job_file import check, read_job
 from stages.smoothers import SMOOTHERS, build
 from stages.smoothers.pysynth import PySynth
+from tests.typing import Keys
 
-MINIMAL = {"model_id": "owner/model", "input_video": "v.mp4", "output_path": "out", "prompt": "winter"}
+MINIMAL: Keys = {"model_id": "owner/model", "input_video": "v.mp4", "output_path": "out", "prompt": "winter"}
 
 # The keys of DiffSynth's published config files, with values of the same kind.
-DIFFSYNTH = {
+DIFFSYNTH: Keys = {
     "model_id": "../models/DreamShaper7",
     "controlnet_model_id": ["../models/depth", "../models/openpose", "../models/shuffle", "../models/tile"],
     "controlnet_processor": [
@@ -44,13 +46,13 @@ DIFFSYNTH = {
 }  # fmt: skip
 
 
-def write(folder: Path, data: dict) -> Path:
+def write(folder: Path, data: Keys) -> Path:
     path = folder / "job.json"
     path.write_text(json.dumps(data))
     return path
 
 
-def test_diffsynths_own_file_is_read_unmodified(tmp_path):
+def test_diffsynths_own_file_is_read_unmodified(tmp_path: Path) -> None:
     job, warnings = read_job(write(tmp_path, DIFFSYNTH))
     assert [item.name for item in job.controlnet_processor] == ["depth", "openpose_video", "shuffle", "tile"]
     assert job.controlnet_processor[0] == DepthOptions(name="depth", normalize="max")
@@ -76,11 +78,11 @@ def test_diffsynths_own_file_is_read_unmodified(tmp_path):
         ("VideoControlnetImageProcesserDepth", {"name": "depth_video", "normalize": "max"}),
     ],
 )
-def test_diffsynths_names_of_annotators_do_what_diffsynth_did(name, means):
+def test_diffsynths_names_of_annotators_do_what_diffsynth_did(name: str, means: Keys) -> None:
     data = MINIMAL | {"controlnet_model_id": ["a/b"] * 3, "style_image": "s.png"}
     model = {} if name.endswith(("Shuffle", "Tile")) else {"model": "of/mine"}
     job, problems = check(data | {"controlnet_processor": [name, {"name": name, **model}, means]})
-    assert problems == []
+    assert job is not None and problems == []
     theirs, with_options, ours = job.controlnet_processor
     assert theirs == ours
     assert with_options == ours.model_copy(update=model)
@@ -109,50 +111,53 @@ def test_diffsynths_names_of_annotators_do_what_diffsynth_did(name, means):
         ("EbsynthSmoother", {}, []),
     ],
 )
-def test_options_of_diffsynths_smoothers_are_read_or_named_once(tmp_path, name, config, ignored):
+def test_options_of_diffsynths_smoothers_are_read_or_named_once(
+    tmp_path: Path, name: str, config: Keys, ignored: list[str]
+) -> None:
     job, warnings = read_job(write(tmp_path, MINIMAL | {"smoother": name, "smoother_config": config}))
     expected = ", ".join(f"smoother_config.{key}" for key in ignored)
     assert warnings == ([f"ignored, since they are no longer needed: {expected}"] if ignored else [])
     assert build(name, job.smoother_config, [], []) is not None
 
 
-def test_older_files_give_matching_options_beside_the_others():
+def test_older_files_may_put_matching_options_at_the_top_level() -> None:
     older = PySynth.model_validate({"num_iter": 3, "ebsynth_config": {"patch_size": 11}})
     newer = PySynth.model_validate({"ebsynth_config": {"num_iter": 3, "patch_size": 11}})
     assert older == newer
 
 
 @pytest.mark.parametrize("options", [{"patch_size": 20}, {"num_iter": 0}, {"guide_weight": -1.0}, {"patchsize": 21}])
-def test_mistakes_in_matching_options_are_named(options):
+def test_mistakes_in_matching_options_are_named(options: Keys) -> None:
     data = MINIMAL | {"smoother": "PySynthSmoother", "smoother_config": {"ebsynth_config": options}}
     _, problems = check(data)
     assert len(problems) == 1 and f"ebsynth_config.{next(iter(options))}" in problems[0]
 
 
 @pytest.mark.parametrize("name", ["./~.mp4", "./~nobody/a.mp4", "~nobody-of-this-name/a.mp4"])
-def test_a_tilde_that_is_no_home_is_a_name(tmp_path, name):
+def test_a_tilde_that_names_no_home_is_kept(tmp_path: Path, name: str) -> None:
     job, _ = read_job(write(tmp_path, MINIMAL | {"input_video": name}))
     assert job.input_video == str(tmp_path / name)
 
 
-def test_relative_paths_are_relative_to_the_job_file(tmp_path):
+def test_relative_paths_are_relative_to_the_job_file(tmp_path: Path) -> None:
     folder = tmp_path / "a"
     folder.mkdir()
     job, _ = read_job(write(folder, DIFFSYNTH | {"controlnet_processor": ["tile", "tile", "shuffle", "file:maps"]}))
     assert job.input_video == str(folder / "../data/raw.webm")
     assert job.model_id == str(folder / "../models/DreamShaper7")
     assert job.frames_reference == [str(folder / "a.png")]
-    assert job.controlnet_processor[3].path == str(folder / "maps")
+    annotator = job.controlnet_processor[3]
+    assert isinstance(annotator, MapFiles) and annotator.path == str(folder / "maps")
 
 
-def test_single_files_are_paths_whether_they_are_there_or_not(tmp_path):
+def test_single_files_are_paths_whether_they_are_there_or_not(tmp_path: Path) -> None:
     data = MINIMAL | {"model_id": "a.safetensors", "vae": "vae/b.safetensors", "embeddings": ["c.safetensors"]}
     job, _ = read_job(write(tmp_path, data))
     assert (job.model_id, job.vae) == (str(tmp_path / "a.safetensors"), str(tmp_path / "vae/b.safetensors"))
     assert (job.embeddings[0].path, job.embeddings[0].word) == (str(tmp_path / "c.safetensors"), "c")
 
 
-def test_every_pickle_is_named_unless_they_are_allowed(tmp_path):
+def test_every_pickle_is_named_unless_they_are_allowed(tmp_path: Path) -> None:
     data = MINIMAL | {
         "model_id": "a.ckpt", "vae": "b.pt", "loras": ["c.bin", "d.safetensors"], "embeddings": ["e.pt"],
         "controlnet_model_id": ["f.pth"], "controlnet_processor": ["canny"],
@@ -167,13 +172,13 @@ def test_every_pickle_is_named_unless_they_are_allowed(tmp_path):
     assert read_job(write(tmp_path, data | {"allow_pickle": True}))[0].allow_pickle
 
 
-def test_hub_ids_are_no_paths_unless_such_a_folder_lies_there(tmp_path):
+def test_hub_ids_are_no_paths_unless_such_a_folder_lies_there(tmp_path: Path) -> None:
     assert read_job(write(tmp_path, MINIMAL))[0].model_id == "owner/model"
     (tmp_path / "owner/model").mkdir(parents=True)
     assert read_job(write(tmp_path, MINIMAL))[0].model_id == str(tmp_path / "owner/model")
 
 
-def test_overrides(tmp_path, monkeypatch):
+def test_overrides_replace_keys_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     path = write(tmp_path, MINIMAL | {"smoother": "TemporalMeanSmoother"})
     overrides = [
@@ -188,22 +193,22 @@ def test_overrides(tmp_path, monkeypatch):
     assert job.combine_pattern == [-1, 0]
 
 
-def test_scales_default_to_one():
+def test_scales_default_to_one() -> None:
     job, problems = check(MINIMAL | {"controlnet_model_id": ["a/b", "a/c"], "controlnet_processor": ["canny", "tile"]})
-    assert problems == [] and job.controlnet_scale == [1.0, 1.0]
+    assert job is not None and problems == [] and job.controlnet_scale == [1.0, 1.0]
 
 
-def test_written_config_is_a_job_file_that_means_the_same(tmp_path):
+def test_written_config_is_a_job_file_that_means_the_same(tmp_path: Path) -> None:
     job, _ = read_job(write(tmp_path, DIFFSYNTH | {"controlnet_processor": ["canny", "tile", "shuffle", "file:m"]}))
     again, problems = check(json.loads(json.dumps(job.model_dump())))
     assert problems == [] and again == job
 
 
-def test_every_key_is_documented():
+def test_every_key_is_documented() -> None:
     assert all(field.description for field in Job.model_fields.values())
 
 
-def test_schema_describes_every_key():
+def test_schema_describes_every_key() -> None:
     schema, problems = json_schema()
     assert problems == []
     assert set(schema["properties"]) == set(Job.model_fields)
@@ -217,7 +222,7 @@ def test_schema_describes_every_key():
         assert all(json.dumps(option) in listed for option in options.model_fields)
 
 
-def test_a_finished_stage_needs_its_files_no_more(tmp_path):
+def test_a_finished_stage_no_longer_needs_its_files(tmp_path: Path) -> None:
     path = write(tmp_path, MINIMAL)
     with pytest.raises(UsageError, match="input_video: no such file"):
         read_job(path, stages=[extract.STAGE])

@@ -1,11 +1,15 @@
-"""Finding files and devices. (Loading is tested where things are loaded.)"""
+"""Finding weights and devices."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Never
 
 import pytest
 import torch
+from huggingface_hub import HfApi
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from stages.base.errors import DiffSynthError
@@ -13,14 +17,14 @@ from stages.models import weights
 from stages.models.weights import check_files, explained, find_files, first_existing, pick_device, pick_gpu
 
 
-def test_files_of_a_folder_are_found_or_named(tmp_path):
+def test_files_of_a_folder_are_found_or_named(tmp_path: Path) -> None:
     (tmp_path / "a.pth").touch()
     assert find_files("key", str(tmp_path), ("a.pth",)) == tmp_path
     with pytest.raises(DiffSynthError, match=f"key: {tmp_path} lacks b.pth, c.pth"):
         find_files("key", str(tmp_path), ("a.pth", "b.pth", "c.pth"))
 
 
-def test_of_several_names_the_first_that_is_there_counts(tmp_path):
+def test_the_first_existing_name_is_used(tmp_path: Path) -> None:
     (tmp_path / "b.pth").touch()
     assert find_files("key", str(tmp_path), [("a.pth", "b.pth")]) == tmp_path
     assert first_existing(tmp_path, ("a.pth", "b.pth")) == "b.pth"
@@ -30,11 +34,11 @@ def test_of_several_names_the_first_that_is_there_counts(tmp_path):
         find_files("key", str(tmp_path), [("c.pth", "d.pth")])
 
 
-def test_of_a_hub_model_only_what_is_wanted_is_downloaded(tmp_path, monkeypatch):
-    """The hub, played: it has one file under its second name, one under both."""
-    asked = []
+def test_only_required_files_of_a_hub_model_are_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fake hub has one file under its second name and one under both."""
+    asked: list[str] = []
 
-    def download(name, allow_patterns=None, local_files_only=False):
+    def download(name: str, allow_patterns: Sequence[str] = (), local_files_only: bool = False) -> str:
         if local_files_only:
             raise LocalEntryNotFoundError("nothing there yet")
         asked.extend(allow_patterns)
@@ -49,11 +53,13 @@ def test_of_a_hub_model_only_what_is_wanted_is_downloaded(tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("reason", ["[Errno -2] Name or service not known", ""])
-def test_without_a_network_the_message_says_what_is_missing(tmp_path, monkeypatch, reason):
+def test_without_a_network_the_message_says_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: str
+) -> None:
     class ConnectError(Exception):
         """The HTTP library's, which is no OSError."""
 
-    def fail(self, name):
+    def fail(self: HfApi, name: str) -> Never:
         raise ConnectError(reason)
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
@@ -63,7 +69,7 @@ def test_without_a_network_the_message_says_what_is_missing(tmp_path, monkeypatc
             ask("key", "owner/model", ["a.bin"])
 
 
-def test_devices():
+def test_unavailable_and_unknown_devices_are_refused() -> None:
     assert pick_device("cpu").type == "cpu"
     if not torch.cuda.is_available():
         with pytest.raises(DiffSynthError, match="device: cuda:1 is not available"):
@@ -72,7 +78,7 @@ def test_devices():
         pick_device("toaster")
 
 
-def test_only_nvidias_gpus_smooth(monkeypatch):
+def test_only_nvidia_gpus_are_used_for_smoothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert pick_gpu("cpu") is None and pick_gpu("mps") is None
     monkeypatch.setattr(weights, "_has_driver", lambda: False)
     monkeypatch.setattr(weights, "pick_device", lambda name: pytest.fail("torch is not asked where there is no driver"))
@@ -83,7 +89,7 @@ def test_only_nvidias_gpus_smooth(monkeypatch):
         assert pick_gpu("auto") == expected
 
 
-def test_what_a_loader_raises_becomes_one_message():
+def test_errors_of_loaders_become_one_message() -> None:
     with pytest.raises(DiffSynthError, match=r"key: model cannot be loaded: first line$"), explained("key", "model"):
         raise RuntimeError("first line\nsecond line")
     with pytest.raises(DiffSynthError, match="out of memory while loading model"), explained("key", "model"):

@@ -1,30 +1,34 @@
-"""A made video that moves, stylised without flicker and with it."""
+"""A synthetic video that moves, stylised without flicker and with it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
+
+from tests.typing import Image, Images
 
 HEIGHT, WIDTH = 96, 128
-SPEED = 3  # px a frame, to the left
+SPEED = 3  # px per frame, to the left
 
 
 @dataclass
 class Scene:
-    """uint8 [N, H, W, 3] each; `truth` is `guides`, repainted, `styles` is `truth` with flicker."""
+    """Videos of the same scene: `truth` is `guides` repainted, `styles` is `truth` with flicker."""
 
-    guides: np.ndarray
-    truth: np.ndarray
-    styles: np.ndarray
+    guides: Images
+    truth: Images
+    styles: Images
 
 
 def scene(kind: str, frames: int = 12) -> Scene:
-    """`kind`: "light" (gain, offset and noise differ from frame to frame) or "swimming" (detail moves about)."""
+    """A scene with flicker of this kind: "light" (gain, offset and noise vary) or "swimming" (detail moves)."""
     rng = np.random.default_rng(7)
-    world = rng.integers(0, 256, (HEIGHT, WIDTH + SPEED * frames, 3)).astype(np.float32)
-    world = cv2.GaussianBlur(world, (0, 0), 3)
+    noise = rng.integers(0, 256, (HEIGHT, WIDTH + SPEED * frames, 3)).astype(np.float32)
+    world = cv2.GaussianBlur(noise, (0, 0), 3)
     world = np.clip((world - world.mean()) * 8 + 128, 0, 255)
     cv2.rectangle(world, (40, 20), (90, 60), (200, 60, 40), -1)
     guides = np.stack([world[:, SPEED * t : SPEED * t + WIDTH] for t in range(frames)]).astype(np.uint8)
@@ -32,16 +36,17 @@ def scene(kind: str, frames: int = 12) -> Scene:
     return Scene(guides, truth, np.stack([_flickering(image, kind, rng) for image in truth]))
 
 
-def _flickering(image: np.ndarray, kind: str, rng: np.random.Generator) -> np.ndarray:
+def _flickering(image: Image, kind: str, rng: np.random.Generator) -> Image:
     if kind == "light":
         wide = cv2.resize(rng.normal(0, 10, (3, 4, 3)), (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC)
-        changed = image * rng.uniform(0.85, 1.15, 3) + wide + rng.normal(0, 4, image.shape)
+        changed: NDArray[Any] = image * rng.uniform(0.85, 1.15, 3) + wide + rng.normal(0, 4, image.shape)
     else:
         y, x = np.mgrid[:HEIGHT, :WIDTH].astype(np.float32)
         off = cv2.resize(rng.normal(0, 1, (5, 6, 2)), (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC)
         x, y = x + off[..., 0].astype(np.float32), y + off[..., 1].astype(np.float32)
         changed = cv2.remap(image, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
-    return np.clip(np.rint(changed), 0, 255).astype(np.uint8)
+    levels: Image = np.clip(np.rint(changed), 0, 255).astype(np.uint8)
+    return levels
 
 
 def squared_error(a: np.ndarray, b: np.ndarray) -> float:

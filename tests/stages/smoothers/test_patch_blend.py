@@ -1,4 +1,4 @@
-"""PatchBlendSmoother on flicker whose truth is known."""
+"""PatchBlendSmoother on flicker with known ground truth."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import pytest
 
 from stages.smoothers import build
 from stages.smoothers.images.metrics import measure
-from tests.stages.smoothers.scenes import scene, squared_error
+from stages.smoothers.patch_blend import PatchBlendSmoother
+from tests.stages.smoothers.scenes import Scene, scene, squared_error
+from tests.typing import Images, Keys
 
 
 def sharpness(video: np.ndarray) -> float:
@@ -19,20 +21,20 @@ def warp_error(guides: np.ndarray, video: np.ndarray) -> float:
 
 
 @pytest.fixture(scope="module")
-def lit():
+def lit() -> Scene:
     return scene("light")
 
 
 @pytest.fixture(scope="module")
-def swimming():
+def swimming() -> Scene:
     return scene("swimming")
 
 
-def smooth(made, config=None, name="PatchBlendSmoother"):
+def smooth(made: Scene, config: Keys | None = None, name: str = "PatchBlendSmoother") -> Images:
     return build(name, config or {}, made.guides, made.styles).smooth(0, len(made.styles))
 
 
-def test_flickering_light_goes_and_detail_stays(lit):
+def test_flickering_light_goes_and_detail_stays(lit: Scene) -> None:
     smoothed = smooth(lit)
     brightness = [np.diff(video.mean(axis=(1, 2, 3))).std() for video in (smoothed, lit.styles)]
     assert brightness[0] < 0.1 * brightness[1]
@@ -41,26 +43,26 @@ def test_flickering_light_goes_and_detail_stays(lit):
     assert 0.9 * truth < sharp < truth + 0.3 * (sharpness(lit.styles) - truth)  # what is above the truth is noise
 
 
-def test_swimming_detail_comes_to_rest_and_is_not_blurred(swimming):
+def test_swimming_detail_comes_to_rest_and_is_not_blurred(swimming: Scene) -> None:
     smoothed = smooth(swimming)
     assert warp_error(swimming.guides, smoothed) < 0.35 * warp_error(swimming.guides, swimming.styles)
     assert squared_error(smoothed, swimming.truth) < 0.5 * squared_error(swimming.styles, swimming.truth)
     assert sharpness(smoothed) > 0.8 * sharpness(swimming.styles)
 
 
-def test_strength_0_is_the_input_and_half_is_between(lit):
+def test_strength_0_is_the_input_and_half_is_between(lit: Scene) -> None:
     none, half, full = (smooth(lit, {"strength": strength}).astype(int) for strength in (0.0, 0.5, 1.0))
     np.testing.assert_array_equal(none, lit.styles)
     inner = (full > 0) & (full < 255)
     assert np.abs(half - (none + full) / 2)[inner].max() <= 1
 
 
-def test_detail_goes_from_consensus_to_own(swimming):
+def test_detail_goes_from_consensus_to_own(swimming: Scene) -> None:
     errors = [warp_error(swimming.guides, smooth(swimming, {"detail": detail})) for detail in (0.0, 0.5, 0.75, 1.0)]
     assert errors[0] <= errors[1] < errors[2] < errors[3]
 
 
-def test_grain_in_the_guide_hides_no_match(swimming):
+def test_grain_in_the_guide_hides_no_match(swimming: Scene) -> None:
     grain = np.random.default_rng(0).normal(0, 12, swimming.guides.shape)
     grainy = np.clip(np.rint(swimming.guides + grain), 0, 255).astype(np.uint8)
     clean, led_by_grain, strict = (
@@ -71,7 +73,7 @@ def test_grain_in_the_guide_hides_no_match(swimming):
     assert strict > 1.5 * clean
 
 
-def test_a_frame_that_is_wrong_does_not_spread(lit):
+def test_a_frame_that_is_wrong_does_not_spread(lit: Scene) -> None:
     styles = lit.truth.copy()
     styles[6, 30:60, 50:90] = (0, 255, 0)  # painted wrongly in one frame only
     smoothed = build("PatchBlendSmoother", {}, lit.guides, styles).smooth(0, len(styles))
@@ -79,8 +81,9 @@ def test_a_frame_that_is_wrong_does_not_spread(lit):
         assert squared_error(smoothed[neighbour], lit.truth[neighbour]) < 0.02 * squared_error(styles[6], lit.truth[6])
 
 
-def test_nothing_is_kept_after_the_last_frame(lit):
+def test_nothing_is_kept_after_the_last_frame(lit: Scene) -> None:
     smoother = build("PatchBlendSmoother", {}, lit.guides, lit.styles)
+    assert isinstance(smoother, PatchBlendSmoother)
     smoother.smooth(0, len(lit.styles))
     kept = [smoother.lit, smoother.lines, smoother.grains, smoother.light.small, smoother.light.sums.runs]
     assert not any(kept)

@@ -1,9 +1,10 @@
-"""PySynthSmoother beside results of the published one, and the tables that it blends frames through."""
+"""PySynthSmoother compared with results of the published one, and its blending tables."""
 
 from __future__ import annotations
 
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from native import binding
 from stages.smoothers import build, pysynth
 from stages.smoothers.pysynth import BlendingTables, PySynthSmoother, Run, library_options, runs
 from tests.stages.smoothers.scenes import scene, squared_error
+from tests.typing import Images, Keys
 
 CASE = Path(__file__).parents[2] / "golden" / "pysynth" / "case.safetensors"
 VIDEO = 250  # frames
@@ -21,7 +23,7 @@ HAS_LIBRARY = pytest.mark.skipif(not binding.library_path().exists(), reason="no
 
 
 @pytest.fixture(scope="module")
-def golden():
+def golden() -> dict[str, Images]:
     return load_file(CASE)
 
 
@@ -35,7 +37,9 @@ def distance(speed: str, window: int, golden: dict[str, np.ndarray], frames: ran
 
 @pytest.mark.parametrize(("speed", "window"), [("slowest", 3), ("fastest", 30)])
 @pytest.mark.parametrize("backend", [pytest.param("cpu", marks=HAS_LIBRARY), "numba"])
-def test_frames_are_those_of_the_published_smoother(golden, speed, window, backend, monkeypatch):
+def test_frames_are_those_of_the_published_smoother(
+    golden: dict[str, Images], speed: str, window: int, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if backend == "numba":
         monkeypatch.setenv("EBSYNTH_LIBRARY", "missing")
     assert library_options("cpu") == {"backend": backend}
@@ -44,7 +48,7 @@ def test_frames_are_those_of_the_published_smoother(golden, speed, window, backe
 
 
 @HAS_LIBRARY
-def test_the_whole_video_is_the_default(golden):
+def test_the_whole_video_is_the_default(golden: dict[str, Images]) -> None:
     frames = golden["guide"], golden["style"]
     whole = build("PySynthSmoother", {"window_size": None}, *frames).smooth(2, 3)
     np.testing.assert_array_equal(whole, build("PySynthSmoother", {}, *frames).smooth(2, 3))
@@ -53,11 +57,11 @@ def test_the_whole_video_is_the_default(golden):
 
 
 @HAS_LIBRARY
-def test_ebsynth_config_is_honoured(golden, monkeypatch):
-    asked: list[dict] = []
+def test_ebsynth_config_is_honoured(golden: dict[str, Images], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Keys] = []
     real = binding.match
 
-    def match(*images: np.ndarray, **options: object) -> binding.Fields:
+    def match(*images: np.ndarray, **options: Any) -> binding.Fields:
         asked.append(options)
         return real(*images, **options)
 
@@ -71,7 +75,7 @@ def test_ebsynth_config_is_honoured(golden, monkeypatch):
 
 
 @pytest.mark.parametrize("speed", ["slowest", "fastest"])
-def test_frames_follow_motion(speed):
+def test_frames_follow_motion(speed: str) -> None:
     made = scene("light", frames=6)
     config = {"speed": speed, "window_size": 2, "ebsynth_config": {"patch_size": 7}}
     error, mean_error = (
@@ -88,7 +92,7 @@ def test_frames_follow_motion(speed):
 class Counted:
     """Frames are single numbers, means of up to 128 of which are bytes; carrying one costs a count."""
 
-    def __init__(self, count: int, reach: int, ascending: bool = True):
+    def __init__(self, count: int, reach: int, ascending: bool = True) -> None:
         self.values = 128 * np.random.default_rng(0).integers(0, 2, count).astype(np.uint8).reshape(count, 1, 1, 1)
         self.carried, self.reach, self.ascending = 0, reach, ascending
         self.tables = BlendingTables(lambda index: self.values[index], count, self.carry, reach, ascending)
@@ -111,7 +115,7 @@ class Counted:
         return (self.carried - before) / len(frames)
 
 
-def test_windows_are_made_of_the_longest_runs_that_fit():
+def test_windows_are_made_of_the_longest_runs_that_fit() -> None:
     assert runs(0, 0) == [Run(0, 0)]
     assert runs(0, 6) == [Run(6, 0), Run(5, 1), Run(3, 2)]
     assert runs(0, 7) == [Run(7, 3)]
@@ -125,7 +129,7 @@ def test_windows_are_made_of_the_longest_runs_that_fit():
 
 
 @pytest.mark.parametrize("reach", [0, 1, 2, 5, 7, 15, 30, LARGE])
-def test_a_run_is_needed_by_the_windows_that_it_is_part_of(reach):
+def test_a_run_is_needed_by_the_windows_that_it_is_part_of(reach: int) -> None:
     users: dict[Run, list[int]] = {}
     for index in range(100):
         for run in runs(max(index - reach, 0), index):
@@ -139,12 +143,12 @@ def test_a_run_is_needed_by_the_windows_that_it_is_part_of(reach):
 
 @pytest.mark.parametrize("reach", [0, 1, 2, 5, 7, 15, 30, LARGE])
 @pytest.mark.parametrize("ascending", [True, False])
-def test_sums_are_those_of_the_window(reach, ascending):
+def test_sums_are_those_of_the_window(reach: int, ascending: bool) -> None:
     Counted(50, reach, ascending).work(range(50) if ascending else range(49, -1, -1))
 
 
 @pytest.mark.parametrize("ascending", [True, False])
-def test_what_was_asked_before_does_not_matter(ascending):
+def test_results_do_not_depend_on_earlier_requests(ascending: bool) -> None:
     tables = Counted(60, 9, ascending)
     for index in np.random.default_rng(1).permutation(60):
         tables.check(int(index))
@@ -152,13 +156,13 @@ def test_what_was_asked_before_does_not_matter(ascending):
 
 @pytest.mark.parametrize(("reach", "most"), [(15, 6), (30, 8), (LARGE, 7)])
 @pytest.mark.parametrize("ascending", [True, False])
-def test_work_per_frame_grows_with_the_logarithm_of_the_window(reach, most, ascending):
+def test_work_per_frame_grows_with_the_logarithm_of_the_window(reach: int, most: int, ascending: bool) -> None:
     video = Counted(VIDEO, reach, ascending)
     video.check(0 if ascending else VIDEO - 1)
     assert video.work(range(1, VIDEO) if ascending else range(VIDEO - 2, -1, -1)) <= most
 
 
-def test_a_whole_video_to_the_left_needs_one_run_for_each_power_of_two():
+def test_a_whole_video_to_the_left_needs_one_run_for_each_power_of_two() -> None:
     video = Counted(VIDEO, LARGE)
     for index in range(VIDEO):
         video.check(index)
@@ -167,7 +171,9 @@ def test_a_whole_video_to_the_left_needs_one_run_for_each_power_of_two():
 
 @pytest.mark.parametrize("reach", [30, LARGE])
 @pytest.mark.parametrize("ascending", [True, False])
-def test_what_is_kept_is_bounded_and_only_saves_time(reach, ascending, monkeypatch):
+def test_what_is_kept_is_bounded_and_only_saves_time(
+    reach: int, ascending: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(pysynth, "CACHE_BYTES", 0)
     monkeypatch.setattr(pysynth, "MIN_CACHED", 12)
     video = Counted(VIDEO, reach, ascending)
@@ -177,7 +183,7 @@ def test_what_is_kept_is_bounded_and_only_saves_time(reach, ascending, monkeypat
     assert video.carried / VIDEO <= 12
 
 
-def test_nothing_is_kept_after_the_last_frame():
+def test_nothing_is_kept_after_the_last_frame() -> None:
     made = scene("light", frames=6)
     smoother = build("PySynthSmoother", {"ebsynth_config": {"patch_size": 3, "num_iter": 1}}, made.guides, made.styles)
     assert isinstance(smoother, PySynthSmoother)
@@ -187,7 +193,7 @@ def test_nothing_is_kept_after_the_last_frame():
     assert not smoother.left.cache and not smoother.right.cache
 
 
-def test_sums_of_long_videos_do_not_overflow():
+def test_sums_of_long_videos_do_not_overflow() -> None:
     frame = np.full((4, 4, 3), 250, np.uint8)
     tables = BlendingTables(lambda index: frame, 1200, lambda image, source, target: image, LARGE, ascending=True)
     total, count = tables.total(1100)

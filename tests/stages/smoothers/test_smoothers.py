@@ -1,15 +1,19 @@
-"""Smoothers: what the interface promises, and the arithmetic of those there are."""
+"""The contract of all smoothers, and the arithmetic of each."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
-from PIL import Image, ImageEnhance
+from PIL import Image as PilImage
+from PIL import ImageEnhance
 
-from stages.smoothers import SMOOTHERS, build, enhance
+from stages.smoothers import SMOOTHERS, Enhancement, build, enhance
+from tests.typing import Image, Images, Keys
 
-CONFIGS: dict[str, list[dict]] = {  # besides the defaults
+CONFIGS: dict[str, list[Keys]] = {  # in addition to the defaults
     "TemporalMeanSmoother": [{"radius": 2}],
     "PatchBlendSmoother": [{"window": 3}],
     "EbsynthSmoother": [{"smooth_index": [-1, 2], "patch_size": 5}],
@@ -17,27 +21,27 @@ CONFIGS: dict[str, list[dict]] = {  # besides the defaults
     "VideoPatchMatchSmoother": [{"postprocessing": {"contrast": 1.5, "sharpness": 3.0}}],
 }
 CASES = [(name, config) for name in SMOOTHERS.built_in for config in ({}, *CONFIGS.get(name, []))]
-EXACT = ("TemporalMeanSmoother",)  # what stands still is not changed at all
+EXACT = ("TemporalMeanSmoother",)  # still videos are not changed at all
 
 
-class Counted(list):
-    """Frames that count how many of them are asked for at a time."""
+class Counted(list[Image]):
+    """Frames that count how often one of them is read."""
 
     reads = 0
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: Any) -> Any:
         Counted.reads += 1
         return super().__getitem__(index)
 
 
 @pytest.fixture
-def video():
+def video() -> tuple[Counted, Images]:
     noise = np.random.default_rng(0).integers(0, 256, (11, 16, 24, 3), np.uint8)
     return Counted(noise), noise
 
 
 @pytest.mark.parametrize(("name", "config"), CASES)
-def test_chunks_do_not_show_in_the_result(name, config, video):
+def test_chunks_do_not_change_the_result(name: str, config: Keys, video: tuple[Counted, Images]) -> None:
     frames, _ = video
     whole = build(name, config, frames, frames).smooth(0, 11)
     assert whole.dtype == np.uint8 and whole.shape == (11, 16, 24, 3)
@@ -51,14 +55,14 @@ def test_chunks_do_not_show_in_the_result(name, config, video):
 
 
 @pytest.mark.parametrize("name", SMOOTHERS.built_in)
-def test_a_video_that_stands_still_is_not_changed(name):
+def test_a_video_that_stands_still_is_not_changed(name: str) -> None:
     frames = [np.random.default_rng(1).integers(0, 256, (16, 24, 3), np.uint8)] * 5
     smoothed = build(name, {}, frames, frames).smooth(0, 5)
     assert np.abs(smoothed.astype(int) - np.stack(frames)).mean() <= (0 if name in EXACT else 0.5)
 
 
 @pytest.mark.parametrize("radius", [0, 1, 4, 30, 1000])
-def test_temporal_mean_is_the_mean_of_clamped_neighbours(radius, video):
+def test_temporal_mean_is_the_mean_of_clamped_neighbours(radius: int, video: tuple[Counted, Images]) -> None:
     frames, noise = video
     expected = []
     for i in range(11):
@@ -69,7 +73,7 @@ def test_temporal_mean_is_the_mean_of_clamped_neighbours(radius, video):
 
 
 @pytest.mark.parametrize("radius", [100, 1_000_000_000])
-def test_a_wide_window_reads_each_frame_a_few_times_only(radius, video):
+def test_a_wide_window_reads_each_frame_a_few_times_only(radius: int, video: tuple[Counted, Images]) -> None:
     frames, noise = video
     Counted.reads = 0
     smoother = build("TemporalMeanSmoother", {"radius": radius}, frames, frames)
@@ -79,27 +83,27 @@ def test_a_wide_window_reads_each_frame_a_few_times_only(radius, video):
     assert np.abs(np.concatenate(parts) - both_ends).max() <= 0.5 + 255 * 11 / radius
 
 
-def test_frames_may_be_enhanced_before_they_are_smoothed_too(video):
+def test_frames_may_be_enhanced_before_they_are_smoothed_too(video: tuple[Counted, Images]) -> None:
     frames, noise = video
-    factors = {"contrast": 1.5, "sharpness": 3.0}
+    factors: Enhancement = {"contrast": 1.5, "sharpness": 3.0}
     found = build("VideoPatchMatchSmoother", {"postprocessing": factors}, frames, frames).smooth(4, 6)
     plain = build("PySynthSmoother", {}, frames, [enhance(frame, factors) for frame in noise]).smooth(4, 6)
     np.testing.assert_array_equal(found, np.stack([enhance(frame, factors) for frame in plain]))
 
 
 @pytest.mark.parametrize("order", [("contrast", "sharpness"), ("sharpness", "contrast")])
-def test_postprocessing_is_pillows_in_the_order_given(order, video):
+def test_postprocessing_is_pillows_in_the_order_given(order: tuple[str, ...], video: tuple[Counted, Images]) -> None:
     frames, noise = video
     factors = {"contrast": 1.5, "sharpness": 5.0}
     config = {"radius": 0, "postprocessing": {name: factors[name] for name in order}}
-    image = Image.fromarray(noise[4])
+    image = PilImage.fromarray(noise[4])
     for name in order:
         image = getattr(ImageEnhance, name.capitalize())(image).enhance(factors[name])
     found = build("TemporalMeanSmoother", config, frames, frames).smooth(4, 5)
     np.testing.assert_array_equal(found[0], np.asarray(image))
 
 
-def test_ebsynth_carries_neighbours_along_the_guides_motion():
+def test_ebsynth_carries_neighbours_along_the_guides_motion() -> None:
     rng = np.random.default_rng(2)
     world = cv2.GaussianBlur(rng.integers(0, 256, (40, 72, 3)).astype(np.float32), (0, 0), 2)
     world = np.clip((world - 128) * 4 + 128, 0, 255).astype(np.uint8)

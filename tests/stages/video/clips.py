@@ -1,9 +1,10 @@
-"""Small videos and what is heard and seen in them."""
+"""Small videos, and measurements of their picture and sound."""
 
 from __future__ import annotations
 
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -12,11 +13,10 @@ from stages.video import Encoding, encode
 from tests.conftest import scene
 
 COUNT, FPS = 12, Fraction(25)
-COUNT, FPS = 12, Fraction(25)
 
 
-def clip(path: Path, count: int = COUNT, **how: object) -> Path:
-    encode(path, (scene(i, 64, 96) for i in range(count)), Encoding(fps=FPS, crf=5, **how))
+def clip(path: Path, count: int = COUNT, **options: Any) -> Path:
+    encode(path, (scene(i, 64, 96) for i in range(count)), Encoding(fps=FPS, crf=5, **options))
     return path
 
 
@@ -36,7 +36,7 @@ def mpeg_ts(folder: Path, count: int = COUNT) -> Path:
 
 
 def tone(path: Path, begins: float = 0.0, seconds: float = 3.0, picture: bool = True) -> Path:
-    """White picture and a 440 Hz tone from 1 s on; the sound track begins late."""
+    """A video that turns white after 1 s, when a 440 Hz tone starts; `begins` is where its sound track starts, in s."""
     rate = 44_100
     with av.open(str(path), "w") as container:
         film = container.add_stream("libx264", rate=25) if picture else None
@@ -65,4 +65,5 @@ def onsets(path: Path) -> tuple[float, float, float]:
         frames = list(container.decode(audio=0))
     samples = np.concatenate([frame.to_ndarray()[0] for frame in frames])
     rate = frames[0].sample_rate
+    assert white is not None and frames[0].time is not None
     return white, float(frames[0].time + np.argmax(np.abs(samples) > 0.1) / rate), len(samples) / rate

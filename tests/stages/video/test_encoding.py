@@ -1,10 +1,11 @@
-"""Encoding: containers, sizes, the same bytes for the same frames."""
+"""Encoding: containers, sizes and reproducible bytes."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,29 +17,30 @@ from stages.base.errors import DiffSynthError, UsageError
 from stages.video import Encoding, encode, encoding, open_source
 from tests.conftest import scene
 from tests.stages.video.clips import FPS, clip, flat
+from tests.typing import Image
 
 
-def test_mp4_is_what_players_play(tmp_path):
+def test_mp4_files_suit_common_players(tmp_path: Path) -> None:
     path = clip(tmp_path / "a.mp4")
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
-        assert (stream.codec_context.name, stream.pix_fmt, stream.average_rate) == ("h264", "yuv420p", 25)
+        assert (stream.codec_context.name, stream.pix_fmt, stream.average_rate) == ("h264", "yuv420p", FPS)
     data = path.read_bytes()
-    assert data.index(b"moov") < data.index(b"mdat")  # plays before it is loaded to the end
+    assert data.index(b"moov") < data.index(b"mdat")  # plays while it is loading
 
 
-def test_odd_sizes_are_made_even(tmp_path):
+def test_odd_sizes_are_made_even(tmp_path: Path) -> None:
     encode(tmp_path / "a.mp4", (flat(90, 63, 95) for _ in range(3)), Encoding(fps=FPS))
     source = open_source(tmp_path / "a.mp4")
     assert (source.height, source.width) == (64, 96)
     assert np.abs(next(source.shots()).image().astype(int) - 90).max() <= 3
 
 
-def test_a_failed_encoding_leaves_the_old_file_and_nothing_else(tmp_path):
+def test_a_failed_encoding_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     path = clip(tmp_path / "a.mp4")
     before = path.read_bytes()
 
-    def frames():
+    def frames() -> Iterator[Image]:
         yield scene(0, 64, 96)
         raise DiffSynthError("damaged")
 
@@ -48,12 +50,12 @@ def test_a_failed_encoding_leaves_the_old_file_and_nothing_else(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "codec"), [("a.avi", "h264"), ("a.webm", "h264"), ("a.mp4", "prores")])
-def test_what_a_container_cannot_hold_is_refused(tmp_path, name, codec):
+def test_what_a_container_cannot_hold_is_refused(tmp_path: Path, name: str, codec: str) -> None:
     with pytest.raises(DiffSynthError):
         encode(tmp_path / name, [scene(0)], Encoding(fps=FPS, codec=codec))
 
 
-def test_av1_gives_the_same_bytes_on_any_number_of_threads(tmp_path, monkeypatch):
+def test_av1_gives_the_same_bytes_on_any_number_of_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written, av1 = [], encoding.ENCODERS["av1"]
     for threads in (1, 3, 8):
         options = {**av1.options, "svtav1-params": f"lp={threads}"}
@@ -62,14 +64,14 @@ def test_av1_gives_the_same_bytes_on_any_number_of_threads(tmp_path, monkeypatch
     assert written[0] == written[1] == written[2]
 
 
-def test_an_encoder_that_ffmpeg_lacks_is_named(monkeypatch):
+def test_an_encoder_that_ffmpeg_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("av.codec.codecs_available", {"libx264"})
     encoding.check_encoding(Path("a.mp4"), "h264")
     with pytest.raises(UsageError, match="av1: FFmpeg was built without libsvtav1"):
         encoding.check_encoding(Path("a.mp4"), "av1")
 
 
-def test_encoding_is_repeatable(tmp_path):
+def test_encoding_is_reproducible(tmp_path: Path) -> None:
     assert clip(tmp_path / "a.mp4").read_bytes() == clip(tmp_path / "b.mp4").read_bytes()
 
 
@@ -88,9 +90,9 @@ encode(Path(sys.argv[1]), frames, Encoding(Fraction(25), codec=sys.argv[2]))
 
 
 @pytest.mark.parametrize("codec", ["h264", "hevc", "vp9", "av1"])
-def test_encoded_bytes_do_not_depend_on_what_memory_held_before(codec, tmp_path):
+def test_encoded_bytes_do_not_depend_on_what_memory_held_before(codec: str, tmp_path: Path) -> None:
     written = []
-    for value in ("0", "85"):  # glibc fills memory with it before it is handed out
+    for value in ("0", "85"):  # glibc fills allocated memory with it
         path = tmp_path / f"{value}.mp4"
         run = [sys.executable, "-c", ENCODE, str(path), codec]
         subprocess.run(run, env={**os.environ, "MALLOC_PERTURB_": value}, check=True)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from stages.base.errors import DiffSynthError, UsageError
 from stages.smoothers.images.synthesis import load
@@ -18,31 +20,31 @@ from stages.video.images import read_values
 from tests.conftest import scene, write_images
 
 
-def test_16_bit_and_grey_images_are_read_as_8_bit_colour(tmp_path):
+def test_16_bit_and_grey_images_are_read_as_8_bit_colour(tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "deep.png"), np.full((8, 8), 0x8000, np.uint16))
     assert read_image(tmp_path / "deep.png").tolist() == np.full((8, 8, 3), 128).tolist()
 
 
-def test_fit_crops_the_centre():
+def test_fit_crops_the_centre() -> None:
     image = np.zeros((10, 30, 3), np.uint8)
     image[:, 10:20] = 200
     assert (fit(image, 10, 10) == 200).all()
     assert (fit(image.transpose(1, 0, 2).copy(), 20, 20) == 200).all()
 
 
-def test_fit_leaves_frames_of_the_right_size_alone():
+def test_fit_leaves_frames_of_the_right_size_alone() -> None:
     image = scene(0, 64, 96)
     assert np.array_equal(fit(image, 64, 96), image)
 
 
 @pytest.mark.parametrize("size", [(32, 48), (128, 192), (40, 24)])
-def test_fit_gives_the_size_asked_for(size):
+def test_fit_gives_the_size_asked_for(size: tuple[int, int]) -> None:
     assert fit(scene(0, 64, 96), *size).shape == (*size, 3)
 
 
 @pytest.mark.parametrize("kind", [np.uint8, np.uint16])
-def test_values_of_images_are_read_as_they_are(kind, tmp_path):
-    grey = np.linspace(0, np.iinfo(kind).max, 12 * 20).reshape(12, 20).astype(kind)
+def test_values_of_images_are_read_as_they_are(kind: type[np.uint8 | np.uint16], tmp_path: Path) -> None:
+    grey: NDArray[np.uint8 | np.uint16] = np.linspace(0, np.iinfo(kind).max, 12 * 20).reshape(12, 20).astype(kind)
     cv2.imwrite(str(tmp_path / "0.png"), grey)
     (shot,) = open_source(tmp_path, values=True).shots()
     image = shot.image()
@@ -50,7 +52,7 @@ def test_values_of_images_are_read_as_they_are(kind, tmp_path):
     np.testing.assert_array_equal(image, np.repeat(grey[..., None], 3, axis=2))
 
 
-def test_exr_files_that_this_opencv_cannot_read_are_explained(tmp_path):
+def test_exr_files_that_this_opencv_cannot_read_are_explained(tmp_path: Path) -> None:
     (tmp_path / "0.exr").write_bytes(b"no EXR either")
     with pytest.raises(DiffSynthError, match=r"0\.exr is not an image") as unreadable:
         open_source(tmp_path, values=True)
@@ -58,7 +60,7 @@ def test_exr_files_that_this_opencv_cannot_read_are_explained(tmp_path):
 
 
 def lying_png(path: Path, height: int, width: int) -> Path:
-    """A PNG of 64×64 pixels whose header states another size, with the right checksum."""
+    """A PNG of 64×64 pixels whose header states another size, with a valid checksum."""
     cv2.imwrite(str(path), np.full((64, 64, 3), 90, np.uint8))
     data = bytearray(path.read_bytes())
     data[16:24] = struct.pack(">II", width, height)
@@ -78,19 +80,23 @@ def lying_png(path: Path, height: int, width: int) -> Path:
     ],
 )
 @pytest.mark.parametrize("read", [read_image, read_values, load])
-def test_images_whose_header_lies_are_named(size, message, read, tmp_path):
+def test_images_whose_header_lies_are_named(
+    size: tuple[int, int], message: str, read: Callable[[Path], object], tmp_path: Path
+) -> None:
     path = lying_png(tmp_path / "a.png", *size)
     with pytest.raises(UsageError, match=f"a.png {message}"):
         read(path)
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path):
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     for read in (read_image, read_values, load):
         with pytest.raises(UsageError, match=r"absent\.png: no such file"):
             read(tmp_path / "absent.png")
 
 
-def test_a_folder_with_one_huge_image_is_refused_before_anything_is_decoded(tmp_path, monkeypatch):
+def test_a_folder_with_one_huge_image_is_refused_before_anything_is_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = write_images(tmp_path / "images", [scene(0), scene(1)])
     lying_png(folder / "7.png", 20_000, 20_000)
     monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("decoded"))
@@ -98,7 +104,7 @@ def test_a_folder_with_one_huge_image_is_refused_before_anything_is_decoded(tmp_
         open_source(folder)
 
 
-def test_file_names_that_are_not_utf_8_are_read(tmp_path):
+def test_file_names_that_are_not_utf_8_are_read(tmp_path: Path) -> None:
     path = tmp_path / os.fsdecode(b"g\xfc.png")
     save_png(path, scene(0), "hello")
     np.testing.assert_array_equal(read_image(path), scene(0))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from stages.video import Audio, Encoding, encode, open_source
@@ -10,7 +12,7 @@ from tests.stages.video.clips import FPS, onsets, tone
 
 @pytest.mark.parametrize("begins", [0.0, 0.7])
 @pytest.mark.parametrize("start", [0.0, 0.52])
-def test_sound_is_cut_and_stays_in_sync(tmp_path, begins, start):
+def test_sound_is_cut_and_stays_in_sync(tmp_path: Path, begins: float, start: float) -> None:
     source = open_source(tone(tmp_path / "a.mp4", begins))
     assert source.has_audio
     shots = [shot for shot in source.shots(start) if shot.time < 2.0]

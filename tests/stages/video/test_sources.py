@@ -1,4 +1,4 @@
-"""Sources: one contract for all kinds, on files made with PyAV."""
+"""The contract of all sources of frames, on files written with PyAV."""
 
 from __future__ import annotations
 
@@ -43,7 +43,9 @@ SOURCES: dict[str, Callable[[Path], Path]] = {
 
 @pytest.mark.parametrize("seek_worth", [10.0, 0.0])
 @pytest.mark.parametrize("kind", SOURCES)
-def test_every_source_keeps_the_contract(kind, seek_worth, tmp_path, monkeypatch):
+def test_every_source_keeps_the_contract(
+    kind: str, seek_worth: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sources, "SEEK_WORTH", seek_worth)  # 0: search even in these short clips
     source = open_source(SOURCES[kind](tmp_path))
     shots = list(source.shots())
@@ -63,13 +65,13 @@ def test_every_source_keeps_the_contract(kind, seek_worth, tmp_path, monkeypatch
     assert not source.has_audio
 
 
-def test_images_are_sorted_naturally(tmp_path):
+def test_images_are_sorted_naturally(tmp_path: Path) -> None:
     folder = write_images(tmp_path / "images", [flat(10 * i, 16, 16) for i in range(12)])  # 0.png ... 10.png, 11.png
     assert [int(shot.image().mean()) for shot in open_source(folder).shots()] == [10 * i for i in range(12)]
 
 
 @pytest.mark.parametrize(("rotation", "corner"), [(0, (0, 0)), (90, (-1, 0)), (180, (-1, -1)), (-90, (0, -1))])
-def test_rotation_is_honoured(tmp_path, rotation, corner):
+def test_rotation_is_honoured(tmp_path: Path, rotation: int, corner: tuple[int, int]) -> None:
     image = flat(0)
     image[:20, :20] = 255
     with av.open(str(tmp_path / "a.mp4"), "w") as container:
@@ -83,7 +85,7 @@ def test_rotation_is_honoured(tmp_path, rotation, corner):
     assert shot.image()[corner].min() > 200
 
 
-def test_pixels_that_are_not_square_are_seen_as_meant(tmp_path):
+def test_pixels_that_are_not_square_are_seen_as_meant(tmp_path: Path) -> None:
     with av.open(str(tmp_path / "a.mp4"), "w") as container:
         stream = container.add_stream("libx264", rate=25)
         stream.width, stream.height, stream.pix_fmt = 72, 64, "yuv420p"
@@ -97,17 +99,17 @@ def test_pixels_that_are_not_square_are_seen_as_meant(tmp_path):
     assert fit(shot.image(), 64, 96, (source.height, source.width)).shape == (64, 96, 3)
 
 
-def test_uneven_times_are_kept(tmp_path):
+def test_uneven_times_are_kept(tmp_path: Path) -> None:
     times = np.array([0, 0.04, 0.08, 0.4, 0.44, 1.0])
     encode(tmp_path / "a.mp4", (flat(40 * i) for i in range(6)), Encoding(times=times))
     shots = list(open_source(tmp_path / "a.mp4").shots())
     np.testing.assert_allclose([shot.time for shot in shots], times, atol=1e-4)
     assert [round(shot.image().mean() / 40) for shot in shots] == [0, 1, 2, 3, 4, 5]
     with av.open(str(tmp_path / "a.mp4")) as container:
-        assert container.duration / 1e6 == pytest.approx(1.04, abs=0.01)
+        assert container.duration is not None and container.duration / 1e6 == pytest.approx(1.04, abs=0.01)
 
 
-def test_a_last_frame_that_stays_is_no_truncation(tmp_path):
+def test_a_last_frame_that_stays_is_no_truncation(tmp_path: Path) -> None:
     encode(tmp_path / "a.mp4", (flat(40 * i) for i in range(4)), Encoding(times=np.array([0, 0.04, 0.08, 3.0])))
     with av.open(str(tmp_path / "a.mp4")) as source, av.open(str(tmp_path / "b.mp4"), "w") as target:
         stream = target.add_stream_from_template(source.streams.video[0])
@@ -121,7 +123,7 @@ def test_a_last_frame_that_stays_is_no_truncation(tmp_path):
     )
 
 
-def test_a_truncated_file_is_named_with_what_can_be_used(tmp_path):
+def test_a_truncated_file_is_named_with_what_can_be_used(tmp_path: Path) -> None:
     whole = clip(tmp_path / "a.mp4", count=100).read_bytes()
     (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) // 2])
     source = open_source(tmp_path / "cut.mp4")
@@ -132,7 +134,7 @@ def test_a_truncated_file_is_named_with_what_can_be_used(tmp_path):
     assert '"end_time"' in error.value.hint
 
 
-def test_damage_in_the_middle_does_not_end_the_video(tmp_path):
+def test_damage_in_the_middle_does_not_end_the_video(tmp_path: Path) -> None:
     data = bytearray(mpeg_ts(tmp_path, 100).read_bytes())
     data[len(data) // 2 : len(data) // 2 + 400] = bytes(400)
     (tmp_path / "damaged.ts").write_bytes(data)
@@ -146,14 +148,14 @@ def test_damage_in_the_middle_does_not_end_the_video(tmp_path):
     ("content", "expected"),
     [(b"", "is not a video"), (b"this is no video" * 100, "is not a video"), (None, "no such file")],
 )
-def test_what_is_no_video_is_named(tmp_path, content, expected):
+def test_files_that_are_no_videos_are_named(tmp_path: Path, content: bytes | None, expected: str) -> None:
     if content is not None:
         (tmp_path / "a.mp4").write_bytes(content)
     with pytest.raises(DiffSynthError, match=expected):
         open_source(tmp_path / "a.mp4")
 
 
-def test_sound_without_picture_and_an_empty_folder_are_named(tmp_path):
+def test_sound_without_picture_and_an_empty_folder_are_named(tmp_path: Path) -> None:
     tone(tmp_path / "a.mp4", picture=False)
     with pytest.raises(DiffSynthError, match="holds no video"):
         open_source(tmp_path / "a.mp4")
@@ -163,7 +165,7 @@ def test_sound_without_picture_and_an_empty_folder_are_named(tmp_path):
 
 
 @pytest.mark.parametrize("name", [b"a:b", b"http:x", b"g\xfc", b"50%d", b"-x", b"a'b"])
-def test_odd_file_names_are_written_and_read(name, tmp_path, monkeypatch):
+def test_odd_file_names_are_written_and_read(name: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for suffix in (".mp4", ".mkv"):
         path = Path(os.fsdecode(name) + suffix)

@@ -1,11 +1,12 @@
-"""Wrong jobs, damaged files and odd names through the command line: a success or an explained refusal, each time."""
+"""Wrong jobs, damaged files and odd names each end in success or an explained refusal."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 
 from tools.fuzz.outcome import BAD, run
-from tools.fuzz.tally import run_all
 
 COUNTS = {"jobs": 90, "videos": 70, "caches": 30, "names": 10}
 
@@ -13,14 +14,14 @@ COUNTS = {"jobs": 90, "videos": 70, "caches": 30, "names": 10}
 @pytest.mark.chaos
 @pytest.mark.slow
 @pytest.mark.parametrize("cases", COUNTS)
-def test_every_case_ends_in_success_or_an_explained_refusal(cases, tmp_path):
-    tally = run_all(tmp_path, {cases: COUNTS[cases]})
+def test_every_case_ends_in_success_or_an_explained_refusal(cases: str, tmp_path: Path) -> None:
+    tally = try_all(tmp_path, {cases: COUNTS[cases]})
     assert tally.count("success") > 0
     assert not tally.bad(), tally.report()
     assert tally.count("success") + tally.count("refusal") == COUNTS[cases]
 
 
-def test_what_must_not_happen_is_noticed(tmp_path, monkeypatch):
+def test_bad_outcomes_are_detected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(error: type[BaseException]) -> str:
         def broken(arguments: list[str]) -> int:
             raise error

@@ -1,11 +1,14 @@
-"""Networks and training loop: a stopped training goes on as if it had not been."""
+"""Networks and the training loop: a stopped training resumes without a difference."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from transformers import CLIPTokenizer
 
 from tools.train_mini import networks
 from tools.train_mini.data import Pictures
@@ -14,12 +17,12 @@ from tools.train_mini.world import SYNONYMS, Look
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
+def tokenizer() -> CLIPTokenizer:
     return networks.make_tokenizer()
 
 
 @pytest.fixture(scope="module")
-def pictures():
+def pictures() -> Pictures:
     rng = np.random.default_rng(0)
     images, maps = rng.integers(0, 256, (2, 128, 128, 3), np.uint8), rng.integers(0, 2, (2, 128, 128), np.uint8) * 255
     return Pictures(
@@ -27,7 +30,7 @@ def pictures():
     )
 
 
-def test_the_worlds_words_are_one_token_each_and_any_text_is_taken(tokenizer):
+def test_the_worlds_words_are_one_token_each_and_any_text_is_taken(tokenizer: CLIPTokenizer) -> None:
     for word in " ".join(text for said in SYNONYMS.values() for text in said).replace(",", "").split():
         assert len(tokenizer(word).input_ids) == 3, word
     for text in ("", "Winter SNOW", "xyzzy qwertz", "naïve 雪 🏔️", "a-b_c 12"):
@@ -37,22 +40,24 @@ def test_the_worlds_words_are_one_token_each_and_any_text_is_taken(tokenizer):
     assert tokenizer("Winter").input_ids == tokenizer("winter").input_ids
 
 
-def test_the_vocabulary_is_the_same_each_time(tokenizer):
+def test_the_vocabulary_is_the_same_each_time(tokenizer: CLIPTokenizer) -> None:
     assert all(networks.make_tokenizer().get_vocab() == tokenizer.get_vocab() for _ in range(4))
 
 
 def line(target: torch.Tensor) -> tuple[nn.ModuleDict, Training]:
     torch.manual_seed(0)
-    model = nn.ModuleDict({"linear": nn.Linear(3, 1)})
+    linear = nn.Linear(3, 1)
+    model = nn.ModuleDict({"linear": linear})
 
     def loss(step: int) -> torch.Tensor:
         x = torch.randn(8, 3)  # fit seeds torch by the step
-        return (model["linear"](x) - x @ target).square().mean()
+        error: torch.Tensor = (linear(x) - x @ target).square().mean()
+        return error
 
     return model, Training("line", model, loss, 0, 0.05, average=0.9)
 
 
-def test_training_learns_and_goes_on_where_it_stopped(tmp_path):
+def test_training_learns_and_resumes_where_it_stopped(tmp_path: Path) -> None:
     target, said = torch.tensor([[1.0], [-2.0], [0.5]]), []
     (whole, at_once), (halves, stopped) = line(target), line(target)
     at_once.steps = stopped.steps = 2 * SAVE_EVERY
@@ -72,11 +77,11 @@ def test_training_learns_and_goes_on_where_it_stopped(tmp_path):
     stopped.steps = 2 * SAVE_EVERY
     fit(stopped, tmp_path / "b", lambda *state: None)
     torch.testing.assert_close(halves.state_dict(), whole.state_dict(), rtol=0, atol=0)
-    torch.testing.assert_close(whole["linear"].weight.detach().T, target, atol=0.02, rtol=0)
+    torch.testing.assert_close(whole.state_dict()["linear.weight"].T, target, atol=0.02, rtol=0)
     assert said[-1][:2] == (400, 400) and (tmp_path / "b/line.csv").read_text().count("\n") == 3
 
 
-def test_every_network_gets_a_gradient(tokenizer, pictures):
+def test_every_network_gets_a_gradient(tokenizer: CLIPTokenizer, pictures: Pictures) -> None:
     vae = networks.make_vae()
     vae_loss(vae, pictures, 0, 2, "cpu")(0).backward()
     unet = networks.make_unet()
@@ -94,7 +99,7 @@ def test_every_network_gets_a_gradient(tokenizer, pictures):
         assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in network.parameters())
 
 
-def test_what_is_written_is_what_the_program_loads(tmp_path, tokenizer):
+def test_a_saved_model_is_loaded_by_the_program(tmp_path: Path, tokenizer: CLIPTokenizer) -> None:
     from stages.diffusion.loading import load_networks
     from stages.diffusion.settings import ModelNames
 

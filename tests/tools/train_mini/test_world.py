@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,13 +16,13 @@ from tools.train_mini.world import MEDIA, SEASONS, TIMES, Look, caption, draw, r
 SUMMER_DAY = Look("summer", "day", "photo")
 
 
-def test_a_scene_is_the_same_each_time_it_is_drawn():
+def test_a_scene_is_the_same_each_time_it_is_drawn() -> None:
     for seed in range(6):
-        images = [render(random_scene(seed, 1.5), SUMMER_DAY, 48, 72) for _ in range(2)]
-        np.testing.assert_array_equal(*images)
+        first, again = (render(random_scene(seed, 1.5), SUMMER_DAY, 48, 72) for _ in range(2))
+        np.testing.assert_array_equal(first, again)
 
 
-def test_looks_change_colours_and_keep_the_drawing():
+def test_looks_change_colours_and_keep_the_drawing() -> None:
     scene = random_scene(1034, 1.6)
     images = [render(scene, Look(*words), 96, 152) for words in itertools.product(SEASONS, TIMES, MEDIA)]
     means = np.stack([image.mean((0, 1)) for image in images])
@@ -31,7 +32,7 @@ def test_looks_change_colours_and_keep_the_drawing():
     assert np.mean([agreement(edges(image), drawn) for image in images]) > 0.6
 
 
-def test_scenes_move_and_night_is_dark():
+def test_scenes_move_and_night_is_dark() -> None:
     scene = random_scene(1034, 1.6)
     labels = [draw(scene, 48, 76, time)[0] for time in (0.0, 1.0)]
     assert 0.02 < np.mean(labels[0] != labels[1]) < 0.6
@@ -39,7 +40,7 @@ def test_scenes_move_and_night_is_dark():
     assert night < 0.6 * day
 
 
-def test_a_view_shows_a_part_larger():
+def test_a_view_shows_a_part_larger() -> None:
     scene, rng = random_scene(3), np.random.default_rng(1)
     views = [random_view(scene, rng) for _ in range(20)]
     assert {view.zoom > 1 for view in views} == {True, False}
@@ -47,7 +48,7 @@ def test_a_view_shows_a_part_larger():
         assert all(0 <= corner <= 1 - 1 / view.zoom for corner in view.corner)
 
 
-def test_captions_say_the_look_more_often_than_not():
+def test_captions_say_the_look_more_often_than_not() -> None:
     rng, said = np.random.default_rng(0), 0
     for seed in range(60):
         look = random_look(rng)
@@ -59,12 +60,12 @@ def test_captions_say_the_look_more_often_than_not():
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_control_maps_are_black_and_white(seed):
+def test_control_maps_are_black_and_white(seed: int) -> None:
     found = control_map(random_scene(seed), np.random.default_rng(seed), 64, 64)
     assert found.shape == (64, 64) and set(np.unique(found)) <= {0, 255}
 
 
-def test_pictures_are_made_once_and_alike(tmp_path):
+def test_pictures_are_made_once_and_alike(tmp_path: Path) -> None:
     done: list[int] = []
     first = make_pictures(tmp_path, 3, 7, lambda count, total: done.append(count))
     again = make_pictures(tmp_path, 3, 7, lambda count, total: done.append(count))

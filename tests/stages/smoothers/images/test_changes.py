@@ -1,6 +1,8 @@
-"""What smoothing changed: numbers of the whole video, and the places worth looking at."""
+"""Reports of what smoothing changed: numbers for the video, and places worth looking at."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
 
 import cv2
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 
 from stages.smoothers.images.changes import CROP, PLACES, POOL, Changes, Place, Places, percent
 from tests.stages.smoothers.scenes import scene
+from tests.typing import Image
 
 HEIGHT, WIDTH = 160, 320
 BLOCK = slice(100, 130), slice(200, 230)
@@ -15,7 +18,8 @@ BLOCK = slice(100, 130), slice(200, 230)
 
 def texture(seed: int = 0) -> np.ndarray:
     noise = np.random.default_rng(seed).integers(0, 256, (HEIGHT, WIDTH, 3)).astype(np.float32)
-    return np.clip((cv2.GaussianBlur(noise, (0, 0), 2) - 127.5) * 4 + 128, 40, 215).astype(np.uint8)
+    levels: Image = np.clip((cv2.GaussianBlur(noise, (0, 0), 2) - 127.5) * 4 + 128, 40, 215).astype(np.uint8)
+    return levels
 
 
 def flickering(count: int) -> list[np.ndarray]:
@@ -23,7 +27,7 @@ def flickering(count: int) -> list[np.ndarray]:
     return [(texture().astype(int) + level).astype(np.uint8) for level in levels]
 
 
-def watched(styles, results, keep_places: bool = False) -> Changes:
+def watched(styles: Sequence[Image], results: Sequence[Image], keep_places: bool = False) -> Changes:
     changes = Changes(keep_places)
     passed = list(changes.watch(styles, results, len(results)))
     assert all(frame is result for frame, result in zip(passed, results, strict=True))
@@ -32,13 +36,13 @@ def watched(styles, results, keep_places: bool = False) -> Changes:
 
 def covers(place: Place, block: tuple[slice, slice]) -> bool:
     rows, columns = block
-    return (
+    return bool(
         place.y <= rows.start and rows.stop <= place.y + CROP
         and place.x <= columns.start and columns.stop <= place.x + CROP
     )  # fmt: skip
 
 
-def test_the_line_says_what_changed():
+def test_the_line_says_what_changed() -> None:
     made = scene("light")
     changes = watched(list(made.styles), list(made.truth))
     summary = changes.summary()
@@ -48,7 +52,7 @@ def test_the_line_says_what_changed():
     assert not changes.changed.best()  # crops are kept only when asked for
 
 
-def test_what_is_left_alone_is_counted():
+def test_what_is_left_alone_is_counted() -> None:
     styles = flickering(4)
     results = [style.copy() for style in styles]
     assert (
@@ -63,11 +67,11 @@ def test_what_is_left_alone_is_counted():
     assert changes.warning().startswith("lost structure in 1 of 4 frames, worst in frame 2 (-")
 
 
-def test_one_frame_has_no_flicker():
+def test_one_frame_has_no_flicker() -> None:
     assert watched([texture()], [texture()]).summary().startswith("structure kept 1.00")
 
 
-def test_damage_is_found_where_it_is():
+def test_damage_is_found_where_it_is() -> None:
     styles = flickering(12)
     results = [texture() for _ in styles]
     results[5][BLOCK] = texture(1)[BLOCK]
@@ -79,7 +83,7 @@ def test_damage_is_found_where_it_is():
     np.testing.assert_array_equal(worst.after, results[5][area])
 
 
-def test_the_largest_change_is_found_where_it_is():
+def test_the_largest_change_is_found_where_it_is() -> None:
     styles = [texture() for _ in range(12)]
     styles[7][BLOCK] //= 4
     most = watched(styles, [texture()] * 12, keep_places=True).changed.best()[0]
@@ -87,7 +91,7 @@ def test_the_largest_change_is_found_where_it_is():
     assert most.change == pytest.approx(np.abs(most.before.astype(int) - most.after).mean(), rel=1e-4)
 
 
-def test_flicker_left_alone_is_found_and_still_areas_are_not():
+def test_flicker_left_alone_is_found_and_still_areas_are_not() -> None:
     styles = flickering(12)
     results = [texture() for _ in styles]
     for style, result in zip(styles, results):
@@ -97,7 +101,7 @@ def test_flicker_left_alone_is_found_and_still_areas_are_not():
     assert best and all(covers(place, BLOCK) and 0.1 < place.unchanged < 0.3 for place in best)
 
 
-def test_places_are_apart_and_few_and_always_the_same():
+def test_places_are_few_separate_and_reproducible() -> None:
     rng = np.random.default_rng(0)
     styles = [texture(seed) for seed in range(40)]
     results = [np.clip(style + rng.normal(0, 20, style.shape), 0, 255).astype(np.uint8) for style in styles]
@@ -111,7 +115,7 @@ def test_places_are_apart_and_few_and_always_the_same():
                 assert abs(a.frame - b.frame) >= 8 or abs(a.x - b.x) >= CROP or abs(a.y - b.y) >= CROP
 
 
-def test_a_better_place_replaces_those_close_to_it():
+def test_a_better_place_replaces_those_close_to_it() -> None:
     def place(frame: int, score: float) -> Place:
         return Place(frame, 0, 0, score, np.zeros((8, 8, 3)), np.zeros((8, 8, 3)), 0, 0, 0)
 
@@ -123,14 +127,14 @@ def test_a_better_place_replaces_those_close_to_it():
     assert [other.frame for other in places.best()] == [4, 0, 20]
 
 
-def test_frames_are_not_kept():
+def test_frames_are_not_kept() -> None:
     alive, most = [0], [0]
 
     class Counted(np.ndarray):
-        def __del__(self):
+        def __del__(self) -> None:
             alive[0] -= 1
 
-    def frames():
+    def frames() -> Iterator[Image]:
         for seed in range(12):
             alive[0] += 1
             most[0] = max(most[0], alive[0])
@@ -142,11 +146,11 @@ def test_frames_are_not_kept():
 
 
 @pytest.mark.parametrize(("share", "said"), [(0, "0 %"), (0.001, "under 1 %"), (0.03, "3 %"), (0.999, "over 99 %")])
-def test_little_is_not_rounded_to_nothing(share, said):
+def test_small_shares_are_not_rounded_to_zero(share: float, said: str) -> None:
     assert percent(share) == said
 
 
-def test_small_frames_are_cropped_to_what_there_is():
+def test_small_frames_are_cropped_to_what_there_is() -> None:
     styles = [np.full((9, 20, 3), level, np.uint8) for level in (10, 90)]
     changes = watched(styles, [styles[0]] * 2, keep_places=True)
     assert changes.changed.best()[0].before.shape == (9, 20, 3)

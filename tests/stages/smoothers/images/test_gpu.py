@@ -1,8 +1,10 @@
-"""Smoothing with torch: beside what the processor does, and whether it would stay on the GPU if there were one."""
+"""Smoothing with torch gives the CPU's results, and its tensors stay on the GPU."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,11 +15,12 @@ from native import binding
 from stages.smoothers import SMOOTHERS, build, frames_on_device
 from stages.smoothers.images import gpu, pixels
 from stages.smoothers.images.keyframes import Interpolator
-from tests.stages.smoothers.scenes import HEIGHT, SPEED, WIDTH, scene, squared_error
+from tests.stages.smoothers.scenes import HEIGHT, SPEED, WIDTH, Scene, scene, squared_error
+from tests.typing import Floats, Image
 
 CPU = torch.device("cpu")
 ON_GPU = [name for name, options in SMOOTHERS.built_in.items() if options.on_gpu]
-OPERATIONS = {
+OPERATIONS: dict[str, Callable[[Any], Any]] = {  # of arrays or tensors
     "box": lambda image: pixels.box(image, 5),
     "gauss": lambda image: pixels.gauss(image, 1.5),
     "gauss, wider than the image": lambda image: pixels.gauss(image, 30.0),
@@ -33,24 +36,24 @@ ON_A_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), r
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=ON_A_GPU)])
-def on_torch(request, monkeypatch):
-    """The GPU is a GPU, or torch on the processor, so that what a GPU would do can be seen without one."""
+def on_torch(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run GPU code on a GPU, or with torch on the CPU where there is none."""
     device = torch.device(request.param)
     monkeypatch.setattr("stages.models.weights.pick_gpu", lambda name: device if name == "cuda" else None)
 
 
 @pytest.fixture(scope="module")
-def image():
+def image() -> Floats:
     return np.random.default_rng(0).uniform(0, 255, (96, 128, 3)).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
-def swimming():
+def swimming() -> Scene:
     return scene("swimming")
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_operations_give_the_same_on_both(name, image):
+def test_operations_give_the_same_on_both(name: str, image: Floats) -> None:
     expected = OPERATIONS[name](image)
     found = OPERATIONS[name](torch.from_numpy(image))
     assert found.dtype == (torch.float16 if name == "halves" else torch.float32)
@@ -58,20 +61,21 @@ def test_operations_give_the_same_on_both(name, image):
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_a_stack_is_its_images(name, image):
+def test_a_stack_is_its_images(name: str, image: Floats) -> None:
     stack = torch.from_numpy(np.stack([image, 255 - image, image[::-1].copy()]))
     found = OPERATIONS[name](stack)
     for one, alone in zip(found, stack, strict=True):
         torch.testing.assert_close(one, OPERATIONS[name](alone), atol=1e-3, rtol=1e-5)
 
 
-def test_no_image_depends_on_how_many_come_with_it(image):
+def test_no_image_depends_on_how_many_come_with_it(image: Floats) -> None:
     stack = torch.from_numpy(np.stack([image * share for share in np.linspace(0.1, 1, 11, dtype=np.float32)]))
     sizes = []
 
     def blurred(images: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
         sizes.append((len(images), len(others)))
-        return pixels.gauss(images - others, 1.0)
+        smooth: torch.Tensor = pixels.gauss(images - others, 1.0)
+        return smooth
 
     found = pixels.each(stack, blurred, stack / 2)
     assert found.shape == stack.shape and set(sizes) == {(pixels.AT_ONCE, pixels.AT_ONCE)}
@@ -80,51 +84,51 @@ def test_no_image_depends_on_how_many_come_with_it(image):
 
 
 @pytest.mark.parametrize("cubic", [False, True])
-def test_samples_between_pixels_and_outside(cubic, image):
+def test_samples_between_pixels_and_outside(cubic: bool, image: Floats) -> None:
     smooth = pixels.gauss(image, 3.0)  # OpenCV's places are multiples of 1/32 px
     places = np.random.default_rng(1).uniform(-20, 140, (50, 60, 2)).astype(np.float32)
     expected = pixels.sample(smooth, places, cubic)
-    found = pixels.sample(*(torch.from_numpy(array) for array in (smooth, places)), cubic)
+    found = pixels.sample(torch.from_numpy(smooth), torch.from_numpy(places), cubic)
     np.testing.assert_allclose(found.numpy(), expected, atol=0.6)
     assert np.abs(found.numpy() - expected).mean() < 0.1
 
 
-def test_medians_of_a_stack(image):
+def test_medians_of_a_stack(image: Floats) -> None:
     stack = np.stack([image, 255 - image, image[::-1], image[:, ::-1]])
     expected = pixels.median(stack)
     np.testing.assert_allclose(pixels.median(torch.from_numpy(stack)).numpy(), expected, atol=1e-3)
 
 
-def test_bytes_are_rounded_and_clipped_as_on_the_processor():
+def test_bytes_are_rounded_and_clipped_as_on_the_processor() -> None:
     values = np.array([[[-3.0, 0.5, 1.5], [254.49, 254.5, 300.0]]], np.float32)
     np.testing.assert_array_equal(pixels.fetch(torch.from_numpy(values)), pixels.fetch(values))
 
 
 @pytest.mark.parametrize("load", [np.asarray, partial(gpu.load, device=CPU)], ids=["processor", "torch"])
 @pytest.mark.parametrize("frames", [1, 2, 6])
-def test_flow_finds_what_moved(load, frames, swimming):
+def test_flow_finds_what_moved(load: Callable[[Image], Any], frames: int, swimming: Scene) -> None:
     found = np.asarray(pixels.flow(load(swimming.guides[0]), load(swimming.guides[frames])))
     inner = found[12:-12, (2 + frames) * SPEED : -12] - (-frames * SPEED, 0)
     assert np.median(np.abs(inner)) < 0.1
     assert np.linalg.norm(inner, axis=2).mean() < (0.3 if frames < 6 else 1.5)
 
 
-def test_stiff_flow_finds_small_shifts(swimming):
+def test_stiff_flow_finds_small_shifts(swimming: Scene) -> None:
     a, b = (gpu.load(swimming.guides[0][:, first : first + 100], CPU) for first in (0, 1))
     found = pixels.flow(a, b, stiff=True)[12:-12, 12:-12]
     torch.testing.assert_close(found.mean((0, 1)), torch.tensor([-1.0, 0.0]), atol=0.2, rtol=0)
 
 
-def test_stiff_flow_is_not_led_by_noise(swimming):
+def test_stiff_flow_is_not_led_by_noise(swimming: Scene) -> None:
     rng = np.random.default_rng(0)
     still = [swimming.guides[0] / 8 + 100 + rng.normal(0, 6, swimming.guides[0].shape) for _ in range(2)]
-    pair = [gpu.load(np.clip(image, 0, 255).astype(np.uint8), CPU) for image in still]
-    loose, stiff = (float(pixels.flow(*pair, stiff).norm(dim=-1).mean()) for stiff in (False, True))
+    a, b = (gpu.load(np.clip(image, 0, 255).astype(np.uint8), CPU) for image in still)
+    loose, stiff = (float(pixels.flow(a, b, stiff).norm(dim=-1).mean()) for stiff in (False, True))
     assert stiff < 0.5 * loose
 
 
 @pytest.mark.parametrize("name", ON_GPU)
-def test_smoothers_do_what_they_do_on_the_processor(name, swimming, on_torch):
+def test_smoothers_do_what_they_do_on_the_processor(name: str, swimming: Scene, on_torch: None) -> None:
     errors = []
     for device in ("cpu", "cuda"):
         smoothed = build(name, {}, swimming.guides, swimming.styles, device=device).smooth(0, 12)
@@ -133,13 +137,13 @@ def test_smoothers_do_what_they_do_on_the_processor(name, swimming, on_torch):
     assert errors[1] < 1.15 * errors[0]
 
 
-def test_chunks_do_not_show_in_the_result(swimming, on_torch):
+def test_chunks_do_not_change_the_result(swimming: Scene, on_torch: None) -> None:
     whole = build("PatchBlendSmoother", {}, swimming.guides, swimming.styles, device="cuda").smooth(0, 6)
     fresh = build("PatchBlendSmoother", {}, swimming.guides, swimming.styles, device="cuda").smooth(3, 5)
     np.testing.assert_array_equal(fresh, whole[3:5])
 
 
-def test_frames_between_keyframes_are_painted_as_on_the_processor(swimming, on_torch):
+def test_frames_between_keyframes_are_painted_as_on_the_processor(swimming: Scene, on_torch: None) -> None:
     keys, errors = [0, 6, 11], []
     for device in ("cpu", "cuda"):
         guides, keyframes = (frames_on_device(frames, device) for frames in (swimming.guides, swimming.truth[keys]))
@@ -149,8 +153,8 @@ def test_frames_between_keyframes_are_painted_as_on_the_processor(swimming, on_t
 
 
 @pytest.fixture
-def no_gpu_needed():
-    """Tensors without contents: they know what device they would be on, and refuse to be looked into."""
+def no_gpu_needed() -> Iterator[FakeTensorMode]:
+    """Fake tensors: they have a device but no contents."""
     kept = (gpu._constant, gpu._mirror, gpu._resize_matrix, gpu._grid)
     with FakeTensorMode() as mode:
         for cached in kept:
@@ -161,7 +165,9 @@ def no_gpu_needed():
 
 
 @pytest.mark.parametrize("name", ON_GPU)
-def test_nothing_leaves_the_gpu_but_finished_frames(name, no_gpu_needed, monkeypatch):
+def test_nothing_leaves_the_gpu_but_finished_frames(
+    name: str, no_gpu_needed: FakeTensorMode, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cuda, fetched, matched = torch.device("cuda:0"), [], []
 
     def fetch(image: FakeTensor) -> np.ndarray:

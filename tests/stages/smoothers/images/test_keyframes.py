@@ -1,6 +1,8 @@
-"""Frames painted from keyframes, on a video whose frames are known."""
+"""Frames painted from keyframes, compared with the true frames."""
 
 from __future__ import annotations
+
+from typing import Never
 
 import cv2
 import numpy as np
@@ -10,15 +12,15 @@ from native import binding
 from stages.base.errors import DiffSynthError
 from stages.smoothers.images import keyframes
 from stages.smoothers.images.keyframes import LONGEST, Interpolator, choose
-from tests.stages.smoothers.scenes import scene, squared_error
+from tests.stages.smoothers.scenes import Scene, scene, squared_error
 
 
 @pytest.fixture(scope="module")
-def made():
+def made() -> Scene:
     return scene("light", frames=13)
 
 
-def test_frames_between_keyframes_follow_the_guide(made):
+def test_frames_between_keyframes_follow_the_guide(made: Scene) -> None:
     keys = [0, 6, 12]
     painter = Interpolator(made.guides, made.truth[keys], keys)
     for index in (1, 3, 8, 11):
@@ -32,7 +34,7 @@ def test_frames_between_keyframes_follow_the_guide(made):
     assert unseen == 0
 
 
-def test_light_goes_over_from_one_keyframe_to_the_other(made):
+def test_light_goes_over_from_one_keyframe_to_the_other(made: Scene) -> None:
     dark, bright = made.truth[0] // 2, made.truth[6]
     painter = Interpolator(made.guides, [dark, bright], [0, 6])
     means = [painter.paint(index)[0].mean() for index in range(7)]
@@ -40,28 +42,28 @@ def test_light_goes_over_from_one_keyframe_to_the_other(made):
     assert np.all(steps > 0) and steps.max() < 2 * steps.mean()
 
 
-def test_outside_the_keyframes_the_nearest_is_carried(made):
+def test_outside_the_keyframes_the_nearest_is_carried(made: Scene) -> None:
     painter = Interpolator(made.guides, made.truth[[4]], [4])
     for index in (2, 5):
         frame, _ = painter.paint(index)
         assert squared_error(frame, made.truth[index]) < 0.2 * squared_error(made.truth[4], made.truth[index])
 
 
-def test_what_no_keyframe_shows_is_told(made):
+def test_areas_that_no_keyframe_shows_are_measured(made: Scene) -> None:
     guides = made.guides.copy()
     guides[6, 20:70, 30:90] = 0
     _, unseen = Interpolator(guides, made.truth[[4, 8]], [4, 8]).paint(6)
     assert 0.8 < unseen / (50 * 60 / guides[0, ..., 0].size) < 1.5  # patches reach beyond the hole
 
 
-def test_a_cut_begins_a_keyframe_and_none_is_too_far_from_the_last(made):
+def test_a_cut_begins_a_keyframe_and_none_is_too_far_from_the_last(made: Scene) -> None:
     still = [made.guides[0]] * (LONGEST + 3)
     assert choose(still) == [0, LONGEST]
     other = np.roll(255 - made.guides[0][::-1], 40, axis=1)
     assert choose([made.guides[0]] * 4 + [other] * 3) == [0, 4]
 
 
-def test_what_moves_too_fast_for_flow_keeps_its_shape():
+def test_what_moves_too_fast_for_flow_keeps_its_shape() -> None:
     """An arm that swings by 24 px a frame is painted as one, not as a cloud of small blocks."""
     rng = np.random.default_rng(3)
     wall = 170 + 10 * cv2.GaussianBlur(rng.normal(0, 8, (160, 200, 3)), (0, 0), 4)
@@ -87,8 +89,8 @@ def test_what_moves_too_fast_for_flow_keeps_its_shape():
         assert squared_error(painted, style[index]) < 0.01 * squared_error(style[0], style[index])
 
 
-def test_what_the_library_runs_out_of_is_one_message(made, monkeypatch):
-    def fail(*images, **options):
+def test_library_errors_become_one_message(made: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*images: object, **options: object) -> Never:
         raise binding.EbsynthError("no memory left")
 
     monkeypatch.setattr(keyframes, "synthesize", fail)

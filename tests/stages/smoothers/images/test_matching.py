@@ -6,22 +6,24 @@ import cv2
 import numpy as np
 import pytest
 
-from stages.smoothers.images.matching import NEVER, agreement, carry, flow, grain, motion
+from stages.smoothers.images.matching import NEVER, agreement, carry, grain, motion
+from stages.smoothers.images.pixels import flow
 from tests.stages.smoothers.scenes import SPEED, scene
+from tests.typing import Images
 
 
 @pytest.fixture(scope="module")
-def guides():
+def guides() -> Images:
     return scene("light").guides
 
 
-def test_motion_follows_what_moves(guides):
+def test_motion_follows_what_moves(guides: Images) -> None:
     moved = motion(guides[0], guides[2])
     inner = moved[12:-12, 3 * SPEED : -12]
     assert np.abs(inner[..., 0] + 2 * SPEED).mean() < 0.3 and np.abs(inner[..., 1]).mean() < 0.3
 
 
-def test_patch_matching_finds_what_flow_has_lost(guides):
+def test_patch_matching_finds_what_flow_has_lost(guides: Images) -> None:
     here, there = guides[0].copy(), guides[0].copy()
     patch = np.random.default_rng(3).integers(0, 256, (14, 14, 3), np.uint8)
     patch = cv2.GaussianBlur(patch, (0, 0), 1)
@@ -34,7 +36,7 @@ def test_patch_matching_finds_what_flow_has_lost(guides):
     assert errors[1] < 0.25 * errors[0]
 
 
-def test_agreement_is_low_where_nothing_fits_and_outside(guides):
+def test_agreement_is_low_where_nothing_fits_and_outside(guides: Images) -> None:
     still = np.zeros((*guides[0].shape[:2], 2), np.float32)
     changed = guides[0].copy()
     changed[20:60, 20:60] = 255 - changed[20:60, 20:60]
@@ -46,20 +48,20 @@ def test_agreement_is_low_where_nothing_fits_and_outside(guides):
 
 
 @pytest.mark.parametrize("deviation", [0, 5, 15])
-def test_grain_is_told_from_detail(guides, deviation):
+def test_grain_is_distinguished_from_detail(guides: Images, deviation: int) -> None:
     # Clear of black and white, where noise is cut off.
     noisy = 64 + guides[0] / 2 + np.random.default_rng(0).normal(0, deviation, guides[0].shape)
     found = grain(np.clip(np.rint(noisy), 0, 255).astype(np.uint8))
     assert found.item() == pytest.approx(deviation**2, rel=0.25, abs=2)
 
 
-def test_pictures_too_small_for_flow_stand_still():
+def test_pictures_too_small_for_flow_stand_still() -> None:
     tiny = np.zeros((4, 6, 3), np.uint8)
     assert flow(tiny, tiny).shape == (4, 6, 2)
     assert motion(tiny, tiny).shape == (4, 6, 2)
 
 
-def test_threads_do_not_show_in_the_result(guides):
+def test_threads_do_not_change_the_result(guides: Images) -> None:
     before = cv2.getNumThreads()
     try:
         found = []

@@ -1,13 +1,17 @@
-"""What flickers is found to flicker, what is blurred to be blurred, and what moves is not held against it."""
+"""Metrics detect flicker and blur, and do not mistake motion for flicker."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import cv2
 import numpy as np
 import pytest
 
-from stages.smoothers.images.metrics import BEST_PSNR, carry, correspondence, measure, psnr
+from stages.smoothers.images.matching import carry
+from stages.smoothers.images.metrics import BEST_PSNR, correspondence, measure, psnr
 from tests.conftest import scene
+from tests.typing import Image
 
 SIZE = 96
 
@@ -24,7 +28,7 @@ def brighter(frames: list[np.ndarray], levels: list[int]) -> list[np.ndarray]:
     return [np.clip(frame.astype(int) + level, 0, 255).astype(np.uint8) for frame, level in zip(frames, levels)]
 
 
-def test_flow_finds_what_moved(guide):
+def test_flow_finds_what_moved(guide: list[Image]) -> None:
     motion, seen = correspondence(guide[0], guide[3])
     assert seen.mean() > 0.85
     np.testing.assert_allclose(np.median(motion[seen], axis=0), (-6, 0), atol=0.1)
@@ -32,7 +36,7 @@ def test_flow_finds_what_moved(guide):
     assert np.abs(carried - guide[0])[seen].mean() < 3
 
 
-def test_motion_is_no_flicker_and_flicker_is(guide):
+def test_motion_is_no_flicker_and_flicker_is(guide: list[Image]) -> None:
     levels = [0, 20, -10, 15, -20, 5, 0, 18, -12]
     still, flickering = (curves.summary() for curves in measure(guide, [guide, brighter(guide, levels)]))
     assert still["warp1"] < 0.3 and still["warp5"] < 0.6
@@ -41,7 +45,7 @@ def test_motion_is_no_flicker_and_flicker_is(guide):
     assert still["flicker"] < 2
 
 
-def test_numbers_are_those_of_their_definitions(guide):
+def test_numbers_are_those_of_their_definitions(guide: list[Image]) -> None:
     style = brighter(guide, [0, 9, 0, 9, 0, 9, 0, 9, 0])
     curves, of_style = measure(guide, [guide, style])
     steps = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY).mean() for frame in guide]
@@ -52,7 +56,7 @@ def test_numbers_are_those_of_their_definitions(guide):
     assert [len(curves.warp[gap]) for gap in (1, 5)] == [8, 4]
 
 
-def test_likeness_to_a_reference(guide):
+def test_likeness_to_a_reference(guide: list[Image]) -> None:
     video, reference = measure(guide, [brighter(guide, [3] * 9)], guide)
     found = video.summary(reference=reference)
     assert found["psnr"] == pytest.approx(10 * np.log10(255**2 / 9), abs=0.3)
@@ -61,13 +65,13 @@ def test_likeness_to_a_reference(guide):
     assert same.summary()["psnr"] == BEST_PSNR == psnr(0.0) and same.summary()["ssim"] == pytest.approx(1.0)
 
 
-def test_blur_is_seen(guide):
+def test_blur_is_seen(guide: list[Image]) -> None:
     blurred = [cv2.GaussianBlur(frame, (0, 0), 2) for frame in guide]
     curves, of_style = measure(guide, [blurred, guide])
     assert curves.summary(of_style)["sharp"] < 0.5
 
 
-def test_what_cannot_be_compared_is_left_out():
+def test_what_cannot_be_compared_is_left_out() -> None:
     black, white = np.zeros((16, 16, 3), np.uint8), np.full((16, 16, 3), 255, np.uint8)
     (curves,) = measure([black, white], [[black, white]])
     assert np.isnan(curves.warp[1]).all() and "warp1" not in curves.summary() and "flicker" in curves.summary()
@@ -75,7 +79,7 @@ def test_what_cannot_be_compared_is_left_out():
     assert alone.summary() == {"sharpness": 0}
 
 
-def test_a_style_shows_what_was_lost_and_invented(guide):
+def test_a_style_shows_what_was_lost_and_invented(guide: list[Image]) -> None:
     rng = np.random.default_rng(1)
     style = [np.clip(frame + rng.normal(0, 8, frame.shape), 0, 255).astype(np.uint8) for frame in guide]
     blocks = [frame.copy() for frame in style]
@@ -91,30 +95,30 @@ def test_a_style_shows_what_was_lost_and_invented(guide):
     assert not of_style.structure and "invented" not in of_style.summary()
 
 
-def test_own_warp_does_not_depend_on_the_guide(guide):
+def test_own_warp_does_not_depend_on_the_guide(guide: list[Image]) -> None:
     style = [guide[0]] * 9
-    flickering = brighter(np.clip(style, 10, 245), [0, 10, 0, 10, 0, 10, 0, 10, 0])
+    flickering = brighter(list(np.clip(style, 10, 245)), [0, 10, 0, 10, 0, 10, 0, 10, 0])
     still, moving = (measure(video, [flickering], style=style) for video in (style, guide))
     assert still[0].own_warp == moving[0].own_warp and still[0].warp[1] != moving[0].warp[1]
     assert still[0].own_warp == pytest.approx([1e3 * (10 / 255) ** 2] * 8, rel=1e-3)
     assert still[1].own_warp == pytest.approx([0] * 8, abs=1e-6)
 
 
-def test_style_and_reference_come_last(guide):
+def test_style_and_reference_come_last(guide: list[Image]) -> None:
     shown = [guide, brighter(guide, [5] * 9)]
     video, of_style, of_reference = measure(guide, shown[:1], brighter(guide, [9] * 9), style=shown[1])
     assert video.error and video.structure and of_style.detail and not of_reference.detail
     assert video.luminance[0] < of_style.luminance[0] < of_reference.luminance[0]
 
 
-def test_frames_are_read_once_and_not_kept():
+def test_frames_are_read_once_and_not_kept() -> None:
     alive, most = [0], [0]
 
     class Counted(np.ndarray):
-        def __del__(self):
+        def __del__(self) -> None:
             alive[0] -= 1
 
-    def frames(count):
+    def frames(count: int) -> Iterator[Image]:
         for index in range(count):
             alive[0] += 1
             most[0] = max(most[0], alive[0])

@@ -1,4 +1,4 @@
-"""Windows, and sums over them by doubling."""
+"""Windows, and sums over windows by doubling."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from stages.smoothers.images.pixels import AT_ONCE
 from stages.smoothers.images.tables import WindowSums, window
 
 
-def test_windows_are_moved_inwards_at_the_ends():
+def test_windows_are_moved_inwards_at_the_ends() -> None:
     assert window(5, 20, 3) == range(2, 9)
     assert window(0, 20, 3) == range(7)
     assert window(19, 20, 3) == range(13, 20)
@@ -20,7 +20,7 @@ def test_windows_are_moved_inwards_at_the_ends():
 class Counted:
     """Frames are numbers; carrying one costs a count."""
 
-    def __init__(self, count: int):
+    def __init__(self, count: int) -> None:
         self.values = np.random.default_rng(0).integers(0, 100, count).astype(np.float32)
         self.carried = 0
         self.sums = WindowSums(lambda index: self.values[index].reshape(1, 1, 1), self.link, self.carry)
@@ -36,7 +36,7 @@ class Counted:
 
 
 @pytest.mark.parametrize("reach", [0, 1, 2, 5, 7, 15, 30, 200])
-def test_sums_are_those_of_the_window(reach):
+def test_sums_are_those_of_the_window(reach: int) -> None:
     video = Counted(50)
     for index in range(50):
         frames = window(index, 50, reach)
@@ -45,7 +45,7 @@ def test_sums_are_those_of_the_window(reach):
 
 
 @pytest.mark.parametrize("reach", [15, 30])
-def test_work_a_frame_grows_with_the_windows_logarithm_and_what_is_kept_with_the_window(reach):
+def test_work_a_frame_grows_with_the_windows_logarithm_and_what_is_kept_with_the_window(reach: int) -> None:
     video, kept = Counted(400), 0
     for index in range(100, 300):
         frames = window(index, 400, reach)
@@ -59,7 +59,7 @@ def test_work_a_frame_grows_with_the_windows_logarithm_and_what_is_kept_with_the
     assert kept <= 2 * (levels + 1) * (reach + 1)
 
 
-def test_what_was_asked_before_does_not_matter():
+def test_results_do_not_depend_on_earlier_requests() -> None:
     one, other = Counted(60), Counted(60)
     for index in range(20, 40):
         one.sums.total(index, window(index, 60, 9))
