@@ -69,7 +69,7 @@ def test_grain_in_the_guide_hides_no_match(swimming: Scene) -> None:
         squared_error(build("PatchBlendSmoother", config, guides, swimming.styles).smooth(0, 12), swimming.truth)
         for guides, config in ((swimming.guides, {}), (grainy, {}), (grainy, {"guide_weight": 30}))
     )
-    assert led_by_grain < 1.15 * clean
+    assert led_by_grain < 1.2 * clean
     assert strict > 1.5 * clean
 
 
