@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks import annotators
 from benchmarks.stages import make_clip, run, write_job
+from stages.base.json_types import JsonObject
 from tests.stages.annotators.random_weights import write_dpt
 
 ALLOWED = 50  # MB
@@ -31,7 +32,7 @@ def test_peak_memory_is_the_same_for_ten_times_the_frames(stage: str, tmp_path: 
 @pytest.mark.slow
 def test_annotating_the_whole_video_uses_bounded_memory(tmp_path: Path) -> None:
     clip = make_clip(tmp_path / "clip.mp4", 240, 64, 64)
-    settings = {"name": "depth_video", "model": str(write_dpt(tmp_path / "dpt"))}
+    settings: JsonObject = {"name": "depth_video", "model": str(write_dpt(tmp_path / "dpt"))}
     peaks = []
     for count in (24, 240):
         job = annotators.write_job(tmp_path, clip, settings, count, (64, 64))

@@ -17,7 +17,7 @@ from tests.typing import Image, Keys
 
 CLIP = Path(__file__).parents[3] / "shared" / "clips" / "cottonbro.mp4"  # real footage, where the makers have it
 HAS_LIBRARY = binding.library_path().exists()
-HAS_CUDA = HAS_LIBRARY and binding.info()["cuda_devices"] > 0
+HAS_CUDA = HAS_LIBRARY and int(binding.info()["cuda_devices"]) > 0
 BACKENDS = [
     pytest.param("cpu", marks=pytest.mark.skipif(not HAS_LIBRARY, reason="no library was built")),
     "numba",

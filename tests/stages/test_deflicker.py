@@ -87,7 +87,7 @@ def test_the_requested_smoother_is_used(deflicker: Deflicker, keys: Keys, radius
 def test_the_extra_range_is_ebsynths_window_whatever_the_jobs_smoother_is(smoother: Keys, deflicker: Deflicker) -> None:
     cache, _ = deflicker(**smoother, extra_deflickering_range=2, frame_maximum_count=4)
     guides, rendered = cache["frames"][:], cache["rendered"][:]
-    published = {"smooth_index": [-2, -1, 0, 1, 2], "patch_size": 21, "guide_weight": 100.0}
+    published: Keys = {"smooth_index": [-2, -1, 0, 1, 2], "patch_size": 21, "guide_weight": 100.0}
     expected = build("EbsynthSmoother", published, guides, rendered).smooth(0, 4)
     np.testing.assert_array_equal(cache["deflickered"][:], expected)
 

@@ -372,7 +372,8 @@ def test_dpm_looks_back_at_clean_latents_as_they_were_smoothed(
     make_job: MakeJob, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keys = {"scheduler": "dpm++2m", "num_inference_steps": 4, **SMOOTHED}
-    real_run, real, seen = render_tasks.SmoothStepTask.run, render_tasks.StepTask.clean_before, {}
+    real_run, real = render_tasks.SmoothStepTask.run, render_tasks.StepTask.clean_before
+    seen: dict[str, Any] = {}
 
     def run(task: Any, cache: FrameCache, start: int, stop: int) -> None:
         if task.step == 0:

@@ -58,7 +58,7 @@ def maps_of(annotator: Annotator | OverTime, frames: Images) -> Images:
     if not isinstance(annotator, OverTime):
         return annotator.maps(frames)
     notes = annotator.look(frames)
-    return annotator.draw(notes, 0, len(frames), annotator.measure(notes), frames.shape[1:3])
+    return annotator.draw(list(notes), 0, len(frames), annotator.measure(notes), frames.shape[1:3])
 
 
 @pytest.mark.parametrize("size", [(64, 64), (72, 104), (200, 120)])

@@ -46,7 +46,7 @@ def over_time(frames: Images, model: Model, **settings: Any) -> Images:
     notes = np.concatenate([annotator.look(frames[k : k + 3]) for k in range(0, len(frames), 3)])
     assert notes.shape == (len(frames), *annotator.note_shape(*SIZE)) and notes.dtype == np.float32
     measures = annotator.measure(notes)
-    return np.concatenate([annotator.draw(notes, *part, measures, SIZE) for part in ((0, 4), (4, len(frames)))])
+    return np.concatenate([annotator.draw(list(notes), *part, measures, SIZE) for part in ((0, 4), (4, len(frames)))])
 
 
 def grey(depth: Floats, low: float, high: float) -> Floats:
@@ -110,7 +110,7 @@ def test_by_diffsynths_name_depth_video_shifts_those_levels(
 ) -> None:
     annotator = DepthOverTime(DepthModel(**model), "mean", "max", sigmoid, threshold)
     notes = annotator.look(frames)
-    found = annotator.draw(notes, 0, len(frames), annotator.measure(notes), SIZE)
+    found = annotator.draw(list(notes), 0, len(frames), annotator.measure(notes), SIZE)
     own = np.stack([pipeline_of_2023(frame) for frame in far_off.clip(0)]).astype(float)
     shifted = np.stack([frame - frame.mean() + own.mean() for frame in own])
     if sigmoid:

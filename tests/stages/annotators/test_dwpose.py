@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from stages.annotators import build
 from stages.annotators.dwpose import MARGIN, Dwpose, DwposeOptions, find_people, find_points
 from stages.base.errors import DiffSynthError
+from stages.base.json_types import Json
 from stages.models.weights import Weights
 from tests.conftest import write_images
 from tests.stages.annotators.onnx_networks import BOX, ESTIMATOR_SIZE, OFFSETS, SURE, UNSURE_OF_Y
@@ -36,12 +37,12 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Weights:
 class Build(Protocol):
     """Builds the annotator with these options."""
 
-    def __call__(self, **options: object) -> Dwpose: ...
+    def __call__(self, **options: Json) -> Dwpose: ...
 
 
 @pytest.fixture
 def dwpose(weights: Weights) -> Build:
-    def build_dwpose(**options: object) -> Dwpose:
+    def build_dwpose(**options: Json) -> Dwpose:
         annotator = build("dwpose", options, None, weights, "cpu")
         assert isinstance(annotator, Dwpose)
         return annotator

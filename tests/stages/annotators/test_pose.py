@@ -91,8 +91,8 @@ def test_chunks_draw_what_the_whole_does() -> None:
     notes = crowd(trembling(20))
     measures = annotator.measure(notes)
     assert (measures == 1).all()
-    whole = annotator.draw(notes, 0, 20, measures, (64, 96))
-    parts = [annotator.draw(notes, start, min(start + 8, 20), measures, (64, 96)) for start in range(0, 20, 8)]
+    whole = annotator.draw(list(notes), 0, 20, measures, (64, 96))
+    parts = [annotator.draw(list(notes), start, min(start + 8, 20), measures, (64, 96)) for start in range(0, 20, 8)]
     np.testing.assert_array_equal(np.concatenate(parts), whole)
     assert whole.shape == (20, 64, 96, 3) and whole.max() > 100
 

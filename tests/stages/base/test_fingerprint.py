@@ -38,7 +38,7 @@ def video(tmp_path: Path) -> Path:
 @pytest.fixture
 def inputs(video: Path, tmp_path: Path) -> MakeInputs:
     def make(recorded: Recorded = lambda stage: None, /, **keys: object) -> dict[str, Inputs]:
-        given = {
+        given: Keys = {
             "model_id": "owner/model", "controlnet_model_id": ["a/b"], "controlnet_processor": ["canny"],
             "input_video": str(video), "output_path": str(tmp_path / "out"), "prompt": "winter",
         } | keys  # fmt: skip

@@ -41,12 +41,14 @@ SLOTS = slots()
 def valid(slot: Slot) -> SearchStrategy[float]:
     """Numbers within the bounds of a slot, and on them."""
     bounds = [bound for bound in (slot.low, slot.high) if bound is not None]
-    if slot.whole:
+    if slot.is_integer:
         low, high = (None if bound is None else int(bound) for bound in (slot.low, slot.high))
         inside: SearchStrategy[float] = st.integers(low, high)
     else:
         inside = st.floats(slot.low, slot.high)
-    return inside | st.sampled_from([int(bound) if slot.whole else bound for bound in bounds]) if bounds else inside
+    return (
+        inside | st.sampled_from([int(bound) if slot.is_integer else bound for bound in bounds]) if bounds else inside
+    )
 
 
 changes = st.lists(

@@ -122,7 +122,7 @@ class Extended(Job):
 class ReadExtended(Protocol):
     """Reads a job file that has these keys besides the required ones; `overrides` are those of the command line."""
 
-    def __call__(self, *overrides: str, **keys: object) -> tuple[Extended, Stage]: ...
+    def __call__(self, *overrides: str, **keys: object) -> tuple[Extended, Stage[Job]]: ...
 
 
 @pytest.fixture
@@ -132,7 +132,7 @@ def extended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ReadExtended:
     monkeypatch.setattr(job_file, "Job", Extended)
     (tmp_path / "v.mp4").write_bytes(b"video")
 
-    def read(*overrides: str, **keys: object) -> tuple[Extended, Stage]:
+    def read(*overrides: str, **keys: object) -> tuple[Extended, Stage[Job]]:
         content = {"model_id": "a/b", "input_video": "v.mp4", "output_path": "out", "prompt": "p", **keys}
         (tmp_path / "job.json").write_text(json.dumps(content))
         job, _ = read_job(tmp_path / "job.json", overrides, [stage])

@@ -29,7 +29,7 @@ def golden() -> dict[str, Images]:
 
 def distance(speed: str, window: int, golden: dict[str, np.ndarray], frames: range) -> float:
     """Root mean square of the difference to the mean of what the published smoother gave with two seeds, in levels."""
-    config = {"speed": speed, "window_size": window}
+    config: Keys = {"speed": speed, "window_size": window}
     found = build("PySynthSmoother", config, golden["guide"], golden["style"]).smooth(frames.start, frames.stop)
     published = np.mean([golden[f"{speed}_window{window}_{seed}"].astype(float) for seed in (0, 1)], axis=0)
     return float(np.sqrt(((found - published[frames.start : frames.stop]) ** 2).mean()))
@@ -66,18 +66,18 @@ def test_ebsynth_config_is_honoured(golden: dict[str, Images], monkeypatch: pyte
         return real(*images, **options)
 
     monkeypatch.setattr(binding, "match", match)
-    options = {"patch_size": 7, "num_iter": 2, "guide_weight": 3.0}
-    nested = {"speed": "slowest", "window_size": 1, "ebsynth_config": options}
+    options: Keys = {"patch_size": 7, "num_iter": 2, "guide_weight": 3.0}
+    nested: Keys = {"speed": "slowest", "window_size": 1, "ebsynth_config": options}
     found = build("PySynthSmoother", nested, golden["guide"], golden["style"]).smooth(0, 1)
     assert [(call["patch_sizes"], call["guide_weight"]) for call in asked] == [([7, 7], 3.0)]
-    older = {"speed": "slowest", "window_size": 1, **options}
+    older: Keys = {"speed": "slowest", "window_size": 1, **options}
     np.testing.assert_array_equal(found, build("PySynthSmoother", older, golden["guide"], golden["style"]).smooth(0, 1))
 
 
 @pytest.mark.parametrize("speed", ["slowest", "fastest"])
 def test_frames_follow_motion(speed: str) -> None:
     made = scene("light", frames=6)
-    config = {"speed": speed, "window_size": 2, "ebsynth_config": {"patch_size": 7}}
+    config: Keys = {"speed": speed, "window_size": 2, "ebsynth_config": {"patch_size": 7}}
     error, mean_error = (
         squared_error(build(name, options, made.guides, made.styles).smooth(2, 4), made.truth[2:4])
         for name, options in (("PySynthSmoother", config), ("TemporalMeanSmoother", {"radius": 2}))

@@ -86,7 +86,9 @@ def test_a_wide_window_reads_each_frame_a_few_times_only(radius: int, video: tup
 def test_frames_may_be_enhanced_before_they_are_smoothed_too(video: tuple[Counted, Images]) -> None:
     frames, noise = video
     factors: Enhancement = {"contrast": 1.5, "sharpness": 3.0}
-    found = build("VideoPatchMatchSmoother", {"postprocessing": factors}, frames, frames).smooth(4, 6)
+    found = build(
+        "VideoPatchMatchSmoother", {"postprocessing": {"contrast": 1.5, "sharpness": 3.0}}, frames, frames
+    ).smooth(4, 6)
     plain = build("PySynthSmoother", {}, frames, [enhance(frame, factors) for frame in noise]).smooth(4, 6)
     np.testing.assert_array_equal(found, np.stack([enhance(frame, factors) for frame in plain]))
 
@@ -95,7 +97,7 @@ def test_frames_may_be_enhanced_before_they_are_smoothed_too(video: tuple[Counte
 def test_postprocessing_is_pillows_in_the_order_given(order: tuple[str, ...], video: tuple[Counted, Images]) -> None:
     frames, noise = video
     factors = {"contrast": 1.5, "sharpness": 5.0}
-    config = {"radius": 0, "postprocessing": {name: factors[name] for name in order}}
+    config: Keys = {"radius": 0, "postprocessing": {name: factors[name] for name in order}}
     image = PilImage.fromarray(noise[4])
     for name in order:
         image = getattr(ImageEnhance, name.capitalize())(image).enhance(factors[name])
@@ -106,12 +108,12 @@ def test_postprocessing_is_pillows_in_the_order_given(order: tuple[str, ...], vi
 def test_ebsynth_carries_neighbours_along_the_guides_motion() -> None:
     rng = np.random.default_rng(2)
     world = cv2.GaussianBlur(rng.integers(0, 256, (40, 72, 3)).astype(np.float32), (0, 0), 2)
-    world = np.clip((world - 128) * 4 + 128, 0, 255).astype(np.uint8)
-    guides = [world[:, 4 * t : 4 * t + 48] for t in range(5)]  # moves 4 px a frame
+    picture: Images = np.clip((world - 128) * 4 + 128, 0, 255).astype(np.uint8)
+    guides = [picture[:, 4 * t : 4 * t + 48] for t in range(5)]  # moves 4 px a frame
     painted = [255 - guide for guide in guides]
     lights = (30, -30, 20, -20, 0)
     styles = [np.clip(image.astype(int) + light, 0, 255).astype(np.uint8) for image, light in zip(painted, lights)]
-    config = {"smooth_index": [-2, -1, 1, 2], "patch_size": 5}
+    config: Keys = {"smooth_index": [-2, -1, 1, 2], "patch_size": 5}
     smoothed = build("EbsynthSmoother", config, guides, styles).smooth(2, 3)[0]
     error = np.abs(smoothed.astype(int) - painted[2]).mean()
     assert error < 0.6 * np.abs(styles[2].astype(int) - painted[2]).mean()  # the lights' mean is 0

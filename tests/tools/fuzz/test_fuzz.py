@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tools.fuzz.outcome import BAD, run
+from tools.fuzz.tally import run_all
 
 COUNTS = {"jobs": 90, "videos": 70, "caches": 30, "names": 10}
 
@@ -15,7 +16,7 @@ COUNTS = {"jobs": 90, "videos": 70, "caches": 30, "names": 10}
 @pytest.mark.slow
 @pytest.mark.parametrize("cases", COUNTS)
 def test_every_case_ends_in_success_or_an_explained_refusal(cases: str, tmp_path: Path) -> None:
-    tally = try_all(tmp_path, {cases: COUNTS[cases]})
+    tally = run_all(tmp_path, {cases: COUNTS[cases]})
     assert tally.count("success") > 0
     assert not tally.bad(), tally.report()
     assert tally.count("success") + tally.count("refusal") == COUNTS[cases]

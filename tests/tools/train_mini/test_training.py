@@ -67,7 +67,7 @@ def test_training_learns_and_resumes_where_it_stopped(tmp_path: Path) -> None:
 
     class Killed(Exception): ...
 
-    def kill(step: int, steps: int, loss: float) -> None:
+    def kill(step: int, steps: int, loss: float | None = None) -> None:
         if step == SAVE_EVERY + 3:
             raise Killed
 

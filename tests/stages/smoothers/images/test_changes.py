@@ -117,7 +117,7 @@ def test_places_are_few_separate_and_reproducible() -> None:
 
 def test_a_better_place_replaces_those_close_to_it() -> None:
     def place(frame: int, score: float) -> Place:
-        return Place(frame, 0, 0, score, np.zeros((8, 8, 3)), np.zeros((8, 8, 3)), 0, 0, 0)
+        return Place(frame, 0, 0, score, np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8, 3), np.uint8), 0, 0, 0)
 
     places = Places(gap=4)
     for frame, score in ((0, 1.0), (6, 2.0), (3, 1.5), (20, 0.5)):

@@ -66,7 +66,7 @@ def test_likeness_to_a_reference(guide: list[Image]) -> None:
 
 
 def test_blur_is_seen(guide: list[Image]) -> None:
-    blurred = [cv2.GaussianBlur(frame, (0, 0), 2) for frame in guide]
+    blurred = [np.asarray(cv2.GaussianBlur(frame, (0, 0), 2), np.uint8) for frame in guide]
     curves, of_style = measure(guide, [blurred, guide])
     assert curves.summary(of_style)["sharp"] < 0.5
 
@@ -84,7 +84,7 @@ def test_a_style_shows_what_was_lost_and_invented(guide: list[Image]) -> None:
     style = [np.clip(frame + rng.normal(0, 8, frame.shape), 0, 255).astype(np.uint8) for frame in guide]
     blocks = [frame.copy() for frame in style]
     blocks[4][30:40, 30:40] = 255 - blocks[4][30:40, 30:40]
-    blurred = [cv2.GaussianBlur(frame, (0, 0), 8) for frame in style]
+    blurred = [np.asarray(cv2.GaussianBlur(frame, (0, 0), 8), np.uint8) for frame in style]
     *curves, of_style = measure(guide, [style, blocks, blurred], style=style)
     same, damaged, soft = (curve.summary(of_style) for curve in curves)
     assert same["structure"] == same["structure_min"] == pytest.approx(1) and same["invented"] == 0

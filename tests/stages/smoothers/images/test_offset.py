@@ -38,7 +38,7 @@ def stylised(frames: np.ndarray) -> np.ndarray:
 def stretch(style: np.ndarray, guide: np.ndarray, speed: float = 1.0) -> Stretch:
     """`speed`: frames of the style that pass in one of the guide."""
     maps = [np.stack([edge_map(frame) for frame in frames]) for frames in (style, guide)]
-    return Stretch(maps[0], np.arange(len(style), dtype=float), maps[1], np.arange(len(guide)) * speed)
+    return Stretch(maps[0], np.arange(len(style), dtype=float), maps[1], np.arange(len(guide), dtype=float) * speed)
 
 
 UNEVEN = np.cumsum([3, 3, 0, 1, 5, 2, 4, 1, 1, 6] * 4)  # px; a camera that slows down and speeds up
