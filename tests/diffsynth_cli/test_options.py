@@ -133,7 +133,7 @@ def test_wrong_values_end_with_2_and_the_nearest_spelling(
     assert message in said
 
 
-def test_mistakes_in_machine_options_are_listed_with_those_of_the_job(make_job, cli):
+def test_mistakes_in_machine_options_are_listed_with_those_of_the_job(make_job: MakeJob, cli: Cli) -> None:
     words = ["--dtype", "flot16", "--batch-size", "many", "--device", "tpu"]
     code, said = cli("run", make_job(steps=3), *words)
     assert code == 2 and said.count("error:") == 1
@@ -147,7 +147,7 @@ def test_mistakes_in_machine_options_are_listed_with_those_of_the_job(make_job, 
 
 
 @pytest.mark.parametrize("words", ["--codec foo --json", "--json --no-such-option", "--json --crf 99"])
-def test_with_json_a_wrong_option_is_an_event(words, make_job, capfd):
+def test_with_json_a_wrong_option_is_an_event(words: str, make_job: MakeJob, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["export", str(make_job()), *words.split()]) == 2
     (line,) = capfd.readouterr().out.splitlines()
     event = json.loads(line)
