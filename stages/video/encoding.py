@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias, cast
 
 import av
 import av.codec
 import numpy as np
+from av.container import OutputContainer
 from av.video.reformatter import Colorspace
 
 from stages.base.errors import DiffSynthError, UsageError
@@ -209,17 +210,22 @@ def read_comment(path: Path) -> str:
         return ""
 
 
+Packet: TypeAlias = "av.Packet[av.VideoStream]"
+
+
 def _listed(names: Iterable[str]) -> str:
     *others, last = names
     return f"{', '.join(others)} or {last}" if others else last
 
 
-def _picture_stream(container: Any, shape: tuple[int, ...], how: Encoding) -> Any:
+def _picture_stream(container: OutputContainer, shape: tuple[int, ...], how: Encoding) -> av.VideoStream:
     encoder = ENCODERS[how.codec]
     crf = encoder.crf if how.crf is None else how.crf
     options = encoder.options if crf is None else {**encoder.options, "crf": str(crf)}
     os.environ.setdefault("SVT_LOG", "1")  # errors only; read when the encoder of AV1 is opened
-    stream = container.add_stream(encoder.ffmpeg, rate=how.fps or TIMESTAMP_RATE, options=options)
+    stream = cast(
+        "av.VideoStream", container.add_stream(encoder.ffmpeg, rate=how.fps or TIMESTAMP_RATE, options=options)
+    )
     stream.height, stream.width = padded_size(how.codec, shape[0], shape[1])
     stream.pix_fmt = encoder.pixel_format
     stream.time_base = stream.codec_context.time_base = how.time_base
@@ -232,20 +238,20 @@ def _picture_stream(container: Any, shape: tuple[int, ...], how: Encoding) -> An
     return stream
 
 
-def _picture_frame(image: np.ndarray, stream: Any, how: Encoding, index: int) -> Any:
+def _picture_frame(image: np.ndarray, stream: av.VideoStream, how: Encoding, index: int) -> av.VideoFrame:
     pad = ((0, stream.height - image.shape[0]), (0, stream.width - image.shape[1]), (0, 0))
     frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(np.pad(image, pad, mode="edge")), format="rgb24")
-    if not stream.pix_fmt.startswith("bgr"):
+    if not (stream.pix_fmt or "").startswith("bgr"):
         frame = frame.reformat(format=stream.pix_fmt, dst_colorspace=Colorspace.ITU709)
     frame.pts, frame.time_base = how.ticks(index), how.time_base
     return frame
 
 
-def _timed(packets: list[Any], how: Encoding) -> list[Any]:
+def _timed(packets: list[Packet], how: Encoding) -> list[Packet]:
     """Set the durations of packets, which encoders do not know if the frame rate varies."""
     if how.fps is None:
         stamps = [how.ticks(index) for index in range(len(how.times))]
-        lengths = dict(zip(stamps, np.diff(stamps), strict=False))
+        lengths: dict[int | None, np.signedinteger] = dict(zip(stamps, np.diff(stamps), strict=False))
         for packet in packets:
             packet.duration = int(lengths.get(packet.pts, np.median(np.diff(stamps)) if len(stamps) > 1 else 3600))
     return packets

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import av
+from av.container import InputContainer, OutputContainer
 from av.filter import Graph
 
 from stages.video.sources import seek, url
@@ -29,9 +30,9 @@ class Audio:
 class SoundTrack:
     """Audio cut to a span, with silence in gaps, written slightly ahead of the picture."""
 
-    def __init__(self, container: Any, audio: Audio, codec: str):
+    def __init__(self, container: OutputContainer, audio: Audio, codec: str):
         self.container = container
-        self.stream = container.add_stream(codec, rate=AUDIO_RATE, layout=_layout(audio.path))
+        self.stream = cast("av.AudioStream", container.add_stream(codec, rate=AUDIO_RATE, layout=_layout(audio.path)))
         self.stream.bit_rate = AUDIO_BIT_RATE
         self.frames = _cut_sound(audio, self.stream)
         self.written = 0.0  # s
@@ -44,7 +45,7 @@ class SoundTrack:
                 self.written = float("inf")
                 return
             self.container.mux(self.stream.encode(frame))
-            self.written = float(frame.time + frame.samples / frame.sample_rate)
+            self.written = float((frame.time or 0.0) + frame.samples / frame.sample_rate)
 
 
 def _layout(path: Path) -> str:
@@ -52,7 +53,7 @@ def _layout(path: Path) -> str:
         return "mono" if source.streams.audio[0].channels == 1 else "stereo"
 
 
-def _cut_sound(audio: Audio, stream: Any) -> Iterator[Any]:
+def _cut_sound(audio: Audio, stream: av.AudioStream) -> Iterator[av.AudioFrame]:
     """Yield the span's audio frames in the encoder's format, with times from 0 and gaps filled with silence."""
     with av.open(url(audio.path), metadata_errors="ignore") as source:
         track = source.streams.audio[0]
@@ -80,7 +81,7 @@ def _cut_sound(audio: Audio, stream: Any) -> Iterator[Any]:
         yield from _pull(graph)
 
 
-def _sound_frames(source: Any, track: Any) -> Iterator[Any]:
+def _sound_frames(source: InputContainer, track: av.AudioStream) -> Iterator[av.AudioFrame]:
     for packet in source.demux(track):
         try:
             yield from packet.decode()
@@ -88,9 +89,9 @@ def _sound_frames(source: Any, track: Any) -> Iterator[Any]:
             continue  # skip damaged packets: aresample fills the gap with silence
 
 
-def _pull(graph: Any) -> Iterator[Any]:
+def _pull(graph: Graph) -> Iterator[av.AudioFrame]:
     while True:
         try:
-            yield graph.pull()
+            yield cast("av.AudioFrame", graph.pull())
         except (av.error.BlockingIOError, av.error.EOFError):
             return

@@ -10,10 +10,11 @@ from fractions import Fraction
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol, cast
 
 import av
 import numpy as np
+from av.container import InputContainer
 from av.video.reformatter import Colorspace
 
 from stages.base.errors import DiffSynthError, UsageError
@@ -97,7 +98,9 @@ class VideoFile:
                 time = frame.time - zero if frame.pts is not None else end
                 if count and time <= end - length:  # a broken time stamp, not after the previous one
                     time = end
-                length = float(frame.duration * frame.time_base) if frame.duration else float(1 / self.fps)
+                length = (
+                    float(frame.duration * cast(Fraction, frame.time_base)) if frame.duration else float(1 / self.fps)
+                )
                 end = time + length
                 count += 1
                 if time < start_time - TIME_TOLERANCE:
@@ -110,7 +113,7 @@ class VideoFile:
                     f'set "end_time": {time:.3f} to use what there is',
                 )
 
-    def _open(self) -> Any:
+    def _open(self) -> InputContainer:
         try:
             return av.open(url(self.path), metadata_errors="ignore")
         except FileNotFoundError:
@@ -121,7 +124,7 @@ class VideoFile:
                 "check that the file is complete; FFmpeg cannot read it either",
             ) from None
 
-    def _frames_before(self, container: Any, stream: Any, time: float) -> Iterator[Any]:
+    def _frames_before(self, container: InputContainer, stream: av.VideoStream, time: float) -> Iterator[av.VideoFrame]:
         """Yield frames from a keyframe before `time` on, or from the first one if seeking fails."""
         if time <= SEEK_WORTH:
             yield from self._decode(container, stream)
@@ -135,7 +138,7 @@ class VideoFile:
         with self._open() as again:  # the first container may be anywhere after seeking
             yield from self._decode(again, _best_stream(again, self.path))
 
-    def _decode(self, container: Any, stream: Any) -> Iterator[Any]:
+    def _decode(self, container: InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
         """Yield the frames of a stream. Damaged packets are skipped and noted."""
         stream.thread_type = "AUTO"
         try:
@@ -148,7 +151,7 @@ class VideoFile:
         except (av.error.FFmpegError, OSError) as error:
             self.damage.append(f"reading stopped: {error.strerror or error}")
 
-    def _pixels(self, frame: Any) -> np.ndarray:
+    def _pixels(self, frame: av.VideoFrame) -> np.ndarray:
         untagged = Colorspace.ITU709 if frame.height >= HD_HEIGHT else Colorspace.ITU601
         tagged = frame.colorspace in {int(space) for space in Colorspace}
         image = frame.reformat(format="rgb24", src_colorspace=None if tagged else untagged).to_ndarray()
@@ -264,27 +267,27 @@ def count_packets(path: Path) -> int:
         return 0
 
 
-def _best_stream(container: Any, path: Path) -> Any:
-    stream = container.streams.best("video")
+def _best_stream(container: InputContainer, path: Path) -> av.VideoStream:
+    stream = cast("av.VideoStream | None", container.streams.best("video"))
     if stream is None:
         raise UsageError(f"{path} holds no video", "give a video file or a folder of images")
     return stream
 
 
-def seek(container: Any, stream: Any, time: float) -> bool:
+def seek(container: InputContainer, stream: av.VideoStream | av.AudioStream, time: float) -> bool:
     """Seek to the last keyframe before `time`. Return False if the file does not support it."""
     try:
-        container.seek(int(time / stream.time_base), stream=stream)
+        container.seek(int(time / cast(Fraction, stream.time_base)), stream=stream)
     except (av.error.FFmpegError, OSError):
         return False
     return True
 
 
-def _stated_end(container: Any, stream: Any) -> float | None:
+def _stated_end(container: InputContainer, stream: av.VideoStream) -> float | None:
     """Return when the picture ends according to the header, in seconds since the start of the file."""
     zero = (container.start_time or 0) / av.time_base
     if stream.duration:
-        return float((stream.start_time or 0) * stream.time_base + stream.duration * stream.time_base) - zero
+        return float(((stream.start_time or 0) + stream.duration) * cast(Fraction, stream.time_base)) - zero
     if match := re.fullmatch(r"(\d+):(\d+):([\d.]+)", stream.metadata.get("DURATION", "")):  # Matroska
         return int(match[1]) * 3600 + int(match[2]) * 60 + float(match[3]) - zero
     if container.duration and not container.streams.audio:
