@@ -43,20 +43,21 @@ def explain(error: ValidationError, model: type[BaseModel]) -> list[str]:
 
 def _explain_one(details: ErrorDetails, model: type[BaseModel]) -> str:
     where = joined(part for part in details["loc"] if part != "[key]")
+    at = f"{where}: " if where else ""
     given = shown(details["input"])
     kind, context = details["type"], details.get("ctx", {})
     if kind in WORDS:
-        return f"{where}: ".removeprefix(": ") + WORDS[kind].format(given=given, **context)
+        return at + WORDS[kind].format(given=given, **context)
     if kind == "extra_forbidden":
         return unknown("key", where, model.model_fields)
     if kind == "missing":
-        return f"{where}: missing; it has no default"
+        return f"{at}missing; it has no default"
     if kind == "value_error":
-        return f"{where}: {context['error']}"
+        return f"{at}{context['error']}"
     if kind == "literal_error" and isinstance(details["input"], str):
-        return f"{where}: " + unknown("value", details["input"], re.findall(r"'([^']+)'", context["expected"]))
+        return at + unknown("value", details["input"], re.findall(r"'([^']+)'", context["expected"]))
     must = details["msg"].replace("Input should be", "must be").replace("a valid", "a")
-    return f"{where}: {must}, not {given}"
+    return f"{at}{must}, not {given}"
 
 
 def joined(where: Iterable[str | int]) -> str:

@@ -178,7 +178,10 @@ def test_sixteen_bit_depth_passes_of_a_renderer(tmp_path: Path, control: Control
 
 @pytest.mark.parametrize(
     ("options", "said"),
-    [({"near": 1}, "near and far go together"), ({"near": 2, "far": 2}, "near and far are the same")],
+    [
+        ({"near": 1}, ": controlnet_processor[0]: set both near and far"),
+        ({"near": 2, "far": 2}, "near and far must differ"),
+    ],
 )
 def test_half_a_range_is_refused(options: Keys, said: str, make_job: MakeJob, cli: Cli) -> None:
     code, text = cli("control", make_job(controlnet_processor=[{"name": "file", "path": "maps"} | options]))

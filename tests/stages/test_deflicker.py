@@ -229,7 +229,7 @@ def test_images_are_exported_to_the_frames_folder_by_default(tmp_path: Path, def
     assert code == 0 and str(tmp_path / "out/frames") in said
     assert len(list((tmp_path / "out/frames").iterdir())) == 10
     for arguments, message in (
-        (("--codec", "png", "-o", tmp_path / "a.mp4"), "png makes a folder of images"),
+        (("--codec", "png", "-o", tmp_path / "a.mp4"), "png writes a folder of images"),
         (("--codec", "png", "--crf", 3), "--crf and --fps are for videos"),
         (("-o", tmp_path / "images"), "is the input"),
         (("-o", job), "is the input"),
