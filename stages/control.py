@@ -26,7 +26,7 @@ CHUNK = 8  # frames
 COMPRESSED = (0.01, 0.5)  # edge maps need 0.02 to 0.04 of their size in memory on the disk, grey depth 0.3 to 0.5
 
 
-# --- maps that are made ---------------------------------------------------------------------------------
+# --- computed maps --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,8 @@ class LookTask(AnnotatorTask):
     def run(self, cache: FrameCache, start: int, stop: int) -> None:
         annotator = cast(OverTime, self.annotator)
         notes = annotator.look(cache[self.source].read(range(start, stop)))
-        cache[beside("measures", self.target)].write(start, annotator.measure(notes))
-        cache[beside("notes", self.target)].write(start, notes)
+        cache[part_array("measures", self.target)].write(start, annotator.measure(notes))
+        cache[part_array("notes", self.target)].write(start, notes)
 
 
 @dataclass
@@ -101,9 +101,9 @@ class DrawTask(AnnotatorTask):
 
     def run(self, cache: FrameCache, start: int, stop: int) -> None:
         annotator = cast(OverTime, self.annotator)
-        notes = cast("Sequence[Floats]", cache[beside("notes", self.target)])
+        notes = cast("Sequence[Floats]", cache[part_array("notes", self.target)])
         if self._measures is None:
-            self._measures = cache[beside("measures", self.video)][:]
+            self._measures = cache[part_array("measures", self.video)][:]
         if self.target == self.video:
             maps = annotator.draw(notes, start, stop, self._measures, self.maker.size)
         else:
@@ -116,8 +116,8 @@ class DrawTask(AnnotatorTask):
         self._measures = None
 
 
-def beside(part: str, target: str) -> str:
-    """The array of `part` that belongs to the map `target`."""
+def part_array(part: str, target: str) -> str:
+    """The array that holds `part` of the map `target`."""
     return f"{part}/{target.replace('/', '.')}"
 
 
@@ -144,7 +144,7 @@ def check(run: Run[Job], footage: Footage) -> list[ArraySpec]:
 
 
 def _check_annotator(job: Job, index: int, size: tuple[int, int], footage: Footage) -> None:
-    """Raises DiffSynthError if files, weights or packages of an annotator are missing, or its options do not do."""
+    """Raise DiffSynthError if an annotator lacks files, weights or packages, or its options are invalid."""
     settings, where = job.controlnet_processor[index], f"controlnet_processor[{index}]"
     if isinstance(settings, FromFiles):
         _check_references(where, settings, len(job.frames_reference))
@@ -159,7 +159,7 @@ def _check_annotator(job: Job, index: int, size: tuple[int, int], footage: Foota
 
 
 def _check_length(where: str, path: str, least: float, most: float) -> None:
-    """Raises UsageError if the number of maps is certain not to be between `least` and `most`, those of the frames."""
+    """Raise UsageError if the number of maps cannot be between `least` and `most`, the limits of the frame count."""
     fewest, largest = certain_length(open_source(path, values=True))
     if fewest > most:
         raise _wrong_length(where, path, fewest, most)
@@ -187,7 +187,7 @@ def plan(run: Run[Job], resume: bool) -> Plan:
         if pair is None or pair in names[:index]:  # not run; or the map of an earlier ControlNet does
             continue
         counts = {"frames": count, "references": len(references)}
-        wanted = [Wanted(source, target, counts[source]) for source, target in zip(counts, pair, strict=True)]
+        wanted = [MapRequest(source, target, counts[source]) for source, target in zip(counts, pair, strict=True)]
         wanted = [map_ for map_ in wanted if map_.count and map_.target not in kept]
         if wanted:
             arrays += [ArraySpec(map_.target, (map_.count, height, width, 3), "uint8") for map_ in wanted]
@@ -206,8 +206,8 @@ def plan(run: Run[Job], resume: bool) -> Plan:
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """Maps that are to be made: of which array, into which, how many."""
+class MapRequest:
+    """Maps to make: the source array, the target array and their number."""
 
     source: str
     target: str
@@ -215,25 +215,26 @@ class Wanted:
 
 
 def _whole_maps(cache: FrameCache, of_frames: dict[str, Any]) -> list[str]:
-    """The finished maps of these frames that earlier jobs have made here, and what is kept beside them."""
+    """List the finished maps that earlier jobs made of these frames, and their measures."""
     maps = cache.arrays("control/*", "control_reference/*")
 
     def is_whole(name: str) -> bool:
         try:
             return dict(cache[name].attrs) == of_frames | {"whole": True}
-        except DiffSynthError:  # damaged: it is made anew
+        except DiffSynthError:  # damaged, so it is redone
             return False
 
     whole = [name for name in maps if is_whole(name)]
-    return whole + [beside("measures", name) for name in whole if beside("measures", name) in cache]
+    return whole + [part_array("measures", name) for name in whole if part_array("measures", name) in cache]
 
 
 def _phases(
-    run: Run[Job], index: int, wanted: list[Wanted], video: str, size: tuple[int, int], resume: bool
+    run: Run[Job], index: int, wanted: list[MapRequest], video: str, size: tuple[int, int], resume: bool
 ) -> tuple[list[ArraySpec], list[Phase]]:
-    """The arrays that the maps of one ControlNet need besides, and what fills them all.
+    """Return the extra arrays that the maps of one ControlNet need, and the phases that fill all of them.
 
-    Raises DiffSynthError if files, weights or libraries are not there, or not as they must be.
+    Raises:
+        DiffSynthError: Files, weights or packages are missing or invalid.
     """
     job, where = run.job, f"controlnet_processor[{index}]"
     settings = job.controlnet_processor[index]
@@ -258,7 +259,7 @@ def _phases(
     ]  # fmt: skip
 
 
-def _decode(settings: FromFiles, map_: Wanted) -> DecodeTask:
+def _decode(settings: FromFiles, map_: MapRequest) -> DecodeTask:
     path = settings.path if map_.source == "frames" else settings.references or ""
     return DecodeTask(path, partial(map_shots, path), map_.target, settings.as_map)
 
@@ -273,17 +274,17 @@ def _maker(job: Job, index: int, size: tuple[int, int]) -> Maker:
 
 
 def _in_two_passes(
-    maker: Maker, annotator: OverTime, label: str, wanted: list[Wanted], video: str
+    maker: Maker, annotator: OverTime, label: str, wanted: list[MapRequest], video: str
 ) -> tuple[list[ArraySpec], list[Phase]]:
     note = annotator.note_shape(*maker.size)
     arrays, look, draw = [], [], []
     for map_ in wanted:
-        arrays.append(ArraySpec(beside("notes", map_.target), (map_.count, *note), "float32"))
-        arrays.append(ArraySpec(beside("measures", map_.target), (map_.count, annotator.MEASURES), "float64"))
+        arrays.append(ArraySpec(part_array("notes", map_.target), (map_.count, *note), "float32"))
+        arrays.append(ArraySpec(part_array("measures", map_.target), (map_.count, annotator.MEASURES), "float64"))
         looking = LookTask(maker, map_.source, map_.target)
         drawing = DrawTask(maker, map_.target, video)
         look.append(Phase(f"{label}: look at {map_.source}", map_.count, CHUNK, looking))
-        notes = (beside("notes", map_.target),)
+        notes = (part_array("notes", map_.target),)
         draw.append(
             Phase(f"{label}: draw {map_.source}", map_.count, CHUNK, drawing, completes=map_.target, drops=notes)
         )
@@ -291,7 +292,12 @@ def _in_two_passes(
 
 
 def _check_files(
-    where: str, settings: FromFiles, wanted: list[Wanted], size: tuple[int, int], references: int, reporter: Reporter
+    where: str,
+    settings: FromFiles,
+    wanted: list[MapRequest],
+    size: tuple[int, int],
+    references: int,
+    reporter: Reporter,
 ) -> None:
     _check_references(where, settings, references)
     for map_ in wanted:

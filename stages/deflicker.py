@@ -23,7 +23,7 @@ from stages.smoothers.ebsynth import Ebsynth
 from stages.tasks import ChunkSmoother, SmoothTask
 from stages.video import Audio, Encoding, check_encoder, encode, frame_files, write_frames
 
-CHUNK = 8  # frames that are handed through at once
+CHUNK = 8  # frames copied at once
 SAME_SPEED = 1e-3  # audio is kept when the speed changes by less than this part
 
 
@@ -55,7 +55,7 @@ def plan(run: Run[Job], resume: bool) -> Plan:
         smoother = SMOOTHERS[task.smoother.name]
         chunk = smoother.chunk
         if smoother.on_gpu:
-            pick_gpu(run.job.device)  # refuses what is not there, before anything is begun
+            pick_gpu(run.job.device)  # fail on a missing GPU before any work starts
     return Plan(
         frames=shape[0],
         arrays=[ArraySpec("deflickered", shape, "uint8")],
@@ -92,7 +92,7 @@ def deliver(run: Run[Job], fingerprint: str) -> None:
 
 
 def _is_written(output: Path, cache: FrameCache, made_of: dict[str, Any]) -> bool:
-    """Whether `output` was made of this, and is as long as it was then."""
+    """Whether `output` was made from `made_of` and still has its recorded size."""
     note = {key: value for key, value in _read_note(output, cache).items() if key != "sha256"}
     return output.exists() and note == {**made_of, "bytes": _bytes(output)}
 
@@ -103,7 +103,7 @@ def _note(output: Path, cache: FrameCache, made_of: dict[str, Any]) -> None:
 
 
 def changed_outputs(job: Job, cache: FrameCache) -> Iterator[Path]:
-    """Read video.mp4 and the folder of frames, and find which is not, or no longer, what was written there."""
+    """Yield the outputs that are missing or differ from what was written."""
     for name in (VIDEO, *([FRAMES] if job.keep_frames else [])):
         output = Path(job.output_path) / name
         if not output.exists() or _read_note(output, cache).get("sha256") != _sha256(output):
@@ -134,7 +134,7 @@ def _sha256(output: Path) -> str:
 
 
 def _files(output: Path) -> list[Path]:
-    """A file itself, of a folder all frames in it."""
+    """List the frames of a folder, or a file itself."""
     return frame_files(output) if output.is_dir() else [output]
 
 
@@ -155,7 +155,7 @@ def write_images(folder: Path, cache: FrameCache, reporter: Reporter) -> None:
 def write_video(
     path: Path, job: Job, cache: FrameCache, reporter: Reporter, codec: str = "h264", crf: int | None = None
 ) -> None:
-    """Encodes the deflickered frames, at the job's or the source's frame rate and with the source's sound."""
+    """Encode the deflickered frames, at the job's or the source's frame rate and with the source's sound."""
     frames, source = cache["deflickered"], cache["frames"].attrs.asdict()
     reporter.begin(path.name, len(frames))
     reporter.phase(f"write {codec}")

@@ -1,4 +1,4 @@
-"""What is done to a chunk of frames in more than one stage: decode it, smooth it, paint it from keyframes.
+"""Tasks shared by several stages: decode, smooth or paint a chunk of frames.
 
 A task pickles, runs its chunks in any order and in any process, and drops what it keeps between chunks in `close()`.
 """

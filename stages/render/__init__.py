@@ -35,7 +35,7 @@ from stages.render.tasks import (
 from stages.smoothers import SMOOTHERS, build, frames_on_device
 from stages.tasks import ChunkSmoother, PaintTask
 
-CHUNK = 8  # frames; what is done again after a kill
+CHUNK = 8  # frames; at most this much is redone after a kill
 SHARED_PIXELS = 16 * 512 * 960  # of the frames that go through the networks together where attention is shared
 SHARED_CHUNK = 4, 16  # frames, at least and at most
 PAINT_CHUNK = 2  # frames that are painted from keyframes
@@ -62,7 +62,7 @@ def rendered_frames(job: Job, guides: FrameArray, reporter: Reporter) -> tuple[i
 
 
 def check_keyframes(listed: Sequence[int], count: float) -> None:
-    """Raises UsageError if these are no numbers of `count` frames."""
+    """Raise UsageError if `listed` is empty or exceeds the indexes of `count` frames."""
     if not listed or max(listed) >= count:
         raise UsageError(f"keyframes: there are {int(count)} frames, 0 to {int(count) - 1}", "list some of them")
 
@@ -158,7 +158,7 @@ def make_plan(
 
 
 def denoiser_settings(job: Job, options: Options) -> Settings:
-    """What the denoiser of a job is made from."""
+    """Return the settings of a job's denoiser."""
     nets = running_nets(job)
     models = ModelNames(
         model_id=job.model_id,
@@ -248,7 +248,7 @@ def _paint_phase(plan: RenderPlan) -> Phase:
 
 
 def deliver(run: Run[Job], fingerprint: str) -> None:
-    """Says which frames show what no keyframe shows."""
+    """Warn of frames whose content no keyframe shows."""
     if "unseen" not in run.cache:
         return
     from stages.smoothers.images.keyframes import unseen_warning
@@ -294,7 +294,7 @@ STAGE = Stage(
         "keyframes",
         "rendered",
         "unseen",
-        # Earlier versions made these. They are removed when the stage is redone.
+        # Left by earlier versions; removed when the stage is redone.
         "latents_other",
         "latents_steps",
         "clean",
