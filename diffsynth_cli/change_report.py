@@ -48,7 +48,7 @@ def write_report(path: Path, changes: Changes) -> None:
         *_section("Changed most", "largest mean difference", changes.changed.best(), changed_caption),
         *_section(
             "Least structure kept",
-            f"worst 16×16 square, ignoring brightness: 1 is unchanged, below {STRUCTURE_LOST} is visible damage",
+            f"worst square of 16 pixels, ignoring brightness: 1 is unchanged, below {STRUCTURE_LOST} is visible damage",
             changes.lost.best(),
             lost_caption,
         ),

@@ -104,9 +104,14 @@ def _arguments(smoothing: Smoothing, mode: Mode, force: bool) -> str:
 
 
 def _check_smoothing(smoothing: Smoothing) -> None:
-    """Raise UsageError for options that do not fit each other."""
-    if smoothing.config["patch_size"] % 2 == 0:
-        raise UsageError(f"patch_size {smoothing.config['patch_size']}: must be odd")
+    """Raise UsageError for options that are out of range or do not fit each other."""
+    from stages.base.mistakes import checked
+    from stages.smoothers.patch_blend import PatchBlend
+
+    try:
+        checked(PatchBlend, smoothing.config)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
     if not smoothing.interpolate:
         return
     if smoothing.guide is None:
@@ -207,8 +212,6 @@ def ebsynth(
     for path in (output, nnf):
         if path is not None:
             check_output(Path(path), inputs, force=force)
-    if patch_size % 2 == 0:
-        raise UsageError(f"patch_size {patch_size}: must be odd")
     chosen, number = pick_backend(member(Backend, backend, "back end"), device)
     options = {
         "uniformity": uniformity, "patch_size": patch_size, "pyramid_levels": pyramid_levels,

@@ -1,4 +1,4 @@
-"""Check the arguments of binding.py and hand arrays to the library. Only binding.py uses this module."""
+"""Check the arguments of binding.py and hand arrays to the library. Used by binding.py and library.py."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "stop_threshold": (0, 255),
     "search_radius": (0, 32767),
     "rounds": (1, 64),
+    "threads": (0, 1024),
     "channels": (1, 8),
     "uniformity": (0, 1e6),
     "guide_weight": (0, 1e6),

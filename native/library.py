@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 
 from native import Backend, abi
+from native.arguments import check_options
 
 Progress = Callable[[float], None]
 """Called repeatedly with the fraction done, 0..1. An exception it raises ends the call and reaches the caller."""
@@ -95,8 +96,10 @@ def run(name: str, call: ctypes.Structure, backend: str, device: int, threads: i
         progress: Called with the fraction done. What it raises is raised here.
 
     Raises:
+        ValueError: `threads` is out of range.
         EbsynthError: The library is missing, or the call failed.
     """
+    check_options(threads=threads)
     library = load()
     raised: list[BaseException] = []
 

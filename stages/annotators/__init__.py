@@ -7,6 +7,7 @@ how to add one, here or in another package. Frames and maps are uint8 RGB [K, H,
 from __future__ import annotations
 
 import importlib.util
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Protocol, get_args, runtime_checkable
 
@@ -96,7 +97,7 @@ class AnnotatorOptions(Strict):
             weights: The result of `weights`.
             device: Device of the networks: auto, cpu, mps, cuda or cuda:N.
         """
-        raise NotImplementedError
+        raise NotImplementedError  # maps from files are not built
 
 
 class Resized(AnnotatorOptions):
@@ -126,9 +127,9 @@ class FromFiles(AnnotatorOptions):
     references: InputFile | None = None
     """The same for the images of `frames_reference`."""
 
+    @abstractmethod
     def as_map(self, values: NDArray[np.uint8 | np.uint16 | np.float32]) -> Image:
         """Convert the values of an image [H, W, 3] to a map uint8 [H, W, 3]."""
-        raise NotImplementedError
 
 
 def name_of(options: type[AnnotatorOptions]) -> str:

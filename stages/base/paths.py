@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, TypeVar, get_args
+from typing import Annotated, ClassVar, Protocol, TypeVar, cast, get_args
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -90,13 +90,18 @@ class ModelPath(TensorPath):
         return identify(folder, known, MODEL_FILES, MODEL_PARTS)
 
 
+class HasFiles(Protocol):
+    """A class that owns weights."""
+
+    files: ClassVar[tuple[str, ...]]
+
+
 @dataclass(frozen=True)
 class WeightsPath(ModelPath):
     """A hub id or a local folder, from which the owning class reads the files it lists in `files`."""
 
     def identify(self, name: str, owner: BaseModel, known: object) -> object:
-        files: tuple[str, ...] = getattr(owner, "files")  # noqa: B009
-        return identify(name, known, files) if self.local(name) else name
+        return identify(name, known, cast("HasFiles", owner).files) if self.local(name) else name
 
 
 @dataclass(frozen=True)

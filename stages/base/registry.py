@@ -120,6 +120,8 @@ class Registry(Mapping[str, type[T]], Generic[T]):
             raise self._broken(entry, f"cannot be loaded: {type(error).__name__}: {reason}") from error
         if not (isinstance(found, type) and issubclass(found, self.base)):
             raise self._broken(entry, f"is broken: {entry.value} does not extend {self.base.__name__}")
+        if missing := sorted(getattr(found, "__abstractmethods__", ())):
+            raise self._broken(entry, f"is broken: {entry.value} does not implement {', '.join(missing)}")
         item = cast("type[T]", found)
         if (name := self.name_of(item)) != entry.name:
             raise self._broken(entry, f"is broken: its class is named {name!r}")

@@ -8,6 +8,7 @@ another package.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from typing import Annotated, ClassVar, Literal, Protocol, cast, overload
@@ -65,6 +66,7 @@ class SmootherOptions(Strict):
     postprocessing: Enhancement = Field(default_factory=dict)
     """Pillow's ImageEnhance factors (1 = unchanged), applied in the order given after smoothing."""
 
+    @abstractmethod
     def build(self, guides: Frames, styles: Frames, device: str) -> Smoother:
         """Build the smoother for one video.
 
@@ -73,7 +75,6 @@ class SmootherOptions(Strict):
             styles: Frames of the stylised video.
             device: Device of the job: auto, cpu, cuda, cuda:N or mps.
         """
-        raise NotImplementedError
 
 
 SMOOTHERS: Registry[SmootherOptions] = Registry(
@@ -193,7 +194,7 @@ def drop_obsolete(name: str, config: Mapping[str, Json]) -> tuple[dict[str, Json
     try:
         options = SMOOTHERS[name]
     except UsageError:  # reported when the job is validated
-        options = SmootherOptions
+        return dict(config), []
     kept, dropped = _split(config, set(options.obsolete))
     for key, nested in kept.items():
         if isinstance(nested, dict) and (model := _nested_model(options, key)):

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 import diffsynth_cli as ds
+from native.binding import synthesize
 from stages.all_stages import NAMES
 from stages.base.cache import FrameCache
 from stages.jobs.job_file import read_job
@@ -143,7 +144,9 @@ def test_smooth_and_metrics(tmp_path: Path, cli: Cli) -> None:
     [
         ({"mode": "interpolat"}, "unknown mode 'interpolat'; did you mean 'interpolate'"),
         ({"mode": "interpolate", "offset": 0.5}, "whole frames"),
-        ({"patch_size": 6}, "must be odd"),
+        ({"patch_size": 6}, "patch_size: must be odd"),
+        ({"strength": 5}, "strength: must be less than or equal to 1, not 5"),
+        ({"window": -1}, "window: must be greater than or equal to 0, not -1"),
         ({"device": "tpu"}, "tpu"),
     ],
 )
@@ -173,3 +176,10 @@ def test_ebsynth(tmp_path: Path, cli: Cli) -> None:
     np.testing.assert_array_equal(np.array(Image.open(path)), np.array(Image.open(tmp_path / "same.png")))
     with pytest.raises(ds.UsageError, match="exists"):
         ds.ebsynth(images / "0.png", [(images / "0.png", images / "1.png")], path)
+
+
+def test_defaults_of_ebsynth_are_the_librarys() -> None:
+    ours, librarys = (inspect.signature(function).parameters for function in (ds.ebsynth, synthesize))
+    shared = [name for name in ours if name in librarys and name not in ("style_weight", "device", "progress")]
+    assert "uniformity" in shared and "seed" in shared
+    assert {name: ours[name].default for name in shared} == {name: librarys[name].default for name in shared}

@@ -35,18 +35,20 @@ def fruits() -> Registry[Fruit]:
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An installed package that offers a cherry, an apple of its own, and two that are no fruits."""
+    """An installed package that offers a cherry, an apple of its own, and broken ones."""
     (tmp_path / "orchard_more-2.1.dist-info").mkdir()
     (tmp_path / "orchard_more-2.1.dist-info/METADATA").write_text(
         "Metadata-Version: 2.1\nName: orchard-more\nVersion: 2.1\n"
     )
     (tmp_path / "orchard_more-2.1.dist-info/entry_points.txt").write_text(
         "[orchard.fruits]\ncherry = orchard_more:Cherry\napple = orchard_more:Apple\n"
-        "stone = orchard_more:Stone\nplum = orchard_more:Cherry\nghost = orchard_ghost:Ghost\n"
+        "stone = orchard_more:Stone\nplum = orchard_more:Cherry\nseed = orchard_more:Seed\n"
+        "ghost = orchard_ghost:Ghost\n"
     )
     (tmp_path / "orchard_more.py").write_text(
-        "from tests.stages.base.test_registry import Fruit\n"
+        "from abc import abstractmethod\nfrom tests.stages.base.test_registry import Fruit\n"
         "class Cherry(Fruit): name = 'cherry'\nclass Apple(Fruit): name = 'apple'\nclass Stone: name = 'stone'\n"
+        "class Seed(Fruit):\n    name = 'seed'\n    @abstractmethod\n    def grow(self): ...\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "orchard_more", raising=False)
@@ -65,7 +67,7 @@ def test_an_unknown_name_is_answered_with_the_nearest(fruits: Registry[Fruit]) -
 
 
 def test_other_packages_add_theirs_but_replace_none(package: Path, fruits: Registry[Fruit]) -> None:
-    assert list(fruits) == ["apple", "pear", "cherry", "stone", "plum", "ghost"]
+    assert list(fruits) == ["apple", "pear", "cherry", "stone", "plum", "seed", "ghost"]
     assert "orchard_more" not in sys.modules  # until one of its own is looked up
     assert fruits["cherry"].__module__ == "orchard_more" and fruits["apple"].__module__ == __name__
     assert fruits.version("cherry") == "orchard-more 2.1"
@@ -76,6 +78,7 @@ def test_other_packages_add_theirs_but_replace_none(package: Path, fruits: Regis
     [
         ("stone", "is broken: orchard_more:Stone does not extend Fruit"),
         ("plum", "is broken: its class is named 'cherry'"),
+        ("seed", "is broken: orchard_more:Seed does not implement grow"),
         ("ghost", "cannot be loaded: ModuleNotFoundError: No module named 'orchard_ghost'"),
     ],
 )
@@ -87,7 +90,7 @@ def test_a_broken_entry_is_reported_with_its_package(
     assert error.value.message == f"the fruit {name!r} of the package orchard-more 2.1 {reason}"
     assert error.value.hint == "update the package, or remove it with pip uninstall orchard-more"
     usable, problems = fruits.usable()
-    assert list(usable) == ["apple", "pear", "cherry"] and len(problems) == 3
+    assert list(usable) == ["apple", "pear", "cherry"] and len(problems) == 4
 
 
 def test_a_field_accepts_only_available_names(package: Path, fruits: Registry[Fruit]) -> None:
