@@ -325,7 +325,7 @@ def side_by_side(folder: Path, weights: str, models: Path, clip: Path, given: ar
 
 
 def edge(latents: Latents, given: argparse.Namespace) -> float:
-    from stages.render import shared_chunk
+    from stages.render.tasks import shared_chunk
 
     chunk = shared_chunk(*given.size)
     change = np.abs(np.diff(latents, axis=0)).mean(axis=(1, 2, 3))

@@ -22,7 +22,6 @@ from stages.models.weights import Weights
 from stages.tasks import DecodeTask
 from stages.video import Shot, certain_length, fit, open_source, read_image
 
-CHUNK = 8  # frames
 COMPRESSED = (0.01, 0.5)  # edge maps need 0.02 to 0.04 of their size in memory on the disk, grey depth 0.3 to 0.5
 
 
@@ -243,7 +242,7 @@ def _phases(
         if not resume:
             _check_files(where, settings, wanted, size, len(job.frames_reference), run.reporter)
         return [], [
-            Phase(f"{label}: {map_.source}", map_.count, CHUNK, _decode(settings, map_), completes=map_.target)
+            Phase(f"{label}: {map_.source}", map_.count, _decode(settings, map_), completes=map_.target)
             for map_ in wanted
         ]
     maker = _maker(job, index, size)
@@ -253,7 +252,7 @@ def _phases(
     if isinstance(annotator, OverTime):
         return _in_two_passes(maker, annotator, label, wanted, video)
     return [], [
-        Phase(f"{label}: {map_.source}", map_.count, CHUNK,
+        Phase(f"{label}: {map_.source}", map_.count,
               AnnotateTask(maker, map_.source, map_.target), completes=map_.target)
         for map_ in wanted
     ]  # fmt: skip
@@ -283,11 +282,9 @@ def _in_two_passes(
         arrays.append(ArraySpec(part_array("measures", map_.target), (map_.count, annotator.MEASURES), "float64"))
         looking = LookTask(maker, map_.source, map_.target)
         drawing = DrawTask(maker, map_.target, video)
-        look.append(Phase(f"{label}: look at {map_.source}", map_.count, CHUNK, looking))
+        look.append(Phase(f"{label}: look at {map_.source}", map_.count, looking))
         notes = (part_array("notes", map_.target),)
-        draw.append(
-            Phase(f"{label}: draw {map_.source}", map_.count, CHUNK, drawing, completes=map_.target, drops=notes)
-        )
+        draw.append(Phase(f"{label}: draw {map_.source}", map_.count, drawing, completes=map_.target, drops=notes))
     return arrays, look + draw
 
 

@@ -23,7 +23,6 @@ from stages.smoothers.ebsynth import Ebsynth
 from stages.tasks import ChunkSmoother, SmoothTask
 from stages.video import Audio, Encoding, check_encoder, encode, frame_files, write_frames
 
-CHUNK = 8  # frames copied at once
 SAME_SPEED = 1e-3  # audio is kept when the speed changes by less than this part
 
 
@@ -50,16 +49,12 @@ def check(run: Run[Job], footage: Footage) -> list[ArraySpec]:
 def plan(run: Run[Job], resume: bool) -> Plan:
     shape = run.cache["rendered"].shape
     task = _task(run.job, shape[0])
-    chunk = CHUNK
-    if isinstance(task, SmoothTask):
-        smoother = SMOOTHERS[task.smoother.name]
-        chunk = smoother.chunk
-        if smoother.on_gpu:
-            pick_gpu(run.job.device)  # fail on a missing GPU before any work starts
+    if isinstance(task, SmoothTask) and SMOOTHERS[task.smoother.name].on_gpu:
+        pick_gpu(run.job.device)  # fail on a missing GPU before any work starts
     return Plan(
         frames=shape[0],
         arrays=[ArraySpec("deflickered", shape, "uint8")],
-        phases=[Phase("smooth", shape[0], chunk, task)],
+        phases=[Phase("smooth", shape[0], task)],
         begin=_forget_outputs,
     )
 

@@ -19,7 +19,6 @@ from stages.jobs.job import Job
 from stages.tasks import DecodeTask
 from stages.video import TIME_TOLERANCE, Shot, Source, certain_length, describe, open_source, stated_length
 
-CHUNK = 8  # frames; at 4K that is 200 MB
 SIZE_GRID = 8  # px to a latent
 
 
@@ -127,7 +126,7 @@ def plan(run: Run[Job], resume: bool) -> Plan:
     return Plan(
         frames=count,
         arrays=[_frames_array(count, height, width)],
-        phases=[Phase("decode and fit", count, CHUNK, task)],
+        phases=[Phase("decode and fit", count, task)],
         begin=begin,
     )
 

@@ -15,8 +15,10 @@ import numpy as np
 from stages.base.cache import FrameCache
 from stages.base.engine import Task
 from stages.base.errors import DiffSynthError
-from stages.smoothers import Frames, Smoother, build, frames_on_device
+from stages.smoothers import SMOOTHERS, Frames, Smoother, build, frames_on_device
 from stages.video import Shot, fit
+
+PAINT_CHUNK = 2  # frames that are painted at once
 
 
 def unchanged(image: np.ndarray) -> np.ndarray:
@@ -79,6 +81,11 @@ class ChunkSmoother:
     _smoother: Smoother | None = field(default=None, init=False, repr=False)
     _next: int = field(default=0, init=False, repr=False)
 
+    @property
+    def chunk(self) -> int:
+        """How many frames the smoother returns at once."""
+        return SMOOTHERS[self.name].chunk
+
     def smooth(self, guides: Frames, styles: Frames, start: int, stop: int) -> np.ndarray:
         """Frames start..stop-1 of the whole video `styles`, deflickered."""
         if self._smoother is None or self._next != start:
@@ -98,6 +105,10 @@ class SmoothTask(Task):
     guides: str
     styles: str
     target: str
+
+    @property
+    def chunk(self) -> int:
+        return self.smoother.chunk
 
     def run(self, cache: FrameCache, start: int, stop: int) -> None:
         styles = cache[self.styles]
@@ -129,6 +140,10 @@ class PaintTask(Task):
     unseen: str
     device: str
     patch_size: int
+
+    @property
+    def chunk(self) -> int:
+        return PAINT_CHUNK
 
     def run(self, cache: FrameCache, start: int, stop: int) -> None:
         from stages.smoothers.images.keyframes import Interpolator

@@ -23,12 +23,19 @@ from stages.base.reporting import Reporter as Reporter
 from stages.base.reporting import with_progress as with_progress
 from stages.base.words import counted
 
+CHUNK = 8  # frames; at 4K that is 200 MB
+
 
 class Task(Protocol):
     """Work on chunks of frames: a small picklable object that loads what it needs once per process.
 
     Chunks may run in any order, in any process and more than once. The results are the same bytes.
     """
+
+    @property
+    def chunk(self) -> int:
+        """How many frames are done at once. At most this much is redone after a kill."""
+        return CHUNK
 
     def run(self, cache: FrameCache, start: int, stop: int) -> None:
         """Write the results of frames start..stop-1 to the cache."""
@@ -45,7 +52,6 @@ class Phase:
     Args:
         name: What progress calls it. Unique within the stage.
         frames: Number of frames.
-        chunk: Frames per chunk.
         task: What is done to each chunk.
         completes: The array that is complete when the phase ends and may outlive the run. Gets the attribute `whole`.
         drops: Arrays that no later phase reads. They are removed when the phase ends.
@@ -53,14 +59,14 @@ class Phase:
 
     name: str
     frames: int
-    chunk: int
     task: Task
     completes: str | None = None
     drops: tuple[str, ...] = ()
 
     def chunks(self) -> list[Chunk]:
         """All chunks, in order."""
-        return [(start, min(start + self.chunk, self.frames)) for start in range(0, self.frames, self.chunk)]
+        size = self.task.chunk
+        return [(start, min(start + size, self.frames)) for start in range(0, self.frames, size)]
 
 
 @dataclass(frozen=True)

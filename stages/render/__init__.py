@@ -32,13 +32,8 @@ from stages.render.tasks import (
     SmoothStepTask,
     StepTask,
 )
-from stages.smoothers import SMOOTHERS, build, frames_on_device
+from stages.smoothers import build, frames_on_device
 from stages.tasks import ChunkSmoother, PaintTask
-
-CHUNK = 8  # frames; at most this much is redone after a kill
-SHARED_PIXELS = 16 * 512 * 960  # of the frames that go through the networks together where attention is shared
-SHARED_CHUNK = 4, 16  # frames, at least and at most
-PAINT_CHUNK = 2  # frames that are painted from keyframes
 
 
 def running_nets(job: Job) -> list[int]:
@@ -206,23 +201,17 @@ def _resumed(options: Options, begun: dict[str, Any]) -> Options:
     )
 
 
-def shared_chunk(height: int, width: int) -> int:
-    """How many frames of this size are predicted together where attention is shared."""
-    least, most = SHARED_CHUNK
-    return min(max(SHARED_PIXELS // (height * width), least), most)
-
-
 def _phases(plan: RenderPlan) -> list[Phase]:
     keys, phases = len(plan.keys), []
     if plan.batch_size is None:
-        phases.append(Phase("measure memory", 1, 1, MeasureTask(plan)))
+        phases.append(Phase("measure memory", 1, MeasureTask(plan)))
     if plan.references:
-        phases.append(Phase("encode references", plan.references, CHUNK, EncodeReferencesTask(plan)))
+        phases.append(Phase("encode references", plan.references, EncodeReferencesTask(plan)))
     if plan.img2img:
-        phases.append(Phase("noise the frames", keys, CHUNK, NoiseFramesTask(plan)))
+        phases.append(Phase("noise the frames", keys, NoiseFramesTask(plan)))
     for step in range(plan.steps):
         phases += _step_phases(plan, step)
-    phases.append(Phase("decode", keys, CHUNK, DecodeLatentsTask(plan)))
+    phases.append(Phase("decode", keys, DecodeLatentsTask(plan)))
     if plan.decoded == "keyframes":
         phases.append(_paint_phase(plan))
     return phases
@@ -230,12 +219,10 @@ def _phases(plan: RenderPlan) -> list[Phase]:
 
 def _step_phases(plan: RenderPlan, step: int) -> list[Phase]:
     name, keys = f"step {step + 1}/{plan.steps}", len(plan.keys)
-    chunk = CHUNK if plan.joint else shared_chunk(*plan.size)
-    phases = [Phase(name, keys, chunk, StepTask(plan, step))]
+    phases = [Phase(name, keys, StepTask(plan, step))]
     if plan.smoother is not None and plan.is_smoothed(step):
         smoother = ChunkSmoother(*plan.smoother, plan.settings.models.device)
-        task = SmoothStepTask(plan, step, smoother)
-        phases.append(Phase(f"{name} smooth", keys, SMOOTHERS[smoother.name].chunk, task))
+        phases.append(Phase(f"{name} smooth", keys, SmoothStepTask(plan, step, smoother)))
     return [*phases[:-1], replace(phases[-1], drops=plan.drops(step))]
 
 
@@ -244,7 +231,7 @@ def _paint_phase(plan: RenderPlan) -> Phase:
 
     device = plan.settings.models.device
     task = PaintTask("frames", "keyframes", plan.keys, "rendered", "unseen", device, PATCH)
-    return Phase("paint the frames between", plan.frames, PAINT_CHUNK, task, drops=("keyframes",))
+    return Phase("paint the frames between", plan.frames, task, drops=("keyframes",))
 
 
 def deliver(run: Run[Job], fingerprint: str) -> None:

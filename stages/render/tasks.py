@@ -16,6 +16,9 @@ from stages.render.pattern import Item, attended_frames, ordered, reference_numb
 from stages.render.plan import RenderPlan
 from stages.tasks import ChunkSmoother
 
+SHARED_PIXELS = 16 * 512 * 960  # of the frames that go through the networks together where attention is shared
+SHARED_CHUNK = 4, 16  # frames, at least and at most
+
 if TYPE_CHECKING:  # importing torch takes seconds; tasks do it when they run
     import torch
 
@@ -106,11 +109,21 @@ class NoiseFramesTask(RenderTask):
             cache[self.plan.latents(-1)].write(start, latents.numpy())
 
 
+def shared_chunk(height: int, width: int) -> int:
+    """How many frames of this size are predicted together where attention is shared."""
+    least, most = SHARED_CHUNK
+    return min(max(SHARED_PIXELS // (height * width), least), most)
+
+
 @dataclass
 class StepTask(RenderTask):
     """One denoising step; if it is smoothed its first half, which ends with predicted frames."""
 
     step: int
+
+    @property
+    def chunk(self) -> int:
+        return super().chunk if self.plan.joint else shared_chunk(*self.plan.size)
 
     def run(self, cache: FrameCache, start: int, stop: int) -> None:
         denoiser, frames = self.denoiser, range(start, stop)
@@ -184,6 +197,10 @@ class SmoothStepTask(StepTask):
     """The second half of a smoothed step: predicted frames, deflickered, turned into the next latents."""
 
     smoother: ChunkSmoother
+
+    @property
+    def chunk(self) -> int:
+        return self.smoother.chunk
 
     def run(self, cache: FrameCache, start: int, stop: int) -> None:
         guides, styles = self.rendered_frames(cache, "frames"), cache[self.plan.predicted(self.step)]

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from stages.base.cache import ArraySpec, FrameCache
 from stages.base.engine import Phase, Plan, Reporter, Run, Stage, fill
@@ -19,19 +18,18 @@ from stages.base.errors import DiffSynthError, UsageError
 from stages.base.fingerprint import Inputs, fingerprint, identify
 from stages.models.weights import pick_gpu
 from stages.pairing import GuideShots
-from stages.smooth.guidance import Guidance, find_guidance, find_key_offset, frame_times, read_through, report_offset
-from stages.smooth.keys import key_numbers, keys_inside
+from stages.smooth.guidance import Guidance, find_guidance, frame_times, recorded_guidance
+from stages.smooth.keys import keys_inside
 from stages.smooth.output import check_smoothing_output, deliver, finished_from
 from stages.smooth.request import NAME, Smoothing
-from stages.smoothers import SMOOTHERS
 from stages.smoothers.images.changes import Changes
 from stages.smoothers.patch_blend import PatchBlend
 from stages.tasks import ChunkSmoother, DecodeTask, PaintTask, SmoothTask
 from stages.video import Shot, Source, check_shape, default_codec, describe, open_source, padded_size
 
 SMOOTHER = PatchBlend.name
-CHUNK = 8  # frames that are decoded at once
-PAINT_CHUNK = 1  # frames that are painted at once
+Work = tuple[str, int, DecodeTask | SmoothTask | PaintTask]
+"""The name of a phase, its number of frames, and its task."""
 
 
 def smooth(
@@ -128,77 +126,49 @@ def _identified(smoothing: Smoothing, known: dict[str, object]) -> tuple[Smoothi
 
 
 def plan(run: Run[Smoothing], resume: bool) -> Plan:
-    if run.job.interpolate:
-        return _plan_painting(run, resume)
+    """Plan to smooth all frames or, for interpolation, to paint those between keyframes."""
     smoothing, cache = run.job, run.cache
     style = open_source(smoothing.style)
     if smoothing.guide is not None:
         check_shape(open_source(smoothing.guide), style.height, style.width)
     if resume:
-        noted: dict[str, Any] = cache["smoothed"].attrs.asdict()
-        count, notes, guidance = len(cache["smoothed"]), {}, Guidance(noted["guided"], noted["offset"])
-        report_offset(guidance, run)
+        count, notes, guidance = len(cache["smoothed"]), {}, recorded_guidance(run)
     else:
         guidance = find_guidance(run)
         times, clock = frame_times(guidance, run)
         _warn_of_padding(smoothing, style, run.reporter)
-        count, notes = len(times), {**describe(clock, times), "guided": guidance.guided, "offset": guidance.offset}
-    shape = (count, style.height, style.width, 3)
-    decode = DecodeTask(str(smoothing.style), partial(_shots, smoothing.style), "styles")
-    arrays = [ArraySpec("styles", shape, "uint8"), ArraySpec("smoothed", shape, "uint8")]
-    phases = [Phase("decode the style", count, CHUNK, decode)]
-    if guidance.guided:
-        assert smoothing.guide is not None
+        count, notes = len(times), {**describe(clock, times), **asdict(guidance)}
+    work = (_painting if smoothing.interpolate else _smoothing)(run, guidance, count)
+    images = [ArraySpec(task.target, (frames, style.height, style.width, 3), "uint8") for _, frames, task in work]
+    shares = [ArraySpec("unseen", (count,), "float32")] if smoothing.interpolate else []
+    return Plan(
+        frames=count,
+        arrays=images + shares,
+        phases=[Phase(name, frames, task) for name, frames, task in work],
+        begin=lambda cache: cache["smoothed"].attrs.update(notes),
+    )
+
+
+def _smoothing(run: Run[Smoothing], guidance: Guidance, count: int) -> list[Work]:
+    smoothing = run.job
+    work: list[Work] = []
+    if guidance.guided and smoothing.guide is not None:
         shots = GuideShots(smoothing.guide, smoothing.style, guidance.offset)
-        arrays.insert(0, ArraySpec("guides", shape, "uint8"))
-        decode = DecodeTask(str(smoothing.guide), shots, "guides")
-        phases.insert(0, Phase("decode the guide", count, CHUNK, decode))
+        work.append(("decode the guide", count, DecodeTask(str(smoothing.guide), shots, "guides")))
+    style = DecodeTask(str(smoothing.style), partial(_shots, smoothing.style), "styles")
     smoother = ChunkSmoother(SMOOTHER, smoothing.config, smoothing.device)
-    task = SmoothTask(smoother, "guides" if guidance.guided else "styles", "styles", "smoothed")
-    return Plan(
-        frames=count,
-        arrays=arrays,
-        phases=[*phases, Phase("smooth", count, SMOOTHERS[SMOOTHER].chunk, task)],
-        begin=lambda cache: cache["smoothed"].attrs.update(notes),
-    )
+    task = SmoothTask(smoother, "guides" if work else "styles", "styles", "smoothed")
+    return [*work, ("decode the style", count, style), ("smooth", count, task)]
 
 
-def _plan_painting(run: Run[Smoothing], resume: bool) -> Plan:
-    """Plan to paint all frames between keyframes."""
-    smoothing, cache = run.job, run.cache
-    if smoothing.guide is None:
-        raise UsageError("--mode interpolate needs a video and keyframes", "use diffsynth smooth GUIDE STYLE -o OUT")
-    guide, style = open_source(smoothing.guide), open_source(smoothing.style)
-    check_shape(guide, style.height, style.width)
-    numbers = key_numbers(style)
-    if resume:
-        noted: dict[str, Any] = cache["smoothed"].attrs.asdict()
-        count, notes, offset = len(cache["smoothed"]), {}, noted["key_offset"]
-    else:
-        offset = find_key_offset(run, numbers)
-        times = read_through(guide.shots(), guide, run.reporter)
-        _warn_of_padding(smoothing, style, run.reporter)
-        count, notes = len(times), {**describe(guide, times), "guided": True, "offset": 0.0, "key_offset": offset}
-    first, keys = keys_inside(numbers, offset, count, style, guide, run.reporter)
-    size = (style.height, style.width, 3)
-    decode_guide = DecodeTask(str(guide.path), partial(_shots, guide.path), "guides")
-    decode_style = DecodeTask(str(style.path), partial(_shots, style.path, first), "styles")
-    paint = PaintTask("guides", "styles", keys, "smoothed", "guessed", smoothing.device, smoothing.config["patch_size"])
-    return Plan(
-        frames=count,
-        arrays=[
-            ArraySpec("guides", (count, *size), "uint8"),
-            ArraySpec("styles", (len(keys), *size), "uint8"),
-            ArraySpec("smoothed", (count, *size), "uint8"),
-            ArraySpec("guessed", (count,), "float32"),
-        ],
-        phases=[
-            Phase("decode the guide", count, CHUNK, decode_guide),
-            Phase("decode the style", len(keys), CHUNK, decode_style),
-            Phase("paint", count, PAINT_CHUNK, paint),
-        ],
-        begin=lambda cache: cache["smoothed"].attrs.update(notes),
-    )
+def _painting(run: Run[Smoothing], guidance: Guidance, count: int) -> list[Work]:
+    smoothing = run.job
+    assert smoothing.guide is not None
+    first, keys = keys_inside(int(guidance.offset), count, smoothing, run.reporter)
+    guide = DecodeTask(str(smoothing.guide), partial(_shots, smoothing.guide), "guides")
+    style = DecodeTask(str(smoothing.style), partial(_shots, smoothing.style, first), "styles")
+    task = PaintTask("guides", "styles", keys, "smoothed", "unseen", smoothing.device, smoothing.config["patch_size"])
+    return [("decode the guide", count, guide), ("decode the style", len(keys), style), ("paint", count, task)]
 
 
 def _warn_of_padding(smoothing: Smoothing, style: Source, reporter: Reporter) -> None:
@@ -216,4 +186,4 @@ def _shots(path: Path, first: int = 0) -> Iterator[Shot]:
     return islice(open_source(path).shots(), first, None)
 
 
-STAGE = Stage(NAME, plan, arrays=("guides", "styles", "smoothed", "guessed"), deliver=deliver)
+STAGE = Stage(NAME, plan, arrays=("guides", "styles", "smoothed", "unseen"), deliver=deliver)

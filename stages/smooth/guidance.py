@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy as np
 from stages.base.engine import Reporter, Run
 from stages.base.errors import UsageError
 from stages.pairing import align, pairs, unused_frames
+from stages.smooth.keys import key_numbers
 from stages.smooth.request import NAME, Smoothing
 from stages.video import ImageFolder, Shot, Source, open_source
 
@@ -28,6 +29,8 @@ class Guidance:
 def find_guidance(run: Run[Smoothing]) -> Guidance:
     """Find whether the guide matches the style, and at which offset, and report it."""
     smoothing, reporter = run.job, run.reporter
+    if smoothing.interpolate:
+        return Guidance(True, _find_key_offset(run))
     if smoothing.guide is None:
         return Guidance(False)
     if smoothing.offset is not None:
@@ -40,6 +43,15 @@ def find_guidance(run: Run[Smoothing]) -> Guidance:
     guidance = Guidance(found.fits, found.offset)
     found_how = f" (correlation of motion {found.motion:.2f}, without the offset {found.motion_at_zero:.2f})"
     report_offset(guidance, run, found_how)
+    return guidance
+
+
+def recorded_guidance(run: Run[Smoothing]) -> Guidance:
+    """Return, and report, what the run that is resumed found."""
+    noted = run.cache["smoothed"].attrs.asdict()
+    guidance = Guidance(bool(noted["guided"]), float(str(noted["offset"])))
+    if guidance.offset or not run.job.interpolate:
+        report_offset(guidance, run)
     return guidance
 
 
@@ -61,10 +73,12 @@ def report_offset(guidance: Guidance, run: Run[Smoothing], found_how: str = "") 
         run.reporter.end("offset", f"{style.name} is in step with {guide.name}")
 
 
-def find_key_offset(run: Run[Smoothing], keys: Sequence[int]) -> int:
+def _find_key_offset(run: Run[Smoothing]) -> int:
     """Find by how many frames the keyframes are ahead of the guide. 0 unless motion clearly contradicts their names."""
     smoothing, reporter = run.job, run.reporter
-    assert smoothing.guide is not None
+    if smoothing.guide is None:
+        raise UsageError("--mode interpolate needs a video and keyframes", "use diffsynth smooth GUIDE STYLE -o OUT")
+    keys = key_numbers(open_source(smoothing.style))
     if smoothing.offset is not None:
         report_offset(Guidance(True, smoothing.offset), run)
         return int(smoothing.offset)
@@ -84,6 +98,8 @@ def frame_times(guidance: Guidance, run: Run[Smoothing]) -> tuple[np.ndarray, So
     if smoothing.guide is None or not guidance.guided:
         return read_through(style.shots(), style, reporter), style
     guide = open_source(smoothing.guide)
+    if smoothing.interpolate:
+        return read_through(guide.shots(), guide, reporter), guide
     of_guide: list[float | None] = []
 
     def read() -> Iterator[Shot]:

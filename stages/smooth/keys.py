@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 
 from stages.base.engine import Reporter
 from stages.base.errors import UsageError
-from stages.video import ImageFolder, Source
+from stages.smooth.request import Smoothing
+from stages.video import ImageFolder, Source, open_source
 
 
 def key_numbers(style: Source) -> tuple[int, ...]:
@@ -23,17 +23,13 @@ def key_numbers(style: Source) -> tuple[int, ...]:
     return keys
 
 
-def keys_inside(
-    numbers: Sequence[int], offset: int, count: int, style: Source, guide: Source, reporter: Reporter
-) -> tuple[int, tuple[int, ...]]:
+def keys_inside(offset: int, count: int, smoothing: Smoothing, reporter: Reporter) -> tuple[int, tuple[int, ...]]:
     """Select the keyframes within the guide, and warn about the others.
 
     Args:
-        numbers: Frame numbers of all keyframes, ascending.
-        offset: Frames by which they are ahead of the guide.
+        offset: Frames by which the keyframes are ahead of the guide.
         count: Number of frames of the guide.
-        style: The keyframes.
-        guide: The guide.
+        smoothing: The guide, and the keyframes as style.
         reporter: Receives the warning.
 
     Returns:
@@ -42,13 +38,12 @@ def keys_inside(
     Raises:
         UsageError: No keyframe is within the guide, or one is beyond its end without an offset.
     """
+    style, guide, numbers = smoothing.style, smoothing.guide, key_numbers(open_source(smoothing.style))
     if offset == 0 and numbers[-1] >= count:
-        raise UsageError(
-            f"{style.path} has a keyframe {numbers[-1]}, but the last frame of {guide.path} is {count - 1}"
-        )
+        raise UsageError(f"{style} has a keyframe {numbers[-1]}, but the last frame of {guide} is {count - 1}")
     inside = tuple(number + offset for number in numbers if 0 <= number + offset < count)
     if not inside:
-        raise UsageError(f"{style.path}: no keyframe lies within {guide.path}, which has {count} frames")
+        raise UsageError(f"{style}: no keyframe lies within {guide}, which has {count} frames")
     if outside := [str(number) for number in numbers if not 0 <= number + offset < count]:
-        reporter.warn(f"{style.path}: ignored keyframes outside {guide.path}: {', '.join(outside)}")
+        reporter.warn(f"{style}: ignored keyframes outside {guide}: {', '.join(outside)}")
     return numbers.index(inside[0] - offset), inside

@@ -73,7 +73,7 @@ def _comment(made_from: str, count: int) -> str:
 def deliver(run: Run[Smoothing], made_from: str, changes: Changes | None = None) -> None:
     """Write the output atomically, and measure `changes` on the way."""
     smoothing, reporter, frames = run.job, run.reporter, run.cache["smoothed"]
-    if smoothing.interpolate and (worst := unseen_warning(run.cache["guessed"][:].tolist())):
+    if smoothing.interpolate and (worst := unseen_warning(run.cache["unseen"][:].tolist())):
         reporter.warn(f"{worst}; keyframes there would help")
     reporter.begin(smoothing.output.name, len(frames))
     reporter.phase("write")

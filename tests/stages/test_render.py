@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 from diffsynth_cli.failures import Interrupted
 from stages import render as stage
+from stages.base import engine
 from stages.base.cache import FrameCache
 from stages.base.engine import Options
 from stages.diffusion import denoise
@@ -205,7 +206,8 @@ def test_a_shared_window_holds_the_frames_in_view_and_separate_anchors() -> None
 
 
 def test_windows_of_large_frames_are_smaller() -> None:
-    assert [stage.shared_chunk(*size) for size in ((64, 64), (512, 960), (768, 960), (2112, 4096))] == [16, 16, 10, 4]
+    sizes = ((64, 64), (512, 960), (768, 960), (2112, 4096))
+    assert [render_tasks.shared_chunk(*size) for size in sizes] == [16, 16, 10, 4]
 
 
 def test_frames_that_see_only_themselves_are_the_same_joint_or_shared(render: Render) -> None:
@@ -223,7 +225,7 @@ def test_in_a_still_video_shared_attention_is_joint_attention(render: Render, tm
 def test_shared_anchors_reach_all_frames_and_neighbours_some(
     render: Render, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stage, "SHARED_CHUNK", (4, 4))
+    monkeypatch.setattr(render_tasks, "SHARED_CHUNK", (4, 4))
     frames = [scene(i) for i in range(12)]
     for name, changed in (("one", None), ("first", 0), ("fifth", 5)):
         write_images(tmp_path / name, [scene(40) if i == changed else frame for i, frame in enumerate(frames)])
@@ -239,7 +241,7 @@ def test_shared_anchors_reach_all_frames_and_neighbours_some(
 def test_shared_attention_resumes_to_the_same_bytes(
     render: Render, make_job: MakeJob, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stage, "SHARED_CHUNK", (2, 2))
+    monkeypatch.setattr(render_tasks, "SHARED_CHUNK", (2, 2))
     keys = {"attention": "shared", "combine_pattern": ["reference_0", -10000, -1, 0], "keep_steps": True}
     keys |= {"frames_reference": ["images/3.png"]}
     straight = render("straight", **keys)
@@ -364,7 +366,7 @@ def test_a_render_that_is_killed_after_every_chunk_ends_in_the_same_bytes(
 def test_chunks_of_another_size_change_nothing(render: Render, monkeypatch: pytest.MonkeyPatch, scheduler: str) -> None:
     keys = {"scheduler": scheduler, "batch_size": 1, **THREE, **SMOOTHED}
     whole = render("whole", **keys)
-    monkeypatch.setattr(stage, "CHUNK", 4)
+    monkeypatch.setattr(engine, "CHUNK", 4)
     np.testing.assert_array_equal(whole["latents"][:], render("cut", **keys)["latents"][:])
 
 

@@ -50,6 +50,6 @@ def test_a_task_is_closed_when_the_caller_stops_early() -> None:
 
 
 def test_dropped_arrays_are_not_results() -> None:
-    phases = [Phase("one", 1, 1, Counting(), drops=("a/1",)), Phase("two", 1, 1, Counting())]
+    phases = [Phase("one", 1, Counting(), drops=("a/1",)), Phase("two", 1, Counting())]
     plan = Plan(1, [], phases, kept=("a/1", "a/2"))
     assert plan.results == ["a/2"]
