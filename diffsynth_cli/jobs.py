@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from diffsynth_cli.results import (
     FilePath,
@@ -23,6 +23,7 @@ from diffsynth_cli.results import (
     member,
 )
 from stages.base.errors import DiffSynthError, UsageError
+from stages.base.json_types import Values
 from stages.base.reporting import Reporter
 from stages.codecs import Codec
 
@@ -182,7 +183,7 @@ def _open(job: JobSource, overrides: Overrides, reporter: Reporter, stages: Sequ
 
     texts, file = _texts(overrides), None
     if isinstance(job, Job | Mapping):
-        keys: dict[str, Any] = job.model_dump() if isinstance(job, Job) else copy.deepcopy(dict(job))  # not checked yet
+        keys: Values = job.model_dump() if isinstance(job, Job) else copy.deepcopy(dict(job))  # not checked yet
         loaded, notes = make_job(keys, Path.cwd(), "job", texts, stages)
         words = [as_argument(Path(loaded.output_path) / CONFIG)]  # written with the first results
     else:

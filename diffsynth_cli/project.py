@@ -7,10 +7,10 @@ import shlex
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 from stages.annotators import Weighted
 from stages.base.errors import UsageError
+from stages.base.json_types import Values
 from stages.base.outputs import check_output
 from stages.base.record import write_text
 from stages.jobs.job import Job
@@ -65,7 +65,7 @@ def write_project(
     return [folder / name for name in texts], list(_next_steps(task, job, source, folder))
 
 
-def _template(task: Task, published: bool) -> dict[str, Any]:  # JSON
+def _template(task: Task, published: bool) -> Values:
     """Return the keys of a task's job."""
     if published and task not in PUBLISHED:
         raise UsageError(f"--published: DiffSynth published no {task}", f"It published {', '.join(PUBLISHED)}.")
@@ -89,7 +89,7 @@ def _from(folder: Path, path: Path) -> str:
 # --- what to do next ------------------------------------------------------------------------------------
 
 
-def _next_steps(task: Task, template: dict[str, Any], source: Source, folder: Path) -> Iterator[str]:
+def _next_steps(task: Task, template: Values, source: Source, folder: Path) -> Iterator[str]:
     job, _ = check(template)
     assert job is not None, "templates are valid"
     yield f'Replace the example prompt: "{job.prompt}"'

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from stages.base.cache import ArraySpec, FrameCache
 from stages.base.engine import Footage, Phase, Plan, Reporter, Run, Stage, Task
 from stages.base.errors import DiffSynthError, UsageError
 from stages.base.fingerprint import fingerprint
+from stages.base.json_types import Values
 from stages.base.words import counted
 from stages.jobs.job import Job
 from stages.jobs.maps import map_names
@@ -33,7 +34,7 @@ class Maker:
     """What the annotator of one map is built from."""
 
     name: str
-    options: dict[str, Any]
+    options: Values
     weights: Weights | None
     style_image: str | None
     device: str
@@ -213,7 +214,7 @@ class MapRequest:
     count: int
 
 
-def _whole_maps(cache: FrameCache, of_frames: dict[str, Any]) -> list[str]:
+def _whole_maps(cache: FrameCache, of_frames: Values) -> list[str]:
     """List the finished maps that earlier jobs made of these frames, and their measures."""
     maps = cache.arrays("control/*", "control_reference/*")
 

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from stages.base.cache import ArraySpec, FrameCache
 from stages.base.engine import Footage, Phase, Plan, Reporter, Run, Stage, Task, with_progress
+from stages.base.json_types import Values
 from stages.base.outputs import FRAMES, SIGNATURE, VIDEO
 from stages.base.record import read_json, write_json
 from stages.base.words import counted, per_second
@@ -76,7 +76,7 @@ def deliver(run: Run[Job], fingerprint: str) -> None:
     """Write video.mp4 and, with `keep_frames`, the folder of frames, unless they are there and made of these frames."""
     job, cache, folder = run.job, run.cache, Path(run.job.output_path)
     if job.keep_frames:
-        made_of: dict[str, Any] = {"frames": fingerprint}
+        made_of: Values = {"frames": fingerprint}
         if not _is_written(folder / FRAMES, cache, made_of):
             write_images(folder / FRAMES, cache, run.reporter)
             _note(folder / FRAMES, cache, made_of)
@@ -86,13 +86,13 @@ def deliver(run: Run[Job], fingerprint: str) -> None:
         _note(folder / VIDEO, cache, made_of)
 
 
-def _is_written(output: Path, cache: FrameCache, made_of: dict[str, Any]) -> bool:
+def _is_written(output: Path, cache: FrameCache, made_of: Values) -> bool:
     """Whether `output` was made from `made_of` and still has its recorded size."""
     note = {key: value for key, value in _read_note(output, cache).items() if key != "sha256"}
     return output.exists() and note == {**made_of, "bytes": _bytes(output)}
 
 
-def _note(output: Path, cache: FrameCache, made_of: dict[str, Any]) -> None:
+def _note(output: Path, cache: FrameCache, made_of: Values) -> None:
     note = {**made_of, "bytes": _bytes(output), "sha256": _sha256(output)}
     write_json(_note_path(output.name, cache), note)
 
@@ -105,7 +105,7 @@ def changed_outputs(job: Job, cache: FrameCache) -> Iterator[Path]:
             yield output
 
 
-def _read_note(output: Path, cache: FrameCache) -> dict[str, Any]:
+def _read_note(output: Path, cache: FrameCache) -> Values:
     note = read_json(_note_path(output.name, cache))
     return note if isinstance(note, dict) else {}
 
@@ -170,7 +170,7 @@ def _rate(fps: float) -> Fraction:
     return Fraction(fps).limit_denominator(1001)
 
 
-def _audio(job: Job, source: dict[str, Any], frames: int, rate: Fraction, reporter: Reporter) -> Audio | None:
+def _audio(job: Job, source: Values, frames: int, rate: Fraction, reporter: Reporter) -> Audio | None:
     if not (job.keep_audio and source["audio"]):
         return None
     length = source["stop"] - source["start"]

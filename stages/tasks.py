@@ -5,16 +5,16 @@ A task pickles, runs its chunks in any order and in any process, and drops what 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
 
 import numpy as np
 
 from stages.base.cache import FrameCache
 from stages.base.engine import Task
 from stages.base.errors import DiffSynthError
+from stages.base.json_types import Values
 from stages.smoothers import SMOOTHERS, Frames, Smoother, build, frames_on_device
 from stages.video import Shot, fit
 
@@ -76,7 +76,7 @@ class ChunkSmoother:
     """
 
     name: str
-    config: Mapping[str, Any]
+    config: Values
     device: str
     _smoother: Smoother | None = field(default=None, init=False, repr=False)
     _next: int = field(default=0, init=False, repr=False)

@@ -7,9 +7,9 @@ import inspect
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
 import diffsynth_cli as ds
 from diffsynth_cli.app import COMMANDS
@@ -18,6 +18,7 @@ from stages.base.registry import Registry
 from stages.diffusion.sampler import SAMPLERS
 from stages.jobs.job import Job
 from stages.smoothers import SMOOTHERS
+from tests.typing import Keys
 from tools.job_keys import PAGE, page
 
 ROOT = Path(__file__).parent.parent
@@ -30,7 +31,7 @@ def test_job_keys_page_is_current() -> None:
 @pytest.mark.parametrize(
     ("registry", "name"), [(SMOOTHERS, "smoothers"), (ANNOTATORS, "annotators"), (SAMPLERS, "design")]
 )
-def test_every_registered_name_is_documented(registry: Registry[Any], name: str) -> None:
+def test_every_registered_name_is_documented(registry: Registry[BaseModel], name: str) -> None:
     text = (ROOT / f"docs/{name}.md").read_text()
     assert [choice for choice in registry.built_in if f"`{choice}`" not in text] == []
 
@@ -61,7 +62,7 @@ def test_patch_matching_example_runs() -> None:
     page = (ROOT / "docs/patch-matching.md").read_text()
     examples = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     assert len(examples) == 1
-    names: dict[str, Any] = {}
+    names: Keys = {}
     exec(examples[0], names)
     assert names["painted"].shape == names["rebuilt"].shape == names["target"].shape
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Literal, cast
 
 from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny
 
 from stages.annotators import ANNOTATORS, AnnotatorOptions, published_names
 from stages.base.errors import UsageError
-from stages.base.json_types import JsonObject
+from stages.base.json_types import JsonObject, Values
 from stages.base.mistakes import Strict, checked, shown, unknown
 from stages.base.numbers import MOST, Count, Positive, Seconds
 from stages.base.paths import InputFile, ModelName, OutputFolder, TensorFile, identified
@@ -105,7 +105,7 @@ def _keyframes(value: object) -> object:
 
 
 SmootherName = Annotated[str, NameIn(SMOOTHERS)]
-SmootherConfig = Annotated[dict[str, Any], OptionsIn(SMOOTHERS)]
+SmootherConfig = Annotated[Values, OptionsIn(SMOOTHERS)]
 Size = Annotated[int, Field(ge=64, le=8192, multiple_of=8)]
 
 

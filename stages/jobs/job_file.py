@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from pydantic import ValidationError, create_model
 
 from stages.base.engine import Stage
 from stages.base.errors import UsageError
-from stages.base.json_types import Json, JsonObject
+from stages.base.json_types import Json, JsonObject, Values
 from stages.base.mistakes import WORDS, Strict, explain, shown
 from stages.base.paths import Place, find_paths, replace_paths
 from stages.base.record import CACHE_NAME, receipt_path
@@ -113,7 +113,7 @@ def _validated(data: JsonObject) -> tuple[Job, set[str], list[str]]:
 
 def _partial(sound: JsonObject) -> Job:
     """Build a job from valid keys and defaults. Other keys are missing."""
-    fields: dict[str, Any] = {key: (Job.model_fields[key].annotation, Job.model_fields[key]) for key in sound}
+    fields: Values = {key: (Job.model_fields[key].annotation, Job.model_fields[key]) for key in sound}
     return Job.model_construct(**dict(create_model("Some", __base__=Strict, **fields).model_validate(sound)))
 
 

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from stages.base.cache import ArraySpec, FrameArray
 from stages.base.engine import Footage, Options, Phase, Plan, Reporter, Run, Stage
 from stages.base.errors import DiffSynthError, UsageError
+from stages.base.json_types import Values
 from stages.diffusion.layout import NETWORKS, check_model, guidance_is_input, vae_part
 from stages.diffusion.sampler import SAMPLERS
 from stages.diffusion.settings import ModelNames, Settings
@@ -92,7 +92,7 @@ def check(run: Run[Job], footage: Footage) -> list[ArraySpec]:
 
 def plan(run: Run[Job], resume: bool) -> Plan:
     job, cache = run.job, run.cache
-    begun: dict[str, Any] = cache["rendered"].attrs.asdict() if resume else {}
+    begun: Values = cache["rendered"].attrs.asdict() if resume else {}
     if resume and "latents_other" in cache:
         raise DiffSynthError(
             f"{cache.path}: this render was started by an earlier version, which stored its steps differently",
@@ -109,7 +109,7 @@ def plan(run: Run[Job], resume: bool) -> Plan:
         maps=tuple(recorded_maps(cache)),
         multistep=SAMPLERS[job.scheduler].multistep,
     )
-    noted: dict[str, Any] = {"keys": list(rendering.keys), "compiled": rendering.settings.compiled}
+    noted: Values = {"keys": list(rendering.keys), "compiled": rendering.settings.compiled}
     if rendering.batch_size is not None:
         noted["batch_size"] = rendering.batch_size
     run.reporter.phase("load models")
@@ -192,7 +192,7 @@ def _warn_of_guidance(job: Job, reporter: Reporter) -> None:
     )
 
 
-def _resumed(options: Options, begun: dict[str, Any]) -> Options:
+def _resumed(options: Options, begun: Values) -> Options:
     """The options that a render is resumed with: in other batches, or not compiled, numbers would round differently."""
     return replace(
         options,

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from stages.base.cache import ArraySpec, FrameCache
+from stages.base.json_types import Values
 from stages.diffusion import LATENT_CHANNELS, LATENT_FACTOR
 from stages.diffusion.settings import Batches, Settings
 from stages.render.pattern import Item
@@ -50,7 +49,7 @@ class RenderPlan:
     maps: tuple[tuple[str, str], ...]
     steps: int
     multistep: bool
-    smoother: tuple[str, Mapping[str, Any]] | None
+    smoother: tuple[str, Values] | None
     smoother_interval: int
     unsmoothed: int
     keep_steps: bool
@@ -133,7 +132,7 @@ class RenderPlan:
 
         All processes, and a resumed render, read it from the cache: in other batches numbers round differently.
         """
-        noted: dict[str, Any] = cache["rendered"].attrs.asdict()
+        noted: Values = cache["rendered"].attrs.asdict()
         reduced = noted.get("reduced", {})
         size = self.batch_size or noted["batch_size"]
         return Batches(min(size, reduced.get("batch_size", size)), reduced.get("passes_apart", False))

@@ -8,13 +8,13 @@ import shutil
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from stages.base.cache import FrameCache
 from stages.base.engine import Run, with_progress
 from stages.base.errors import UsageError
+from stages.base.json_types import Values
 from stages.base.outputs import SIGNATURE, check_inputs_kept, check_output
 from stages.base.words import counted
 from stages.smooth.request import Smoothing
@@ -86,7 +86,7 @@ def deliver(run: Run[Smoothing], made_from: str, changes: Changes | None = None)
     reporter.end("written", f"{smoothing.output}: {counted(len(frames), 'frame')}")
 
 
-def _encoding(smoothing: Smoothing, played: dict[str, Any], comment: str) -> Encoding:
+def _encoding(smoothing: Smoothing, played: Values, comment: str) -> Encoding:
     """Return how to encode the output, from what `plan` recorded."""
     constant = played["times"] is None
     return Encoding(
@@ -98,7 +98,7 @@ def _encoding(smoothing: Smoothing, played: dict[str, Any], comment: str) -> Enc
     )
 
 
-def _audio(smoothing: Smoothing, played: dict[str, Any]) -> Audio | None:
+def _audio(smoothing: Smoothing, played: Values) -> Audio | None:
     """Return the audio of the style or, if it has none, of the guide at the offset."""
     style = open_source(smoothing.style)
     if style.has_audio:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from stages.base.json_types import Values
 from stages.video import is_video_name
 
 NAME = "smooth"  # of the stage
@@ -28,7 +28,7 @@ class Smoothing:
     guide: Path | None
     style: Path
     output: Path
-    config: dict[str, Any]
+    config: Values
     interpolate: bool = False
     device: str = "auto"
     offset: float | None = None

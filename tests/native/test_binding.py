@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -296,7 +295,7 @@ def test_wrong_options_are_named(backend: str, wrong: Keys, message: str) -> Non
 @pytest.mark.parametrize(
     "wrong", [images(1, 8, 8, 3).astype(np.float32), images(8, 8, 3)[..., 0], images(1, 8, 16, 3)[:, :, ::2]]
 )
-def test_wrong_arrays_are_named(wrong: NDArray[Any]) -> None:
+def test_wrong_arrays_are_named(wrong: np.ndarray) -> None:
     image = images(1, 8, 8, 3)
     with pytest.raises(ValueError, match="target_guides must be C-contiguous uint8"):
         binding.synthesize(image, image, wrong)

@@ -6,12 +6,10 @@ import gc
 import weakref
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from stages.annotators import controlnet_aux
 from stages.annotators.files import MapFiles
@@ -81,7 +79,7 @@ def annotated(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, int]]:
     seen = []
     run = AnnotateTask.run
 
-    def spy(task: Any, cache: FrameCache, start: int, stop: int) -> None:
+    def spy(task: AnnotateTask, cache: FrameCache, start: int, stop: int) -> None:
         seen.append((task.maker.name, task.source, start))
         run(task, cache, start, stop)
 
@@ -161,7 +159,7 @@ def test_missing_maps_of_references_are_refused(tmp_path: Path, control: Control
         (np.array([10, 20, 30], np.uint8), {"near": 30, "far": 10, "invert": True}, [255, 128, 0]),
     ],
 )
-def test_values_become_greys_from_far_to_near(values: NDArray[Any], options: Keys, expected: list[int]) -> None:
+def test_values_become_greys_from_far_to_near(values: np.ndarray, options: Keys, expected: list[int]) -> None:
     made = MapFiles(name="file", path="maps", **options).as_map(np.repeat(values[None, :, None], 3, axis=2))
     assert made.dtype == np.uint8 and made[0, :, 0].tolist() == expected
 
@@ -271,7 +269,7 @@ def test_annotators_of_the_whole_video_resume_after_an_interruption(
     def interrupt(kind: type[Task], at: int) -> None:
         original = kind.run
 
-        def run(task: Any, cache: FrameCache, start: int, stop: int) -> None:
+        def run(task: Task, cache: FrameCache, start: int, stop: int) -> None:
             runs.append((kind.__name__, start))
             if len(runs) == at:
                 raise KeyboardInterrupt

@@ -150,7 +150,7 @@ def test_smoothers_with_tables_resume_in_the_loop(
     smoothed: list[int] = []
     real = render_tasks.SmoothStepTask.run
 
-    def run(task: Any, cache: FrameCache, start: int, stop: int) -> None:
+    def run(task: render_tasks.SmoothStepTask, cache: FrameCache, start: int, stop: int) -> None:
         smoothed.append(start)
         if len(smoothed) == 4:
             raise Interrupted
@@ -247,7 +247,7 @@ def test_shared_attention_resumes_to_the_same_bytes(
     straight = render("straight", **keys)
     real, runs = render_tasks.StepTask.run, []
 
-    def run(task: Any, cache: FrameCache, start: int, stop: int) -> None:
+    def run(task: StepTask, cache: FrameCache, start: int, stop: int) -> None:
         runs.append(start)
         if len(runs) == 5:  # in the second step, whose anchors have gone through the networks
             raise Interrupted
@@ -340,7 +340,7 @@ def test_a_render_that_is_killed_after_every_chunk_ends_in_the_same_bytes(
     killed: list[tuple[str, int, int]] = []
 
     def dying_once(real: Run) -> Run:
-        def run(task: Any, cache: FrameCache, start: int, stop: int) -> None:
+        def run(task: StepTask, cache: FrameCache, start: int, stop: int) -> None:
             real(task, cache, start, stop)
             chunk = type(task).__name__, task.step, start
             if chunk not in killed:
@@ -377,7 +377,7 @@ def test_dpm_looks_back_at_clean_latents_as_they_were_smoothed(
     real_run, real = render_tasks.SmoothStepTask.run, render_tasks.StepTask.clean_before
     seen: dict[str, Any] = {}
 
-    def run(task: Any, cache: FrameCache, start: int, stop: int) -> None:
+    def run(task: render_tasks.SmoothStepTask, cache: FrameCache, start: int, stop: int) -> None:
         if task.step == 0:
             seen["predicted"] = cache[task.plan.predicted(0)][:]
         real_run(task, cache, start, stop)

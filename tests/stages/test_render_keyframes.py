@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Never
+from typing import Never
 
 import numpy as np
 import pytest
@@ -11,6 +11,7 @@ import pytest
 from diffsynth_cli.failures import Interrupted
 from stages import tasks
 from stages.base.cache import FrameCache
+from stages.base.engine import Task
 from stages.smoothers.images import keyframes
 from stages.smoothers.images.keyframes import Interpolator
 from tests.conftest import scene, write_images
@@ -42,7 +43,7 @@ def test_keyframes_are_chosen_once(make_job: MakeJob, cli: Cli, monkeypatch: pyt
     job = make_job(**keys, input_video="cut")
     write_images(job.parent / "cut", images)
 
-    def interrupted(task: Any, cache: FrameCache, start: int, stop: int) -> Never:
+    def interrupted(task: Task, cache: FrameCache, start: int, stop: int) -> Never:
         raise Interrupted
 
     monkeypatch.setattr(tasks.PaintTask, "run", interrupted)

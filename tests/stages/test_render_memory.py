@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Never, TypeAlias
+from typing import Never, TypeAlias
 
 import numpy as np
 import pytest
@@ -83,7 +83,7 @@ def test_a_render_that_ran_out_of_memory_resumes_in_smaller_batches(
     straight = render("straight", batch_size=4, **keys)
     real, runs = render_tasks.StepTask.run, []
 
-    def run(task: Any, cache: FrameCache, start: int, stop: int) -> None:
+    def run(task: render_tasks.StepTask, cache: FrameCache, start: int, stop: int) -> None:
         runs.append(start)
         if len(runs) == 2:
             raise Interrupted
@@ -117,7 +117,7 @@ def test_compiled_networks_give_the_same_and_stay_compiled(
     plain = render("plain")["latents"][:]
     real, runs = render_tasks.StepTask.run, []
 
-    def run(task: Any, cache: FrameCache, start: int, stop: int) -> None:
+    def run(task: render_tasks.StepTask, cache: FrameCache, start: int, stop: int) -> None:
         runs.append(task.plan.settings.compiled)
         if len(runs) == 2:
             raise Interrupted

@@ -7,7 +7,7 @@ import pickle
 import shutil
 from collections.abc import Generator, Iterable
 from pathlib import Path
-from typing import Any, Never
+from typing import Never
 
 import numpy as np
 import pytest
@@ -153,7 +153,7 @@ def test_a_render_that_an_earlier_version_started_is_redone_only_when_asked(
     """Earlier versions alternated between two arrays of latents, so their content is unknown."""
     job = make_job(**STEPS)
 
-    def interrupted(task: Any, cache: FrameCache, start: int, stop: int) -> Never:
+    def interrupted(task: Task, cache: FrameCache, start: int, stop: int) -> Never:
         raise Interrupted
 
     with monkeypatch.context() as patch:

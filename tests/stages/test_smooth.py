@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Callable, Iterable
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -126,7 +125,7 @@ def test_chunks_done_before_an_interruption_are_not_redone(
     smoothed: list[int] = []
     real = tasks.SmoothTask.run
 
-    def run(task: Any, cache: FrameCache, start: int, stop: int) -> None:
+    def run(task: tasks.SmoothTask, cache: FrameCache, start: int, stop: int) -> None:
         if len(smoothed) == 5:
             smoothed.append(-1)
             raise Interrupted
@@ -148,7 +147,7 @@ def test_other_options_after_an_interruption_start_over(
 ) -> None:
     real, calls = tasks.SmoothTask.run, []
 
-    def run(task: Any, cache: FrameCache, start: int, stop: int) -> None:
+    def run(task: tasks.SmoothTask, cache: FrameCache, start: int, stop: int) -> None:
         calls.append(start)
         if len(calls) == 3:
             raise Interrupted
@@ -288,10 +287,10 @@ def stopped(run: Callable[..., None], calls: int) -> Callable[..., None]:
     """A task's `run` that is interrupted at this call."""
     count = iter(range(1, calls + 1))
 
-    def until(task: Task, *arguments: Any) -> None:
+    def until(task: Task, cache: FrameCache, start: int, stop: int) -> None:
         if next(count) == calls:
             raise Interrupted
-        run(task, *arguments)
+        run(task, cache, start, stop)
 
     return until
 

@@ -8,7 +8,7 @@ import pkgutil
 import random
 from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 import pytest
 from transformers import AutoModelForDepthEstimation
@@ -20,14 +20,14 @@ from stages.diffusion import denoise
 from stages.diffusion.loading import load_networks
 from tests.conftest import CONTROLNET, scene, write_images
 from tests.stages.annotators.random_weights import write_depth_model
-from tests.typing import Cli, MakeJob
+from tests.typing import Cli, Keys, MakeJob
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 FRAMES = 18  # three chunks in most phases
 RENDERED = {"DecodeTask", "LoadTask", "MeasureTask", "StepTask", "DecodeLatentsTask"}
-JOBS: dict[str, tuple[dict[str, Any], set[str]]] = {
+JOBS: dict[str, tuple[Keys, set[str]]] = {
     "every frame": (
         {
             "controlnet_processor": [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import pytest
 import torch
@@ -12,12 +12,13 @@ from safetensors.torch import save_file
 
 from tests.conftest import GOLDEN, MODEL, scene, write_images
 from tests.stages.annotators.random_weights import MAKERS, write_depth_model, write_dpt
+from tests.typing import Keys
 
 LAYER = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_v"
 LORA = {f"{LAYER}.lora_down.weight": torch.ones(4, 32), f"{LAYER}.lora_up.weight": torch.ones(32, 4) / 100}
 
 
-Tiny: TypeAlias = Callable[[dict[str, Any], Path], dict[str, Any]]
+Tiny: TypeAlias = Callable[[Keys, Path], Keys]
 
 
 @pytest.fixture(scope="session")
@@ -47,7 +48,7 @@ def tiny(hub: Path, monkeypatch: pytest.MonkeyPatch) -> Tiny:
     """Make a template's job small enough to run in a second, and write the images and LoRA files that it names."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(hub))
 
-    def replace(job: dict[str, Any], folder: Path) -> dict[str, Any]:
+    def replace(job: Keys, folder: Path) -> Keys:
         for name in (*job.get("frames_reference", ()), *([job["style_image"]] if "style_image" in job else ())):
             write_images(folder / "one", [scene(50, 96, 96)])
             (folder / "one/0.png").rename(folder / name)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,14 +16,14 @@ from stages.video import Encoding, encode, open_source
 from templates import PUBLISHED
 from tests.conftest import scene
 from tests.templates.conftest import Tiny
-from tests.typing import Cli
+from tests.typing import Cli, Keys
 
 FOLDER = Path(__file__).parents[2] / "templates/published"
 FRAMES = 3
 
 DEPTH, HED, SHUFFLE, TILE = (f"ControlnetImageProcesser{name}" for name in ("Depth", "HED", "Shuffle", "Tile"))
 OPENPOSE = "VideoControlnetImageProcesserOpenpose"
-SAME: dict[str, Any] = {
+SAME: Keys = {
     "smoother": "PySynthSmoother", "frame_interval": 1, "frame_maximum_count": 10, "seed_of_noise": 0,
     "frames_reference": [], "ignore_smoother_steps": 0, "smoother_interval": 1, "output_path": "output_video",
     "img2img_strength": 1.0, "negative_prompt": "",
@@ -33,7 +32,7 @@ WHOLE = {"speed": "fastest", "window_size": 10000}
 BLENDED = {"speed": "fastest", "window_size": 30}
 
 # What the files say besides SAME. `networks`: the ends of the ControlNets' names.
-VALUES: dict[str, dict[str, Any]] = {
+VALUES: dict[str, Keys] = {
     "text_guided": {
         "networks": ["f1p_sd15_depth", "p_sd15_softedge"], "controlnet_processor": [DEPTH, HED],
         "controlnet_scale": [1.0, 1.0], "smoother_interval": 5, "num_inference_steps": 20,

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -13,6 +12,7 @@ from PIL import Image, UnidentifiedImageError
 from native import Backend, binding
 from stages.base.arrays import Image as Pixels
 from stages.base.errors import DiffSynthError, UsageError
+from stages.base.json_types import Values
 from stages.models.weights import check_device
 from stages.video.images import image_size
 
@@ -34,7 +34,7 @@ class Painting:
     style: Path
     guides: Sequence[Guide]
     style_weight: float = 1.0
-    options: Mapping[str, Any] = field(default_factory=dict)  # numbers and switches of different types
+    options: Values = field(default_factory=dict)
 
 
 def pick_backend(backend: Backend, device: str) -> tuple[Backend, int]:

@@ -6,11 +6,10 @@ points about its centre, `OFFSETS` of its own pixels away, with the confidences 
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 MEAN, STD = np.array([123.675, 116.28, 103.53]), np.array([58.395, 57.12, 57.375])  # RGB, of ImageNet
@@ -19,7 +18,7 @@ BOX = (200, 320)  # px of the detector's input: width and height of everybody
 CELLS = {8: 6400, 16: 1600, 32: 400}  # stride: how many; only the last find anything
 DOG = 16  # COCO's class
 
-Constants: TypeAlias = dict[str, NDArray[Any] | np.float32]
+Constants: TypeAlias = dict[str, np.ndarray | np.float32]
 Shapes: TypeAlias = dict[str, list[int | str]]
 
 REACH = 90  # px of the estimator's input, at most

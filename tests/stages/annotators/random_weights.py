@@ -9,14 +9,19 @@ import functools
 import types
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 import torch
+from transformers import PreTrainedModel
 
 from stages.annotators.controlnet_aux import _no_arguments, quiet
 from tests.stages.annotators import onnx_networks
+from tests.typing import Keys
 
-STAGES: dict[str, Any] = {"out_features": ["stage1", "stage2", "stage3", "stage4"]}  # transformers does not declare it
+STAGES: Keys = {"out_features": ["stage1", "stage2", "stage3", "stage4"]}  # transformers does not declare it
+
+Files: TypeAlias = Keys
+"""What is saved under each file name: weights, or an ONNX network."""
 
 
 def write_weights(name: str, folder: Path) -> Path:
@@ -88,7 +93,7 @@ def write_zoe_depth(folder: Path) -> Path:
     return folder
 
 
-def _save(network: Any, folder: Path) -> None:
+def _save(network: PreTrainedModel, folder: Path) -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -104,38 +109,38 @@ def _shared(network: torch.nn.Module, spread: float = 0.05, prefix: str = "") ->
     return weights
 
 
-def _hed() -> dict[str, Any]:
+def _hed() -> Files:
     from controlnet_aux.hed import ControlNetHED_Apache2
 
     return {"ControlNetHED.pth": ControlNetHED_Apache2().state_dict()}
 
 
-def _pidi() -> dict[str, Any]:
+def _pidi() -> Files:
     from controlnet_aux.pidi.model import pidinet
 
     return {"table5_pidinet.pth": {"state_dict": {f"module.{key}": v for key, v in pidinet().state_dict().items()}}}
 
 
-def _lineart() -> dict[str, Any]:
+def _lineart() -> Files:
     from controlnet_aux.lineart import Generator
 
     return {file: _shared(Generator(3, 1, 3)) for file in ("sk_model.pth", "sk_model2.pth")}
 
 
-def _lineart_anime() -> dict[str, Any]:
+def _lineart_anime() -> Files:
     from controlnet_aux.lineart_anime import UnetGenerator
 
     norm = functools.partial(torch.nn.InstanceNorm2d, affine=False, track_running_stats=False)
     return {"netG.pth": _shared(UnetGenerator(3, 1, 8, 64, norm_layer=norm, use_dropout=False), prefix="module.")}
 
 
-def _mlsd() -> dict[str, Any]:
+def _mlsd() -> Files:
     from controlnet_aux.mlsd.models.mbv2_mlsd_large import MobileV2_MLSD_Large
 
     return {"mlsd_large_512_fp32.pth": MobileV2_MLSD_Large().state_dict()}
 
 
-def _normalbae() -> dict[str, Any]:
+def _normalbae() -> Files:
     from controlnet_aux.normalbae.nets.NNET import NNET
 
     arguments = types.SimpleNamespace(
@@ -144,21 +149,21 @@ def _normalbae() -> dict[str, Any]:
     return {"scannet.pt": {"model": _shared(NNET(arguments))}}
 
 
-def _midas() -> dict[str, Any]:
+def _midas() -> Files:
     from controlnet_aux.midas.midas.dpt_depth import DPTDepthModel
 
     network = DPTDepthModel(path=None, backbone="vitb_rn50_384", non_negative=True)
     return {"dpt_hybrid-midas-501f0c75.pt": _shared(network)}
 
 
-def _zoe() -> dict[str, Any]:
+def _zoe() -> Files:
     from controlnet_aux.zoe.zoedepth.models.zoedepth.zoedepth_v1 import ZoeDepth
     from controlnet_aux.zoe.zoedepth.utils.config import get_config
 
     return {"ZoeD_M12_N.pt": {"model": _shared(ZoeDepth.build_from_config(get_config("zoedepth", "infer")))}}
 
 
-def _leres() -> dict[str, Any]:
+def _leres() -> Files:
     from controlnet_aux.leres.leres.multi_depth_model_woauxi import RelDepthModel
     from controlnet_aux.leres.pix2pix.models.pix2pix4depth_model import Pix2Pix4DepthModel
     from controlnet_aux.leres.pix2pix.options.test_options import TestOptions
@@ -171,13 +176,13 @@ def _leres() -> dict[str, Any]:
     }
 
 
-def _teed(file: str) -> dict[str, Any]:
+def _teed(file: str) -> Files:
     from controlnet_aux.teed.ted import TED
 
     return {file: _shared(TED())}
 
 
-def _openpose() -> dict[str, Any]:
+def _openpose() -> Files:
     from controlnet_aux.open_pose.face import FaceNet
     from controlnet_aux.open_pose.model import bodypose_model, handpose_model
 
@@ -191,12 +196,12 @@ def _openpose() -> dict[str, Any]:
     }
 
 
-def _dwpose() -> dict[str, Any]:
+def _dwpose() -> Files:
     """Not random: tiny networks that see people in blue discs."""
     return {"yolox_l.onnx": onnx_networks.detector(), "dw-ll_ucoco_384.onnx": onnx_networks.estimator()}
 
 
-MAKERS: dict[str, Callable[[], dict[str, Any]]] = {
+MAKERS: dict[str, Callable[[], Files]] = {
     "hed": _hed, "softedge_pidi": _pidi, "lineart": _lineart, "lineart_anime": _lineart_anime, "mlsd": _mlsd,
     "normalbae": _normalbae, "midas": _midas, "zoe": _zoe, "leres": _leres,
     "teed": functools.partial(_teed, "5_model.pth"), "anyline": functools.partial(_teed, "Anyline/MTEED.pth"),

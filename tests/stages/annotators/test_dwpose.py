@@ -7,12 +7,11 @@ import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Protocol
+from typing import Protocol
 
 import cv2
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from stages.annotators import build
 from stages.annotators.dwpose import MARGIN, Dwpose, DwposeOptions, find_people, find_points
@@ -97,14 +96,14 @@ def published(annotator: Dwpose, frame: Image, monkeypatch: pytest.MonkeyPatch) 
         warnings.simplefilter("ignore")  # that mmcv is not installed
         from controlnet_aux.dwpose import DWposeDetector, wholebody
 
-    class Instances(dict[str, Any]):
+    class Instances(dict[str, np.ndarray]):
         __getattr__ = dict.__getitem__
 
     class OnTheCpu(np.ndarray):
         def cpu(self) -> OnTheCpu:
             return self
 
-        def numpy(self) -> NDArray[Any]:
+        def numpy(self) -> np.ndarray:
             return np.asarray(self)
 
     def detect(_: object, image: Image) -> SimpleNamespace:

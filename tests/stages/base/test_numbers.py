@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -23,6 +22,7 @@ from stages.base.preflight import check_ahead
 from stages.jobs.job import Job
 from stages.jobs.job_file import read_job
 from tests.conftest import CONTROLNET, MODEL, scene, write_images
+from tests.typing import Keys
 from tools.fuzz.slots import Slot, put, slots
 
 STAGES = list(all_stages().values())
@@ -70,7 +70,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def finished(job: dict[str, Any]) -> dict[str, Any]:
+def finished(job: Keys) -> Keys:
     """`job` with the files that its parts name, and an annotator for its ControlNet."""
     maps = job.get("controlnet_processor") or ["canny"]
     named = [{**item, "path": "images"} if isinstance(item, dict) and "path" in item else item for item in maps]
@@ -98,7 +98,7 @@ def test_every_place_has_numbers_to_try() -> None:
 )
 @given(changed=changes)
 def test_a_job_is_refused_by_key_or_planned(changed: list[tuple[Slot, float]], workshop: Path) -> None:
-    data: dict[str, Any] = BASE
+    data: Keys = BASE
     for slot, number in changed:
         data = put(data, slot, number)
     path = workshop / "job.json"

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from tests.typing import Image, Images
 
@@ -39,7 +37,7 @@ def scene(kind: str, frames: int = 12) -> Scene:
 def _flickering(image: Image, kind: str, rng: np.random.Generator) -> Image:
     if kind == "light":
         wide = cv2.resize(rng.normal(0, 10, (3, 4, 3)), (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC)
-        changed: NDArray[Any] = image * rng.uniform(0.85, 1.15, 3) + wide + rng.normal(0, 4, image.shape)
+        changed: np.ndarray = image * rng.uniform(0.85, 1.15, 3) + wide + rng.normal(0, 4, image.shape)
     else:
         y, x = np.mgrid[:HEIGHT, :WIDTH].astype(np.float32)
         off = cv2.resize(rng.normal(0, 1, (5, 6, 2)), (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +19,7 @@ from tests.typing import Floats, Image
 
 CPU = torch.device("cpu")
 ON_GPU = [name for name, options in SMOOTHERS.built_in.items() if options.on_gpu]
-OPERATIONS: dict[str, Callable[[Any], Any]] = {  # of arrays or tensors
+OPERATIONS: dict[str, Callable[[pixels.Array], pixels.Array]] = {  # of arrays or tensors
     "box": lambda image: pixels.box(image, 5),
     "gauss": lambda image: pixels.gauss(image, 1.5),
     "gauss, wider than the image": lambda image: pixels.gauss(image, 30.0),
@@ -106,7 +105,7 @@ def test_bytes_are_rounded_and_clipped_as_on_the_processor() -> None:
 
 @pytest.mark.parametrize("load", [np.asarray, partial(gpu.load, device=CPU)], ids=["processor", "torch"])
 @pytest.mark.parametrize("frames", [1, 2, 6])
-def test_flow_finds_what_moved(load: Callable[[Image], Any], frames: int, swimming: Scene) -> None:
+def test_flow_finds_what_moved(load: Callable[[Image], pixels.Array], frames: int, swimming: Scene) -> None:
     found = np.asarray(pixels.flow(load(swimming.guides[0]), load(swimming.guides[frames])))
     inner = found[12:-12, (2 + frames) * SPEED : -12] - (-frames * SPEED, 0)
     assert np.median(np.abs(inner)) < 0.1
