@@ -43,14 +43,15 @@ def check_job_outputs(
     """
     folder, inputs = Path(job.output_path), _inputs(job, job_file)
     check_inputs_kept(folder / CACHE_NAME, inputs)
-    for name in (name for stage in all_stages().values() for name in stage.outputs):
+    for name in (name for stage in all_stages().values() for name in stage.outputs(job)):
         check_inputs_kept(folder / name, inputs)  # even if another stage runs first
-    for path in _written(folder, stages, preview):
-        if path.name == CONFIG and job_file is not None and is_same_file(path, job_file):
+    for path in _written(job, stages, preview):
+        if path.name == FRAMES:
+            _check_frames(path, inputs, force)
+        elif path.name == CONFIG and job_file is not None and is_same_file(path, job_file):
             continue  # which is then not written
-        check_output(path, inputs, force=force, own=is_own(path, job))
-    if job.keep_frames:
-        _check_frames(folder / FRAMES, inputs, force)
+        else:
+            check_output(path, inputs, force=force, own=is_own(path, job))
 
 
 def choose_export(
@@ -89,8 +90,9 @@ def _check_frames(folder: Path, inputs: Sequence[Path], force: bool) -> None:
         check_output(file, inputs, force=force, own=read_comment(file).startswith(SIGNATURE))
 
 
-def _written(folder: Path, stages: Sequence[Stage[Job]], preview: bool) -> Iterator[Path]:
-    yield from (folder / name for stage in stages for name in stage.outputs)
+def _written(job: Job, stages: Sequence[Stage[Job]], preview: bool) -> Iterator[Path]:
+    folder = Path(job.output_path)
+    yield from (folder / name for stage in stages for name in stage.outputs(job))
     if preview:
         yield folder / PREVIEW
     yield folder / CONFIG

@@ -97,9 +97,13 @@ def _note(output: Path, cache: FrameCache, made_of: Values) -> None:
     write_json(_note_path(output.name, cache), note)
 
 
+def _outputs(job: Job) -> tuple[str, ...]:
+    return (VIDEO, FRAMES) if job.keep_frames else (VIDEO,)
+
+
 def changed_outputs(job: Job, cache: FrameCache) -> Iterator[Path]:
     """Yield the outputs that are missing or differ from what was written."""
-    for name in (VIDEO, *([FRAMES] if job.keep_frames else [])):
+    for name in _outputs(job):
         output = Path(job.output_path) / name
         if not output.exists() or _read_note(output, cache).get("sha256") != _sha256(output):
             yield output
@@ -191,7 +195,7 @@ STAGE = Stage(
     plan=plan,
     deliver=deliver,
     check=check,
-    outputs=(VIDEO,),
+    outputs=_outputs,
     changed_outputs=changed_outputs,
     shown=lambda cache: {"deflickered": "deflickered"},
 )

@@ -218,7 +218,7 @@ class Stage(Generic[Work]):
             files, wrong options and missing devices, reads only headers, and returns the arrays the stage will make.
         footage: `footage(run, ahead)` describes the job's frames, by the source if `ahead`, else by the cache. Only
             the stage that makes the frames has it.
-        outputs: The files it writes into the job's output folder.
+        outputs: The names of the files and folders of images that it writes into the output folder of a job.
         changed_outputs: `changed_outputs(job, cache)` finds outputs that are missing or differ from what was written.
         shown: The arrays that contact sheets show, by label.
     """
@@ -231,7 +231,7 @@ class Stage(Generic[Work]):
     deliver: Callable[[Run[Work], str], None] | None = None
     check: Callable[[Run[Work], Footage], list[ArraySpec]] = lambda run, footage: []
     footage: Callable[[Run[Work], bool], Footage] | None = None
-    outputs: tuple[str, ...] = ()
+    outputs: Callable[[Work], tuple[str, ...]] = lambda job: ()
     changed_outputs: Callable[[Work, FrameCache], Iterable[Path]] = lambda job, cache: ()
     shown: Callable[[FrameCache], dict[str, str]] = lambda cache: {}
 

@@ -256,16 +256,6 @@ def _versioned(smoother: str | None) -> str | None:
     return smoother if package is None else f"{smoother} of {package}"
 
 
-# Keys that no stage depends on, since they change no frame.
-CHANGE_NO_FRAME = (
-    *(key for key in MachineSettings.model_fields if key != "dtype"),
-    "output_path",
-    "fps",
-    "keep_audio",
-    "keep_frames",
-)
-
-
 def json_schema() -> tuple[JsonObject, list[str]]:
     """Return the JSON Schema of job files, and messages about packages whose options it lacks."""
     problems = [problem for registry in (ANNOTATORS, SMOOTHERS) for problem in registry.usable()[1]]

@@ -12,10 +12,14 @@ import pytest
 
 from diffsynth_cli.app import app
 from stages.all_stages import NAMES, all_stages, summaries
-from stages.jobs.job import CHANGE_NO_FRAME, Job
+from stages.jobs.job import Job
+from stages.jobs.machine import MachineSettings
 
 STAGES = list(all_stages().values())
 ROOT = Path(__file__).parents[2]
+
+
+CHANGE_NO_FRAME = {*MachineSettings.model_fields, "output_path", "fps", "keep_audio", "keep_frames"} - {"dtype"}
 
 
 def test_every_job_key_is_read_by_a_stage_or_changes_no_frame() -> None:
