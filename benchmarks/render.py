@@ -36,7 +36,10 @@ from stages.jobs.job import Job
 
 if TYPE_CHECKING:
     import torch
+    from diffusers import ControlNetModel, UNet2DConditionModel
     from torch import nn
+
+    from stages.diffusion.loading import Networks
 
 PATTERNS = {1: [0], 2: [-1, 0], 3: [-1, 0, 1], 4: [-10000, -1, 0, 1], 5: [-10000, -2, -1, 0, 1]}
 WIDTHS = {"sd15": 320, "half": 160}  # channels of the first level
@@ -208,22 +211,10 @@ class Steps(Reporter):
         self.began, self.clock.running = now, name.startswith("step") and not name.startswith("step 1/")
 
 
-def plain(job: Job, clock: Clock) -> tuple[Latents, float]:
-    """Render with DiffSynth's loop, one frame with its group and one pass of guidance at a time."""
-    import torch
+def joint_networks(job: Job, like: Networks) -> tuple[UNet2DConditionModel, ControlNetModel]:
+    """Load the networks with DiffSynth's attention: all frames of a pass see each other."""
     from diffusers import ControlNetModel, UNet2DConditionModel
     from diffusers.models.attention_processor import Attention, AttnProcessor2_0
-
-    from stages.base.cache import FrameCache
-    from stages.base.engine import Options
-    from stages.base.record import CACHE_NAME
-    from stages.diffusion.denoise import denoiser
-    from stages.jobs.maps import recorded_maps
-    from stages.render import denoiser_settings
-    from stages.render.pattern import attended_frames
-
-    ready = denoiser(denoiser_settings(job, Options()))
-    sampler, text, device = ready.sampler, ready.text, ready.networks.device
 
     class Group(AttnProcessor2_0):
         def __call__(
@@ -239,11 +230,28 @@ def plain(job: Job, clock: Clock) -> tuple[Latents, float]:
             joined = hidden_states.reshape(1, -1, hidden_states.shape[-1])
             return super().__call__(attn, joined).reshape(hidden_states.shape)
 
-    dtype = ready.networks.dtype
-    unet = UNet2DConditionModel.from_pretrained(f"{job.model_id}/unet", torch_dtype=dtype).to(device).eval()
-    controlnet = ControlNetModel.from_pretrained(job.controlnet_model_id[0], torch_dtype=dtype).to(device).eval()
+    unet = UNet2DConditionModel.from_pretrained(f"{job.model_id}/unet", torch_dtype=like.dtype)
+    controlnet = ControlNetModel.from_pretrained(job.controlnet_model_id[0], torch_dtype=like.dtype)
     unet.set_attn_processor(Group())
     controlnet.set_attn_processor(Group())
+    return unet.to(like.device).eval(), controlnet.to(like.device).eval()
+
+
+def plain(job: Job, clock: Clock) -> tuple[Latents, float]:
+    """Render with DiffSynth's loop, one frame with its group and one pass of guidance at a time."""
+    import torch
+
+    from stages.base.cache import FrameCache
+    from stages.base.engine import Options
+    from stages.base.record import CACHE_NAME
+    from stages.diffusion.denoise import denoiser
+    from stages.jobs.maps import recorded_maps
+    from stages.render import denoiser_settings
+    from stages.render.pattern import attended_frames
+
+    ready = denoiser(denoiser_settings(job, Options()))
+    sampler, text, device = ready.sampler, ready.text, ready.networks.device
+    unet, controlnet = joint_networks(job, ready.networks)
     clock.watch((unet, controlnet), unet)
     cache = FrameCache(Path(job.output_path) / CACHE_NAME)
     frames = cache["frames"]

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 from diffsynth_cli.results import (
     FilePath,
@@ -25,6 +25,7 @@ from stages.base.reporting import Reporter
 
 if TYPE_CHECKING:
     from stages.smooth.request import Smoothing
+    from stages.smoothers.images.synthesis import SynthesisOptions
 
 
 def smooth(
@@ -67,30 +68,24 @@ def smooth(
     Raises:
         UsageError: The videos do not belong together, an option is wrong, or files are in the way.
     """
+    from diffsynth_cli import change_report
     from stages.smooth import smooth as run_smooth
     from stages.smooth.request import Smoothing
 
-    config = {
-        "window": window, "strength": strength, "detail": detail, "patch_size": patch_size,
-        "guide_weight": guide_weight,
-    }  # fmt: skip
+    matching = {"patch_size": patch_size, "guide_weight": guide_weight}
+    config = {"window": window, "strength": strength, "detail": detail, **matching}
     mode, sheet, reporter = member(Mode, mode, "mode"), as_path(report), reporter or SilentReporter()
     smoothing = Smoothing(
-        guide=as_path(guide), style=Path(style), output=Path(output), config=config,
-        interpolate=mode is Mode.INTERPOLATE, device=device, offset=offset,
-    )  # fmt: skip
+        as_path(guide), Path(style), Path(output), config, mode is Mode.INTERPOLATE, device=device, offset=offset
+    )
     _check_smoothing(smoothing)
     if sheet is not None:
-        from diffsynth_cli.change_report import check_report
-
-        check_report(sheet, mode, [*smoothing.inputs, smoothing.output], force)
-    arguments = _arguments(smoothing, mode, force)
+        change_report.check_report(sheet, mode, [*smoothing.inputs, smoothing.output], force)
     with closing(reporter):
+        arguments = _arguments(smoothing, mode, force)
         changes = run_smooth(smoothing, arguments, reporter, restart, force, keep_places=sheet is not None)
     if sheet is not None and changes is not None:
-        from diffsynth_cli.change_report import write_report
-
-        write_report(sheet, changes)
+        change_report.write_report(sheet, changes)
     return SmoothResult(smoothing.output, changes)
 
 
@@ -158,21 +153,12 @@ def ebsynth(
     output: FilePath,
     *,
     style_weight: float = 1.0,
-    uniformity: float = 3500.0,
-    patch_size: int = 5,
-    pyramid_levels: int = 0,
-    search_vote_iterations: int = 6,
-    patch_match_iterations: int = 4,
-    stop_threshold: int = 5,
-    extra_pass_3x3: bool = False,
-    weighted_vote: bool = False,
     backend: Backend | str = Backend.AUTO,
     device: str = "auto",
-    seed: int = 0,
-    threads: int = 0,
     nnf: FilePath | None = None,
     force: bool = False,
     progress: Callable[[float], None] = lambda share: None,
+    **options: Unpack[SynthesisOptions],
 ) -> Path:
     """Paint an image in the style of another, guided by pairs of images.
 
@@ -182,21 +168,12 @@ def ebsynth(
             paint. Guides without a weight share a weight of 1.
         output: The image to write.
         style_weight: The weight of `style`.
-        uniformity: How evenly the parts of the style are used.
-        patch_size: Side of patches in pixels, odd.
-        pyramid_levels: 0 for as many as the size allows.
-        search_vote_iterations: Search and vote steps per pyramid level.
-        patch_match_iterations: PatchMatch sweeps per search.
-        stop_threshold: Stop updating pixels that changed by less than this.
-        extra_pass_3x3: Finish with 3×3 patches.
-        weighted_vote: Weight votes by how well patches match.
         backend: auto, cpu, cuda or numba. All paint the same image.
         device: auto, cpu, cuda or cuda:N.
-        seed: Random seed.
-        threads: CPU threads; 0 for all.
         nnf: Where to write the nearest-neighbour field, an .npy file: int32 [H, W, 2], row and column.
         force: Overwrite existing files, but never an input.
         progress: Called with the share that is done, 0 to 1.
+        options: uniformity, patch_size and the other keys of `SynthesisOptions`.
 
     Returns:
         The path of the image.
@@ -212,12 +189,6 @@ def ebsynth(
     for path in (output, nnf):
         if path is not None:
             check_output(Path(path), inputs, force=force)
-    chosen, number = pick_backend(member(Backend, backend, "back end"), device)
-    options = {
-        "uniformity": uniformity, "patch_size": patch_size, "pyramid_levels": pyramid_levels,
-        "search_vote_iterations": search_vote_iterations, "patch_match_iterations": patch_match_iterations,
-        "stop_threshold": stop_threshold, "extra_pass_3x3": extra_pass_3x3, "weighted_vote": weighted_vote,
-        "backend": chosen, "device": number, "seed": seed, "threads": threads,
-    }  # fmt: skip
-    paint(Painting(Path(style), pairs, style_weight, options), Path(output), as_path(nnf), progress)
+    chosen, gpu = pick_backend(member(Backend, backend, "back end"), device)
+    paint(Painting(Path(style), pairs, style_weight, options, chosen, gpu), Path(output), as_path(nnf), progress)
     return Path(output)

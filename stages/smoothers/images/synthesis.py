@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -12,7 +13,6 @@ from PIL import Image, UnidentifiedImageError
 from native import Backend, binding
 from stages.base.arrays import Image as Pixels
 from stages.base.errors import DiffSynthError, UsageError
-from stages.base.json_types import Values
 from stages.models.weights import check_device
 from stages.video.images import image_size
 
@@ -27,14 +27,41 @@ class Guide:
     weight: float | None = None  # of the whole image; by default, all guides together have weight 1
 
 
+class SynthesisOptions(TypedDict, total=False):
+    """Options of guided synthesis. Defaults are those of `native.binding.synthesize`."""
+
+    uniformity: float
+    """How evenly the parts of the style are used."""
+    patch_size: int
+    """Side of patches in pixels, odd."""
+    pyramid_levels: int
+    """0 for as many as the size allows."""
+    search_vote_iterations: int
+    """Search and vote steps per pyramid level."""
+    patch_match_iterations: int
+    """PatchMatch sweeps per search."""
+    stop_threshold: int
+    """Stop updating pixels that changed by less than this."""
+    extra_pass_3x3: bool
+    """Finish with 3×3 patches."""
+    weighted_vote: bool
+    """Weight votes by how well patches match."""
+    seed: int
+    """Random seed."""
+    threads: int
+    """CPU threads; 0 for all."""
+
+
 @dataclass(frozen=True)
 class Painting:
-    """What to paint. `options` are those of `native.binding.synthesize`."""
+    """What to paint, and where: the back end, and the number of the GPU."""
 
     style: Path
     guides: Sequence[Guide]
     style_weight: float = 1.0
-    options: Values = field(default_factory=dict)
+    options: SynthesisOptions = field(default_factory=SynthesisOptions)
+    backend: Backend = Backend.AUTO
+    gpu: int = 0
 
 
 def pick_backend(backend: Backend, device: str) -> tuple[Backend, int]:
@@ -87,6 +114,8 @@ def paint(painting: Painting, output: Path, nnf: Path | None, progress: Callable
             style_weights=_spread([painting.style_weight], [style]),
             guide_weights=_spread(weights, [source for source, _ in pairs]),
             progress=progress,
+            backend=painting.backend,
+            device=painting.gpu,
             **painting.options,
         )
     except ValueError as error:
