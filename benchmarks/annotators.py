@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.stages import make_clip, run
-from stages.annotators import ANNOTATORS, FromFiles, OverTime, Weighted
+from stages.annotators import ANNOTATORS, FromFiles, VideoAnnotator, Weighted, build
 from stages.base.json_types import JsonObject
 from tests.conftest import scene, write_images
 from tests.stages.annotators.random_weights import MAKERS, write_dpt, write_weights
@@ -66,8 +66,8 @@ def row(folder: Path, name: str, given: argparse.Namespace) -> list[str]:
 def speed(settings: JsonObject, size: tuple[int, int]) -> float:
     """Return frames per second once the networks are loaded."""
     options = ANNOTATORS[str(settings["name"])].model_validate(settings)
-    annotator = options.build(scene(9, *size), options.weights("model"), "auto")
-    annotate = annotator.look if isinstance(annotator, OverTime) else annotator.maps
+    annotator = build(options.name, settings, scene(9, *size), options.weights("model"))
+    annotate = annotator.look if isinstance(annotator, VideoAnnotator) else annotator.maps
     frames = np.stack([scene(index, *size) for index in range(FRAMES + 1)])
     annotate(frames[:1])
     started = time.monotonic()

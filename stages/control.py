@@ -9,7 +9,7 @@ from typing import cast
 
 import numpy as np
 
-from stages.annotators import Annotator, FromFiles, OverTime, build
+from stages.annotators import Annotator, FromFiles, VideoAnnotator, build
 from stages.base.arrays import Floats
 from stages.base.cache import ArraySpec, FrameCache
 from stages.base.engine import Footage, Phase, Plan, Reporter, Run, Stage, Task
@@ -40,7 +40,7 @@ class Maker:
     device: str
     size: tuple[int, int]
 
-    def build(self) -> Annotator | OverTime:
+    def build(self) -> Annotator | VideoAnnotator:
         style = fit(read_image(self.style_image), *self.size) if self.style_image else None
         return build(self.name, self.options, style, self.weights, self.device)
 
@@ -50,10 +50,10 @@ class AnnotatorTask(Task):
     """A task of one annotator, which is built for the first chunk."""
 
     maker: Maker
-    _built: Annotator | OverTime | None = field(default=None, init=False, repr=False)
+    _built: Annotator | VideoAnnotator | None = field(default=None, init=False, repr=False)
 
     @property
-    def annotator(self) -> Annotator | OverTime:
+    def annotator(self) -> Annotator | VideoAnnotator:
         if self._built is None:
             self._built = self.maker.build()
         return self._built
@@ -64,7 +64,7 @@ class AnnotatorTask(Task):
 
 @dataclass
 class AnnotateTask(AnnotatorTask):
-    """Maps from images."""
+    """Make maps from images."""
 
     source: str
     target: str
@@ -76,13 +76,13 @@ class AnnotateTask(AnnotatorTask):
 
 @dataclass
 class LookTask(AnnotatorTask):
-    """What an annotator that needs the whole video notes of each image."""
+    """Analyse images for an annotator that needs the whole video."""
 
     source: str
     target: str
 
     def run(self, cache: FrameCache, start: int, stop: int) -> None:
-        annotator = cast(OverTime, self.annotator)
+        annotator = cast(VideoAnnotator, self.annotator)
         notes = annotator.look(cache[self.source].read(range(start, stop)))
         cache[part_array("measures", self.target)].write(start, annotator.measure(notes))
         cache[part_array("notes", self.target)].write(start, notes)
@@ -90,7 +90,7 @@ class LookTask(AnnotatorTask):
 
 @dataclass
 class DrawTask(AnnotatorTask):
-    """Maps from notes, given those of the whole video.
+    """Draw maps from the notes of an annotator that needs the whole video.
 
     `video` is the map of the frames; `target` may be that of the references.
     """
@@ -100,7 +100,7 @@ class DrawTask(AnnotatorTask):
     _measures: np.ndarray | None = field(default=None, init=False, repr=False)
 
     def run(self, cache: FrameCache, start: int, stop: int) -> None:
-        annotator = cast(OverTime, self.annotator)
+        annotator = cast(VideoAnnotator, self.annotator)
         notes = cast("Sequence[Floats]", cache[part_array("notes", self.target)])
         if self._measures is None:
             self._measures = cache[part_array("measures", self.video)][:]
@@ -169,7 +169,7 @@ def _check_length(where: str, path: str, least: float, most: float) -> None:
 
 def _wrong_length(where: str, path: str, maps: float, frames: float) -> UsageError:
     given = f"{counted(int(maps), 'map')} for {counted(int(frames), 'frame')}"
-    return UsageError(f"{where}: {path} holds {given}", "give one for each used frame")
+    return UsageError(f"{where}: {path} holds {given}", "give exactly one map for each frame that is used")
 
 
 def plan(run: Run[Job], resume: bool) -> Plan:
@@ -179,7 +179,7 @@ def plan(run: Run[Job], resume: bool) -> Plan:
     if job.style_image:
         read_image(job.style_image)
     of_frames = {"frames": fingerprint(run.inputs["after"]["extract"])}
-    kept = [] if run.rebuild else _whole_maps(cache, of_frames)
+    kept = [] if run.rebuild else _finished_maps(cache, of_frames)
     names = map_names(run.inputs)
     arrays: list[ArraySpec] = []
     phases: list[Phase] = []
@@ -187,11 +187,11 @@ def plan(run: Run[Job], resume: bool) -> Plan:
         if pair is None or pair in names[:index]:  # not run; or the map of an earlier ControlNet does
             continue
         counts = {"frames": count, "references": len(references)}
-        wanted = [MapRequest(source, target, counts[source]) for source, target in zip(counts, pair, strict=True)]
-        wanted = [map_ for map_ in wanted if map_.count and map_.target not in kept]
-        if wanted:
-            arrays += [ArraySpec(map_.target, (map_.count, height, width, 3), "uint8") for map_ in wanted]
-            needed, more = _phases(run, index, wanted, pair[0], (height, width), resume)
+        requests = [MapRequest(source, target, counts[source]) for source, target in zip(counts, pair, strict=True)]
+        requests = [request for request in requests if request.count and request.target not in kept]
+        if requests:
+            arrays += [ArraySpec(request.target, (request.count, height, width, 3), "uint8") for request in requests]
+            needed, more = _phases(run, index, requests, pair[0], (height, width), resume)
             arrays += needed
             phases += more
     if references:
@@ -214,7 +214,7 @@ class MapRequest:
     count: int
 
 
-def _whole_maps(cache: FrameCache, of_frames: Values) -> list[str]:
+def _finished_maps(cache: FrameCache, of_frames: Values) -> list[str]:
     """List the finished maps that earlier jobs made of these frames, and their measures."""
     maps = cache.arrays("control/*", "control_reference/*")
 
@@ -229,7 +229,7 @@ def _whole_maps(cache: FrameCache, of_frames: Values) -> list[str]:
 
 
 def _phases(
-    run: Run[Job], index: int, wanted: list[MapRequest], video: str, size: tuple[int, int], resume: bool
+    run: Run[Job], index: int, requests: list[MapRequest], video: str, size: tuple[int, int], resume: bool
 ) -> tuple[list[ArraySpec], list[Phase]]:
     """Return the extra arrays that the maps of one ControlNet need, and the phases that fill all of them.
 
@@ -241,27 +241,27 @@ def _phases(
     label = f"{settings.name} map {index}"
     if isinstance(settings, FromFiles):
         if not resume:
-            _check_files(where, settings, wanted, size, len(job.frames_reference), run.reporter)
+            _check_files(where, settings, requests, size, len(job.frames_reference), run.reporter)
         return [], [
-            Phase(f"{label}: {map_.source}", map_.count, _decode(settings, map_), completes=map_.target)
-            for map_ in wanted
+            Phase(f"{label}: {request.source}", request.count, _decode(settings, request), completes=request.target)
+            for request in requests
         ]
     maker = _maker(job, index, size)
     if maker.weights and not resume:
         maker.weights.folder()
     annotator = maker.build()
-    if isinstance(annotator, OverTime):
-        return _in_two_passes(maker, annotator, label, wanted, video)
+    if isinstance(annotator, VideoAnnotator):
+        return _two_pass_phases(maker, annotator, label, requests, video)
     return [], [
-        Phase(f"{label}: {map_.source}", map_.count,
-              AnnotateTask(maker, map_.source, map_.target), completes=map_.target)
-        for map_ in wanted
+        Phase(f"{label}: {request.source}", request.count,
+              AnnotateTask(maker, request.source, request.target), completes=request.target)
+        for request in requests
     ]  # fmt: skip
 
 
-def _decode(settings: FromFiles, map_: MapRequest) -> DecodeTask:
-    path = settings.path if map_.source == "frames" else settings.references or ""
-    return DecodeTask(path, partial(map_shots, path), map_.target, settings.as_map)
+def _decode(settings: FromFiles, request: MapRequest) -> DecodeTask:
+    path = settings.path if request.source == "frames" else settings.references or ""
+    return DecodeTask(path, partial(map_shots, path), request.target, settings.as_map)
 
 
 def _maker(job: Job, index: int, size: tuple[int, int]) -> Maker:
@@ -273,36 +273,38 @@ def _maker(job: Job, index: int, size: tuple[int, int]) -> Maker:
     return Maker(settings.name, settings.model_dump(exclude={"name"}), settings.weights(where), style, job.device, size)
 
 
-def _in_two_passes(
-    maker: Maker, annotator: OverTime, label: str, wanted: list[MapRequest], video: str
+def _two_pass_phases(
+    maker: Maker, annotator: VideoAnnotator, label: str, requests: list[MapRequest], video: str
 ) -> tuple[list[ArraySpec], list[Phase]]:
     note = annotator.note_shape(*maker.size)
     arrays, look, draw = [], [], []
-    for map_ in wanted:
-        arrays.append(ArraySpec(part_array("notes", map_.target), (map_.count, *note), "float32"))
-        arrays.append(ArraySpec(part_array("measures", map_.target), (map_.count, annotator.MEASURES), "float64"))
-        looking = LookTask(maker, map_.source, map_.target)
-        drawing = DrawTask(maker, map_.target, video)
-        look.append(Phase(f"{label}: look at {map_.source}", map_.count, looking))
-        notes = (part_array("notes", map_.target),)
-        draw.append(Phase(f"{label}: draw {map_.source}", map_.count, drawing, completes=map_.target, drops=notes))
+    for request in requests:
+        arrays.append(ArraySpec(part_array("notes", request.target), (request.count, *note), "float32"))
+        arrays.append(ArraySpec(part_array("measures", request.target), (request.count, annotator.MEASURES), "float64"))
+        looking = LookTask(maker, request.source, request.target)
+        drawing = DrawTask(maker, request.target, video)
+        look.append(Phase(f"{label}: look at {request.source}", request.count, looking))
+        notes = (part_array("notes", request.target),)
+        draw.append(
+            Phase(f"{label}: draw {request.source}", request.count, drawing, completes=request.target, drops=notes)
+        )
     return arrays, look + draw
 
 
 def _check_files(
     where: str,
     settings: FromFiles,
-    wanted: list[MapRequest],
+    requests: list[MapRequest],
     size: tuple[int, int],
     references: int,
     reporter: Reporter,
 ) -> None:
     _check_references(where, settings, references)
-    for map_ in wanted:
-        if map_.source == "frames":
-            _check_maps(where, settings.path, map_.count, size, reporter)
+    for request in requests:
+        if request.source == "frames":
+            _check_maps(where, settings.path, request.count, size, reporter)
         elif settings.references is not None:
-            _check_maps(f"{where}.references", settings.references, map_.count, size, reporter)
+            _check_maps(f"{where}.references", settings.references, request.count, size, reporter)
 
 
 def _check_references(where: str, settings: FromFiles, references: int) -> None:

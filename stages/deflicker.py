@@ -179,10 +179,10 @@ def _audio(job: Job, source: Values, frames: int, rate: Fraction, reporter: Repo
         return None
     length = source["stop"] - source["start"]
     if job.fps is not None and abs(frames / float(rate) / length - 1) > SAME_SPEED:
-        reporter.warn(f"no sound: at fps {job.fps:g} the video does not run at the source's speed")
+        reporter.warn(f"written without sound: at fps {job.fps:g} the video does not run at the source's speed")
         return None
     if not Path(job.input_video).exists():
-        reporter.warn(f"no sound: {job.input_video} is gone")
+        reporter.warn(f"written without sound: {job.input_video} no longer exists")
         return None
     return Audio(Path(job.input_video), source["start"], source["stop"])
 

@@ -32,10 +32,10 @@ def pairs(guide: Source, style: Source, offset: float = 0.0) -> Iterator[tuple[S
     guides = _placed(guide, None if by_number else rate)
     now, later = next(guides, None), next(guides, None)
     for position, shot in _placed(style, None if by_number else rate):
-        wanted = position + offset
-        while now and later and abs(later[0] - wanted) <= abs(now[0] - wanted):
+        target = position + offset
+        while now and later and abs(later[0] - target) <= abs(now[0] - target):
             now, later = later, next(guides, None)
-        inside = now and (abs(now[0] - wanted) <= margin or (later and now[0] < wanted < later[0]))
+        inside = now and (abs(now[0] - target) <= margin or (later and now[0] < target < later[0]))
         yield now[1] if now and inside else None, shot
 
 

@@ -55,7 +55,9 @@ class DecodeTask(Task):
         frames = [fit(self.convert(shot.image()), height, width, self.shown) for shot in shots]
         self._next = start + len(frames)
         if self._next < stop:
-            raise DiffSynthError(f"{self.source} has fewer frames than it had", "did it change while it was read?")
+            raise DiffSynthError(
+                f"{self.source} has fewer frames than when it was first read", "use --restart if it was replaced"
+            )
         target.write(start, np.stack(frames))
 
     def _from(self, start: int) -> Iterator[Shot]:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from stages.base.arrays import Floats, Image, Images
+from stages.base.errors import UsageError
 from stages.base.json_types import Json
 from stages.base.mistakes import Strict
 from stages.base.paths import InputFile, WeightsName
@@ -33,7 +34,7 @@ class Annotator(Protocol):
 
 
 @runtime_checkable
-class OverTime(Protocol):
+class VideoAnnotator(Protocol):
     """Turns a video into control maps in two passes: it analyses each frame, then draws with the results of all."""
 
     MEASURES: int
@@ -59,8 +60,8 @@ class OverTime(Protocol):
 # --- options --------------------------------------------------------------------------------------------
 
 
-class AnnotatorOptions(Strict):
-    """An annotator's options, as fields, and what the engine must know about it. The docstring is its description.
+class MapOptions(Strict):
+    """Where control maps come from, with its options as fields. The docstring is its description.
 
     Every annotator has a field `name: Literal["..."]`, its name in job files.
     """
@@ -89,7 +90,12 @@ class AnnotatorOptions(Strict):
         """Return the weights that it needs. `key` is the job's key, for messages."""
         return None
 
-    def build(self, style_image: Image | None, weights: Weights | None, device: str) -> Annotator | OverTime:
+
+class AnnotatorOptions(MapOptions):
+    """Options of annotators, which make maps from frames."""
+
+    @abstractmethod
+    def build(self, style_image: Image | None, weights: Weights | None, device: str) -> Annotator | VideoAnnotator:
         """Build the annotator with these options.
 
         Args:
@@ -97,7 +103,6 @@ class AnnotatorOptions(Strict):
             weights: The result of `weights`.
             device: Device of the networks: auto, cpu, mps, cuda or cuda:N.
         """
-        raise NotImplementedError  # maps from files are not built
 
 
 class Resized(AnnotatorOptions):
@@ -119,8 +124,8 @@ class Weighted(AnnotatorOptions):
         return Weights(key, self.model, self.files)
 
 
-class FromFiles(AnnotatorOptions):
-    """Options of annotators that read existing maps from files."""
+class FromFiles(MapOptions):
+    """Options of existing maps, which are read from files."""
 
     path: InputFile = Field(min_length=1)
     """Video or folder of images, one per frame."""
@@ -132,7 +137,7 @@ class FromFiles(AnnotatorOptions):
         """Convert the values of an image [H, W, 3] to a map uint8 [H, W, 3]."""
 
 
-def name_of(options: type[AnnotatorOptions]) -> str:
+def name_of(options: type[MapOptions]) -> str:
     """Return the name in job files of the annotator with these options."""
     (name,) = get_args(options.model_fields["name"].annotation)
     return str(name)
@@ -147,8 +152,8 @@ def _is_installed(module: str) -> bool:
 
 # --- registry -------------------------------------------------------------------------------------------
 
-ANNOTATORS: Registry[AnnotatorOptions] = Registry(
-    "annotator", AnnotatorOptions, name_of, package="stages.annotators", group="diffsynth_cli.annotators"
+ANNOTATORS: Registry[MapOptions] = Registry(
+    "annotator", MapOptions, name_of, package="stages.annotators", group="diffsynth_cli.annotators"
 )
 
 
@@ -167,11 +172,14 @@ def build(
     style_image: Image | None = None,
     weights: Weights | None = None,
     device: str = "auto",
-) -> Annotator | OverTime:
+) -> Annotator | VideoAnnotator:
     """Build the annotator `name`. The other arguments are those of `AnnotatorOptions.build`.
 
     Raises:
-        UsageError: There is no such annotator.
+        UsageError: There is no such annotator, or its maps are read from files.
         ValidationError: An option is wrong.
     """
-    return ANNOTATORS[name].model_validate({"name": name, **options}).build(style_image, weights, device)
+    settings = ANNOTATORS[name].model_validate({"name": name, **options})
+    if not isinstance(settings, AnnotatorOptions):
+        raise UsageError(f"{name!r} reads maps from files instead of making them", "choose another annotator")
+    return settings.build(style_image, weights, device)

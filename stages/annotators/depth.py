@@ -50,9 +50,9 @@ class DepthOptions(DepthModelOptions):
     """Range mapped to black..white: that of each frame, of the whole video (no flicker), or 0 to each frame's nearest
     point (max, as in DiffSynth)."""
 
-    def build(self, style_image: Image | None, weights: Weights | None, device: str) -> Depth | DepthOverTime:
+    def build(self, style_image: Image | None, weights: Weights | None, device: str) -> Depth | VideoDepth:
         network = self.network(weights, device)
-        return DepthOverTime(network, "range") if self.normalize == "video" else Depth(network, self.normalize)
+        return VideoDepth(network, "range") if self.normalize == "video" else Depth(network, self.normalize)
 
 
 @ANNOTATORS.register
@@ -68,8 +68,8 @@ class DepthVideoOptions(DepthModelOptions):
     threshold: float = Field(1.0, allow_inf_nan=False)
     """Grey level of the highest contrast; 1 is mid-grey."""
 
-    def build(self, style_image: Image | None, weights: Weights | None, device: str) -> DepthOverTime:
-        return DepthOverTime(self.network(weights, device), "mean", self.normalize, self.sigmoid, self.threshold)
+    def build(self, style_image: Image | None, weights: Weights | None, device: str) -> VideoDepth:
+        return VideoDepth(self.network(weights, device), "mean", self.normalize, self.sigmoid, self.threshold)
 
 
 class DepthModel:
@@ -134,7 +134,7 @@ class Depth:
         return _rgb(GREY_LEVELS[self.normalize](self.model.depth(frames)))
 
 
-class DepthOverTime:
+class VideoDepth:
     """Depth with the range or the mean of the whole video.
 
     With `common` = "range", maps go from the video's farthest (black) to its nearest point (white). With "mean", each

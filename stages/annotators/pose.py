@@ -51,8 +51,8 @@ class OpenposeVideoOptions(PoseOptions):
     files = OpenposeOptions.files
     name: Literal["openpose_video"]
 
-    def build(self, style_image: Image | None, weights: Weights | None, device: str) -> OpenposeOverTime:
-        return OpenposeOverTime(Openpose(self, weights, device))
+    def build(self, style_image: Image | None, weights: Weights | None, device: str) -> VideoOpenpose:
+        return VideoOpenpose(Openpose(self, weights, device))
 
 
 class Openpose:
@@ -91,7 +91,7 @@ class Openpose:
         return scaled
 
 
-class OpenposeOverTime:
+class VideoOpenpose:
     """Draws skeletons with face points smoothed over time while the number of faces is constant."""
 
     MEASURES = 1

@@ -13,7 +13,7 @@ from typing import Annotated, Literal, cast
 
 from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny
 
-from stages.annotators import ANNOTATORS, AnnotatorOptions, published_names
+from stages.annotators import ANNOTATORS, MapOptions, published_names
 from stages.base.errors import UsageError
 from stages.base.json_types import JsonObject, Values
 from stages.base.mistakes import Strict, checked, shown, unknown
@@ -27,9 +27,9 @@ from stages.smoothers import SMOOTHERS
 NOT_RUN = "not run (controlnet_scale 0)"
 
 
-def expand_annotator(value: object) -> AnnotatorOptions:
+def expand_annotator(value: object) -> MapOptions:
     """Parse `"canny"`, `"file:maps/"`, one of DiffSynth's names, or an object {"name": ..., options}."""
-    if isinstance(value, AnnotatorOptions):
+    if isinstance(value, MapOptions):
         return value
     if isinstance(value, str):
         name, colon, path = value.partition(":")
@@ -120,9 +120,7 @@ class Job(MachineSettings):
     controlnet_model_id: list[ModelName] = []
     """ControlNets, one per control map: hub ids, local folders, single files, or `mini/canny`, the embedded one."""
     controlnet_processor: list[
-        Annotated[
-            SerializeAsAny[AnnotatorOptions], BeforeValidator(expand_annotator), OptionsIn(ANNOTATORS, shorthand=True)
-        ]
+        Annotated[SerializeAsAny[MapOptions], BeforeValidator(expand_annotator), OptionsIn(ANNOTATORS, shorthand=True)]
     ] = []
     """Annotators that make the control maps, one per ControlNet: a name, `file:PATH`, or an object
     `{"name": ..., options}`. See [annotators](annotators.md)."""

@@ -59,7 +59,7 @@ def rendered_frames(job: Job, guides: FrameArray, reporter: Reporter) -> tuple[i
 def check_keyframes(listed: Sequence[int], count: float) -> None:
     """Raise UsageError if `listed` is empty or exceeds the indexes of `count` frames."""
     if not listed or max(listed) >= count:
-        raise UsageError(f"keyframes: there are {int(count)} frames, 0 to {int(count) - 1}", "list some of them")
+        raise UsageError(f"keyframes: the frames are numbered 0 to {int(count) - 1}", "list numbers in this range")
 
 
 def check(run: Run[Job], footage: Footage) -> list[ArraySpec]:
@@ -69,7 +69,7 @@ def check(run: Run[Job], footage: Footage) -> list[ArraySpec]:
     check_device(job.device)
     if job.attention_backend == "xformers" and find_spec("xformers") is None:
         raise UsageError(
-            "attention_backend: xformers is not installed", "pip install 'diffsynth-cli[xformers]', or take sdpa"
+            "attention_backend: xformers is not installed", "pip install 'diffsynth-cli[xformers]', or use sdpa"
         )
     check_model("model_id", job.model_id, NETWORKS, job.allow_pickle)
     for index in running_nets(job):

@@ -144,7 +144,7 @@ def test_sound_is_left_out_when_asked_or_when_the_speed_changes(
     tone(tmp_path / "a.mp4")
     _, said = deflicker(input_video="a.mp4", **keys)
     assert not open_source(tmp_path / "out/video.mp4").has_audio
-    assert ("no sound: at fps" in said) == ("fps" in keys)
+    assert ("without sound: at fps" in said) == ("fps" in keys)
 
 
 def test_every_second_frame_plays_at_half_the_rate(tmp_path: Path, deflicker: Deflicker) -> None:

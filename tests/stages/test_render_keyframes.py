@@ -71,4 +71,4 @@ def test_a_frame_that_no_keyframe_shows_is_named(make_job: MakeJob, cli: Cli, tm
     assert code == 0 and "no keyframe" not in said
     job = make_job(input_video="cut", keyframes=[8], num_inference_steps=1, output_path="wrong")
     code, said = cli("run", job)
-    assert code == 2 and "keyframes: there are 8 frames, 0 to 7" in said
+    assert code == 2 and "keyframes: the frames are numbered 0 to 7" in said

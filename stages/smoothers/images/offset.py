@@ -62,11 +62,11 @@ class Stretch:
 
     def partners(self, offset: float) -> tuple[Indices, Indices]:
         """Return the indices of style frames that have a partner at `offset`, and those of their partners."""
-        wanted = self.style_at + offset
+        target = self.style_at + offset
         edges = (self.guide_at[:-1] + self.guide_at[1:]) / 2
-        nearest = np.searchsorted(edges, wanted, side="right")
+        nearest = np.searchsorted(edges, target, side="right")
         reach = max(1.0, float(np.median(np.diff(self.guide_at)))) / 2 if len(edges) else 0.5
-        found = np.abs(self.guide_at[nearest] - wanted) <= reach + 1e-6
+        found = np.abs(self.guide_at[nearest] - target) <= reach + 1e-6
         return np.flatnonzero(found), nearest[found]
 
     def mirrored(self) -> list[Stretch]:

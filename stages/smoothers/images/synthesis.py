@@ -93,7 +93,7 @@ def paint(painting: Painting, output: Path, nnf: Path | None, progress: Callable
     Args:
         painting: What to paint.
         output: Path of the image.
-        nnf: Path of the field int32 [H, W, 2] as .npy, if wanted.
+        nnf: Path of the field int32 [H, W, 2] as .npy, or None.
         progress: Called with the fraction done.
 
     Raises:

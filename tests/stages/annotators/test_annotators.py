@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from stages.annotators import ANNOTATORS, Annotator, FromFiles, OverTime, Weighted, build
+from stages.annotators import ANNOTATORS, Annotator, FromFiles, VideoAnnotator, Weighted, build
 from stages.base.errors import DiffSynthError
 from stages.models.weights import Weights
 from tests.conftest import scene
@@ -50,12 +50,12 @@ def files_of(name: str) -> tuple[str, ...]:
 def framewise(name: str, options: Keys, style_image: Image | None = None, weights: Weights | None = None) -> Annotator:
     """An annotator that looks at each frame alone."""
     annotator = build(name, options, style_image, weights, "cpu")
-    assert not isinstance(annotator, OverTime)
+    assert not isinstance(annotator, VideoAnnotator)
     return annotator
 
 
-def maps_of(annotator: Annotator | OverTime, frames: Images) -> Images:
-    if not isinstance(annotator, OverTime):
+def maps_of(annotator: Annotator | VideoAnnotator, frames: Images) -> Images:
+    if not isinstance(annotator, VideoAnnotator):
         return annotator.maps(frames)
     notes = annotator.look(frames)
     return annotator.draw(list(notes), 0, len(frames), annotator.measure(notes), frames.shape[1:3])
@@ -86,7 +86,7 @@ def test_networks_load_from_their_published_layout(
     maps = maps_of(annotator, frames)
     assert maps.shape == frames.shape and maps.dtype == np.uint8
     assert name in NOTHING_SEEN or maps.std() > 0
-    if not isinstance(annotator, OverTime):
+    if not isinstance(annotator, VideoAnnotator):
         np.testing.assert_array_equal(annotator.maps(frames[1:]), maps[1:])
     captured = capfd.readouterr()
     assert captured.out == captured.err == ""

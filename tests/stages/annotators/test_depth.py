@@ -10,7 +10,7 @@ from typing import Any, TypedDict
 import numpy as np
 import pytest
 
-from stages.annotators.depth import Depth, DepthModel, DepthOptions, DepthOverTime
+from stages.annotators.depth import Depth, DepthModel, DepthOptions, VideoDepth
 from stages.models.weights import Weights
 from tests.conftest import scene
 from tests.stages.annotators.random_weights import write_depth_model, write_zoe_depth
@@ -42,7 +42,7 @@ def weights(folder: Path) -> Weights:
 
 def over_time(frames: Images, model: Model, **settings: Any) -> Images:
     """All maps, drawn in two chunks from notes made in three."""
-    annotator = DepthOverTime(DepthModel(**model), **settings)
+    annotator = VideoDepth(DepthModel(**model), **settings)
     notes = np.concatenate([annotator.look(frames[k : k + 3]) for k in range(0, len(frames), 3)])
     assert notes.shape == (len(frames), *annotator.note_shape(*SIZE)) and notes.dtype == np.float32
     measures = annotator.measure(notes)
@@ -108,7 +108,7 @@ def test_by_diffsynths_name_depth_is_scaled_by_its_maximum_alone(far_off: Floats
 def test_by_diffsynths_name_depth_video_shifts_those_levels(
     sigmoid: bool, threshold: float, far_off: Floats, model: Model, frames: Images
 ) -> None:
-    annotator = DepthOverTime(DepthModel(**model), "mean", "max", sigmoid, threshold)
+    annotator = VideoDepth(DepthModel(**model), "mean", "max", sigmoid, threshold)
     notes = annotator.look(frames)
     found = annotator.draw(list(notes), 0, len(frames), annotator.measure(notes), SIZE)
     own = np.stack([pipeline_of_2023(frame) for frame in far_off.clip(0)]).astype(float)
@@ -124,7 +124,7 @@ def test_depth_without_a_range_is_black(model: Model, frames: Images, monkeypatc
 
 
 def test_references_are_drawn_in_the_videos_terms(model: Model, frames: Images) -> None:
-    annotator = DepthOverTime(DepthModel(**model), "range")
+    annotator = VideoDepth(DepthModel(**model), "range")
     notes = annotator.look(frames)
     still = annotator.draw_still(notes[2], annotator.measure(notes), SIZE)
     np.testing.assert_array_equal(still, over_time(frames, model, common="range")[2])

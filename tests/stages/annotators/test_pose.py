@@ -16,7 +16,7 @@ from stages.annotators.pose import (
     POINTS,
     Openpose,
     OpenposeOptions,
-    OpenposeOverTime,
+    VideoOpenpose,
     draw,
     smooth_face,
 )
@@ -87,7 +87,7 @@ def test_a_point_that_is_missing_once_leaves_its_neighbours_in_time_alone() -> N
 
 
 def test_chunks_draw_what_the_whole_does() -> None:
-    annotator = OpenposeOverTime(Openpose(OpenposeOptions(name="openpose"), None, "cpu"))
+    annotator = VideoOpenpose(Openpose(OpenposeOptions(name="openpose"), None, "cpu"))
     notes = crowd(trembling(20))
     measures = annotator.measure(notes)
     assert (measures == 1).all()
