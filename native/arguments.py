@@ -176,6 +176,10 @@ class Host:
         """Return the CUDA stream that the call runs on; None is the default stream."""
         return None
 
+    def ordinal(self, wanted: int) -> int:
+        """Return the number of the CUDA device to use: that of the arrays, else the one that is wanted."""
+        return wanted
+
 
 class Device(Host):
     """Torch tensors on one CUDA device, used on torch's current stream."""
@@ -200,6 +204,9 @@ class Device(Host):
 
     def stream(self) -> int | None:
         return int(self.torch.cuda.current_stream(self.device).cuda_stream)
+
+    def ordinal(self, wanted: int) -> int:
+        return self.torch.cuda.current_device() if self.device.index is None else int(self.device.index)
 
 
 def _check_layout(

@@ -2,7 +2,7 @@
 
 Arrays are batched and C-contiguous: images uint8 [B, H, W, C], fields int32 [B, H, W, 2] (row, column), errors float32
 [B, H, W]. NumPy arrays are processed on the host or, with the CUDA back end, copied to the device and back. Torch
-tensors on a CUDA device are used in place, on the current stream, and the results are tensors on the same device.
+tensors on a CUDA device are used in place, on the current stream of that device, and so are the results.
 
 The library is loaded on first use and never built. Without it, numba computes the same bytes, more slowly.
 """
@@ -31,7 +31,18 @@ from native.arguments import (
     check_synthesis,
     memory_of,
 )
-from native.library import BACKENDS, LIBRARY, EbsynthError, Progress, library_path, load, run, uses_numba
+from native.library import (
+    BACKENDS,
+    LIBRARY,
+    EbsynthError,
+    Progress,
+    library_path,
+    load,
+    on_cpu,
+    run,
+    runs_on_gpu,
+    uses_numba,
+)
 
 __all__ = [
     "BACKENDS",
@@ -45,8 +56,10 @@ __all__ = [
     "info",
     "library_path",
     "match",
+    "on_cpu",
     "patch_error",
     "remap",
+    "runs_on_gpu",
     "synthesize",
 ]
 
@@ -155,7 +168,7 @@ def synthesize(
         )
         return Synthesis(*painted)
     call, result = _synthesis(memory, images, (style, guides), sizes, options, weighted_vote)
-    run("synthesize", call, backend, device, threads, progress)
+    run("synthesize", call, backend, memory.ordinal(device), threads, progress)
     return result
 
 
@@ -243,7 +256,7 @@ def match(
         )
         return Fields(*found)
     call, result = _matching(memory, images, patches, sizes, options, start, nnf, border)
-    run("match", call, backend, device, threads, progress)
+    run("match", call, backend, memory.ordinal(device), threads, progress)
     return result
 
 
@@ -325,7 +338,7 @@ def remap(
         source=memory.pointer(source), nnf=memory.pointer(nnf), image=memory.pointer(image),
         border=BORDERS.index(border),
     )  # fmt: skip
-    run("remap", call, backend, device, threads, None)
+    run("remap", call, backend, memory.ordinal(device), threads, None)
     return image
 
 
@@ -371,7 +384,7 @@ def patch_error(
         patch_size=patch_size, nnf=memory.pointer(nnf), error=memory.pointer(error), border=BORDERS.index(border),
         **sizes,
     )  # fmt: skip
-    run("patch_error", call, backend, device, threads, None)
+    run("patch_error", call, backend, memory.ordinal(device), threads, None)
     return error
 
 

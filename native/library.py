@@ -5,9 +5,11 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+import threading
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from weakref import finalize
 
 from native import Backend, abi
 from native.arguments import check_options
@@ -16,9 +18,10 @@ Progress = Callable[[float], None]
 """Called repeatedly with the fraction done, 0..1. An exception it raises ends the call and reaches the caller."""
 
 BACKENDS = tuple(Backend)
-VERSION = 1 << 16 | 1  # version of ebsynth.h that abi.py describes
+VERSION = 1 << 16 | 2  # version of ebsynth.h that abi.py describes
 LIBRARY = "libebsynth" + {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
 
+_CONTEXTS = 4  # kept per thread
 _OK, _CANCELLED = 0, 3
 _STATUS = {
     1: "invalid argument",
@@ -84,8 +87,73 @@ def _load(path: Path) -> ctypes.CDLL:
     return library
 
 
+class _Reporter:
+    """Passes progress on to the caller of the current call, and keeps what the caller raises."""
+
+    def __init__(self) -> None:
+        self.progress: Progress | None = None
+        self.raised: BaseException | None = None
+
+    def __call__(self, _user: int | None, fraction: float) -> int:
+        # Needed even without a progress callback: this is where Python notices Ctrl-C.
+        try:
+            if self.progress is not None:
+                self.progress(fraction)
+        except BaseException as error:
+            self.raised = error
+            return 1
+        return 0
+
+
+class _Context:
+    """A context of the library, which is not shared between threads.
+
+    Raises:
+        EbsynthError: The library cannot use this back end.
+    """
+
+    def __init__(self, library: ctypes.CDLL, backend: str, device: int, threads: int):
+        self.library, self.reporter, self.handle = library, _Reporter(), ctypes.c_void_p()
+        self.callback = abi.PROGRESS(self.reporter)
+        settings = abi.Settings(
+            struct_size=ctypes.sizeof(abi.Settings), backend=BACKENDS.index(Backend(backend)), device=device,
+            threads=threads, progress=self.callback,
+        )  # fmt: skip
+        status = library.ebsynth_create(ctypes.byref(settings), ctypes.byref(self.handle))
+        if status != _OK:
+            raise EbsynthError(f"{backend}: {_STATUS.get(status, status)}: {_last_error(library, None)}")
+        self.close = finalize(self, library.ebsynth_destroy, self.handle)
+        self.close.atexit = False  # CUDA may be gone by then
+
+    def run(self, name: str, call: ctypes.Structure, progress: Progress | None) -> None:
+        self.reporter.progress, call.struct_size = progress, ctypes.sizeof(call)
+        status = getattr(self.library, f"ebsynth_{name}")(self.handle, ctypes.byref(call))
+        if self.reporter.raised is not None:
+            raise self.reporter.raised
+        if status == _CANCELLED:
+            raise EbsynthError("cancelled")
+        if status != _OK:
+            raise EbsynthError(f"{_STATUS.get(status, status)}: {_last_error(self.library, self.handle)}")
+        self.reporter.progress = None
+
+
+def _last_error(library: ctypes.CDLL, handle: ctypes.c_void_p | None) -> str:
+    text: bytes = library.ebsynth_last_error(handle)
+    return text.decode()
+
+
+class _Idle(threading.local):
+    """Contexts of a thread that no call uses. With CUDA, creating one takes as long as a small call."""
+
+    def __init__(self) -> None:
+        self.contexts: dict[tuple[ctypes.CDLL, str, int, int], _Context] = {}
+
+
+_idle = _Idle()
+
+
 def run(name: str, call: ctypes.Structure, backend: str, device: int, threads: int, progress: Progress | None) -> None:
-    """Run one call of the library in a context of its own.
+    """Run one call of the library.
 
     Args:
         name: Function, without the prefix `ebsynth_`.
@@ -100,33 +168,32 @@ def run(name: str, call: ctypes.Structure, backend: str, device: int, threads: i
         EbsynthError: The library is missing, or the call failed.
     """
     check_options(threads=threads)
-    library = load()
-    raised: list[BaseException] = []
-
-    def report(_user: int | None, fraction: float) -> int:
-        # Needed even without a progress callback: this is where Python notices Ctrl-C.
-        try:
-            if progress is not None:
-                progress(fraction)
-        except BaseException as error:
-            raised.append(error)
-            return 1
-        return 0
-
-    callback = abi.PROGRESS(report)
-    settings = abi.Settings(backend=BACKENDS.index(Backend(backend)), device=device, threads=threads, progress=callback)
-    settings.struct_size, call.struct_size = ctypes.sizeof(settings), ctypes.sizeof(call)
-    context = ctypes.c_void_p()
-    status = library.ebsynth_create(ctypes.byref(settings), ctypes.byref(context))
-    if status != _OK:
-        raise EbsynthError(f"{backend}: {_STATUS.get(status, status)}")
+    wanted = load(), backend, device, threads
+    context = _idle.contexts.pop(wanted, None) or _Context(*wanted)
     try:
-        status = getattr(library, f"ebsynth_{name}")(context, ctypes.byref(call))
-        if raised:
-            raise raised[0]
-        if status == _CANCELLED:
-            raise EbsynthError("cancelled")
-        if status != _OK:
-            raise EbsynthError(f"{_STATUS.get(status, status)}: {library.ebsynth_last_error(context).decode()}")
-    finally:
-        library.ebsynth_destroy(context)
+        context.run(name, call, progress)
+    except BaseException:
+        context.close()  # CUDA does not recover from some errors
+        raise
+    _idle.contexts[wanted] = context
+    while len(_idle.contexts) > _CONTEXTS:
+        del _idle.contexts[next(iter(_idle.contexts))]
+
+
+def runs_on_gpu(device: int) -> bool:
+    """Whether there is a library, and it can compute on this CUDA device."""
+    return library_path().exists() and _runs_on_gpu(load(), device)
+
+
+@cache
+def _runs_on_gpu(library: ctypes.CDLL, device: int) -> bool:
+    try:
+        _Context(library, Backend.CUDA, device, 0)
+    except EbsynthError:
+        return False
+    return True
+
+
+def on_cpu() -> Backend:
+    """The back end for the CPU: the library or, if it was not built, numba."""
+    return Backend.CPU if library_path().exists() else Backend.NUMBA

@@ -10,8 +10,10 @@
  *   - The caller allocates all memory, including outputs, and keeps it alive during the call. Outputs marked "or NULL"
  *     are skipped if NULL. Unless the status is EBSYNTH_OK, the contents of outputs are undefined.
  *   - The same arguments and seed give the same bytes on every back end, machine and number of threads.
- *   - No function prints, exits or throws. There is no global state: a context holds the settings, the last error and
- *     scratch memory, which later calls reuse. Contexts are independent. Use a context from one thread at a time.
+ *   - No function prints, exits or throws. A context holds the settings, the last error and scratch memory, which later
+ *     calls reuse. Contexts are independent. Use a context from one thread at a time.
+ *   - CUDA's current device is the same after a call as before, unless it had no context yet: selecting it again would
+ *     create one, which takes hundreds of megabytes of its memory.
  *   - Sides of images are 1..EBSYNTH_MAX_SIDE. A batch may be empty: the call checks its arguments and does nothing.
  *
  * The method is PatchMatch (Barnes et al. 2009) inside the synthesis loop of StyLit (Fiser et al. 2016) and Ebsynth
@@ -34,7 +36,7 @@ extern "C" {
 #endif
 
 /* Major version in the upper 16 bits: it changes when callers must be recompiled. */
-#define EBSYNTH_VERSION ((uint32_t)((1u << 16) | 1u))
+#define EBSYNTH_VERSION ((uint32_t)((1u << 16) | 2u))
 
 #define EBSYNTH_MAX_SIDE 32767
 #define EBSYNTH_MAX_STYLE_CHANNELS 8
@@ -55,7 +57,7 @@ typedef int32_t ebsynth_status;
 #define EBSYNTH_INTERNAL_ERROR 6    /* a bug of this library */
 
 typedef int32_t ebsynth_backend;
-#define EBSYNTH_AUTO 0 /* CUDA where there is a device, else the CPU */
+#define EBSYNTH_AUTO 0 /* CUDA where the device can run it, else the CPU */
 #define EBSYNTH_CPU 1
 #define EBSYNTH_CUDA 2
 
@@ -97,7 +99,7 @@ typedef struct ebsynth_info {
   uint32_t struct_size;
   uint32_t version;         /* EBSYNTH_VERSION of the library */
   int32_t cuda_built;       /* 1: the CUDA back end is built in */
-  int32_t cuda_devices;     /* usable devices; 0 without a driver */
+  int32_t cuda_devices;     /* devices that the driver offers; ebsynth_create tells whether one is usable */
   int32_t cpu_threads;      /* number of threads that threads = 0 stands for */
   char cpu_kernels[32];     /* "avx2", "neon" or "portable": chosen for this processor */
   char compiler[96];        /* name and version */
@@ -223,7 +225,8 @@ EBSYNTH_API ebsynth_status ebsynth_get_info(ebsynth_info *info);
 EBSYNTH_API ebsynth_status ebsynth_create(const ebsynth_settings *settings, ebsynth_context **context);
 EBSYNTH_API void ebsynth_destroy(ebsynth_context *context); /* NULL is allowed */
 
-/* The error of the last call through this context, in English; "" after a success. Valid until the next call. */
+/* The error of the last call through this context, in English; "" after a success. Valid until the next call. Since version
+ * 1.2, NULL asks for that of the calling thread's last ebsynth_create. */
 EBSYNTH_API const char *ebsynth_last_error(const ebsynth_context *context);
 
 EBSYNTH_API ebsynth_status ebsynth_synthesize(ebsynth_context *context, const ebsynth_synthesis *call);

@@ -226,27 +226,56 @@ void check(const ebsynth_context &context, const ebsynth_remapping *call) {
   check_pointer("image", call->image, call->batch > 0);
 }
 
+// Of the thread's last ebsynth_create. A context that was not created cannot hold it.
+thread_local std::string creation_error;
+
+void check(const ebsynth_settings *settings) {
+  check_pointer("settings", settings);
+  if (settings->struct_size < sizeof(ebsynth_settings)) refuse("struct_size is too small");
+  check_range("backend", settings->backend, EBSYNTH_AUTO, EBSYNTH_CUDA);
+  check_range("device", settings->device, 0, INT32_MAX);
+  check_range("threads", settings->threads, 0, EBSYNTH_MAX_THREADS);
+}
+
 // Runs `work` and turns exceptions into a status and a message.
 template <class Work>
-ebsynth_status guarded(ebsynth_context *context, Work work) {
-  if (!context) return EBSYNTH_INVALID_ARGUMENT;
+ebsynth_status guarded(std::string &error, Work work) {
   try {
-    context->error.clear();
+    error.clear();
     work();
     return EBSYNTH_OK;
   } catch (const Failure &failure) {
     try {
-      context->error = failure.message;
+      error = failure.message;
     } catch (...) {
     }
     return failure.status;
   } catch (const std::bad_alloc &) {
-    context->error = "out of memory";  // short enough to need no allocation
+    error = "out of memory";  // short enough to need no allocation
     return EBSYNTH_OUT_OF_MEMORY;
   } catch (...) {
-    context->error = "internal";
+    error = "internal";
     return EBSYNTH_INTERNAL_ERROR;
   }
+}
+
+template <class Work>
+ebsynth_status guarded(ebsynth_context *context, Work work) {
+  return context ? guarded(context->error, work) : EBSYNTH_INVALID_ARGUMENT;
+}
+
+// Sets `backend` to the one that was made. EBSYNTH_AUTO falls back to the CPU where CUDA cannot run.
+std::unique_ptr<Engine> make_engine(const ebsynth_settings &settings, ebsynth_backend &backend) {
+  if (settings.backend != EBSYNTH_CPU) {
+    try {
+      backend = EBSYNTH_CUDA;
+      return make_cuda_engine(settings);
+    } catch (const Failure &failure) {
+      if (settings.backend == EBSYNTH_CUDA || failure.status != EBSYNTH_NO_BACKEND) throw;
+    }
+  }
+  backend = EBSYNTH_CPU;
+  return make_cpu_engine(settings);
 }
 
 void set_text(char *to, size_t size, const char *text) {
@@ -285,30 +314,17 @@ ebsynth_status ebsynth_get_info(ebsynth_info *info) {
 ebsynth_status ebsynth_create(const ebsynth_settings *settings, ebsynth_context **context) {
   if (!context) return EBSYNTH_INVALID_ARGUMENT;
   *context = nullptr;
-  if (!settings || settings->struct_size < sizeof(ebsynth_settings)) return EBSYNTH_INVALID_ARGUMENT;
-  if (settings->backend < EBSYNTH_AUTO || settings->backend > EBSYNTH_CUDA || settings->device < 0 || settings->threads < 0 ||
-      settings->threads > EBSYNTH_MAX_THREADS)
-    return EBSYNTH_INVALID_ARGUMENT;
-  try {
+  return guarded(creation_error, [&] {
+    check(settings);
     auto made = std::make_unique<ebsynth_context>();
-    const bool cuda = settings->backend == EBSYNTH_CUDA || (settings->backend == EBSYNTH_AUTO && cuda_device_count() > settings->device);
-    made->backend = cuda ? EBSYNTH_CUDA : EBSYNTH_CPU;
-    made->engine = cuda ? make_cuda_engine(*settings) : make_cpu_engine(*settings);
+    made->engine = make_engine(*settings, made->backend);
     *context = made.release();
-    return EBSYNTH_OK;
-  } catch (const Failure &failure) {
-    return failure.status;
-  } catch (const std::bad_alloc &) {
-    return EBSYNTH_OUT_OF_MEMORY;
-  } catch (...) {
-    return EBSYNTH_INTERNAL_ERROR;
-  }
+  });
 }
 
 void ebsynth_destroy(ebsynth_context *context) { delete context; }
 
-
-const char *ebsynth_last_error(const ebsynth_context *context) { return context ? context->error.c_str() : ""; }
+const char *ebsynth_last_error(const ebsynth_context *context) { return (context ? context->error : creation_error).c_str(); }
 
 ebsynth_status ebsynth_synthesize(ebsynth_context *context, const ebsynth_synthesis *call) {
   return guarded(context, [&] {

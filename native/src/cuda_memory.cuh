@@ -26,19 +26,38 @@ void ignore(cudaError_t status) {
   if (status != cudaSuccess) cudaGetLastError();
 }
 
-// Makes a device the thread's current one for a scope.
+// Whether a device has a context, as far as that can be found out; else true.
+bool has_context(int device) {
+  using GetState = int (*)(int device, unsigned *flags, int *active);
+  void *found = nullptr;
+  cudaDriverEntryPointQueryResult result;
+#if CUDART_VERSION >= 12050
+  const auto status = cudaGetDriverEntryPointByVersion("cuDevicePrimaryCtxGetState", &found, 7000, cudaEnableDefault, &result);
+#else
+  const auto status = cudaGetDriverEntryPoint("cuDevicePrimaryCtxGetState", &found, cudaEnableDefault, &result);
+#endif
+  ignore(status);
+  unsigned flags = 0;
+  int active = 1;
+  return status != cudaSuccess || !found || ((GetState)found)(device, &flags, &active) != 0 || active;
+}
+
+// Makes a device the thread's current one for a scope. Afterwards the device before is current again, unless it has no
+// context, which selecting it would create.
 class Current {
  public:
   explicit Current(int device) : device_(device) {
     check(cudaGetDevice(&before_));
     if (before_ != device_) check(cudaSetDevice(device_));
   }
-  ~Current() { if (before_ != device_) ignore(cudaSetDevice(before_)); }
+  ~Current() { if (before_ != device_ && has_context(before_)) ignore(cudaSetDevice(before_)); }
   Current(const Current &) = delete;
 
  private:
   int device_, before_ = 0;
 };
+
+constexpr uint64_t kKept = 256 << 20;  // bytes that a context keeps for the next call
 
 // Scratch memory, allocated and freed in stream order: from a CUDA memory pool or, without one, from a cache by size.
 class Pool {
@@ -52,7 +71,7 @@ class Pool {
     properties.location.type = cudaMemLocationTypeDevice;
     properties.location.id = device;
     check(cudaMemPoolCreate(&pool_, &properties));
-    uint64_t keep = UINT64_MAX;
+    uint64_t keep = kKept;
     ignore(cudaMemPoolSetAttribute(pool_, cudaMemPoolAttrReleaseThreshold, &keep));
   }
   ~Pool() {

@@ -165,7 +165,7 @@ class PatchMatching:
 def library_options(device: str) -> LibraryOptions:
     """Choose the back end and device of the patch-matching library for the `device` of a job."""
     if device in ("cpu", "mps"):
-        return {"backend": "cpu" if binding.library_path().exists() else "numba"}
+        return {"backend": binding.on_cpu()}
     return {"backend": "auto", "device": int(device.partition(":")[2] or 0)}
 
 

@@ -12,16 +12,10 @@ from numpy.typing import NDArray
 from native import binding, library
 from stages.video import VideoFile, fit
 from tests.conftest import scene
+from tests.native.conftest import HAS_CUDA, HAS_LIBRARY, backends, backends_but_cpu, every_backend
 from tests.typing import Image, Keys
 
 CLIP = Path(__file__).parents[3] / "shared" / "clips" / "cottonbro.mp4"  # real footage, where the makers have it
-HAS_LIBRARY = binding.library_path().exists()
-HAS_CUDA = HAS_LIBRARY and int(binding.info()["cuda_devices"]) > 0
-BACKENDS = [
-    pytest.param("cpu", marks=pytest.mark.skipif(not HAS_LIBRARY, reason="no library was built")),
-    "numba",
-    pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not HAS_CUDA, reason="no CUDA device")]),
-]
 needs_library = pytest.mark.skipif(not HAS_LIBRARY, reason="no library was built")
 
 
@@ -62,7 +56,7 @@ def defined_error(source: np.ndarray, target: np.ndarray, nnf: np.ndarray, size:
 # -- against definitions -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@every_backend
 @pytest.mark.parametrize("size", [3, 7, 31])
 def test_patch_error_is_what_its_definition_says(backend: str, size: int) -> None:
     source, target = images(2, 12, 17, 3), images(2, 20, 9, 3, seed=1)
@@ -73,7 +67,7 @@ def test_patch_error_is_what_its_definition_says(backend: str, size: int) -> Non
         np.testing.assert_allclose(error[item], expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@every_backend
 @pytest.mark.parametrize(("size", "channels"), [(3, 24), (21, 3), (31, 1)])
 def test_patch_error_of_matches_that_lie_side_by_side(backend: str, size: int, channels: int) -> None:
     source, target = images(1, 9, 160, channels), images(1, 8, 150, channels, seed=1)
@@ -84,7 +78,7 @@ def test_patch_error_of_matches_that_lie_side_by_side(backend: str, size: int, c
     np.testing.assert_allclose(error[0], defined_error(source[0], target[0], nnf[0], size), rtol=1e-5)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@every_backend
 def test_patch_error_weighs_style_and_guide(backend: str) -> None:
     guides = images(1, 9, 9, 2), images(1, 9, 9, 2, seed=1)
     styles = images(1, 9, 9, 4, seed=2), images(1, 9, 9, 4, seed=3)
@@ -95,7 +89,7 @@ def test_patch_error_weighs_style_and_guide(backend: str) -> None:
     np.testing.assert_allclose(error[0], expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@every_backend
 @pytest.mark.parametrize("size", [1, 5])
 @pytest.mark.parametrize("border", binding.BORDERS)
 def test_remap_is_the_rounded_mean_of_the_patches_that_cover_a_pixel(backend: str, size: int, border: str) -> None:
@@ -114,7 +108,7 @@ def test_remap_is_the_rounded_mean_of_the_patches_that_cover_a_pixel(backend: st
         assert (image[0, y, x] == np.floor(np.mean(votes, axis=0) + 0.5)).all()
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@every_backend
 def test_entries_outside_the_source_are_clamped(backend: str) -> None:
     source = images(1, 6, 7, 3)
     wild = np.array([[-5, -9], [100, 3], [2, 2**30]], np.int32).reshape(1, 1, 3, 2)
@@ -125,7 +119,7 @@ def test_entries_outside_the_source_are_clamped(backend: str) -> None:
 # -- how good ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@every_backend
 @pytest.mark.parametrize(("footage", "most"), [("scene", 1.1), ("clip", 1.05)])  # the scene is flat, with noise: hard
 def test_fields_come_near_the_exact_optimum(backend: str, footage: str, most: float) -> None:
     source, target = frames(footage)
@@ -138,7 +132,7 @@ def test_fields_come_near_the_exact_optimum(backend: str, footage: str, most: fl
     np.testing.assert_allclose(found.error[0], defined_error(source[0], target[0], found.nnf[0], 5), rtol=1e-5)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@every_backend
 def test_a_shifted_image_is_found_again(backend: str) -> None:
     whole = images(1, 48, 60, 3)
     source, target = np.ascontiguousarray(whole[:, 4:44, :50]), np.ascontiguousarray(whole[:, :40, 10:])
@@ -147,7 +141,7 @@ def test_a_shifted_image_is_found_again(backend: str) -> None:
     assert (nnf[8:32, 4:36] == np.stack([y - 4, x + 10], 2)).mean() > 0.95
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@every_backend
 def test_synthesis_paints_a_style_onto_its_own_guides(backend: str) -> None:
     style, guide = images(1, 40, 44, 3), images(1, 40, 44, 1, seed=1)
     painted = binding.synthesize(style, guide, guide, guide_weights=[100.0], backend=backend)
@@ -157,7 +151,7 @@ def test_synthesis_paints_a_style_onto_its_own_guides(backend: str) -> None:
     np.testing.assert_allclose(painted.error[0], expected, rtol=1e-4, atol=0.01)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@every_backend
 def test_uniformity_uses_more_of_the_source(backend: str) -> None:
     style, source, target = images(1, 40, 40, 3), images(1, 40, 40, 1, seed=1), images(1, 40, 40, 1, seed=2)
 
@@ -188,7 +182,7 @@ OPTIONS: dict[str, Keys] = {
 
 
 @needs_library
-@pytest.mark.parametrize("backend", ["numba", *BACKENDS[2:]])
+@backends_but_cpu
 @pytest.mark.parametrize("name", OPTIONS)
 def test_back_ends_agree_on_syntheses(backend: str, name: str) -> None:
     style, source, target = images(1, 29, 24, 3), images(1, 29, 24, 4, seed=1), images(1, 26, 31, 4, seed=2)
@@ -199,7 +193,7 @@ def test_back_ends_agree_on_syntheses(backend: str, name: str) -> None:
 
 
 @needs_library
-@pytest.mark.parametrize("backend", ["numba", *BACKENDS[2:]])
+@backends_but_cpu
 @pytest.mark.parametrize("source", [(1, 1), (20, 2), (3, 30)])
 def test_back_ends_agree_on_sources_narrower_than_a_patch(backend: str, source: tuple[int, int]) -> None:
     style, from_, to = images(1, *source, 3), images(1, *source, 1, seed=1), images(1, 20, 22, 1, seed=2)
@@ -210,7 +204,7 @@ def test_back_ends_agree_on_sources_narrower_than_a_patch(backend: str, source: 
 
 
 @needs_library
-@pytest.mark.parametrize("backend", ["numba", *BACKENDS[2:]])
+@backends_but_cpu
 @pytest.mark.parametrize("styles", ["none", "given", "painted"])
 @pytest.mark.parametrize("start", binding.STARTS)
 @pytest.mark.parametrize("border", binding.BORDERS)
@@ -234,10 +228,8 @@ def test_back_ends_agree_on_fields(backend: str, styles: str, start: str, border
     np.testing.assert_array_equal(ours.error, theirs.error)
 
 
-@pytest.mark.parametrize("backend", ["cpu", "numba"])
+@backends("cpu", "numba")
 def test_threads_and_repetition_change_nothing(backend: str) -> None:
-    if backend == "cpu" and not HAS_LIBRARY:
-        pytest.skip("no library was built")
     style, source, target = images(1, 120, 100, 3), images(1, 120, 100, 3, seed=1), images(1, 110, 130, 3, seed=2)
     first = binding.synthesize(style, source, target, backend=backend, threads=1)
     for threads in (1, 2, 4):
@@ -256,7 +248,7 @@ def test_a_pair_does_not_depend_on_its_batch() -> None:
 # -- odd shapes and wrong arguments ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@every_backend
 @pytest.mark.parametrize("source", [(1, 1), (2, 3), (1, 40), (25, 7)])
 @pytest.mark.parametrize("target", [(1, 1), (4, 2), (33, 1)])
 def test_images_of_few_pixels_are_synthesized(backend: str, source: tuple[int, int], target: tuple[int, int]) -> None:
@@ -266,14 +258,14 @@ def test_images_of_few_pixels_are_synthesized(backend: str, source: tuple[int, i
     assert (painted.nnf >= 0).all() and (painted.nnf < source).all()
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@every_backend
 def test_an_empty_batch_is_no_work(backend: str) -> None:
     nothing = images(0, 8, 8, 3)
     assert binding.match(nothing, nothing, backend=backend).nnf.shape == (0, 8, 8, 2)
     assert binding.synthesize(nothing, nothing, nothing, backend=backend).image.shape == (0, 8, 8, 3)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@every_backend
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
@@ -301,21 +293,21 @@ def test_wrong_arrays_are_named(wrong: np.ndarray) -> None:
         binding.synthesize(image, image, wrong)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@every_backend
 def test_unknown_borders_are_refused(backend: str) -> None:
     image = images(1, 8, 8, 3)
     with pytest.raises(ValueError, match="unknown border 'wrap'"):
         binding.match(image, image, border="wrap", backend=backend)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@every_backend
 def test_all_weights_zero_are_refused(backend: str) -> None:
     image = images(1, 8, 8, 3)
     with pytest.raises(ValueError, match="weights"):
         binding.match(image, image, guide_weight=0.0, backend=backend)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@every_backend
 def test_progress_is_reported_and_can_cancel(backend: str) -> None:
     image = images(1, 30, 30, 3)
     shares: list[float] = []

@@ -7,7 +7,8 @@ import pytest
 
 from native import binding
 from tests.native import reference
-from tests.native.test_binding import BACKENDS, OPTIONS, images
+from tests.native.conftest import every_backend
+from tests.native.test_binding import OPTIONS, images
 from tests.typing import Keys
 
 SIZE = {"source": (13, 11), "target": (9, 14)}
@@ -24,7 +25,7 @@ DEFAULTS = {
 }
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@every_backend
 @pytest.mark.parametrize("name", OPTIONS)
 def test_synthesis_matches_the_reference(backend: str, name: str) -> None:
     options: Keys = {key: value for key, value in OPTIONS[name].items() if key != "search_vote_iterations"}
@@ -40,7 +41,7 @@ def test_synthesis_matches_the_reference(backend: str, name: str) -> None:
         np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@every_backend
 @pytest.mark.parametrize("painted", [False, True])
 @pytest.mark.parametrize("border", binding.BORDERS)
 def test_fields_match_the_reference(backend: str, painted: bool, border: str) -> None:
@@ -55,7 +56,7 @@ def test_fields_match_the_reference(backend: str, painted: bool, border: str) ->
     np.testing.assert_array_equal(found.error, expected[1])
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@every_backend
 @pytest.mark.parametrize("border", binding.BORDERS)
 def test_patch_errors_match_the_reference(backend: str, border: str) -> None:
     guides = images(1, *SIZE["source"], 1), images(1, *SIZE["target"], 1, seed=1)

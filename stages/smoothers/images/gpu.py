@@ -132,16 +132,10 @@ def _synthesize(
 
 def _for_library(tensors: list[torch.Tensor], options: Options) -> tuple[list[pixels.Array], Options]:
     """Return the tensors as the patch-matching library can use them, and options that say where."""
-    first = tensors[0]
-    if first.is_cuda and _library_has_cuda():
-        options["device"] = first.device.index or 0
+    if tensors[0].is_cuda and binding.runs_on_gpu(tensors[0].device.index or 0):
         return tensors, options
-    return [tensor.cpu().numpy() for tensor in tensors], options  # the library was built without CUDA
-
-
-@cache
-def _library_has_cuda() -> bool:
-    return binding.library_path().exists() and bool(binding.info()["cuda_built"])
+    options["backend"] = binding.on_cpu()  # it was built without CUDA, or not for this GPU
+    return [tensor.cpu().numpy() for tensor in tensors], options
 
 
 @pixels.sample.register

@@ -29,11 +29,10 @@ MIN_FLOW_SIDE = 12  # px; optical flow cannot process smaller images
 
 
 class Where(TypedDict, total=False):
-    """Where the patch-matching library runs: options of `native.binding`."""
+    """Where the patch-matching library runs: options of `native.binding`. NumPy arrays are processed by the CPU."""
 
     threads: int
     backend: str
-    device: int
 
 
 class MatchOptions(Where, total=False):
@@ -117,6 +116,7 @@ def match(source: Array, target: Array, start: Array, **options: Unpack[MatchOpt
 
     Images are uint8, fields int32 [H, W, 2] (row, column). Raises what `native.binding.match` raises.
     """
+    options["backend"] = binding.on_cpu()
     images = (np.ascontiguousarray(image)[None] for image in (source, target))
     return binding.match(*images, start="given", nnf=np.ascontiguousarray(start, np.int32)[None], **options).nnf[0]
 
@@ -130,6 +130,7 @@ def synthesize(style: Array, guide: Array, target: Array, **options: Unpack[Synt
 
     Raises what `native.binding.synthesize` raises.
     """
+    options["backend"] = binding.on_cpu()
     images = (np.ascontiguousarray(image)[None] for image in (style, guide, target))
     made = binding.synthesize(*images, **options)
     return made.image[0], made.nnf[0]

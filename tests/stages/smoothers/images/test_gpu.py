@@ -175,12 +175,12 @@ def test_nothing_leaves_the_gpu_but_finished_frames(
         return np.zeros(image.shape, np.uint8)
 
     def match(source: torch.Tensor, target: torch.Tensor, *, nnf: torch.Tensor, **options: object) -> binding.Fields:
-        assert {array.device for array in (source, target, nnf)} == {cuda} and options["device"] == 0
+        assert {array.device for array in (source, target, nnf)} == {cuda} and "backend" not in options
         matched.append(tuple(nnf.shape))
         return binding.Fields(torch.empty_like(nnf), None)
 
     monkeypatch.setattr(binding, "match", match)
-    monkeypatch.setattr(gpu, "_library_has_cuda", lambda: True)
+    monkeypatch.setattr(binding, "runs_on_gpu", lambda device: True)
     pixels.fetch.register(FakeTensor, fetch)
     monkeypatch.setattr("stages.models.weights.pick_gpu", lambda name: cuda)
     frames = np.zeros((9, HEIGHT, WIDTH, 3), np.uint8)
