@@ -175,6 +175,8 @@ def run(name: str, call: ctypes.Structure, backend: str, device: int, threads: i
     except BaseException:
         context.close()  # CUDA does not recover from some errors
         raise
+    if backend == Backend.CPU or not runs_on_gpu(device):
+        return  # without CUDA, creating a context takes no time, and keeping it would only keep its memory
     _idle.contexts[wanted] = context
     while len(_idle.contexts) > _CONTEXTS:
         del _idle.contexts[next(iter(_idle.contexts))]

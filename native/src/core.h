@@ -44,6 +44,7 @@ constexpr int kTile = 8;
 // A sweep visits every fourth tile, then updates the usage, and so on. If all pixels chose at once, they would all move to
 // the same rarely used places. (Measured on stylit: completeness 74 with one colour, 50 with two, 44 with four.)
 constexpr int kColours = 4;
+constexpr int kAllColours = -1;  // where there is no usage to update
 EB_SHARED int tile_colour(int tile_y, int tile_x) { return (tile_y & 1) * 2 + ((tile_x + tile_y) & 1); }
 
 // A field entry: row in the upper half, column in the lower.
@@ -93,7 +94,7 @@ struct Level {
   const uint32_t *usage;  // same shape: how many patches of the field overlap the pixel's patch, as last computed; or null
   uint32_t usage_cost;    // cost of one unit of usage
   int radius;             // of the first random candidate
-  int shrink;             // divides the radius after each random candidate
+  int shift;              // halves the radius this many times after each random candidate
 };
 
 }  // namespace ebsynth

@@ -106,7 +106,6 @@ class CpuBackend {
     }
   }
 
-  static constexpr bool kUsesSums = true;
   // Running sums down the columns, then along the row, one task per band of rows.
   void sums(float *out, const uint8_t *features, int batch, int height, int width, int border, int stride, int patch) {
     const int inset = border - patch / 2, bands = (height + kBand - 1) / kBand;
@@ -174,7 +173,7 @@ class CpuBackend {
 #pragma omp parallel for num_threads(tiles * kTile * kTile < kMinParallel ? 1 : threads_) schedule(dynamic, 16)
     for (int64_t t = 0; t < tiles; ++t) {
       const int item = (int)(t / (down * across)), ty = (int)(t / across % down), tx = (int)(t % across);
-      if (tile_colour(ty, tx) != colour) continue;
+      if (colour != kAllColours && tile_colour(ty, tx) != colour) continue;
       const int y = ty * kTile - shift, x = tx * kTile - shift;
       kernels().sweep(level, item, std::max(y, 0), std::max(x, 0), std::min(y + kTile, level.target_height), std::min(x + kTile, level.target_width), forward, key);
     }

@@ -31,6 +31,44 @@ struct Count {
   }
 };
 
+// Sums of features over the rows of patches. A row above and below the image counts where patches reach it.
+struct SumRow {
+  uint32_t *out;  // [batch, height + patch - 1, width, stride]
+  const uint8_t *features;
+  int height, width, border, stride, patch;
+
+  __device__ void operator()(int item, int y, int x) const {
+    const int inset = border - patch / 2;
+    const uint8_t *from = features + place(item, y + inset, x + inset, height + 2 * border, width + 2 * border) * stride;
+    uint32_t *to = out + place(item, y, x, height + patch - 1, width) * stride;
+    for (int quad = 0; quad < stride; quad += kQuad) {
+      uint32_t sum[kQuad] = {};
+      for (int k = 0; k < patch; ++k) {
+        const uint32_t word = *(const uint32_t *)(from + k * stride + quad);
+        for (int c = 0; c < kQuad; ++c) sum[c] += word >> 8 * c & 255;
+      }
+      for (int c = 0; c < kQuad; ++c) to[quad + c] = sum[c];
+    }
+  }
+};
+
+// Sums over patches from those over their rows.
+struct SumColumn {
+  float *out;
+  const uint32_t *rows;
+  int height, width, stride, patch;
+
+  __device__ void operator()(int item, int y, int x) const {
+    const uint32_t *from = rows + place(item, y, x, height + patch - 1, width) * stride;
+    float *to = out + place(item, y, x, height, width) * stride;
+    for (int c = 0; c < stride; ++c) {
+      uint32_t sum = 0;
+      for (int k = 0; k < patch; ++k) sum += from[(size_t)k * width * stride + c];
+      to[c] = (float)sum;
+    }
+  }
+};
+
 // Like Vote, with sums in registers: all channels of a pixel at once.
 template <int Count>
 struct WideVote {
@@ -119,8 +157,12 @@ class CudaBackend {
     });
   }
 
-  static constexpr bool kUsesSums = false;
-  void sums(float *, const uint8_t *, int, int, int, int, int, int) {}
+  void sums(float *out, const uint8_t *features, int batch, int height, int width, int border, int stride, int patch) {
+    const int rows = height + patch - 1;
+    auto by_row = buffer<uint32_t>((size_t)batch * rows * width * stride);
+    each(batch, rows, width, SumRow{by_row.data(), features, height, width, border, stride, patch});
+    each(batch, height, width, SumColumn{out, by_row.data(), height, width, stride, patch});
+  }
 
   void box(uint32_t *out, const uint32_t *in, uint32_t *scratch, int batch, int height, int width, int patch, int times, int64_t) {
     plain_box(*this, out, in, scratch, batch, height, width, patch, times);
@@ -133,7 +175,9 @@ class CudaBackend {
   }
 
   void sweep(const Level &level, bool forward, int shift, int colour, uint32_t key) {
-    const int64_t across = (tiles(level.target_width, shift) + 1) / 2, down = (tiles(level.target_height, shift) + 1) / 2;
+    const int every = colour == kAllColours ? 1 : 2;
+    const int64_t across = (tiles(level.target_width, shift) + every - 1) / every;
+    const int64_t down = (tiles(level.target_height, shift) + every - 1) / every;
     const int64_t blocks = level.batch * across * down;
     if (blocks <= 0) return;
     if (blocks > INT32_MAX) throw std::bad_alloc();  // no device has enough memory for that

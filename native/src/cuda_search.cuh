@@ -115,22 +115,49 @@ struct Search {
     return total;
   }
 
-  // Tries the candidates of lanes 0..count-1. Taking the first of the cheapest candidates that are tried together gives the
-  // same result as taking, one after the other, each that is cheaper than the best so far.
-  __device__ void consider(Choice &best, const uint8_t *t, uint32_t e, bool valid, int count) const {
-    const int64_t extra = valid && e != best.entry ? cost_of_use(e) : kNever;
-    for (int k = 0; k < count; k += kTeams) {
-      const uint32_t tried = __shfl_sync(kAll, e, k + team);
-      const int64_t limit = best.cost - __shfl_sync(kAll, extra, k + team);
+  // A lower bound of the patch error (Cauchy-Schwarz): the squared difference of the patches' sums divided by their area.
+  // Floats hold these sums exactly; kSafety allows for rounding of the bound.
+  __device__ float bound(const float *a, const float *b) const {
+    constexpr float kSafety = 1 - 1e-5f;
+    float total = 0;
+#pragma unroll
+    for (int k = 0; k < Stride; k += kQuad) {
+      const float4 p = *(const float4 *)(a + k), q = *(const float4 *)(b + k);
+      const float x = p.x - q.x, y = p.y - q.y, z = p.z - q.z, w = p.w - q.w;
+      total += (x * x + y * y + z * z + w * w) * (float)level.weights[k / kQuad];
+    }
+    return total * (kSafety / area);
+  }
+
+  // Tries the valid candidates, one per lane, except those that cannot be better. `sums` are those of the target's patch,
+  // or null. Taking the first of the cheapest candidates that are tried together gives the same result as taking, one after
+  // the other, each that is cheaper than the best so far.
+  __device__ void consider(Choice &best, const uint8_t *t, const float *sums, uint32_t e, bool valid) const {
+    valid = valid && e != best.entry;
+    int64_t extra = 0;
+    if (valid) {
+      extra = cost_of_use(e);
+      valid = extra < best.cost;
+    }
+    if (valid && sums) {
+      const size_t at = place(item, row(e), column(e), level.source_height, level.source_width);
+      valid = bound(sums, level.source_sums + at * Stride) <= (float)(best.cost - extra);
+    }
+    for (unsigned left = __ballot_sync(kAll, valid); left;) {
+      int lane = -1;  // whose candidate this team tries; the last teams may have none
+      for (int k = 0; k < kTeams; ++k, left &= left - 1)
+        if (k == team) lane = __ffs(left) - 1;
+      const uint32_t tried = __shfl_sync(kAll, e, max(lane, 0));
+      const int64_t cost = __shfl_sync(kAll, extra, max(lane, 0)), limit = lane < 0 ? 0 : best.cost - cost;
       const int64_t found = error(t, at_source(tried), limit), gain = limit - found;
       if (!__any_sync(kAll, gain > 0)) continue;
       int64_t most = 0;
-      int lane = 0;
+      int winner = 0;
       for (int other = 0; other < kWarp; other += kTeam) {
         const int64_t theirs = __shfl_sync(kAll, gain, other);
-        if (theirs > most) most = theirs, lane = other;
+        if (theirs > most) most = theirs, winner = other;
       }
-      best = {__shfl_sync(kAll, tried, lane), __shfl_sync(kAll, found, lane), best.cost - most};
+      best = {__shfl_sync(kAll, tried, winner), __shfl_sync(kAll, found, winner), best.cost - most};
     }
   }
 };
@@ -156,10 +183,12 @@ __global__ void __launch_bounds__(kTile * kWarp, 4)
     sweep_kernel(const __grid_constant__ Level level, bool forward, int shift, int colour, uint32_t key) {
   // One of 2 x 2 tiles has the colour.
   static_assert(kColours == 4, "tile_colour() gives each of 2 x 2 tiles another colour");
-  const int across = (tiles(level.target_width, shift) + 1) / 2, down = (tiles(level.target_height, shift) + 1) / 2;
+  const int every = colour == kAllColours ? 1 : 2;
+  const int across = (tiles(level.target_width, shift) + every - 1) / every;
+  const int down = (tiles(level.target_height, shift) + every - 1) / every;
   const int item = blockIdx.x / across / down;
-  int tile_y = blockIdx.x / across % down * 2, tile_x = blockIdx.x % across * 2;
-  for (int k = 0; k < kColours; ++k)
+  int tile_y = blockIdx.x / across % down * every, tile_x = blockIdx.x % across * every;
+  for (int k = 0; colour != kAllColours && k < kColours; ++k)
     if (tile_colour(tile_y + k / 2, tile_x + k % 2) == colour) {
       tile_y += k / 2, tile_x += k % 2;
       break;
@@ -174,7 +203,7 @@ __global__ void __launch_bounds__(kTile * kWarp, 4)
   const int lane = threadIdx.x % kWarp, r = threadIdx.x / kWarp;
   const int y = forward ? top + r : bottom - 1 - r, first_x = forward ? left : right - 1;
   const bool inside = r < height && lane < width;
-  const size_t i = place(item, y, first_x + lane * step, level.target_height, level.target_width);
+  const size_t row_start = place(item, y, first_x, level.target_height, level.target_width), i = row_start + lane * step;
   const bool active = inside && (!level.active || level.active[i]);
   const unsigned row_active = __ballot_sync(kAll, active);
   __shared__ Choice tile[kTile][kTile];
@@ -185,21 +214,23 @@ __global__ void __launch_bounds__(kTile * kWarp, 4)
   }
   if (!__syncthreads_or(active)) return;
 
+  int draws = 0;  // random candidates per pixel
+  for (int radius = level.radius; radius; radius >>= level.shift) ++draws;
   for (int diagonal = 0; diagonal < height + width - 1; ++diagonal, __syncthreads()) {
     const int c = diagonal - r;
     if (c < 0 || !(row_active >> c & 1)) continue;
     Choice best = tile[r][c];
     const uint8_t *t = search.at_target(y, first_x + c * step);
+    const size_t pixel = row_start + c * step;
+    const float *sums = level.target_sums ? level.target_sums + pixel * Stride : nullptr;
 
 #pragma unroll 1
     for (int round = 0; round < 2; ++round) {
       uint32_t e = best.entry;
-      int count = 0;
       bool valid;
       if (round == 0) {
         // Lane 0 tries the neighbour in the row, lane 1 the one in the column.
         valid = lane == 0 ? c > 0 : lane == 1 && r > 0;
-        count = 2;
         if (valid) {
           const uint32_t beside = lane == 0 ? tile[r][c - 1].entry : tile[r - 1][c].entry;
           const int sy = row(beside) + (lane == 0 ? 0 : step), sx = column(beside) + (lane == 0 ? step : 0);
@@ -208,17 +239,14 @@ __global__ void __launch_bounds__(kTile * kWarp, 4)
         }
       } else {
         // Each lane draws one of the random candidates.
-        uint32_t bits = mix(key, (uint32_t)place(item, y, first_x + c * step, level.target_height, level.target_width));
-        uint32_t drawn = 0;
-        int radius = 0;
-        for (int length = level.radius; length >= 1; length /= level.shrink, ++count) {
-          bits = mix(bits);
-          if (lane == count) drawn = bits, radius = length;
-        }
-        valid = radius > 0;
-        e = random_near(best.entry, radius, level.source_height, level.source_width, drawn);
+        uint32_t bits = mix(key, (uint32_t)pixel);
+        for (int k = 0; k < draws; ++k)
+          if (k <= lane) bits = mix(bits);
+        valid = lane < draws;
+        const int radius = valid ? level.radius >> lane * level.shift : 0;
+        e = random_near(best.entry, radius, level.source_height, level.source_width, bits);
       }
-      search.consider(best, t, e, valid, count);
+      search.consider(best, t, round ? sums : nullptr, e, valid);
     }
     if (lane == 0) tile[r][c] = best;
   }

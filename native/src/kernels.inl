@@ -254,7 +254,7 @@ void sweep(const Level &level, int item, int y0, int x0, int y1, int x1, bool fo
       // All random candidates are drawn around the same centre, so that they can be prefetched.
       uint32_t bits = mix(key, (uint32_t)(base + i)), candidates[16];
       int count = 0;
-      for (int r = level.radius; r >= 1; r /= level.shrink) {
+      for (int r = level.radius; r >= 1; r >>= level.shift) {
         bits = mix(bits);
         const uint32_t e = candidates[count++] = random_near(best, r, hs, ws, bits);
         if (source_sums) EB_PREFETCH(source_sums + ((size_t)row(e) * ws + column(e)) * Stride);

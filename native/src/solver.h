@@ -3,10 +3,10 @@
 //   Buffer<T> buffer<T>(count)        scratch memory, released at the end of its scope
 //   each(batch, height, width, op)    op(item, y, x) for every pixel
 //   errors(level)                     patch errors of the field
-//   sweep(level, forward, shift, colour, key)   PatchMatch over the tiles of one colour
+//   sweep(level, forward, shift, colour, key)   PatchMatch over the tiles of one colour, or of all
 //   count(level, used)                how many field entries point to each source pixel
 //   box(out, in, scratch, ..., times, most)   like plain_box, but faster; no sum exceeds `most`
-//   sums(...), if kUsesSums           sums of features over patches, for early rejection
+//   sums(...)                         sums of features over patches, for early rejection
 //   vote(batch, height, width, op)    like each(), but faster
 //   copy(to, from, bytes), progress(fraction)   progress throws to cancel
 #pragma once
@@ -165,10 +165,12 @@ class Solver {
     for (int k = 0; k < p_.sweeps; ++k, ++sweep_) {
       const bool forward = sweep_ % 2 == 0;
       const int shift = sweep_ / 2 % 2 ? kTile / 2 : 0;
-      for (int colour = 0; colour < kColours; ++colour) {
+      const uint32_t key = mix(this->key(level_), (uint32_t)sweep_);
+      if (!uniform) backend_.sweep(level, forward, shift, kAllColours, key);
+      for (int colour = 0; uniform && colour < kColours; ++colour) {
         // For each source pixel, sums over its patch how many patches of the field cover each pixel.
-        if (uniform) backend_.box(usage.data(), used.data(), scratch.data(), p_.batch, level.source_height, level.source_width, patch, 2, most);
-        backend_.sweep(level, forward, shift, colour, mix(key(level_), (uint32_t)sweep_));
+        backend_.box(usage.data(), used.data(), scratch.data(), p_.batch, level.source_height, level.source_width, patch, 2, most);
+        backend_.sweep(level, forward, shift, colour, key);
       }
     }
     patch_ = patch;
@@ -190,7 +192,7 @@ class Solver {
     level.field = field_.data(), level.error = error_.data();
     level.active = all_active_ ? nullptr : active_.data();
     const int whole = std::max(im.source_height, im.source_width);
-    level.shrink = level_ == 0 ? 4 : 2;
+    level.shift = level_ == 0 ? 2 : 1;
     level.radius = p_.radius ? std::min(p_.radius, whole) : whole;
     return level;
   }
@@ -232,7 +234,7 @@ class Solver {
 
   Buffer<float> sums(const Buffer<uint8_t> &features, int patch, int h, int w) {
     Buffer<float> out;
-    if (!Backend::kUsesSums || p_.modulation) return out;
+    if (p_.modulation) return out;
     out = backend_.template buffer<float>((size_t)p_.batch * h * w * p_.weights.layout.stride);
     backend_.sums(out.data(), features.data(), p_.batch, h, w, border_, p_.weights.layout.stride, patch);
     return out;
