@@ -67,7 +67,7 @@ def random_field(batch: int, height: int, width: int, source_height: int, source
     """Draw a field from the random numbers of `key`."""
     field = np.empty((batch * height * width, 2), np.int64)
     for i in range(len(field)):
-        bits = mix_in(key, i)
+        bits = mix_in(key, i % (height * width))
         field[i, 0] = pick(bits >> 16, 0, source_height - 1)
         field[i, 1] = pick(bits & 0xFFFF, 0, source_width - 1)
     return field.reshape((batch, height, width, 2))
@@ -162,7 +162,7 @@ def sweep_tile(
                 if 0 <= at_y < source_height:
                     best = better(best, how, item, at_y, at_x, y, x)
             centre_y, centre_x, reach = best[0], best[1], radius
-            bits = mix_in(key, (item * height + y) * width + x)
+            bits = mix_in(key, y * width + x)
             while reach >= 1:
                 bits = mix(bits)
                 at_y = pick(bits >> 16, max(centre_y - reach, 0), min(centre_y + reach, source_height - 1))

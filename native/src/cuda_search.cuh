@@ -239,7 +239,7 @@ __global__ void __launch_bounds__(kTile * kWarp, 4)
         }
       } else {
         // Each lane draws one of the random candidates.
-        uint32_t bits = mix(key, (uint32_t)pixel);
+        uint32_t bits = mix(key, (uint32_t)(y * level.target_width + first_x + c * step));
         for (int k = 0; k < draws; ++k)
           if (k <= lane) bits = mix(bits);
         valid = lane < draws;

@@ -252,7 +252,7 @@ void sweep(const Level &level, int item, int y0, int x0, int y1, int x1, bool fo
         if (cy >= 0 && cy < hs) consider(entry(cy, column(e)));
       }
       // All random candidates are drawn around the same centre, so that they can be prefetched.
-      uint32_t bits = mix(key, (uint32_t)(base + i)), candidates[16];
+      uint32_t bits = mix(key, (uint32_t)i), candidates[16];
       int count = 0;
       for (int r = level.radius; r >= 1; r >>= level.shift) {
         bits = mix(bits);

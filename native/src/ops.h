@@ -62,7 +62,7 @@ struct RandomField {
 
   EB_SHARED_MEMBER void operator()(int item, int y, int x) const {
     const size_t i = place(item, y, x, height, width);
-    const uint32_t bits = mix(key, (uint32_t)i);
+    const uint32_t bits = mix(key, (uint32_t)(y * width + x));
     field[i] = entry(pick(bits >> 16, 0, source_height - 1), pick(bits & 0xffff, 0, source_width - 1));
   }
 };

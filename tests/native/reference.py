@@ -104,7 +104,7 @@ def synthesize(
     for item in range(batch):
         modulated = None if modulation is None or not modulation.shape[3] else modulation[item]
         guides = source_guides[item], target_guides[item], modulated
-        image[item], nnf[item], error[item] = solve(problem, item, source_style[item], None, *guides, None)
+        image[item], nnf[item], error[item] = solve(problem, source_style[item], None, *guides, None)
     return image, nnf, error
 
 
@@ -137,7 +137,7 @@ def match(
         styles = source_style[item], None if target_style is None else target_style[item]
         guides = source_guide[item], target_guide[item]
         given = None if nnf is None else nnf[item]
-        _, out[item], error[item] = solve(problem, item, *styles, *guides, modulation=None, nnf=given)
+        _, out[item], error[item] = solve(problem, *styles, *guides, modulation=None, nnf=given)
     return out, error
 
 
@@ -169,7 +169,7 @@ def levels(source: np.ndarray, target: np.ndarray, patch: int, wanted: int) -> i
 
 
 def solve(
-    problem: Problem, item: int, source_style: np.ndarray, target_style: np.ndarray | None, source_guides: np.ndarray,
+    problem: Problem, source_style: np.ndarray, target_style: np.ndarray | None, source_guides: np.ndarray,
     target_guides: np.ndarray, modulation: np.ndarray | None, nnf: np.ndarray | None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
     """One item of a batch: style [H, W, S], field [H, W, 2], float32 error [H, W]. Images are [H, W, C]."""
@@ -192,7 +192,7 @@ def solve(
         source_size, target_size = source_guides.shape[:2], target_guides.shape[:2]
         key = mix2(mix2(problem.seed & BITS32, problem.seed >> 32), level)
         if level == problem.levels - 1:
-            field = start_field(problem.start, item, source_size, target_size, key, nnf, level)
+            field = start_field(problem.start, source_size, target_size, key, nnf, level)
         else:
             field = doubled(field, source_size, target_size)
         if painted:
@@ -207,7 +207,7 @@ def solve(
             measure = Measure(source, target, modulation, weights, patch, problem.border)
             cost = usage_cost(problem.uniformity, scale, patch, source_size, target_size) if uniform else 0
             for _ in range(problem.sweeps):
-                search(field, measure, active, problem.radius, shrink, uniform, cost, sweep, mix2(key, sweep), item)
+                search(field, measure, active, problem.radius, shrink, uniform, cost, sweep, mix2(key, sweep))
                 sweep += 1
             if painted:
                 error = {t: measure(t, s) for t, s in field.items()}
@@ -229,13 +229,13 @@ def solve(
 
 
 def start_field(
-    start: str, item: int, source: Place, target: Place, key: int, nnf: np.ndarray | None, level: int
+    start: str, source: Place, target: Place, key: int, nnf: np.ndarray | None, level: int
 ) -> dict[Place, Place]:
     """The field of the coarsest level."""
     field = {}
     for y, x in np.ndindex(target):
         if start == "random":
-            bits = mix2(key, (item * target[0] + y) * target[1] + x)
+            bits = mix2(key, y * target[1] + x)
             field[y, x] = pick(bits >> 16, 0, source[0] - 1), pick(bits & 0xFFFF, 0, source[1] - 1)
         elif start == "given":
             assert nnf is not None
@@ -279,7 +279,7 @@ class Measure:
 
 def search(
     field: dict[Place, Place], measure: Measure, active: set[Place], radius: int, shrink: int, uniform: bool,
-    usage_unit: int, sweep: int, key: int, item: int,
+    usage_unit: int, sweep: int, key: int,
 ) -> None:  # fmt: skip
     """One sweep of PatchMatch: update the pixels of every fourth tile, then those of the next fourth, and so on."""
     (height, width), (last_y, last_x) = measure.size, max(field)
@@ -304,7 +304,7 @@ def search(
                     candidates.append((row + step, column))
                 best, best_cost = cheapest(best, best_cost, candidates, cost, (y, x), (height, width))
                 candidates, reach, (row, column) = [], reach_at_first, best
-                bits = mix2(key, (item * (last_y + 1) + y) * (last_x + 1) + x)
+                bits = mix2(key, y * (last_x + 1) + x)
                 while reach >= 1:
                     bits = mix(bits)
                     some_row = pick(bits >> 16, max(row - reach, 0), min(row + reach, height - 1))

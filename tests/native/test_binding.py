@@ -238,11 +238,18 @@ def test_threads_and_repetition_change_nothing(backend: str) -> None:
             np.testing.assert_array_equal(one, other)
 
 
-@needs_library
-def test_a_pair_does_not_depend_on_its_batch() -> None:
+@every_backend
+def test_a_pair_does_not_depend_on_its_batch(backend: str) -> None:
     sources, targets = images(3, 30, 30, 3), images(3, 30, 30, 3, seed=1)
-    first = binding.match(sources, targets, start="identity", search_radius=8)
-    assert np.abs(first.error - binding.patch_error(sources, targets, nnf=first.nnf)).max() == 0
+    together = binding.match(sources, targets, backend=backend)
+    assert np.abs(together.error - binding.patch_error(sources, targets, nnf=together.nnf)).max() == 0
+    alone = binding.match(sources[2:], targets[2:], backend=backend)
+    np.testing.assert_array_equal(together.nnf[2:], alone.nnf)
+    painted = binding.synthesize(sources, sources, targets, search_vote_iterations=2, backend=backend)
+    alone_painted = binding.synthesize(
+        sources[1:2], sources[1:2], targets[1:2], search_vote_iterations=2, backend=backend
+    )
+    np.testing.assert_array_equal(painted.image[1:2], alone_painted.image)
 
 
 # -- odd shapes and wrong arguments ------------------------------------------------------------------------------------
