@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
 from native import binding
@@ -13,7 +12,7 @@ from stages.base.arrays import Image, Images
 from stages.base.errors import DiffSynthError
 from stages.base.numbers import Offset
 from stages.smoothers import SMOOTHERS, Frames, PatchOptions, SmootherOptions
-from stages.smoothers.pysynth import library_options
+from stages.smoothers.pysynth import batched, library_options, pairs_at_once
 
 CHANNELS = 3
 
@@ -63,20 +62,22 @@ class EbsynthSmoother:
     def _mean(self, index: int) -> Image:
         neighbours = [index + d for d in self.offsets if 0 <= index + d < len(self.styles)]
         total = self.styles[index].astype(np.int64)
-        for neighbour in neighbours:  # one at a time, so that the library needs the memory of one pair only
-            total = total + self._warped(neighbour, index)
+        for group in batched(neighbours, pairs_at_once(self.device)):
+            total += self._warped(group, index).sum(axis=0, dtype=np.int64)
         return np.rint(total / (1 + len(neighbours))).astype(np.uint8)
 
-    def _warped(self, source: int, target: int) -> NDArray[np.int64]:
-        images = (self.styles[source], self.guides[source], self.guides[target])
+    def _warped(self, sources: Sequence[int], target: int) -> Images:
+        styles, guides = (np.stack([frames[index] for index in sources]) for frames in (self.styles, self.guides))
         try:
             painted = binding.synthesize(
-                *(np.ascontiguousarray(image)[None] for image in images),
+                styles,
+                guides,
+                np.stack([self.guides[target]] * len(sources)),
                 guide_weights=[self.guide_weight / CHANNELS] * CHANNELS,
                 patch_size=self.patch_size,
                 **library_options(self.device),
             )
         except binding.EbsynthError as error:
             raise DiffSynthError(str(error)) from error
-        image: Image = painted.image[0]
-        return image.astype(np.int64)
+        images: Images = painted.image
+        return images

@@ -6,9 +6,10 @@ The window's frames are first warped onto the frame by guided patch matching. `s
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
-from typing import Literal, NamedTuple, TypedDict
+from itertools import chain, islice
+from typing import Literal, NamedTuple, TypedDict, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,15 +23,18 @@ from stages.smoothers import CACHED_FRAMES, OBSOLETE_KEYS, SMOOTHERS, Frames, Ma
 
 CACHE_BYTES = 128 * 2**20  # of blended frames per side ...
 MIN_CACHED = 32  # ... but at least this many, since each level of the tables needs one
+PAIRS_ON_GPU = 8
 
 Read = Callable[[int], Image]
 """Reads a frame by its index."""
 
-Warp = Callable[[Image, int, int], Image]
-"""warp(image, i, j) warps an image that belongs to frame i onto frame j."""
+Warp = Callable[[Iterable[tuple[Image, int]], int], Iterable[Image]]
+"""warp([(image, i), ...], j) warps images that belong to frames i onto frame j."""
+
+Item = TypeVar("Item")
 
 
-class LibraryOptions(TypedDict, total=False):
+class LibraryOptions(TypedDict):
     """Where the patch-matching library runs: arguments of `native.binding`."""
 
     backend: str
@@ -106,8 +110,8 @@ class PySynthSmoother:
         self.left = BlendingTables(style, self.count, warp, self.reach, ascending=True)
         # The right side is the left side of the reversed video, which is processed in descending order.
         self.right = BlendingTables(
-            lambda i: style(last - i), self.count, lambda image, i, j: warp(image, last - i, last - j), self.reach,
-            ascending=False,
+            lambda i: style(last - i), self.count,
+            lambda images, j: warp(((image, last - i) for image, i in images), last - j), self.reach, ascending=False,
         )  # fmt: skip
 
     def smooth(self, start: int, stop: int) -> Images:
@@ -120,10 +124,9 @@ class PySynthSmoother:
 
     def _mean_of_pairs(self, index: int) -> Image:
         window = range(max(index - self.reach, 0), min(index + self.reach + 1, self.count))
-        total = np.zeros(self.style(index).shape, np.int32)
-        for other in window:
-            image = self.style(other)
-            total += image if other == index else self.warp(image, other, index)
+        total = self.style(index).astype(np.int32)
+        for warped in self.warp(((self.style(other), other) for other in window if other != index), index):
+            total += warped
         return (total // len(window)).astype(np.uint8)
 
     def _mean_of_blends(self, index: int) -> Image:
@@ -141,32 +144,48 @@ class PatchMatching:
         self.guide = recent(guides)
         self.patch_size, self.num_iter, self.guide_weight, self.device = patch_size, num_iter, guide_weight, device
 
-    def __call__(self, image: Image, source: int, target: int) -> Image:
-        """Warp `image`, which belongs to frame `source`, onto frame `target`."""
-        where = library_options(self.device)
+    def __call__(self, images: Iterable[tuple[Image, int]], target: int) -> Iterator[Image]:
+        """Warp images onto frame `target`. With each image comes the frame it belongs to."""
+        for group in batched(images, pairs_at_once(self.device)):
+            yield from self._warped(group, target)
+
+    def _warped(self, images: Sequence[tuple[Image, int]], target: int) -> Images:
+        where, styles = library_options(self.device), np.stack([image for image, _ in images])
         try:
             found = binding.match(
-                self.guide(source)[None],
-                self.guide(target)[None],
-                image[None],
+                np.stack([self.guide(source) for _, source in images]),
+                np.stack([self.guide(target)] * len(images)),
+                styles,
                 guide_weight=self.guide_weight,
                 patch_sizes=[self.patch_size] * self.num_iter,
                 patch_match_iterations=1,
                 border="zero",
                 **where,
             )
-            images = binding.remap(image[None], found.nnf, patch_size=self.patch_size, border="zero", **where)
+            warped: Images = binding.remap(styles, found.nnf, patch_size=self.patch_size, border="zero", **where)
         except binding.EbsynthError as error:
             raise DiffSynthError(str(error)) from error
-        warped: Image = images[0]
         return warped
 
 
 def library_options(device: str) -> LibraryOptions:
     """Choose the back end and device of the patch-matching library for the `device` of a job."""
     if device in ("cpu", "mps"):
-        return {"backend": binding.on_cpu()}
+        return {"backend": binding.on_cpu(), "device": 0}
     return {"backend": "auto", "device": int(device.partition(":")[2] or 0)}
+
+
+def pairs_at_once(device: str) -> int:
+    """How many pairs of images to give the patch-matching library in one call. One alone does not fill a GPU."""
+    where = library_options(device)
+    return PAIRS_ON_GPU if where["backend"] == "auto" and binding.runs_on_gpu(where["device"]) else 1
+
+
+def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Split into lists of `size` items. The last may be shorter. (Python 3.12 has this as itertools.batched.)"""
+    remaining = iter(items)
+    while batch := list(islice(remaining, size)):
+        yield batch
 
 
 def recent(frames: Frames) -> Read:
@@ -223,7 +242,7 @@ class BlendingTables:
     Args:
         read: Reads the frames to blend.
         count: Number of frames.
-        warp: Warps an image from one frame onto another.
+        warp: Warps images, each given with its frame, onto another frame.
         reach: Number of earlier frames in a window.
         ascending: Order in which totals are requested. A different order is slower, but correct.
     """
@@ -240,9 +259,10 @@ class BlendingTables:
         """
         first = max(index - self.reach, 0)
         total = np.zeros(self.read(index).shape, np.int32)
-        for run in runs(first, index):
-            image = self.blend(run, index)
-            total += (image if run.end == index else self.warp(image, run.end, index)).astype(np.int32) << run.level
+        whole = runs(first, index)
+        blends = ((self.blend(run, index), run.end) for run in whole[1:])
+        for run, image in zip(whole, chain([self.blend(whole[0], index)], self.warp(blends, index)), strict=True):
+            total += image.astype(np.int32) << run.level
         self.cache = {run: image for run, image in self.cache.items() if self._needed_after(run, index)}
         return total, index + 1 - first
 
@@ -252,7 +272,7 @@ class BlendingTables:
             return self.read(run.end)
         if run not in self.cache:
             first, second = run.halves
-            warped = self.warp(self.blend(first, index), first.end, run.end)
+            (warped,) = self.warp([(self.blend(first, index), first.end)], run.end)
             mean = np.rint((warped.astype(np.float32) + self.blend(second, index)) / 2).astype(np.uint8)
             if not self._needed_after(run, index):
                 return mean

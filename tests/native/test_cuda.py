@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 
 from native import arguments, binding, library
+from stages.smoothers import build, pysynth
 from stages.smoothers.images import pixels
 from stages.smoothers.pysynth import library_options
 from tests.native.conftest import backends, forget_contexts
 from tests.native.emulator import Emulator
 from tests.native.test_binding import images
+from tests.typing import Keys
 
 TOO_OLD, NONE = 12000, 0  # versions of the driver
 
@@ -226,3 +228,27 @@ def test_a_call_within_a_call_has_a_context_of_its_own(gpu: Emulator) -> None:
     image = images(1, 15, 16, 3)
     binding.synthesize(image, image, image, backend="cuda", progress=lambda _: inner.append(paint().image))
     assert all((found == expected.image).all() for found in inner) and len(inner) > 2
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("EbsynthSmoother", {"patch_size": 3, "smooth_index": [-2, -1]}),
+        ("PySynthSmoother", {"ebsynth_config": {"patch_size": 3, "num_iter": 1}, "speed": "slowest"}),
+        ("PySynthSmoother", {"ebsynth_config": {"patch_size": 3, "num_iter": 1}, "speed": "fastest"}),
+    ],
+)
+def test_smoothers_give_a_gpu_several_pairs_at_once_and_get_the_same_frames(
+    gpu: Emulator, name: str, config: Keys
+) -> None:
+    frames = np.concatenate([images(1, 10, 12, 3, seed=seed) for seed in range(7)])
+    smoothed, launches = [], [gpu.counts.launches]
+    for pairs in (1, 8):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(pysynth, "PAIRS_ON_GPU", pairs)
+            smoothed.append(build(name, config, frames, frames, device="auto").smooth(5, 7))
+        launches.append(gpu.counts.launches)
+    on_cpu = build(name, config, frames, frames, device="cpu").smooth(5, 7)
+    np.testing.assert_array_equal(smoothed[0], on_cpu)
+    np.testing.assert_array_equal(smoothed[1], on_cpu)
+    assert launches[2] - launches[1] < launches[1] - launches[0]
