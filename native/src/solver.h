@@ -73,6 +73,12 @@ class Solver {
   template <class T>
   using Buffer = typename Backend::template Buffer<T>;
 
+  struct Searched {  // source or target of a level
+    Buffer<uint8_t> features;
+    Buffer<float> sums;  // over patches of `summed` pixels a side; 0 = not computed
+    int summed = 0;
+  };
+
   struct Images {  // of one pyramid level
     int source_height, source_width, target_height, target_width;
     const uint8_t *source_style, *target_style, *source_guides, *target_guides, *modulation;
@@ -108,7 +114,7 @@ class Solver {
     const Images &im = images_[l];
     const int h = im.target_height, w = im.target_width;
     border_ = p_.largest_patch / 2;
-    source_ = features(im.source_style, im.source_guides, im.source_height, im.source_width, p_.weights.layout, 0);
+    source_ = {features(im.source_style, im.source_guides, im.source_height, im.source_width, p_.weights.layout, 0)};
     if (p_.painted) {
       source_style_ = features(im.source_style, nullptr, im.source_height, im.source_width, plain_layout(p_.style_channels), 0);
     }
@@ -140,7 +146,7 @@ class Solver {
       style_ = backend_.template buffer<uint8_t>((size_t)p_.batch * h * w * p_.style_channels);
       vote(p_.patches.empty() ? p_.largest_patch : p_.patches[0], false, false);  // errors are unknown yet
     } else {
-      target_ = features(im.target_style, im.target_guides, h, w, p_.weights.layout, 0);
+      target_ = {features(im.target_style, im.target_guides, h, w, p_.weights.layout, 0)};
     }
   }
 
@@ -149,9 +155,8 @@ class Solver {
     Level level = describe(patch);
     const bool uniform = with_uniformity && p_.uniformity > 0;
     backend_.errors(level);
-    Buffer<float> source_sums = sums(source_, patch, level.source_height, level.source_width);
-    Buffer<float> target_sums = sums(target_, patch, level.target_height, level.target_width);
-    level.source_sums = source_sums.data(), level.target_sums = target_sums.data();
+    level.source_sums = sums(source_, patch, level.source_height, level.source_width);
+    level.target_sums = sums(target_, patch, level.target_height, level.target_width);
     const size_t pixels = (size_t)p_.batch * level.source_height * level.source_width;
     Buffer<uint32_t> used, usage, scratch;
     if (uniform) {
@@ -186,7 +191,7 @@ class Solver {
     level.border = border_;
     level.stride = p_.weights.layout.stride;
     level.patch = patch;
-    level.source = source_.data(), level.target = target_.data();
+    level.source = source_.features.data(), level.target = target_.features.data();
     level.modulation = p_.modulation ? modulation_.data() : nullptr;
     std::copy(p_.weights.quads, p_.weights.quads + kMaxQuads, level.weights);
     level.field = field_.data(), level.error = error_.data();
@@ -229,15 +234,18 @@ class Solver {
       all_active_ = false;
     }
     style_ = std::move(style);
-    target_ = features(style_.data(), im.target_guides, h, w, p_.weights.layout, 0);
+    target_ = {features(style_.data(), im.target_guides, h, w, p_.weights.layout, 0)};
   }
 
-  Buffer<float> sums(const Buffer<uint8_t> &features, int patch, int h, int w) {
-    Buffer<float> out;
-    if (p_.modulation) return out;
-    out = backend_.template buffer<float>((size_t)p_.batch * h * w * p_.weights.layout.stride);
-    backend_.sums(out.data(), features.data(), p_.batch, h, w, border_, p_.weights.layout.stride, patch);
-    return out;
+  // The sums of features over patches, null where modulation makes them useless.
+  const float *sums(Searched &searched, int patch, int h, int w) {
+    if (p_.modulation) return nullptr;
+    if (searched.summed != patch) {
+      searched.sums = backend_.template buffer<float>((size_t)p_.batch * h * w * p_.weights.layout.stride);
+      backend_.sums(searched.sums.data(), searched.features.data(), p_.batch, h, w, border_, p_.weights.layout.stride, patch);
+      searched.summed = patch;
+    }
+    return searched.sums.data();
   }
 
   uint32_t usage_cost(const Level &level) const {
@@ -264,7 +272,8 @@ class Solver {
   std::vector<Buffer<uint8_t>> pyramid_;
 
   int level_ = 0, border_ = 0, sweep_ = 0, patch_ = 0, done_ = 0;
-  Buffer<uint8_t> source_, source_style_, target_, modulation_, style_, active_;
+  Searched source_, target_;
+  Buffer<uint8_t> source_style_, modulation_, style_, active_;
   Buffer<uint32_t> field_;
   Buffer<int64_t> error_;
   bool all_active_ = true;
