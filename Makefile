@@ -6,6 +6,8 @@
 # make hooks     run `make lint`'s checks before every commit
 # make bench     side-by-side measurements
 # make native    build libebsynth anew, in sight; set-up builds it too, but silently goes on where it cannot
+# make emulate   its CUDA tests in many orders of threads, on an emulated GPU
+# make mutants   mistakes planted in its CUDA code, each of which a test must catch
 # make sanitize  the library's tests on a build that stops at memory errors and undefined behaviour (with GCC)
 # make clean     remove what make made
 #
@@ -18,7 +20,7 @@ BIN    := $(VENV)/bin
 CMAKE  := PATH="$(abspath $(BIN)):$$PATH" cmake
 CUDA_ARCHITECTURES ?=
 
-.PHONY: setup demo test quick coverage lint hooks bench native sanitize clean
+.PHONY: setup demo test quick coverage lint hooks bench native emulate mutants sanitize clean
 
 setup: $(VENV)/installed
 
@@ -60,6 +62,12 @@ native:
 	$(CMAKE) --fresh -S native -B build/native -DEBSYNTH_CUDA_ARCHITECTURES="$(CUDA_ARCHITECTURES)" $(CMAKE_ARGS)
 	$(CMAKE) --build build/native --parallel
 	$(CMAKE) --install build/native --prefix native
+
+emulate: setup
+	OMP_NUM_THREADS=1 EMULATED_ORDERS=20 $(BIN)/python -m pytest -n auto tests/native -k "emulated or test_cuda"
+
+mutants: setup
+	$(BIN)/python -m tools.mutants
 
 # Without CUDA, whose driver wants addresses that the sanitizer takes.
 sanitize: setup

@@ -51,8 +51,7 @@ def tasks(side: int) -> dict[str, Callable[[], object]]:
     (video,) = (Path(__file__).parents[1] / "templates").glob("*.mp4")
     shots = [fit(shot.image(), side, 2 * side)[None] for shot in islice(VideoFile(video).shots(), 4)]
     source, target = shots[0], shots[3]
-    own = np.zeros((1, side, 2 * side, 2), np.int32)
-    own[0] = np.stack(np.mgrid[:side, : 2 * side], 2)
+    own = np.ascontiguousarray(np.indices((side, 2 * side), np.int32).transpose(1, 2, 0)[None])
     return {
         "fields, patches 13…5": lambda: binding.match(source, target, patch_sizes=[13, 11, 9, 7, 5], backend="cuda"),
         "PatchBlendSmoother's search": lambda: binding.match(

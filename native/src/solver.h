@@ -75,7 +75,7 @@ class Solver {
 
   struct Searched {  // source or target of a level
     Buffer<uint8_t> features;
-    Buffer<float> sums;  // over patches of `summed` pixels a side; 0 = not computed
+    Buffer<float> sums{};  // over patches of `summed` pixels a side; 0 = not computed
     int summed = 0;
   };
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -53,7 +54,8 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[emulator.Emulator]:
     """Use the library whose CUDA back end runs on an emulated machine, and return that machine."""
     if not emulator.can_build():
         pytest.skip("the emulator needs CMake and Linux on x86-64")
-    emulated = emulator.Emulator(emulator.build())
+    given = os.environ.get("EMULATED_LIBRARY")  # `make mutants` tests libraries with mistakes
+    emulated = emulator.Emulator(Path(given) if given else emulator.build())
     monkeypatch.setenv("EBSYNTH_LIBRARY", str(emulated.library))
     forget_contexts()
     yield emulated
