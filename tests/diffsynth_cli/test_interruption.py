@@ -39,7 +39,7 @@ def wait_for(process: subprocess.Popen[str], kind: str, times: int = 1) -> str |
     assert process.stdout is not None
     for line in process.stdout:
         event = json.loads(line)
-        times -= event["event"] == kind and event.get("phase") != "read through"
+        times -= event["event"] == kind and event.get("phase") != "scan"
         if times <= 0:
             return line
     return None
