@@ -145,9 +145,9 @@ def test_frames_are_not_kept() -> None:
     assert most[0] <= 6
 
 
-@pytest.mark.parametrize(("share", "said"), [(0, "0 %"), (0.001, "under 1 %"), (0.03, "3 %"), (0.999, "over 99 %")])
-def test_small_shares_are_not_rounded_to_zero(share: float, said: str) -> None:
-    assert percent(share) == said
+@pytest.mark.parametrize(("share", "expected"), [(0, "0 %"), (0.001, "under 1 %"), (0.03, "3 %"), (0.999, "over 99 %")])
+def test_small_shares_are_not_rounded_to_zero(share: float, expected: str) -> None:
+    assert percent(share) == expected
 
 
 def test_small_frames_are_cropped_to_what_there_is() -> None:
