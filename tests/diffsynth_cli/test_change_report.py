@@ -17,19 +17,19 @@ from tests.typing import Cli
 
 
 @pytest.fixture
-def made() -> Scene:
+def clip() -> Scene:
     return scene("light", frames=4)
 
 
 @pytest.fixture
-def folders(tmp_path: Path, made: Scene) -> tuple[Path, Path]:
-    return write_images(tmp_path / "guide", made.guides), write_images(tmp_path / "style", made.styles)
+def folders(tmp_path: Path, clip: Scene) -> tuple[Path, Path]:
+    return write_images(tmp_path / "guide", clip.guides), write_images(tmp_path / "style", clip.styles)
 
 
-def test_the_sheet_shows_crops_and_is_reproducible(tmp_path: Path, made: Scene) -> None:
+def test_the_sheet_shows_crops_and_is_reproducible(tmp_path: Path, clip: Scene) -> None:
     for name in ("a.png", "b.png"):
         changes = Changes(keep_places=True)
-        list(changes.watch(made.styles, made.truth, 4))
+        list(changes.watch(clip.styles, clip.truth, 4))
         write_report(tmp_path / name, changes)
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "b.png"]

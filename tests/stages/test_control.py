@@ -124,9 +124,9 @@ def test_maps_from_a_folder_and_from_a_video(tmp_path: Path, control: Control) -
     maps = [scene(50 + i) for i in range(10)]
     write_images(tmp_path / "maps", maps)
     encode(tmp_path / "maps.mkv", maps, Encoding(fps=Fraction(25), codec="ffv1"))
-    made = control("file:maps", {"name": "file", "path": "maps.mkv"})
-    np.testing.assert_array_equal(made[0], np.stack(maps))
-    np.testing.assert_array_equal(made[1], np.stack(maps))
+    result = control("file:maps", {"name": "file", "path": "maps.mkv"})
+    np.testing.assert_array_equal(result[0], np.stack(maps))
+    np.testing.assert_array_equal(result[1], np.stack(maps))
 
 
 def test_maps_of_another_size_are_fitted_with_a_warning(tmp_path: Path, control: Control, cli: Cli) -> None:
@@ -160,8 +160,8 @@ def test_missing_maps_of_references_are_refused(tmp_path: Path, control: Control
     ],
 )
 def test_values_become_greys_from_far_to_near(values: np.ndarray, options: Keys, expected: list[int]) -> None:
-    made = MapFiles(name="file", path="maps", **options).as_map(np.repeat(values[None, :, None], 3, axis=2))
-    assert made.dtype == np.uint8 and made[0, :, 0].tolist() == expected
+    result = MapFiles(name="file", path="maps", **options).as_map(np.repeat(values[None, :, None], 3, axis=2))
+    assert result.dtype == np.uint8 and result[0, :, 0].tolist() == expected
 
 
 def test_sixteen_bit_depth_passes_of_a_renderer(tmp_path: Path, control: Control) -> None:

@@ -297,8 +297,8 @@ def test_guidance_too_high_for_lcm_is_warned_about(make_job: MakeJob, cli: Cli) 
 
 
 def test_schedulers_differ_and_a_changed_one_is_stale(render: Render, make_job: MakeJob, cli: Cli) -> None:
-    made = [render(f"of {name}", scheduler=name, **THREE)["rendered"][:] for name in SCHEDULERS]
-    assert all((a != b).any() for k, a in enumerate(made) for b in made[:k])
+    results = [render(f"of {name}", scheduler=name, **THREE)["rendered"][:] for name in SCHEDULERS]
+    assert all((a != b).any() for k, a in enumerate(results) for b in results[:k])
     code, output = cli("render", make_job(output_path="of lcm", scheduler="euler", **THREE))
     assert code == 1 and 'scheduler: "lcm" → "euler"' in output
 

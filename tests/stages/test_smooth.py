@@ -33,13 +33,13 @@ OPTIONS = ("--window", "4")
 
 
 @pytest.fixture
-def made() -> Scene:
+def clip() -> Scene:
     return scene("light")
 
 
 @pytest.fixture
-def folders(tmp_path: Path, made: Scene) -> tuple[Path, Path]:
-    return write_images(tmp_path / "guide", made.guides), write_images(tmp_path / "style", made.styles)
+def folders(tmp_path: Path, clip: Scene) -> tuple[Path, Path]:
+    return write_images(tmp_path / "guide", clip.guides), write_images(tmp_path / "style", clip.styles)
 
 
 def video(path: Path, frames: Iterable[Image], fps: int = 25) -> Path:
@@ -52,18 +52,18 @@ def images(folder: Path) -> np.ndarray:
 
 
 def test_a_folder_of_images_is_written_and_nothing_else_is_left(
-    tmp_path: Path, made: Scene, folders: tuple[Path, Path], cli: Cli
+    tmp_path: Path, clip: Scene, folders: tuple[Path, Path], cli: Cli
 ) -> None:
     code, output = cli("smooth", *folders, "-o", tmp_path / "out", *OPTIONS)
     assert code == 0, output
     assert sorted(file.name for file in tmp_path.iterdir()) == ["guide", "out", "style"]
     assert [file.name for file in sorted((tmp_path / "out").iterdir())][:2] == ["00000.png", "00001.png"]
-    expected = build(smooth.SMOOTHER, {"window": 4}, made.guides, made.styles).smooth(0, 12)
+    expected = build(smooth.SMOOTHER, {"window": 4}, clip.guides, clip.styles).smooth(0, 12)
     np.testing.assert_array_equal(images(tmp_path / "out"), expected)
 
 
 def test_the_device_is_what_smooths(
-    tmp_path: Path, made: Scene, folders: tuple[Path, Path], cli: Cli, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, clip: Scene, folders: tuple[Path, Path], cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("stages.models.weights.pick_device", lambda name: torch.device("cuda"))
     monkeypatch.setattr("stages.smoothers.images.gpu.load", lambda frame, device: pytest.fail(f"{device} is asked"))
@@ -143,7 +143,7 @@ def test_chunks_done_before_an_interruption_are_not_redone(
 
 
 def test_other_options_after_an_interruption_start_over(
-    tmp_path: Path, made: Scene, folders: tuple[Path, Path], cli: Cli, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, clip: Scene, folders: tuple[Path, Path], cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, calls = tasks.SmoothTask.run, []
 
@@ -156,19 +156,19 @@ def test_other_options_after_an_interruption_start_over(
     monkeypatch.setattr(tasks.SmoothTask, "run", run)
     assert cli("smooth", *folders, "-o", tmp_path / "out", *OPTIONS)[0] == 130
     assert cli("smooth", *folders, "-o", tmp_path / "out", "--strength", "0")[0] == 0
-    np.testing.assert_array_equal(images(tmp_path / "out"), made.styles)
+    np.testing.assert_array_equal(images(tmp_path / "out"), clip.styles)
 
 
-def test_a_guide_of_another_size_is_fitted(tmp_path: Path, made: Scene, folders: tuple[Path, Path], cli: Cli) -> None:
-    large = [cv2.resize(image, (2 * WIDTH, 2 * HEIGHT), interpolation=cv2.INTER_CUBIC) for image in made.guides]
+def test_a_guide_of_another_size_is_fitted(tmp_path: Path, clip: Scene, folders: tuple[Path, Path], cli: Cli) -> None:
+    large = [cv2.resize(image, (2 * WIDTH, 2 * HEIGHT), interpolation=cv2.INTER_CUBIC) for image in clip.guides]
     code, output = cli("smooth", write_images(tmp_path / "large", large), folders[1], "-o", tmp_path / "out", *OPTIONS)
     assert code == 0, output
-    assert squared_error(images(tmp_path / "out"), made.truth) < 0.5 * squared_error(made.styles, made.truth)
+    assert squared_error(images(tmp_path / "out"), clip.truth) < 0.5 * squared_error(clip.styles, clip.truth)
 
 
-def test_the_style_sets_the_rate(tmp_path: Path, made: Scene, cli: Cli) -> None:
-    guide = video(tmp_path / "guide.mp4", made.guides, fps=24)
-    style = video(tmp_path / "style.mp4", made.styles[::2], fps=12)
+def test_the_style_sets_the_rate(tmp_path: Path, clip: Scene, cli: Cli) -> None:
+    guide = video(tmp_path / "guide.mp4", clip.guides, fps=24)
+    style = video(tmp_path / "style.mp4", clip.styles[::2], fps=12)
     code, output = cli("smooth", guide, style, "-o", tmp_path / "out.mp4", *OPTIONS)
     assert code == 0, output
     assert open_source(tmp_path / "out.mp4").fps == 12 and len(images(tmp_path / "out.mp4")) == 6
@@ -176,27 +176,27 @@ def test_the_style_sets_the_rate(tmp_path: Path, made: Scene, cli: Cli) -> None:
 
 @pytest.mark.parametrize(("frames", "expected"), [(7, "no frames for 5 of the 12"), (11, "no frames for 1 of the 12")])
 def test_a_guide_that_ends_early_is_reported_and_no_frame_is_lost(
-    tmp_path: Path, made: Scene, folders: tuple[Path, Path], cli: Cli, frames: int, expected: str
+    tmp_path: Path, clip: Scene, folders: tuple[Path, Path], cli: Cli, frames: int, expected: str
 ) -> None:
-    short = write_images(tmp_path / "short", made.guides[:frames])
+    short = write_images(tmp_path / "short", clip.guides[:frames])
     code, output = cli("smooth", short, folders[1], "-o", tmp_path / "out", *OPTIONS)
     assert code == 0 and expected in output and len(images(tmp_path / "out")) == 12
-    guides = [*made.guides[:frames], *made.styles[frames:]]
-    expected_frames = build(smooth.SMOOTHER, {"window": 4}, guides, made.styles).smooth(0, 12)
+    guides = [*clip.guides[:frames], *clip.styles[frames:]]
+    expected_frames = build(smooth.SMOOTHER, {"window": 4}, guides, clip.styles).smooth(0, 12)
     np.testing.assert_array_equal(images(tmp_path / "out"), expected_frames)
 
 
-def test_a_longer_guide_is_reported(tmp_path: Path, made: Scene, folders: tuple[Path, Path], cli: Cli) -> None:
-    style = write_images(tmp_path / "few", made.styles[:8])
+def test_a_longer_guide_is_reported(tmp_path: Path, clip: Scene, folders: tuple[Path, Path], cli: Cli) -> None:
+    style = write_images(tmp_path / "few", clip.styles[:8])
     code, output = cli("smooth", folders[0], style, "-o", tmp_path / "out", *OPTIONS)
     assert code == 0 and "continues for 4 frames after the end of" in output and len(images(tmp_path / "out")) == 8
 
 
 def test_unusable_arguments_are_refused_before_any_work(
-    tmp_path: Path, made: Scene, folders: tuple[Path, Path], cli: Cli
+    tmp_path: Path, clip: Scene, folders: tuple[Path, Path], cli: Cli
 ) -> None:
     guide, style = folders
-    tall = write_images(tmp_path / "tall", [image.transpose(1, 0, 2) for image in made.guides])
+    tall = write_images(tmp_path / "tall", [image.transpose(1, 0, 2) for image in clip.guides])
     for arguments, expected in (
         ((guide, style, "-o", tmp_path / "out.gif"), "use .mp4, .mov, .mkv or .webm, or the name of a folder"),
         ((guide, style, "-o", tmp_path / "out.AVI"), "cannot write .avi videos"),
@@ -337,7 +337,7 @@ def test_an_unrelated_guide_is_reported_and_not_used(tmp_path: Path, ahead: tupl
 
 
 def test_without_a_guide_the_style_is_its_own_and_stored_once(
-    tmp_path: Path, made: Scene, folders: tuple[Path, Path], cli: Cli, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, clip: Scene, folders: tuple[Path, Path], cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     style = folders[1]
     with monkeypatch.context() as patch:
@@ -346,7 +346,7 @@ def test_without_a_guide_the_style_is_its_own_and_stored_once(
     cache = FrameCache(tmp_path / "out.cache.zarr")
     assert "styles" in cache and "guides" not in cache
     assert cli("smooth", style, "-o", tmp_path / "out", *OPTIONS)[0] == 0
-    expected = build(smooth.SMOOTHER, {"window": 4}, made.styles, made.styles).smooth(0, 12)
+    expected = build(smooth.SMOOTHER, {"window": 4}, clip.styles, clip.styles).smooth(0, 12)
     np.testing.assert_array_equal(images(tmp_path / "out"), expected)
 
 

@@ -18,23 +18,23 @@ from tests.typing import Cli, Images
 
 
 @pytest.fixture
-def made() -> Scene:
+def clip() -> Scene:
     return scene("light")
 
 
-def test_frames_between_keyframes_are_painted(tmp_path: Path, made: Scene, cli: Cli) -> None:
-    guide = video(tmp_path / "guide.mp4", made.guides)
+def test_frames_between_keyframes_are_painted(tmp_path: Path, clip: Scene, cli: Cli) -> None:
+    guide = video(tmp_path / "guide.mp4", clip.guides)
     keyframes = tmp_path / "keyframes"
     keyframes.mkdir()
     for index in (0, 5, 11):
-        cv2.imwrite(str(keyframes / f"frame-{index}.png"), made.truth[index][..., ::-1])
+        cv2.imwrite(str(keyframes / f"frame-{index}.png"), clip.truth[index][..., ::-1])
     code, output = cli("smooth", guide, keyframes, "-o", tmp_path / "out", "--mode", "interpolate")
     assert code == 0, output
     assert "in step" not in output and "ahead" not in output  # 3 keyframes cannot tell
     painted = images(tmp_path / "out")
-    assert painted.shape == made.truth.shape
-    np.testing.assert_array_equal(painted[[0, 5, 11]], made.truth[[0, 5, 11]])
-    assert squared_error(painted, made.truth) < 0.1 * squared_error(made.truth[[0] * 5 + [5] * 6 + [11]], made.truth)
+    assert painted.shape == clip.truth.shape
+    np.testing.assert_array_equal(painted[[0, 5, 11]], clip.truth[[0, 5, 11]])
+    assert squared_error(painted, clip.truth) < 0.1 * squared_error(clip.truth[[0] * 5 + [5] * 6 + [11]], clip.truth)
     (keyframes / "frame-11.png").rename(keyframes / "frame-12.png")
     code, output = cli("smooth", guide, keyframes, "-o", tmp_path / "other", "--mode", "interpolate")
     assert code == 2 and "has a keyframe 12" in output

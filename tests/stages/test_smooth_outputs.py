@@ -13,10 +13,10 @@ from stages import smooth
 from tests.conftest import write_images
 from tests.stages.smoothers.images.test_offset import UNEVEN, pan
 from tests.stages.smoothers.scenes import Scene
-from tests.stages.test_smooth import OPTIONS, folders, images, made, video
+from tests.stages.test_smooth import OPTIONS, clip, folders, images, video
 from tests.typing import Cli
 
-__all__ = ["folders", "made"]  # fixtures
+__all__ = ["clip", "folders"]  # fixtures
 
 
 def checksums(folder: Path) -> dict[str, str]:
@@ -27,9 +27,9 @@ def checksums(folder: Path) -> dict[str, str]:
     }
 
 
-def test_inputs_are_never_overwritten(tmp_path: Path, made: Scene, folders: tuple[Path, Path], cli: Cli) -> None:
+def test_inputs_are_never_overwritten(tmp_path: Path, clip: Scene, folders: tuple[Path, Path], cli: Cli) -> None:
     guide, style = folders
-    film = video(tmp_path / "film.mp4", made.styles)
+    film = video(tmp_path / "film.mp4", clip.styles)
     (tmp_path / "link.mp4").symlink_to(film)
     os.link(film, tmp_path / "hard.mp4")
     before = checksums(tmp_path)
@@ -53,9 +53,9 @@ def test_inputs_are_never_overwritten(tmp_path: Path, made: Scene, folders: tupl
 
 
 def test_other_files_are_overwritten_only_with_force(
-    tmp_path: Path, made: Scene, folders: tuple[Path, Path], cli: Cli
+    tmp_path: Path, clip: Scene, folders: tuple[Path, Path], cli: Cli
 ) -> None:
-    mine, full = video(tmp_path / "mine.mp4", made.guides), write_images(tmp_path / "full", made.guides[:2])
+    mine, full = video(tmp_path / "mine.mp4", clip.guides), write_images(tmp_path / "full", clip.guides[:2])
     before = checksums(tmp_path)
     for output, expected in ((mine, "mine.mp4 exists"), (full, "is not empty")):
         code, message = cli("smooth", *folders, "-o", output, *OPTIONS)

@@ -174,19 +174,19 @@ def test_the_widths_of_stable_diffusion_1_are_read_off_its_tensors(monkeypatch: 
     vae = {"block_out_channels": (128, 256, 512, 512), "down_block_types": ("DownEncoderBlock2D",) * 4,
            "up_block_types": ("UpDecoderBlock2D",) * 4, "layers_per_block": 2}  # fmt: skip
     with init_empty_weights():
-        made = {
+        tensors = {
             "_unet": original_layout.unet(UNet2DConditionModel(**sizes)),
             "_vae": original_layout.vae(AutoencoderKL(**vae)),
             "load_controlnet": original_layout.unet(ControlNetModel(**sizes)),
         }
         expected = {"_unet": UNet2DConditionModel(**sizes), "_vae": AutoencoderKL(**vae),
                     "load_controlnet": ControlNetModel(**sizes)}  # fmt: skip
-    assert "output_blocks.11.0.skip_connection.weight" in made["_unet"] and len(made["_unet"]) == 686
-    assert len(made["_vae"]) == 248 and len(made["load_controlnet"]) == 340
-    monkeypatch.setattr(single_file, "_read", lambda *_: made["load_controlnet"])
+    assert "output_blocks.11.0.skip_connection.weight" in tensors["_unet"] and len(tensors["_unet"]) == 686
+    assert len(tensors["_vae"]) == 248 and len(tensors["load_controlnet"]) == 340
+    monkeypatch.setattr(single_file, "_read", lambda *_: tensors["load_controlnet"])
     loaded = {
-        "_unet": single_file._unet(made["_unet"], torch.float32),
-        "_vae": single_file._vae(made["_vae"], torch.float32),
+        "_unet": single_file._unet(tensors["_unet"], torch.float32),
+        "_vae": single_file._vae(tensors["_vae"], torch.float32),
         "load_controlnet": single_file.load_controlnet("shuffle.safetensors", torch.float32, False),
     }
     assert loaded["load_controlnet"].config["global_pool_conditions"]
