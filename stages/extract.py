@@ -19,16 +19,16 @@ from stages.jobs.job import Job
 from stages.tasks import DecodeTask
 from stages.video import TIME_TOLERANCE, Shot, Source, certain_length, describe, open_source, stated_length
 
-SIZE_GRID = 8  # px to a latent
+SIZE_GRID = 8  # pixels per latent
 
 
 def opened_shots(job: Job) -> Iterator[Shot]:
-    """The frames of its source that `job` uses."""
+    """Open the source of `job` and yield the frames that the job uses."""
     return used_shots(open_source(job.input_video), job)
 
 
 def used_shots(source: Source, job: Job) -> Iterator[Shot]:
-    """The frames of `source` that `job` uses: every k-th of those between start and end, up to a number."""
+    """Yield the frames of `source` that `job` uses: every k-th between start and end, up to a maximum."""
     until = float("inf") if job.end_time is None else job.end_time
     shots = source.shots(job.start_time or 0.0)
     limit = None if job.frame_maximum_count is None else job.frame_maximum_count * job.frame_interval
@@ -40,7 +40,11 @@ def used_shots(source: Source, job: Job) -> Iterator[Shot]:
 
 
 def frame_size(job: Job, source: Source) -> tuple[int, int]:
-    """(height, width) of the frames: the job's, else what the source's aspect ratio asks for, else the source's."""
+    """Return (height, width) of the frames: the job's, completed by the aspect ratio of the source, or the source's.
+
+    Raises:
+        UsageError: They are not multiples of SIZE_GRID.
+    """
     height, width = job.frame_height, job.frame_width
     if height and not width:
         width = max(1, round(height * source.width / source.height / SIZE_GRID)) * SIZE_GRID
@@ -51,13 +55,13 @@ def frame_size(job: Job, source: Source) -> tuple[int, int]:
         even = [max(1, size // SIZE_GRID) * SIZE_GRID for size in (height, width)]
         raise UsageError(
             f"frames of {source.path} are {width}×{height}; both must be multiples of {SIZE_GRID}",
-            f'"frame_height": {even[0]}, "frame_width": {even[1]} crops them a little',
+            f'set "frame_height": {even[0]}, "frame_width": {even[1]} to crop them slightly',
         )
     return height, width
 
 
 def footage(run: Run[Job], ahead: bool) -> Footage:
-    """The frames that the job has, or `ahead` of extraction will have, by what the header of its source says."""
+    """Describe the extracted frames or, `ahead` of extraction, those that the header of the source promises."""
     return _expected(run.job) if ahead else _extracted(run.cache)
 
 
@@ -76,7 +80,7 @@ def _expected(job: Job) -> Footage:
 
 
 def _expected_count(job: Job, source: Source) -> int | None:
-    """How many frames `job` uses, if its source says how many it has."""
+    """Return how many frames `job` uses, None if its source does not say how many it has."""
     length = stated_length(source)
     if length is None:
         return job.frame_maximum_count
@@ -87,7 +91,7 @@ def _expected_count(job: Job, source: Source) -> int | None:
 
 
 def _certain_count(job: Job, source: Source) -> tuple[float, float]:
-    """How many frames `job` uses at least and at most."""
+    """Return the minimum and maximum number of frames that `job` uses."""
     least, most = certain_length(source)
     if least == most:  # images, all shown for the same time
         count = _expected_count(job, source) or 0
@@ -132,9 +136,9 @@ def plan(run: Run[Job], resume: bool) -> Plan:
 
 
 def _read_times(source: Source, job: Job, reporter: Reporter) -> np.ndarray:
-    """When each used frame is shown. Decodes everything once: only that finds out how many frames there really are."""
+    """Return the time of each used frame in seconds [N]. Decodes everything, which is the only way to count frames."""
     reporter.begin("extract", source.estimate)
-    reporter.phase("read through")
+    reporter.phase("scan")
     times, last = [], -1.0
     for shot in used_shots(source, job):
         times.append(shot.time)
@@ -144,9 +148,8 @@ def _read_times(source: Source, job: Job, reporter: Reporter) -> np.ndarray:
         raise _no_frames(job)
     if source.damage:
         more = f" and {counted(len(source.damage) - 1, 'more place')}" if len(source.damage) > 1 else ""
-        reporter.warn(
-            f"{source.path}: {source.damage[0]}{more} skipped; {counted(len(times), 'frame')} up to {last:.2f} s used"
-        )
+        used = f"using {counted(len(times), 'frame')}, up to {last:.2f} s"
+        reporter.warn(f"{source.path}: {source.damage[0]}{more}; {used}")
     return np.array(times)
 
 

@@ -68,16 +68,16 @@ def test_a_job_uses_another_packages_smoother_and_annotator(
         np.testing.assert_array_equal(smoothed, np.rint(median))
     metadata = next(site.glob("*.dist-info")) / "METADATA"
     metadata.write_text(metadata.read_text().replace("Version: 1.0", "Version: 1.1"))
-    code, said = diffsynth("run", job, "--quiet")
-    assert code != 0 and "diffsynth-extras 1.0" in said and "diffsynth-extras 1.1" in said
+    code, output = diffsynth("run", job, "--quiet")
+    assert code != 0 and "diffsynth-extras 1.0" in output and "diffsynth-extras 1.1" in output
 
 
 def test_its_options_are_checked_and_in_the_schema(make_job: MakeJob, diffsynth: Run) -> None:
     job = make_job(**USING, post_smoother_config={"raduis": 3})
-    code, said = diffsynth("run", job)
-    assert code == 2 and "post_smoother_config: unknown key 'raduis'; did you mean 'radius'?" in said
-    code, said = diffsynth("run", make_job(**USING | {"controlnet_processor": ["brightnes"]}))
-    assert code == 2 and "unknown annotator 'brightnes'; did you mean 'brightness'?" in said
+    code, output = diffsynth("run", job)
+    assert code == 2 and "post_smoother_config: unknown key 'raduis'; did you mean 'radius'?" in output
+    code, output = diffsynth("run", make_job(**USING | {"controlnet_processor": ["brightnes"]}))
+    assert code == 2 and "unknown annotator 'brightnes'; did you mean 'brightness'?" in output
     schema = json.loads(diffsynth("schema")[1])
     assert "MedianSmoother" in json.dumps(schema["properties"]["smoother"])
     options = {part.get("title"): part for part in schema["properties"]["post_smoother_config"]["anyOf"]}
@@ -88,14 +88,14 @@ def test_its_options_are_checked_and_in_the_schema(make_job: MakeJob, diffsynth:
 
 def test_a_broken_package_is_named_and_stops_no_job_without_it(make_job: MakeJob, site: Path, diffsynth: Run) -> None:
     (site / "diffsynth_extras.py").write_text("1 / 0")
-    code, said = diffsynth("extract", make_job(**USING))
-    assert code == 2 and "Traceback" not in said
+    code, output = diffsynth("extract", make_job(**USING))
+    assert code == 2 and "Traceback" not in output
     for thing in ("the smoother 'MedianSmoother'", "the annotator 'brightness'"):
         assert f"{thing} of the package diffsynth-extras 1.0 cannot be loaded: ZeroDivisionError" in " ".join(
-            said.split()
+            output.split()
         )
-    assert "pip uninstall diffsynth-extras" in " ".join(said.split())
+    assert "pip uninstall diffsynth-extras" in " ".join(output.split())
     assert diffsynth("extract", make_job(), "--quiet") == (0, "")
-    code, said = diffsynth("schema")
-    assert code == 0 and said.count("cannot be loaded: ZeroDivisionError") == 2
-    assert '"Ebsynth"' in said and '"Median"' not in said
+    code, output = diffsynth("schema")
+    assert code == 0 and output.count("cannot be loaded: ZeroDivisionError") == 2
+    assert '"Ebsynth"' in output and '"Median"' not in output

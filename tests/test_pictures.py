@@ -27,19 +27,19 @@ class Restyle(Protocol):
 @pytest.fixture(scope="module")
 def restyle(tmp_path_factory: pytest.TempPathFactory) -> Restyle:
     """Run the demo's job with this prompt and these keys on the first frames of its clip, once for each."""
-    made: dict[str, FrameCache] = {}
+    caches: dict[str, FrameCache] = {}
 
     def run(prompt: str, **keys: object) -> FrameCache:
         name = f"{prompt} {keys}"
-        if name not in made:
+        if name not in caches:
             folder: Path = tmp_path_factory.mktemp("demo")
             job = write_demo(folder, None, prompt)
             given = {
                 "frame_maximum_count": FRAMES, "frame_height": 96, "frame_width": 160, "num_inference_steps": 8,
             } | keys  # fmt: skip
             assert main(["run", str(job), "-q", *(f"--set={key}={value}" for key, value in given.items())]) == 0
-            made[name] = FrameCache(folder / "output/cache.zarr")
-        return made[name]
+            caches[name] = FrameCache(folder / "output/cache.zarr")
+        return caches[name]
 
     return run
 

@@ -1,4 +1,4 @@
-"""Which frames go through the networks together, by the job's `combine_pattern`."""
+"""Which frames each frame attends to, by the job's `combine_pattern`."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 Item = int | str
-"""A frame by its number, or an offset to it, or reference_k."""
+"""A frame number, an offset to a frame, or "reference_k"."""
 
 
 def attended_frames(pattern: Sequence[Item], frames: Sequence[int], count: int) -> list[list[Item]]:
-    """For each of `frames`, what the pattern names: offsets clamped to 0..count-1, references as they are."""
+    """Return what each of `frames` attends to: frame numbers, clamped to 0..count-1, and references."""
     return [
         [item if isinstance(item, str) else min(max(frame + item, 0), count - 1) for item in pattern]
         for frame in frames
@@ -20,12 +20,13 @@ def attended_frames(pattern: Sequence[Item], frames: Sequence[int], count: int) 
 def shared_window(
     pattern: Sequence[Item], chunk: Sequence[int], count: int
 ) -> tuple[list[int], list[Item], list[list[int]]]:
-    """What goes through the networks together for the frames of `chunk`, where attention is shared.
+    """Return the window of frames that go through the networks together for `chunk`, with shared attention.
 
     Returns:
-        The frames of the chunk and those that they see; anchors, which all frames of the video see; and for each of the
-        frames whom it sees, as indexes into both, one after another. Frames at the rim, which are only there to be
-        seen, see the nearest frame of the window in place of those outside.
+        - The frames of the window: those of the chunk and the neighbours that they attend to.
+        - The anchors, which all frames of the video attend to.
+        - What each frame of the window attends to, as indexes into the frames followed by the anchors. A neighbour that
+          would attend to a frame outside the window attends to the nearest frame of the window instead.
     """
     anchored = [isinstance(item, str) or (item != 0 and abs(item) >= count - 1) for item in pattern]
     near = [item for item, far in zip(pattern, anchored, strict=True) if not far]
@@ -42,10 +43,10 @@ def shared_window(
 
 
 def ordered(items: Iterable[Item]) -> list[Any]:
-    """Each item once: frames in order, then references in order."""
+    """Return each item once: frames in order, then references in order."""
     return sorted(set(items), key=lambda item: (isinstance(item, str), reference_number(str(item))))
 
 
 def reference_number(item: str) -> int:
-    """k of reference_k."""
+    """Return k of "reference_k"."""
     return int(item.removeprefix("reference_"))

@@ -1,4 +1,4 @@
-"""What a render is going to do: made once, and what all of its tasks read."""
+"""The plan of a render, made once and read by all of its tasks."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ from stages.diffusion import LATENT_CHANNELS, LATENT_FACTOR
 from stages.diffusion.settings import Batches, Settings
 from stages.render.pattern import Item
 
-# Arrays of one step: what it reads and writes, and never the next step's.
+# Prefixes of the arrays of a step. Each step has its own.
 STEP_LATENTS, STEP_CLEAN, STEP_PREDICTED = "step_latents", "step_clean", "step_predicted"
-MOST_AT_ONCE = {STEP_LATENTS: 1, STEP_CLEAN: 2, STEP_PREDICTED: 1}  # beside the final latents
+MOST_AT_ONCE = {STEP_LATENTS: 1, STEP_CLEAN: 2, STEP_PREDICTED: 1}  # not counting the final latents
 
 
 @dataclass(frozen=True, kw_only=True)
 class RenderPlan:
-    """Everything that the tasks of a render need to know besides what lies in the cache.
+    """Everything that the tasks of a render need, except what is in the cache.
 
-    Steps count from 0; step -1 is the start. What a step writes is never overwritten by another one.
+    Steps count from 0, and step -1 is the start. A step never overwrites what another step wrote.
 
     Args:
         settings: Models, prompts and numbers of the denoiser.
         pattern: The frames that each frame attends to.
-        joint: Whether these form groups (`attention`: joint) or each frame goes through the networks once.
+        joint: Whether these frames form groups (`attention`: joint). Otherwise, each goes through the networks once.
         size: (height, width) of the frames.
         frames: Number of frames of the video.
-        keys: Which of them are rendered; arrays of latents hold one item for each.
+        keys: Numbers of the frames that are rendered. Arrays of latents have one item for each.
         references: Number of reference images.
-        maps: For each ControlNet that runs, the arrays of its maps of the frames and of the references.
+        maps: For each ControlNet that runs, the names of the arrays with its maps of the frames and of the references.
         steps: Number of denoising steps.
-        multistep: Whether the sampler looks back at the clean latents of the step before.
-        smoother: Its name and options; None if no step is smoothed.
-        smoother_interval: Every how many steps, counted from the first, are smoothed.
-        unsmoothed: How many of the last steps are not.
-        keep_steps: Whether the latents of all steps stay.
-        batch_size: Groups of frames that go through the networks at once; None until it has been measured.
+        multistep: Whether the sampler uses the clean latents of the previous step.
+        smoother: Name and options of the smoother, None if no step is smoothed.
+        smoother_interval: Every n-th step is smoothed, starting with the first.
+        unsmoothed: Number of steps at the end that are not smoothed.
+        keep_steps: Whether to keep the latents of all steps.
+        batch_size: Groups of frames that go through the networks at once, None if that is to be measured.
     """
 
     settings: Settings
@@ -68,28 +68,28 @@ class RenderPlan:
     # --- arrays -----------------------------------------------------------------------------------------
 
     def latents(self, step: int) -> str:
-        """The array of latents that a step writes; the last one writes the render's own."""
+        """The array of latents that a step writes. The last step writes the final latents."""
         return "latents" if step == self.steps - 1 else f"{STEP_LATENTS}/{step + 1:04}"
 
     def clean(self, step: int) -> str:
-        """The array of the clean latents that a step continued from, smoothed if it was."""
+        """The array of the clean latents of a step, after smoothing."""
         return f"{STEP_CLEAN}/{step + 1:04}"
 
     def predicted(self, step: int) -> str:
-        """The array of the predicted frames of a step that is smoothed."""
+        """The array of the predicted frames of a smoothed step."""
         return f"{STEP_PREDICTED}/{step + 1:04}"
 
     @property
     def decoded(self) -> str:
-        """The array that the final latents are decoded to."""
+        """The array into which the final latents are decoded."""
         return "rendered" if len(self.keys) == self.frames else "keyframes"
 
     def keeps_clean(self, step: int) -> bool:
-        """Whether the next step looks back at the clean latents of this one."""
+        """Whether the next step uses the clean latents of this one."""
         return self.multistep and step < self.steps - 1
 
     def drops(self, step: int) -> tuple[str, ...]:
-        """The arrays that nothing reads once a step is complete."""
+        """The arrays that are no longer needed once a step is complete."""
         has_start = step > 0 or self.img2img
         return (
             *([self.latents(step - 1)] if has_start and not self.keep_steps else []),
@@ -116,7 +116,7 @@ class RenderPlan:
         return arrays
 
     def most_at_once(self) -> list[ArraySpec]:
-        """Those of the arrays that are full at the same time."""
+        """The arrays that are on the disk at the same time, at the peak."""
         limits = {**MOST_AT_ONCE, **({STEP_LATENTS: self.steps + 1} if self.keep_steps else {})}
         found: list[ArraySpec] = []
         for spec in self.arrays():
@@ -128,9 +128,9 @@ class RenderPlan:
     # --- batches ----------------------------------------------------------------------------------------
 
     def batches(self, cache: FrameCache) -> Batches:
-        """How much goes through the networks at once: what was asked for or measured, or less since memory ran out.
+        """The batch sizes of the job, or the measured ones, reduced if memory ran out earlier.
 
-        All processes, and a resumed render, read it from the cache: in other batches numbers round differently.
+        All processes and a resumed render read them from the cache, since other batch sizes round differently.
         """
         noted: Values = cache["rendered"].attrs.asdict()
         reduced = noted.get("reduced", {})

@@ -16,17 +16,17 @@ from stages.render.pattern import Item, attended_frames, ordered, reference_numb
 from stages.render.plan import RenderPlan
 from stages.tasks import ChunkSmoother
 
-SHARED_PIXELS = 16 * 512 * 960  # of the frames that go through the networks together where attention is shared
-SHARED_CHUNK = 4, 16  # frames, at least and at most
+SHARED_PIXELS = 16 * 512 * 960  # of the frames that go through the networks together with shared attention
+SHARED_CHUNK = 4, 16  # minimum and maximum number of these frames
 
-if TYPE_CHECKING:  # importing torch takes seconds; tasks do it when they run
+if TYPE_CHECKING:  # importing torch takes seconds, so tasks import it when they run
     import torch
 
     from stages.diffusion.denoise import Denoiser, Frames
 
 
 class Picked(Sequence[np.ndarray]):
-    """Some frames of an array."""
+    """A subset of the frames of an array."""
 
     def __init__(self, frames: FrameArray, keys: Sequence[int]):
         self.frames, self.keys = frames, keys
@@ -43,7 +43,7 @@ class Picked(Sequence[np.ndarray]):
 
 @dataclass
 class RenderTask(Task):
-    """What the tasks of this stage share."""
+    """Base class of the tasks of this stage."""
 
     plan: RenderPlan
 
@@ -54,12 +54,12 @@ class RenderTask(Task):
         return denoiser(self.plan.settings)
 
     def rendered_frames(self, cache: FrameCache, name: str) -> Picked:
-        """Those of an array's frames that are rendered."""
+        """The frames of an array that are rendered."""
         return Picked(cache[name], self.plan.keys)
 
     @contextmanager
     def batches(self, cache: FrameCache) -> Iterator[Batches]:
-        """The batches of a chunk. If memory ran out in it, this is noted at its end for the chunks that follow."""
+        """Batch sizes for a chunk. If memory runs out, the reduced sizes are stored for later chunks."""
         batches = self.plan.batches(cache)
         before = replace(batches)
         yield batches
@@ -70,7 +70,7 @@ class RenderTask(Task):
 
 @dataclass
 class LoadTask(RenderTask):
-    """Load the networks; raises DiffSynthError if that fails."""
+    """Load the networks. Raises DiffSynthError if that fails."""
 
     def run(self, cache: FrameCache, start: int, stop: int) -> None:
         _ = self.denoiser
@@ -78,7 +78,7 @@ class LoadTask(RenderTask):
 
 @dataclass
 class MeasureTask(RenderTask):
-    """Note how many groups of frames go through the networks at once."""
+    """Measure how many groups of frames can go through the networks at once."""
 
     def run(self, cache: FrameCache, start: int, stop: int) -> None:
         plan = self.plan
@@ -88,7 +88,7 @@ class MeasureTask(RenderTask):
 
 @dataclass
 class EncodeReferencesTask(RenderTask):
-    """The clean latents of the references, which every step noises again."""
+    """Encode the reference images. Every step adds noise to their clean latents."""
 
     def run(self, cache: FrameCache, start: int, stop: int) -> None:
         images = cache["references"].read(range(start, stop))
@@ -98,7 +98,7 @@ class EncodeReferencesTask(RenderTask):
 
 @dataclass
 class NoiseFramesTask(RenderTask):
-    """img2img: start from the frames' own latents, noised to the first timestep."""
+    """Encode the frames and add the noise of the first timestep, for img2img."""
 
     def run(self, cache: FrameCache, start: int, stop: int) -> None:
         denoiser = self.denoiser
@@ -110,14 +110,14 @@ class NoiseFramesTask(RenderTask):
 
 
 def shared_chunk(height: int, width: int) -> int:
-    """How many frames of this size are predicted together where attention is shared."""
+    """Return how many frames of this size are predicted together with shared attention."""
     least, most = SHARED_CHUNK
     return min(max(SHARED_PIXELS // (height * width), least), most)
 
 
 @dataclass
 class StepTask(RenderTask):
-    """One denoising step; if it is smoothed its first half, which ends with predicted frames."""
+    """A denoising step, or the first half of a smoothed step, which ends with predicted frames."""
 
     step: int
 
@@ -138,7 +138,7 @@ class StepTask(RenderTask):
                 self.write_next(cache, frames, latents, clean)
 
     def latents(self, cache: FrameCache, frames: Sequence[int]) -> torch.Tensor:
-        """What the step starts from, float32 [len(frames), 4, h, w]."""
+        """Return the latents that the step starts from, float32 [len(frames), 4, h, w]."""
         import torch
 
         if self.step == 0 and not self.plan.img2img:
@@ -146,7 +146,7 @@ class StepTask(RenderTask):
         return torch.from_numpy(cache[self.plan.latents(self.step - 1)].read(frames))
 
     def write_next(self, cache: FrameCache, frames: range, latents: torch.Tensor, clean: torch.Tensor) -> None:
-        """Write the latents that these clean latents lead to."""
+        """Compute the next latents from the clean ones and write them."""
         sampler = self.denoiser.sampler
         before = self.clean_before(cache, frames) if self.plan.multistep else None
         following = sampler.step(latents, clean, sampler.timesteps[self.step], before)
@@ -155,7 +155,7 @@ class StepTask(RenderTask):
         cache[self.plan.latents(self.step)].write(frames.start, following.numpy())
 
     def clean_before(self, cache: FrameCache, frames: Sequence[int]) -> torch.Tensor | None:
-        """The clean latents that the step before continued from, smoothed if it was; None for the first step."""
+        """Return the clean latents of the previous step, after smoothing. None for the first step."""
         import torch
 
         return torch.from_numpy(cache[self.plan.clean(self.step - 1)].read(frames)) if self.step else None
@@ -174,7 +174,7 @@ class StepTask(RenderTask):
         return self.denoiser.predict_noise(inputs, indexes, pattern.index(0), timestep, batches)
 
     def _inputs(self, cache: FrameCache, items: Sequence[Item], timestep: float) -> Frames:
-        """Latents and control maps of frames and, after them, of references, noised to this timestep."""
+        """Return latents and control maps of frames, followed by those of references noised to this timestep."""
         import torch
 
         from stages.diffusion.denoise import Frames
@@ -194,7 +194,7 @@ class StepTask(RenderTask):
 
 @dataclass
 class SmoothStepTask(StepTask):
-    """The second half of a smoothed step: predicted frames, deflickered, turned into the next latents."""
+    """The second half of a smoothed step: smooth the predicted frames and compute the next latents."""
 
     smoother: ChunkSmoother
 
@@ -215,7 +215,7 @@ class SmoothStepTask(StepTask):
 
 @dataclass
 class DecodeLatentsTask(RenderTask):
-    """The finished latents as images."""
+    """Decode the final latents into images."""
 
     def run(self, cache: FrameCache, start: int, stop: int) -> None:
         import torch

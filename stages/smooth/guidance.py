@@ -119,7 +119,7 @@ def frame_times(guidance: Guidance, run: Run[Smoothing]) -> tuple[np.ndarray, So
 def read_through(shots: Iterator[Shot], source: Source, reporter: Reporter) -> np.ndarray:
     """Return the time of each frame in seconds. Decodes the whole video, since headers may misstate its length."""
     reporter.begin(NAME, source.estimate)
-    reporter.phase("read through")
+    reporter.phase("scan")
     times = []
     for shot in shots:
         times.append(shot.time)

@@ -25,30 +25,30 @@ from tests.typing import Cli, MakeJob
 
 
 def states(cli: Cli, job: Path) -> dict[str, str]:
-    code, said = cli("status", job, "--json")
+    code, output = cli("status", job, "--json")
     assert code == 0
-    return {line["stage"]: line["state"] for line in json.loads(said)["stages"]}
+    return {line["stage"]: line["state"] for line in json.loads(output)["stages"]}
 
 
 def test_from_video_to_video(tmp_path: Path, make_job: MakeJob, cli: Cli) -> None:
     job = make_job(10, combine_pattern=[-1, 0, 1], smoother="TemporalMeanSmoother")
     assert states(cli, job) == dict.fromkeys(NAMES, "to do")
     assert not (tmp_path / "out").exists()  # asking makes nothing
-    code, said = cli("run", job)
-    assert code == 0 and "video.mp4" in said
+    code, output = cli("run", job)
+    assert code == 0 and "video.mp4" in output
     assert states(cli, job) == dict.fromkeys(NAMES, "done")
     assert len(list(open_source(tmp_path / "out/video.mp4").shots())) == 10
     written = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("c.*")}
-    code, said = cli("run", job)
-    assert code == 0 and said.count("nothing to do") == 4
+    code, output = cli("run", job)
+    assert code == 0 and output.count("nothing to do") == 4
     assert written == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("c.*")}
 
 
 def test_each_stage_says_what_must_come_first(make_job: MakeJob, cli: Cli) -> None:
     job = make_job()
     for stage, before in (("control", "extract"), ("render", "extract"), ("deflicker", "extract")):
-        code, said = cli(stage, job)
-        assert code == 1 and f"{stage} needs {before}" in said and f"run diffsynth {before} {job}" in said
+        code, output = cli(stage, job)
+        assert code == 1 and f"{stage} needs {before}" in output and f"run diffsynth {before} {job}" in output
 
 
 def test_a_stale_stage_stops_with_old_and_new_value_and_restart_redoes_it(
@@ -58,12 +58,12 @@ def test_a_stale_stage_stops_with_old_and_new_value_and_restart_redoes_it(
     before = FrameCache(tmp_path / "out/cache.zarr")["rendered"][:]
     job = make_job(prompt="summer")
     assert states(cli, job) == {"extract": "done", "control": "done", "render": "stale", "deflicker": "stale"}
-    code, said = cli("run", job)
-    assert code == 1 and 'prompt: "winter" → "summer"' in said and f"diffsynth render {job} --restart" in said
+    code, output = cli("run", job)
+    assert code == 1 and 'prompt: "winter" → "summer"' in output and f"diffsynth render {job} --restart" in output
     np.testing.assert_array_equal(FrameCache(tmp_path / "out/cache.zarr")["rendered"][:], before)
     frames = (tmp_path / "out/cache.zarr/frames/c.0.0.0.0").stat().st_mtime_ns
-    code, said = cli("run", job, "--restart")
-    assert code == 0 and said.count("nothing to do") == 2  # what is not stale is kept
+    code, output = cli("run", job, "--restart")
+    assert code == 0 and output.count("nothing to do") == 2  # what is not stale is kept
     assert (tmp_path / "out/cache.zarr/frames/c.0.0.0.0").stat().st_mtime_ns == frames
     assert states(cli, job) == dict.fromkeys(NAMES, "done")
     assert not np.array_equal(FrameCache(tmp_path / "out/cache.zarr")["rendered"][:], before)
@@ -71,8 +71,8 @@ def test_a_stale_stage_stops_with_old_and_new_value_and_restart_redoes_it(
 
 def test_hints_name_the_overrides_too(tmp_path: Path, make_job: MakeJob, cli: Cli) -> None:
     job = make_job()
-    code, said = cli("control", job, "--set", f"output_path={tmp_path / 'else where'}")
-    assert code == 1 and f"run diffsynth extract {job} '--set=output_path={tmp_path}/else where'" in said
+    code, output = cli("control", job, "--set", f"output_path={tmp_path / 'else where'}")
+    assert code == 1 and f"run diffsynth extract {job} '--set=output_path={tmp_path}/else where'" in output
 
 
 def test_hints_can_be_pasted_whatever_the_job_is_called(
@@ -88,9 +88,9 @@ def test_hints_can_be_pasted_whatever_the_job_is_called(
 
 def test_the_written_file_is_named_once_and_one_frame_is_singular(make_job: MakeJob, cli: Cli) -> None:
     job = make_job(1)
-    code, said = cli("run", job)
-    assert code == 0 and "1 frame in" in said and "1 frames" not in said
-    assert f"written: {job.parent}/out/video.mp4: 1 frame, 25 frames/s\n" in said
+    code, output = cli("run", job)
+    assert code == 0 and "1 frame in" in output and "1 frames" not in output
+    assert f"written: {job.parent}/out/video.mp4: 1 frame, 25 frames/s\n" in output
     assert "1 frame in" in cli("status", job)[1]
 
 
@@ -100,8 +100,8 @@ def test_a_half_done_stage_can_be_stale_too(make_job: MakeJob, cli: Cli) -> None
     record = FrameCache(job.parent / "out/cache.zarr").record("extract")
     record.clear()
     record.begin(record.inputs or json.loads('{"keys": {}, "after": {}}'), chunks=1)
-    code, said = cli("extract", job)
-    assert code == 1 and "extract is stale" in said and "frame_interval: null → 1" in said
+    code, output = cli("extract", job)
+    assert code == 1 and "extract is stale" in output and "frame_interval: null → 1" in output
 
 
 def test_a_flipped_bit_is_repaired_by_restarting_its_stage(tmp_path: Path, make_job: MakeJob, cli: Cli) -> None:
@@ -112,9 +112,9 @@ def test_a_flipped_bit_is_repaired_by_restarting_its_stage(tmp_path: Path, make_
     wrong = bytearray(right)
     wrong[40] ^= 1
     chunk.write_bytes(wrong)
-    code, said = cli("control", job)
-    assert code == 1 and "frame 3 of the array 'frames'" in said
-    assert f"diffsynth extract {job} --restart" in said
+    code, output = cli("control", job)
+    assert code == 1 and "frame 3 of the array 'frames'" in output
+    assert f"diffsynth extract {job} --restart" in output
     assert cli("extract", job, "--restart", "-q")[0] == 0
     assert chunk.read_bytes() == right
     assert cli("run", job, "-q")[0] == 0
@@ -124,26 +124,26 @@ def test_the_source_is_not_needed_after_extraction(tmp_path: Path, make_job: Mak
     job = make_job()
     assert cli("extract", job, "-q")[0] == 0
     (tmp_path / "images").rename(tmp_path / "elsewhere")
-    code, said = cli("run", job)
-    assert code == 0, said
+    code, output = cli("run", job)
+    assert code == 0, output
 
 
 def test_the_written_config_runs_as_a_job_and_means_the_same(tmp_path: Path, make_job: MakeJob, cli: Cli) -> None:
     assert cli("run", make_job(), "-q")[0] == 0
-    code, said = cli("run", tmp_path / "out/config.json")
-    assert code == 0 and said.count("nothing to do") == 4
+    code, output = cli("run", tmp_path / "out/config.json")
+    assert code == 0 and output.count("nothing to do") == 4
 
 
 def test_json_events_are_json_and_nothing_else(make_job: MakeJob, cli: Cli, capfd: pytest.CaptureFixture[str]) -> None:
-    code, said = cli("extract", make_job(), "--json")
-    events = [json.loads(line) for line in said.splitlines()]
+    code, output = cli("extract", make_job(), "--json")
+    events = [json.loads(line) for line in output.splitlines()]
     assert code == 0 and {"begin", "phase", "advance", "end"} == {event["event"] for event in events}
     assert [event["done"] for event in events if event["event"] == "advance"][-1] == 6
 
 
 def test_failures_are_events_too(make_job: MakeJob, cli: Cli, capfd: pytest.CaptureFixture[str]) -> None:
-    code, said = cli("render", make_job(), "--json")
-    (event,) = [json.loads(line) for line in said.splitlines() if '"error"' in line]
+    code, output = cli("render", make_job(), "--json")
+    (event,) = [json.loads(line) for line in output.splitlines() if '"error"' in line]
     assert code == 1 and event["event"] == "error" and "render needs extract" in event["message"]
 
 
@@ -151,8 +151,8 @@ def test_failures_are_events_too(make_job: MakeJob, cli: Cli, capfd: pytest.Capt
 def test_a_file_where_results_should_go_is_named(in_the_way: str, tmp_path: Path, make_job: MakeJob, cli: Cli) -> None:
     (tmp_path / in_the_way).parent.mkdir(exist_ok=True)
     (tmp_path / in_the_way).write_text("mine")
-    code, said = cli("extract", make_job())
-    assert code == 2 and str(tmp_path / in_the_way) in said and "Traceback" not in said
+    code, output = cli("extract", make_job())
+    assert code == 2 and str(tmp_path / in_the_way) in output and "Traceback" not in output
     assert (tmp_path / in_the_way).read_text() == "mine"
 
 
@@ -163,8 +163,8 @@ def test_unexpected_errors_are_one_message_unless_debugging(
         raise RuntimeError("boom")
 
     monkeypatch.setattr("stages.base.engine.LocalEngine.map", fail)
-    code, said = cli("extract", make_job())
-    assert code == 1 and "RuntimeError: boom" in said and "Traceback" not in said
+    code, output = cli("extract", make_job())
+    assert code == 1 and "RuntimeError: boom" in output and "Traceback" not in output
     with pytest.raises(RuntimeError):
         cli("extract", make_job(), "--debug")
 
@@ -178,8 +178,8 @@ def test_a_full_disk_is_explained_and_nothing_is_lost(
     job = make_job()
     with monkeypatch.context() as patch:
         patch.setattr("stages.base.cache.FrameArray.write", full)
-        code, said = cli("extract", job)
-    assert code == 1 and "The disk is full" in said and "run the same command to resume" in said
+        code, output = cli("extract", job)
+    assert code == 1 and "The disk is full" in output and "run the same command to resume" in output
     assert cli("extract", job)[0] == 0
 
 
@@ -201,15 +201,15 @@ sys.exit(" ".join({"torch", "zarr", "pydantic", "cv2", "av", "numpy"} & set(sys.
 @pytest.mark.parametrize("task", Task)
 def test_init_writes_a_job_that_is_read_without_complaint(task: Task, tmp_path: Path, cli: Cli) -> None:
     video = write_images(tmp_path / "clip", [scene(0, 90, 160)])
-    code, said = cli("init", task, video, "-o", tmp_path / "project")
-    assert code == 0, said
+    code, output = cli("init", task, video, "-o", tmp_path / "project")
+    assert code == 0, output
     job, warnings = read_job(tmp_path / "project/job.json")
     assert warnings == [] and job.input_video == str(video)
-    assert bool(job.loras) == ("hf download" in said)
+    assert bool(job.loras) == ("hf download" in output)
     assert job.frame_height and job.frame_width and job.frame_height < job.frame_width
     assert (tmp_path / "project/Makefile").exists()
-    code, said = cli("init", task, video, "-o", tmp_path / "project")
-    assert code == 2 and "job.json exists" in said
+    code, output = cli("init", task, video, "-o", tmp_path / "project")
+    assert code == 2 and "job.json exists" in output
     assert cli("init", task, video, "-o", tmp_path / "project", "--force")[0] == 0
 
 
@@ -275,8 +275,8 @@ def test_make_processes_a_folder_and_resumes_where_it_stopped(tmp_path: Path, ma
         encode(tmp_path / f"clips/{name}.mp4", (scene(i) for i in range(3)), Encoding(fps=Fraction(25)))
     make("output/one/cache.zarr/receipts/control.json")
     assert not (tmp_path / "output/two words").exists()
-    said = make("-j2")
-    assert "diffsynth control job.json --set input_video='clips/one.mp4'" not in said  # was done
+    output = make("-j2")
+    assert "diffsynth control job.json --set input_video='clips/one.mp4'" not in output  # was done
     for name in ("one", "two words"):
         assert (tmp_path / f"output/{name}/video.mp4").exists()
     assert "Nothing to be done" in make("-j2")

@@ -17,19 +17,19 @@ from tests.typing import Cli
 
 
 @pytest.fixture
-def made() -> Scene:
+def clip() -> Scene:
     return scene("light", frames=4)
 
 
 @pytest.fixture
-def folders(tmp_path: Path, made: Scene) -> tuple[Path, Path]:
-    return write_images(tmp_path / "guide", made.guides), write_images(tmp_path / "style", made.styles)
+def folders(tmp_path: Path, clip: Scene) -> tuple[Path, Path]:
+    return write_images(tmp_path / "guide", clip.guides), write_images(tmp_path / "style", clip.styles)
 
 
-def test_the_sheet_shows_crops_and_is_reproducible(tmp_path: Path, made: Scene) -> None:
+def test_the_sheet_shows_crops_and_is_reproducible(tmp_path: Path, clip: Scene) -> None:
     for name in ("a.png", "b.png"):
         changes = Changes(keep_places=True)
-        list(changes.watch(made.styles, made.truth, 4))
+        list(changes.watch(clip.styles, clip.truth, 4))
         write_report(tmp_path / name, changes)
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "b.png"]
@@ -49,15 +49,15 @@ def test_captions_of_large_videos_fit() -> None:
 
 
 def test_smooth_says_what_it_did_and_reports_where(tmp_path: Path, folders: tuple[Path, Path], cli: Cli) -> None:
-    code, said = cli(
+    code, output = cli(
         "smooth", *folders, "-o", tmp_path / "out", "--window", "2", "--report", tmp_path / "report.png", "--quiet"
     )
-    assert code == 0 and said == ""
+    assert code == 0 and output == ""
     assert Image.open(tmp_path / "report.png").width > 1000
-    code, said = cli("smooth", *folders, "-o", tmp_path / "again.mp4", "--window", "2")
-    assert code == 0 and "structure kept 0." in said and said.strip().endswith("of the picture left as it was")
-    code, said = cli("smooth", *folders, "-o", tmp_path / "same", "--strength", "0", "--json")
-    assert code == 0 and "100 % of the picture and 4 of 4 frames left as it was" in said.encode().decode(
+    code, output = cli("smooth", *folders, "-o", tmp_path / "again.mp4", "--window", "2")
+    assert code == 0 and "structure kept 0." in output and output.strip().endswith("of the picture left as it was")
+    code, output = cli("smooth", *folders, "-o", tmp_path / "same", "--strength", "0", "--json")
+    assert code == 0 and "100 % of the picture and 4 of 4 frames left as it was" in output.encode().decode(
         "unicode_escape"
     )
 
@@ -70,5 +70,5 @@ def test_a_report_that_cannot_be_written_is_refused_before_the_work(
         (("--report", tmp_path / "absent" / "report.png"), "does not exist"),
         (("--report", tmp_path / "report.png", "--mode", "interpolate"), "--mode interpolate"),
     ):
-        code, said = cli("smooth", *folders, "-o", tmp_path / "out", *options)
-        assert code == 2 and expected in said and not (tmp_path / "out").exists()
+        code, output = cli("smooth", *folders, "-o", tmp_path / "out", *options)
+        assert code == 2 and expected in output and not (tmp_path / "out").exists()

@@ -37,13 +37,13 @@ def test_from_prompt_to_contact_sheet(tmp_path: Path, cli: Cli, monkeypatch: pyt
     monkeypatch.setattr("diffsynth_cli.demo.FRAMES", 4)
     video, folder = tmp_path / "mine.mp4", tmp_path / "demo"
     encode(video, (scene(i, 160, 160) for i in range(6)), Encoding(fps=Fraction(25)))
-    code, said = cli("demo", "--video", video, "-o", folder, "--prompt", "winter")
-    assert code == 0 and "video.mp4" in said and "contact-sheet.png" in said and "diffsynth demo --video" in said
+    code, output = cli("demo", "--video", video, "-o", folder, "--prompt", "winter")
+    assert code == 0 and "video.mp4" in output and "contact-sheet.png" in output and "diffsynth demo --video" in output
     assert len(list(open_source(folder / "output/video.mp4").shots())) == 4
     assert (folder / "contact-sheet.png").exists()
     winter = FrameCache(folder / "output/cache.zarr")["rendered"][:]
-    code, said = cli("demo", "--video", video, "-o", folder, "--prompt", "winter")
-    assert code == 0 and said.count("nothing to do") == 4
+    code, output = cli("demo", "--video", video, "-o", folder, "--prompt", "winter")
+    assert code == 0 and output.count("nothing to do") == 4
     assert cli("demo", "--video", video, "-o", folder, "--prompt", "night")[0] == 0  # only what depends on the prompt
     assert not (FrameCache(folder / "output/cache.zarr")["rendered"][:] == winter).all()
 
@@ -51,6 +51,6 @@ def test_from_prompt_to_contact_sheet(tmp_path: Path, cli: Cli, monkeypatch: pyt
 def test_an_existing_job_is_not_overwritten(make_job: MakeJob, cli: Cli) -> None:
     job = make_job()
     before = job.read_text()
-    code, said = cli("demo", "-o", job.parent)
-    assert code == 2 and "job.json exists" in said and "choose another output" in said
+    code, output = cli("demo", "-o", job.parent)
+    assert code == 2 and "job.json exists" in output and "choose another output" in output
     assert job.read_text() == before

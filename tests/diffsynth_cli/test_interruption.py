@@ -39,7 +39,7 @@ def wait_for(process: subprocess.Popen[str], kind: str, times: int = 1) -> str |
     assert process.stdout is not None
     for line in process.stdout:
         event = json.loads(line)
-        times -= event["event"] == kind and event.get("phase") != "read through"
+        times -= event["event"] == kind and event.get("phase") != "scan"
         if times <= 0:
             return line
     return None
@@ -124,9 +124,9 @@ def test_a_locked_cache_names_its_holder_and_a_killed_holder_releases_it(
     assert cli("extract", job, "-q")[0] == cli("control", job, "-q")[0] == 0
     holder = start("render", job, "--json")
     assert wait_for(holder, "advance")
-    code, said = cli("render", job)
+    code, output = cli("render", job)
     assert code == 1
-    assert f"process {holder.pid} on" in said and "render" in said
+    assert f"process {holder.pid} on" in output and "render" in output
     assert f"in use by process {holder.pid}" in cli("status", job)[1]
     holder.kill()
     holder.communicate()
@@ -142,9 +142,9 @@ def test_an_interrupted_render_says_how_to_resume(how: signal.Signals, make_job:
     process = start("render", job, "--json", "--restart")
     assert wait_for(process, "advance")
     process.send_signal(how)
-    _, said = process.communicate()
+    _, output = process.communicate()
     assert process.returncode == 130
-    assert "Nothing was lost" in said
-    assert f"Resume with: diffsynth render {job} --json\n" in said
-    assert "Traceback" not in said
+    assert "Nothing was lost" in output
+    assert f"Resume with: diffsynth render {job} --json\n" in output
+    assert "Traceback" not in output
     assert "partly" in cli("status", job)[1]

@@ -25,18 +25,18 @@ def videos(tmp_path: Path) -> tuple[Path, Path]:
 
 def test_table_and_json_and_plot(tmp_path: Path, videos: tuple[Path, Path], cli: Cli) -> None:
     guide, style = videos
-    code, said = cli(
+    code, output = cli(
         "metrics", guide, style, guide, "--style", style, "--reference", guide, "--json", "--plot", tmp_path / "p.png"
     )
     assert code == 0
-    found = json.loads(said)
+    found = json.loads(output)
     assert found["frames"] == 8 and list(found["videos"]) == [str(style), str(guide)]
     bad, good = found["videos"].values()
     assert bad["warp1"] > 3 * good["warp1"] and bad["flicker"] > good["flicker"] and bad["sharp"] == pytest.approx(1)
     assert good["psnr"] == 100 and bad["psnr"] < 40
     assert cv2.imread(str(tmp_path / "p.png")) is not None
-    code, said = cli("metrics", guide, style)
-    assert code == 0 and "warp1" in said and "psnr" not in said
+    code, output = cli("metrics", guide, style)
+    assert code == 0 and "warp1" in output and "psnr" not in output
 
 
 def test_sharpness_is_measured_without_a_style_too(tmp_path: Path, videos: tuple[Path, Path], cli: Cli) -> None:
@@ -47,8 +47,8 @@ def test_sharpness_is_measured_without_a_style_too(tmp_path: Path, videos: tuple
     assert found[str(guide)]["sharpness"] == pytest.approx(np.mean(variances), rel=0.02)
     assert found[str(soft)]["sharpness"] < 0.5 * found[str(guide)]["sharpness"]
     assert "sharpness" in cli("metrics", guide, soft)[1]
-    said = cli("metrics", guide, soft, "--style", guide)[1]
-    assert "sharp " in said and "sharpness" not in said
+    output = cli("metrics", guide, soft, "--style", guide)[1]
+    assert "sharp " in output and "sharpness" not in output
 
 
 def test_lost_structure_is_reported_in_words(tmp_path: Path, videos: tuple[Path, Path], cli: Cli) -> None:
@@ -56,10 +56,11 @@ def test_lost_structure_is_reported_in_words(tmp_path: Path, videos: tuple[Path,
     frames: list[MatLike] = [read_image(style / f"{index}.png") for index in range(8)]
     frames[3] = cv2.GaussianBlur(frames[3], (0, 0), 9)
     damaged = write_images(tmp_path / "damaged", frames)
-    code, said = cli("metrics", guide, style, damaged, "--style", style)
-    said = " ".join(said.split())
-    assert code == 0 and "invented" in said and "own_warp" in said
-    assert f"{damaged}: lost structure in 1 of 8 frames, worst in frame 3 (" in said and f"{style}: lost" not in said
+    code, output = cli("metrics", guide, style, damaged, "--style", style)
+    output = " ".join(output.split())
+    assert code == 0 and "invented" in output and "own_warp" in output
+    assert f"{damaged}: lost structure in 1 of 8 frames, worst in frame 3 (" in output
+    assert f"{style}: lost" not in output
     found = json.loads(cli("metrics", guide, damaged, "--style", style, "--json")[1])["videos"][str(damaged)]
     assert found["lost_frames"] == 1 and found["worst_frame"] == 3 and found["structure_min"] < 0.5
     assert {"invented", "structure", "own_warp", "own_warp_style"} <= set(found)
@@ -68,22 +69,23 @@ def test_lost_structure_is_reported_in_words(tmp_path: Path, videos: tuple[Path,
 @pytest.mark.parametrize("frames", [(9, 8), (8, 9), (8, 8)])
 def test_a_longer_video_is_named(tmp_path: Path, frames: tuple[int, int], cli: Cli) -> None:
     paths = [write_images(tmp_path / str(k), [scene(i) for i in range(count)]) for k, count in enumerate(frames)]
-    code, said = cli("metrics", *paths)
+    code, output = cli("metrics", *paths)
     assert code == 0
     longer = [path for path, count in zip(paths, frames) if count > 8]
-    assert ("longer: " in said) == bool(longer) and all(f"longer: {path}" in said.replace("\n", "") for path in longer)
+    assert ("longer: " in output) == bool(longer)
+    assert all(f"longer: {path}" in output.replace("\n", "") for path in longer)
 
 
 def test_other_sizes_are_fitted_other_shapes_refused(tmp_path: Path, videos: tuple[Path, Path], cli: Cli) -> None:
     guide, style = videos
     large = write_images(tmp_path / "large", [cv2.resize(scene(i, 64, 96), (192, 128)) for i in range(6)])
-    code, said = cli("metrics", large, style)
-    assert code == 0 and "compared the first 6 frames" in said
+    code, output = cli("metrics", large, style)
+    assert code == 0 and "compared the first 6 frames" in output
     tall = write_images(tmp_path / "tall", [scene(i, 96, 64) for i in range(6)])
-    code, said = cli("metrics", tall, style)
-    assert code == 2 and "aspect ratio differs" in said
+    code, output = cli("metrics", tall, style)
+    assert code == 2 and "aspect ratio differs" in output
     for plot, expected in (("p.jpg", "must end in .png"), ("absent/p.png", "does not exist")):
-        code, said = cli("metrics", guide, style, "--plot", tmp_path / plot)
-        assert code == 2 and expected in said
-    code, said = cli("metrics", guide, tmp_path / "absent")
-    assert code != 0 and "absent" in said
+        code, output = cli("metrics", guide, style, "--plot", tmp_path / plot)
+        assert code == 2 and expected in output
+    code, output = cli("metrics", guide, tmp_path / "absent")
+    assert code != 0 and "absent" in output

@@ -33,35 +33,35 @@ def diffsynth(*arguments: str | Path, **environment: str) -> tuple[int, str]:
 def test_characters_that_a_terminal_cannot_show_are_no_failure(environment: Keys, make_job: MakeJob) -> None:
     job = make_job(prompt="Größe ✓ 雪")
     for arguments in (("extract", job), ("status", job), ("control", job, "--set", "frame_interval=2")):
-        code, said = diffsynth(*arguments, **environment)
-        assert code == (1 if "--set" in arguments else 0), said
-        assert "UnicodeEncodeError" not in said
+        code, output = diffsynth(*arguments, **environment)
+        assert code == (1 if "--set" in arguments else 0), output
+        assert "UnicodeEncodeError" not in output
 
 
 @pytest.mark.parametrize("environment", ENCODINGS, ids=str)
 def test_a_prompt_of_the_command_line_is_read_or_refused(environment: Keys, make_job: MakeJob) -> None:
     understood = "PYTHONUTF8" not in environment
-    code, said = diffsynth("extract", make_job(), "--set", "prompt=Größe ✓", **environment)
-    assert code == (0 if understood else 2) and ("is not Unicode text" in said) == (not understood), said
+    code, output = diffsynth("extract", make_job(), "--set", "prompt=Größe ✓", **environment)
+    assert code == (0 if understood else 2) and ("is not Unicode text" in output) == (not understood), output
 
 
 def test_a_folder_that_the_locale_cannot_name_is_explained(make_job: MakeJob) -> None:
-    code, said = diffsynth("extract", make_job(output_path="Größe"), **ENCODINGS[1])
-    assert code == 1 and "The locale's encoding cannot represent" in said and "LC_ALL=C.UTF-8" in said, said
+    code, output = diffsynth("extract", make_job(output_path="Größe"), **ENCODINGS[1])
+    assert code == 1 and "The locale's encoding cannot represent" in output and "LC_ALL=C.UTF-8" in output, output
 
 
 @pytest.mark.slow
 def test_file_names_that_are_not_utf_8_are_used_or_refused(tmp_path: Path, make_job: MakeJob) -> None:
     images = write_images(tmp_path / "plain", [scene(index) for index in range(3)])
     name = images.rename(tmp_path / os.fsdecode(b"g\xfc"))  # OpenCV, which writes them, crashes on such names
-    code, said = diffsynth("extract", make_job(), "--set", f"input_video={name}")
-    assert code == 2 and "input_video: " in said and "rename the file" in said
-    code, said = diffsynth("init", "text_guided", name, "-o", tmp_path / "project")
-    assert code == 2 and "a job file cannot hold" in said and not (tmp_path / "project").exists()
+    code, message = diffsynth("extract", make_job(), "--set", f"input_video={name}")
+    assert code == 2 and "input_video: " in message and "rename the file" in message
+    code, message = diffsynth("init", "text_guided", name, "-o", tmp_path / "project")
+    assert code == 2 and "a job file cannot hold" in message and not (tmp_path / "project").exists()
     output = tmp_path / os.fsdecode(b"\xfc.mp4")
     for _ in range(2):  # the second has nothing to do
-        code, said = diffsynth("smooth", name, "-o", output, "--window", "1")
-        assert code == 0 and output.exists(), said
+        code, message = diffsynth("smooth", name, "-o", output, "--window", "1")
+        assert code == 0 and output.exists(), message
     assert diffsynth("metrics", name, name)[0] == 0
     painted = tmp_path / os.fsdecode(b"\xfc.png")
     style, *guide = (name / f"{index}.png" for index in range(3))
@@ -72,5 +72,5 @@ def test_a_colon_in_a_name_is_no_protocol(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(tmp_path)
     write_images(Path("images"), [scene(index) for index in range(3)])
     assert cli("smooth", "images", "-o", "a:b.mp4", "--window", 1, "-q")[0] == 0
-    code, said = cli("smooth", "./a:b.mp4", "-o", "c:d.mp4", "--window", 1, "-q")
-    assert code == 0 and Path("c:d.mp4").exists(), said
+    code, output = cli("smooth", "./a:b.mp4", "-o", "c:d.mp4", "--window", 1, "-q")
+    assert code == 0 and Path("c:d.mp4").exists(), output

@@ -55,8 +55,8 @@ def test_only_dtype_makes_a_stage_stale(make_job: MakeJob, cli: Cli) -> None:
     assert cli("run", make_job(1), "-q") == (0, "")
     rest = [word for name, (given, _) in GIVEN.items() if name != "dtype" for word in given]
     assert json.loads(cli("status", make_job(1, batch_size=2, low_vram=True), "--json")[1])["next"] is None
-    code, said = cli("deflicker", make_job(1), *rest)
-    assert code == 0 and "nothing to do" in said
+    code, output = cli("deflicker", make_job(1), *rest)
+    assert code == 0 and "nothing to do" in output
     assert "stale" in cli("status", make_job(1, dtype="bfloat16"))[1]
 
 
@@ -82,8 +82,8 @@ def test_examples_parse_and_help_shows_them(name: str, capsys: pytest.CaptureFix
         assert (program, called) == ("diffsynth", name)
         load(name).make_context(name, words)
     assert main([name, "--help"]) == 0
-    said = " ".join(capsys.readouterr().out.split())
-    assert "Examples:" in said and COMMANDS[name].examples[0] in said
+    output = " ".join(capsys.readouterr().out.split())
+    assert "Examples:" in output and COMMANDS[name].examples[0] in output
 
 
 def test_stages_take_the_same_options() -> None:
@@ -129,21 +129,21 @@ def test_wrong_values_end_with_2_and_the_nearest_spelling(
     words: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(words.split()) == 2
-    said = " ".join(capsys.readouterr().err.replace("│", " ").split())
-    assert message in said
+    output = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert message in output
 
 
 def test_mistakes_in_machine_options_are_listed_with_those_of_the_job(make_job: MakeJob, cli: Cli) -> None:
     words = ["--dtype", "flot16", "--batch-size", "many", "--device", "tpu"]
-    code, said = cli("run", make_job(steps=3), *words)
-    assert code == 2 and said.count("error:") == 1
+    code, output = cli("run", make_job(steps=3), *words)
+    assert code == 2 and output.count("error:") == 1
     for mistake in (
         "unknown key 'steps'",
         "dtype: unknown value 'flot16'; did you mean 'float16'?",
         'batch_size: must be a whole number, not "many"',
         "device: unknown device 'tpu'; choose auto, cpu, cuda, cuda:N or mps",
     ):
-        assert mistake in said
+        assert mistake in output
 
 
 @pytest.mark.parametrize("words", ["--codec foo --json", "--json --no-such-option", "--json --crf 99"])

@@ -35,8 +35,8 @@ def refused(tmp_path: Path, cli: Cli) -> Refused:
 
     def run(*arguments: object, says: str) -> None:
         before = contents()
-        code, said = cli(*arguments)
-        assert code == 2 and said.count("error:") == 1 and says in said, said
+        code, output = cli(*arguments)
+        assert code == 2 and output.count("error:") == 1 and says in output, output
         assert contents() == before
 
     return run
@@ -72,8 +72,8 @@ def test_files_in_the_output_folder_that_are_not_the_jobs_own_need_force(
     refused("run", job, *options, says=f"{mine} exists")
     assert cli("run", job, *options, "--force")[0] == 0
     assert mine.read_bytes() != b'{"mine": 1}'
-    code, said = cli("run", job, "--restart", "--set", "prompt=night", *options)  # now it is the job's own
-    assert code == 0, said
+    code, output = cli("run", job, "--restart", "--set", "prompt=night", *options)  # now it is the job's own
+    assert code == 0, output
 
 
 def test_a_job_file_in_its_own_output_folder_is_kept(tmp_path: Path, make_job: MakeJob, cli: Cli) -> None:

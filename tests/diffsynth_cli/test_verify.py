@@ -37,8 +37,8 @@ def files(job: Path) -> dict[Path, bytes]:
 
 
 def test_an_intact_cache_verifies_without_errors(finished: Path, cli: Cli) -> None:
-    code, said = cli("verify", finished)
-    assert code == 0 and said.count("intact") == len(NAMES)
+    code, output = cli("verify", finished)
+    assert code == 0 and output.count("intact") == len(NAMES)
 
 
 def test_a_job_that_was_not_started_has_nothing_to_verify(make_job: MakeJob, cli: Cli) -> None:
@@ -60,10 +60,10 @@ def test_a_job_that_was_not_started_has_nothing_to_verify(make_job: MakeJob, cli
 def test_damage_is_named_and_repaired(pattern: str, stage: str, damage: str, finished: Path, cli: Cli) -> None:
     before, path = files(finished), chunk(finished, pattern)
     flip_bit(path) if damage == "flipped" else path.unlink()
-    code, said = cli("verify", finished)
-    assert code == 1 and said.count("error:") == 1
-    assert f"frame 1 of the array '{path.parent.relative_to(finished.parent / 'out/cache.zarr')}'" in said
-    assert f"Redo {stage} with: diffsynth run {finished} --restart\n" in said
+    code, output = cli("verify", finished)
+    assert code == 1 and output.count("error:") == 1
+    assert f"frame 1 of the array '{path.parent.relative_to(finished.parent / 'out/cache.zarr')}'" in output
+    assert f"Redo {stage} with: diffsynth run {finished} --restart\n" in output
     assert cli("run", finished, "--restart")[0] == 0
     assert cli("verify", finished)[0] == 0
     assert files(finished) == before
@@ -73,8 +73,8 @@ def test_a_missing_array_is_named(finished: Path, cli: Cli) -> None:
     before = files(finished)
     for name in ("frames", "rendered"):
         shutil.rmtree(finished.parent / "out/cache.zarr" / name)
-    code, said = cli("verify", finished)
-    assert code == 1 and "the array 'frames' is missing" in said and "Redo extract and render with: " in said
+    code, output = cli("verify", finished)
+    assert code == 1 and "the array 'frames' is missing" in output and "Redo extract and render with: " in output
     assert cli("run", finished, "--restart")[0] == 0
     assert files(finished) == before
 
@@ -96,14 +96,15 @@ def test_a_changed_output_is_named(output: str, finished: Path, cli: Cli) -> Non
     before = files(finished)
     path = finished.parent / "out" / output
     flip_bit(path)
-    code, said = cli("verify", finished)
-    assert code == 1 and f"{finished.parent / 'out' / output.split('/')[0]} has been changed" in said
-    hint = said.split("→ ")[1].strip()
+    code, message = cli("verify", finished)
+    assert code == 1 and f"{finished.parent / 'out' / output.split('/')[0]} has been changed" in message
+    hint = message.split("→ ")[1].strip()
     changed = finished.parent / "out" / output.split("/")[0]
     assert hint == f"Delete {changed}. Write it again with: diffsynth run {finished}"
     shutil.rmtree(changed) if changed.is_dir() else changed.unlink()
-    code, said = cli("verify", finished)
-    assert code == 1 and f"{changed} is missing" in said and f"→ Write it again with: diffsynth run {finished}" in said
-    code, said = cli("run", finished)
-    assert code == 0, said
+    code, message = cli("verify", finished)
+    assert code == 1 and f"{changed} is missing" in message
+    assert f"→ Write it again with: diffsynth run {finished}" in message
+    code, message = cli("run", finished)
+    assert code == 0, message
     assert cli("verify", finished)[0] == 0 and files(finished) == before

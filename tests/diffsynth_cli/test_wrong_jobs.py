@@ -91,20 +91,20 @@ WRONG_TEXTS = [
 
 @pytest.mark.parametrize(("keys", "expected"), WRONG_KEYS, ids=lambda value: str(value)[:40])
 def test_wrong_key_is_named(keys: Keys, expected: str, make_job: MakeJob, cli: Cli) -> None:
-    code, said = cli("run", make_job(**keys))
-    assert code == 2, said
-    assert expected in said
-    assert not re.search(r"Traceback|instance of|dictionary|match pattern|String|literal|constrained|\.\*|\\S", said), (
-        said
-    )
+    code, output = cli("run", make_job(**keys))
+    assert code == 2, output
+    assert expected in output
+    assert not re.search(
+        r"Traceback|instance of|dictionary|match pattern|String|literal|constrained|\.\*|\\S", output
+    ), output
 
 
 @pytest.mark.parametrize(("text", "expected"), WRONG_TEXTS)
 def test_wrong_file_is_explained(text: str, expected: str, tmp_path: Path, cli: Cli) -> None:
     path = tmp_path / "job.json"
     path.write_text(text)
-    code, said = cli("run", path)
-    assert code == 2 and expected in said and "Traceback" not in said
+    code, output = cli("run", path)
+    assert code == 2 and expected in output and "Traceback" not in output
 
 
 def test_a_single_mistake_is_not_counted(make_job: MakeJob, cli: Cli) -> None:
@@ -113,10 +113,10 @@ def test_a_single_mistake_is_not_counted(make_job: MakeJob, cli: Cli) -> None:
 
 
 def test_all_mistakes_are_reported_at_once(make_job: MakeJob, cli: Cli) -> None:
-    code, said = cli("run", make_job(promt="x", frame_height=13, combine_pattern=[1], controlnet_scale=[1, 2]))
+    code, output = cli("run", make_job(promt="x", frame_height=13, combine_pattern=[1], controlnet_scale=[1, 2]))
     assert code == 2
     for part in ("4 mistakes", "promt", "frame_height", "combine_pattern", "controlnet_scale"):
-        assert part in said
+        assert part in output
 
 
 @pytest.mark.parametrize(
@@ -130,15 +130,15 @@ def test_all_mistakes_are_reported_at_once(make_job: MakeJob, cli: Cli) -> None:
     ],
 )
 def test_wrong_command_line_is_explained(arguments: tuple[str, ...], expected: str, cli: Cli) -> None:
-    code, said = cli(*arguments)
-    assert code == 2 and expected in said and "Traceback" not in said
+    code, output = cli(*arguments)
+    assert code == 2 and expected in output and "Traceback" not in output
 
 
 def test_set_is_checked_like_the_file(make_job: MakeJob, cli: Cli) -> None:
     job = make_job()
     assert "--set steps: give key=value" in cli("extract", job, "--set", "steps")[1]
-    code, said = cli("extract", job, "--set", "num_inference_steps=many")
-    assert code == 2 and 'num_inference_steps: must be a whole number, not "many"' in said
+    code, output = cli("extract", job, "--set", "num_inference_steps=many")
+    assert code == 2 and 'num_inference_steps: must be a whole number, not "many"' in output
 
 
 def test_a_wrong_job_starts_and_deletes_nothing(tmp_path: Path, make_job: MakeJob, cli: Cli) -> None:
@@ -150,8 +150,8 @@ def test_missing_model_parts_are_named(tmp_path: Path, make_job: MakeJob, cli: C
     (tmp_path / "half").mkdir()
     (tmp_path / "half/model_index.json").write_text(json.dumps({}))
     job = make_job(model_id=str(tmp_path / "half"))
-    code, said = cli("run", job)
-    assert code == 2 and "unet/diffusion_pytorch_model.safetensors" in said and "Traceback" not in said
+    code, output = cli("run", job)
+    assert code == 2 and "unet/diffusion_pytorch_model.safetensors" in output and "Traceback" not in output
     assert not (tmp_path / "out").exists()
 
 
@@ -161,14 +161,14 @@ def test_controlnet_of_another_size_is_refused(tmp_path: Path, make_job: MakeJob
 
     other = {**config, "cross_attention_dim": 16}
     ControlNetModel.from_config(other).save_pretrained(tmp_path / "other")
-    code, said = cli("run", make_job(controlnet_model_id=[str(tmp_path / "other")]), "-q")
-    assert code == 1 and "does not fit" in said and "cross_attention_dim" in said
+    code, output = cli("run", make_job(controlnet_model_id=[str(tmp_path / "other")]), "-q")
+    assert code == 1 and "does not fit" in output and "cross_attention_dim" in output
 
 
 def test_images_of_two_sizes_are_refused(tmp_path: Path, make_job: MakeJob, cli: Cli) -> None:
     write_images(tmp_path / "mixed", [scene(0), scene(1, 72, 64)])
-    code, said = cli("extract", make_job(input_video="mixed"))
-    assert code == 2 and "must have the same size" in said
+    code, output = cli("extract", make_job(input_video="mixed"))
+    assert code == 2 and "must have the same size" in output
 
 
 def huge_image(path: Path) -> Path:
@@ -201,6 +201,6 @@ def test_a_missing_or_unreadable_input_is_a_usage_error(
         "demo": ("demo", "--video", path, "-o", tmp_path / "demo"),
         "ebsynth": ("ebsynth", "--style", path, "--guide", path, path, "-o", tmp_path / "o.png"),
     }[command]
-    code, said = cli(*arguments)
-    assert code == 2 and said.count("error:") == 1 and what.strip("/") in said, said
+    code, message = cli(*arguments)
+    assert code == 2 and message.count("error:") == 1 and what.strip("/") in message, message
     assert not output.exists() and not list(tmp_path.glob("*.cache.zarr"))

@@ -37,8 +37,8 @@ def test_stages_come_after_those_whose_results_they_read() -> None:
 
 
 def test_every_array_is_made_by_one_stage() -> None:
-    made = [name.removesuffix("/*") for stage in STAGES for name in stage.arrays]
-    assert len(made) == len(set(made)) and all(stage.arrays for stage in STAGES)
+    arrays = [name.removesuffix("/*") for stage in STAGES for name in stage.arrays]
+    assert len(arrays) == len(set(arrays)) and all(stage.arrays for stage in STAGES)
 
 
 def test_each_stage_is_a_command_with_the_help_of_its_module() -> None:

@@ -51,15 +51,15 @@ class Control:
         self.folder, self.make_job, self.cli = folder, make_job, cli
 
     def __call__(self, *processors: object, frames: int = 10, **keys: object) -> Maps:
-        code, said = self.run(*processors, frames=frames, **keys)
-        assert code == 0, said
+        code, output = self.run(*processors, frames=frames, **keys)
+        assert code == 0, output
         return Maps(self.folder)
 
     def refused(self, *processors: object, **keys: object) -> str:
         """The message if making maps must fail."""
-        code, said = self.run(*processors, frames=10, **keys)
+        code, output = self.run(*processors, frames=10, **keys)
         assert code != 0
-        return said
+        return output
 
     def run(self, *processors: object, frames: int, **keys: object) -> tuple[int, str]:
         nets = {"controlnet_model_id": [str(CONTROLNET)] * len(processors), "controlnet_processor": list(processors)}
@@ -124,9 +124,9 @@ def test_maps_from_a_folder_and_from_a_video(tmp_path: Path, control: Control) -
     maps = [scene(50 + i) for i in range(10)]
     write_images(tmp_path / "maps", maps)
     encode(tmp_path / "maps.mkv", maps, Encoding(fps=Fraction(25), codec="ffv1"))
-    made = control("file:maps", {"name": "file", "path": "maps.mkv"})
-    np.testing.assert_array_equal(made[0], np.stack(maps))
-    np.testing.assert_array_equal(made[1], np.stack(maps))
+    result = control("file:maps", {"name": "file", "path": "maps.mkv"})
+    np.testing.assert_array_equal(result[0], np.stack(maps))
+    np.testing.assert_array_equal(result[1], np.stack(maps))
 
 
 def test_maps_of_another_size_are_fitted_with_a_warning(tmp_path: Path, control: Control, cli: Cli) -> None:
@@ -160,8 +160,8 @@ def test_missing_maps_of_references_are_refused(tmp_path: Path, control: Control
     ],
 )
 def test_values_become_greys_from_far_to_near(values: np.ndarray, options: Keys, expected: list[int]) -> None:
-    made = MapFiles(name="file", path="maps", **options).as_map(np.repeat(values[None, :, None], 3, axis=2))
-    assert made.dtype == np.uint8 and made[0, :, 0].tolist() == expected
+    result = MapFiles(name="file", path="maps", **options).as_map(np.repeat(values[None, :, None], 3, axis=2))
+    assert result.dtype == np.uint8 and result[0, :, 0].tolist() == expected
 
 
 def test_sixteen_bit_depth_passes_of_a_renderer(tmp_path: Path, control: Control) -> None:
@@ -175,15 +175,15 @@ def test_sixteen_bit_depth_passes_of_a_renderer(tmp_path: Path, control: Control
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "expected"),
     [
         ({"near": 1}, ": controlnet_processor[0]: set both near and far"),
         ({"near": 2, "far": 2}, "near and far must differ"),
     ],
 )
-def test_half_a_range_is_refused(options: Keys, said: str, make_job: MakeJob, cli: Cli) -> None:
+def test_half_a_range_is_refused(options: Keys, expected: str, make_job: MakeJob, cli: Cli) -> None:
     code, text = cli("control", make_job(controlnet_processor=[{"name": "file", "path": "maps"} | options]))
-    assert code == 2 and said in text
+    assert code == 2 and expected in text
 
 
 # --- annotators with weights ----------------------------------------------------------------------------
@@ -199,8 +199,8 @@ def test_changed_weights_make_maps_stale(tmp_path: Path, control: Control, make_
     write_depth_model(tmp_path / "depth")
     control({"name": "depth", "model": "./depth"}, frames=3)
     write_depth_model(tmp_path / "depth", metric=True)
-    code, said = cli("control", tmp_path / "job.json")
-    assert code != 0 and "controlnet_processor[0].model: the content of" in said
+    code, output = cli("control", tmp_path / "job.json")
+    assert code != 0 and "controlnet_processor[0].model: the content of" in output
 
 
 def test_missing_weights_are_refused_before_anything_is_made_or_removed(
@@ -211,10 +211,10 @@ def test_missing_weights_are_refused_before_anything_is_made_or_removed(
     (tmp_path / "lineart/sk_model2.pth").unlink()
     (tmp_path / "empty").mkdir()
     annotated.clear()
-    said = control.refused("lineart_standard", {"name": "lineart", "model": "./lineart"})
-    assert f"controlnet_processor[1]: {tmp_path / 'lineart'} lacks sk_model2.pth" in said
-    said = control.refused("lineart_standard", {"name": "hed", "model": "./empty"})
-    assert f"{tmp_path / 'empty'} lacks ControlNetHED.pth" in said
+    output = control.refused("lineart_standard", {"name": "lineart", "model": "./lineart"})
+    assert f"controlnet_processor[1]: {tmp_path / 'lineart'} lacks sk_model2.pth" in output
+    output = control.refused("lineart_standard", {"name": "hed", "model": "./empty"})
+    assert f"{tmp_path / 'empty'} lacks ControlNetHED.pth" in output
     assert annotated == []
     assert (before[1] > 0).any()  # the old maps are kept
 

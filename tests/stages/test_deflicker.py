@@ -43,9 +43,9 @@ def deflicker(tmp_path: Path, make_job: MakeJob, cli: Cli) -> Deflicker:
         record = cache.record("render")
         record.begin(stage_inputs(all_stages()["render"], all_stages(), job, cache.recorded), chunks=1)
         record.finish("made by hand", len(rendered))
-        code, said = cli("deflicker", job_file)
-        assert code == 0, said
-        return cache, said
+        code, output = cli("deflicker", job_file)
+        assert code == 0, output
+        return cache, output
 
     return run
 
@@ -101,8 +101,8 @@ def test_an_extra_range_beyond_the_video_is_the_whole_video(deflicker: Deflicker
 
 def test_a_post_smoother_takes_the_extra_ranges_place_and_says_so(deflicker: Deflicker) -> None:
     post = {"post_smoother": "TemporalMeanSmoother", "post_smoother_config": {"radius": 2}}
-    cache, said = deflicker(**post, extra_deflickering_range=3)
-    assert said.count("extra_deflickering_range: ignored, since post_smoother is set") == 1
+    cache, output = deflicker(**post, extra_deflickering_range=3)
+    assert output.count("extra_deflickering_range: ignored, since post_smoother is set") == 1
     rendered = cache["rendered"][:]
     expected = build("TemporalMeanSmoother", {"radius": 2}, rendered, rendered).smooth(0, 10)
     np.testing.assert_array_equal(cache["deflickered"][:], expected)
@@ -122,17 +122,17 @@ def test_an_unavailable_device_is_refused_before_anything_is_removed(
     cache, _ = deflicker(**keys)
     before = cache["deflickered"][:]
     job = make_job(10, **NO_MAPS, **keys)
-    code, said = cli("deflicker", job, "--restart", "--device", "cuda:99")
-    assert code == 2 and "cuda:99 is not available" in said
+    code, output = cli("deflicker", job, "--restart", "--device", "cuda:99")
+    assert code == 2 and "cuda:99 is not available" in output
     np.testing.assert_array_equal(FrameCache(cache.path)["deflickered"][:], before)
     assert cli("deflicker", job, "--restart", "--device", "cpu")[0] == 0
 
 
 def test_the_sources_sound_is_kept_in_sync(tmp_path: Path, deflicker: Deflicker) -> None:
     tone(tmp_path / "a.mp4")
-    _, said = deflicker(input_video="a.mp4", frame_width=96, frame_height=64, start_time=0.4, end_time=2.2)
+    _, output = deflicker(input_video="a.mp4", frame_width=96, frame_height=64, start_time=0.4, end_time=2.2)
     white, sound, length = onsets(tmp_path / "out/video.mp4")
-    assert "with sound" in said
+    assert "with sound" in output
     assert white == pytest.approx(0.6, abs=0.001) and sound == pytest.approx(0.6, abs=0.03)
     assert length == pytest.approx(1.8, abs=0.05)
 
@@ -142,9 +142,9 @@ def test_sound_is_left_out_when_asked_or_when_the_speed_changes(
     tmp_path: Path, deflicker: Deflicker, keys: Keys
 ) -> None:
     tone(tmp_path / "a.mp4")
-    _, said = deflicker(input_video="a.mp4", **keys)
+    _, output = deflicker(input_video="a.mp4", **keys)
     assert not open_source(tmp_path / "out/video.mp4").has_audio
-    assert ("without sound: at fps" in said) == ("fps" in keys)
+    assert ("without sound: at fps" in output) == ("fps" in keys)
 
 
 def test_every_second_frame_plays_at_half_the_rate(tmp_path: Path, deflicker: Deflicker) -> None:
@@ -186,8 +186,8 @@ def test_export(tmp_path: Path, deflicker: Deflicker, cli: Cli) -> None:
         ("prores", "a.mov"),
         ("ffv1", "a.mkv"),
     ):
-        code, said = cli("export", job, "--codec", codec, "-o", tmp_path / name, "--fps", 10)
-        assert code == 0, said
+        code, output = cli("export", job, "--codec", codec, "-o", tmp_path / name, "--fps", 10)
+        assert code == 0, output
         source = open_source(tmp_path / name)
         assert len(list(source.shots())) == 10 and source.fps == 10
     lossless = np.stack([shot.image() for shot in open_source(tmp_path / "a.mkv").shots()])
@@ -195,8 +195,8 @@ def test_export(tmp_path: Path, deflicker: Deflicker, cli: Cli) -> None:
     small, large = tmp_path / "small.mp4", tmp_path / "large.mp4"
     assert cli("export", job, "-o", small, "--crf", 40)[0] == cli("export", job, "-o", large, "--crf", 5)[0] == 0
     assert small.stat().st_size < large.stat().st_size
-    code, said = cli("export", job, "--codec", "h264", "-o", tmp_path / "a.webm")
-    assert code == 2 and "cannot hold h264" in said
+    code, output = cli("export", job, "--codec", "h264", "-o", tmp_path / "a.webm")
+    assert code == 2 and "cannot hold h264" in output
     with av.open(str(tmp_path / "a.mp4")) as container:
         assert container.streams.video[0].codec_context.name == "hevc"
 
@@ -215,8 +215,8 @@ def test_exported_images_are_the_frames_and_export_resumes(tmp_path: Path, defli
     written = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
     (folder / "00003.png").unlink()
     (folder / "00007.png").write_bytes((folder / "00007.png").read_bytes()[:500])  # as a copy that was cut short
-    code, said = cli("export", job, "--codec", "png", "-o", folder)
-    assert code == 0, said
+    code, output = cli("export", job, "--codec", "png", "-o", folder)
+    assert code == 0, output
     np.testing.assert_array_equal(frames_in(folder), cache["deflickered"][:])
     again = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
     assert {path.name for path in folder.iterdir() if again[path] != written[path]} == {"00003.png", "00007.png"}
@@ -225,8 +225,8 @@ def test_exported_images_are_the_frames_and_export_resumes(tmp_path: Path, defli
 def test_images_are_exported_to_the_frames_folder_by_default(tmp_path: Path, deflicker: Deflicker, cli: Cli) -> None:
     deflicker()
     job = tmp_path / "job.json"
-    code, said = cli("export", job, "--codec", "png")
-    assert code == 0 and str(tmp_path / "out/frames") in said
+    code, output = cli("export", job, "--codec", "png")
+    assert code == 0 and str(tmp_path / "out/frames") in output
     assert len(list((tmp_path / "out/frames").iterdir())) == 10
     for arguments, message in (
         (("--codec", "png", "-o", tmp_path / "a.mp4"), "png writes a folder of images"),
@@ -234,8 +234,8 @@ def test_images_are_exported_to_the_frames_folder_by_default(tmp_path: Path, def
         (("-o", tmp_path / "images"), "is the input"),
         (("-o", job), "is the input"),
     ):
-        code, said = cli("export", job, *arguments)
-        assert code == 2 and message in said, said
+        code, output = cli("export", job, *arguments)
+        assert code == 2 and message in output, output
 
 
 def test_overwriting_foreign_images_needs_force(tmp_path: Path, deflicker: Deflicker, cli: Cli) -> None:
@@ -243,8 +243,8 @@ def test_overwriting_foreign_images_needs_force(tmp_path: Path, deflicker: Defli
     job, mine = tmp_path / "job.json", write_images(tmp_path / "mine", [scene(0)]) / "00004.png"
     (tmp_path / "mine/0.png").rename(mine)
     before = mine.read_bytes()
-    code, said = cli("export", job, "-o", mine.parent)
-    assert code == 2 and "00004.png exists" in said
+    code, output = cli("export", job, "-o", mine.parent)
+    assert code == 2 and "00004.png exists" in output
     assert mine.read_bytes() == before and len(list(mine.parent.iterdir())) == 1
     assert cli("export", job, "-o", mine.parent, "--force")[0] == 0
     np.testing.assert_array_equal(frames_in(mine.parent), cache["deflickered"][:])
@@ -283,8 +283,8 @@ def test_a_jobs_folder_of_frames_is_checked_before_anything_runs(tmp_path: Path,
     mine = tmp_path / "out/frames/00000.png"
     mine.parent.mkdir(parents=True)
     mine.write_bytes(b"mine")
-    code, said = cli("run", make_job(keep_frames=True))
-    assert code == 2 and "00000.png exists" in said and not (tmp_path / "out/cache.zarr").exists()
+    code, output = cli("run", make_job(keep_frames=True))
+    assert code == 2 and "00000.png exists" in output and not (tmp_path / "out/cache.zarr").exists()
     assert cli("run", make_job(), "-q")[0] == 0 and mine.read_bytes() == b"mine"
 
 
@@ -299,8 +299,8 @@ def test_a_damaged_receipt_of_the_video_only_rewrites_the_video(
     video, note = tmp_path / "out/video.mp4", tmp_path / "out/cache.zarr/receipts/video.json"
     right, written = note.read_text(), video.stat().st_mtime_ns
     note.write_bytes(damage.encode(errors="surrogateescape"))
-    code, said = cli("deflicker", tmp_path / "job.json")
-    assert code == 0, said
+    code, output = cli("deflicker", tmp_path / "job.json")
+    assert code == 0, output
     assert note.read_text() == right and video.stat().st_mtime_ns > written
 
 
@@ -311,6 +311,6 @@ def test_a_truncated_video_is_rewritten(tmp_path: Path, deflicker: Deflicker, cl
     video.write_bytes(whole[: len(whole) // 2])
     assert cli("deflicker", job)[0] == 0 and video.read_bytes() == whole
     video.write_bytes(b"x")  # nothing says any more that it is the program's own
-    code, said = cli("deflicker", job)
-    assert code == 2 and "video.mp4 exists" in said and video.read_bytes() == b"x"
+    code, output = cli("deflicker", job)
+    assert code == 2 and "video.mp4 exists" in output and video.read_bytes() == b"x"
     assert cli("deflicker", job, "--force")[0] == 0 and video.read_bytes() == whole

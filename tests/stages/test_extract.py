@@ -22,15 +22,15 @@ class Extract:
         self.folder, self.make_job, self.cli = folder, make_job, cli
 
     def __call__(self, frames: int = 12, /, **keys: object) -> FrameArray:
-        code, said = self.cli("extract", self.make_job(frames, **keys), "--restart")
-        assert code == 0, said
+        code, output = self.cli("extract", self.make_job(frames, **keys), "--restart")
+        assert code == 0, output
         return FrameCache(self.folder / "out/cache.zarr")["frames"]
 
     def refused(self, **keys: object) -> str:
         """The message if extraction must fail."""
-        code, said = self.cli("extract", self.make_job(12, **keys), "--restart")
+        code, output = self.cli("extract", self.make_job(12, **keys), "--restart")
         assert code != 0
-        return said
+        return output
 
 
 @pytest.fixture
@@ -71,9 +71,9 @@ def test_frames_get_the_requested_size(extract: Extract, keys: Keys, size: tuple
 
 def test_a_size_that_is_no_multiple_of_8_is_explained(tmp_path: Path, extract: Extract) -> None:
     encode(tmp_path / "odd.mp4", (scene(i, 70, 90) for i in range(3)), Encoding(fps=Fraction(25)))
-    said = extract.refused(input_video="odd.mp4")
-    assert "90×70; both must be multiples of 8" in said
-    assert '"frame_height": 64, "frame_width": 88' in said
+    output = extract.refused(input_video="odd.mp4")
+    assert "90×70; both must be multiples of 8" in output
+    assert '"frame_height": 64, "frame_width": 88' in output
 
 
 def test_an_empty_span_is_explained(extract: Extract) -> None:

@@ -83,8 +83,8 @@ def test_a_lora_changes_what_is_rendered_and_its_content_counts(
     np.testing.assert_array_equal(none, without)
     assert np.abs(some - without).max() > 1e-3
     write(1)
-    code, said = cli("render", make_job(output_path="some", loras=["style.safetensors"]))
-    assert code == 1 and "loras[0].file: the content of" in said
+    code, output = cli("render", make_job(output_path="some", loras=["style.safetensors"]))
+    assert code == 1 and "loras[0].file: the content of" in output
 
 
 def test_an_inversion_in_a_pickle_is_rendered_if_pickles_are_allowed(
@@ -94,8 +94,8 @@ def test_an_inversion_in_a_pickle_is_rendered_if_pickles_are_allowed(
     torch.save({"string_to_param": {"*": vectors}}, tmp_path / "fluffy.pt")
     keys = {"prompt": "winter fluffy", "embeddings": ["fluffy.pt"]}
     without = render("without", **(keys | {"embeddings": []}))["latents"][:]
-    code, said = cli("run", make_job(**keys, output_path="some"))
-    assert code == 2 and "embeddings[0]" in said and "--allow-pickle" in said
+    code, output = cli("run", make_job(**keys, output_path="some"))
+    assert code == 2 and "embeddings[0]" in output and "--allow-pickle" in output
     assert cli("run", make_job(**keys, output_path="some"), "-q", "--allow-pickle") == (0, "")
     some = FrameCache(tmp_path / "some/cache.zarr")["latents"][:]
     assert np.abs(some - without).max() > 1e-3
@@ -292,15 +292,15 @@ def test_every_scheduler_continues_from_smoothed_clean_latents(render: Render, s
 def test_guidance_too_high_for_lcm_is_warned_about(make_job: MakeJob, cli: Cli) -> None:
     keys = {"scheduler": "lcm", "num_inference_steps": 1}
     for name, guidance, warned in (("much", {}, True), ("little", {"guidance_scale": 2.0}, False)):
-        code, said = cli("run", make_job(**keys, **guidance, output_path=name))
-        assert code == 0 and ("guidance_scale 7.5 is too high for lcm" in said) == warned
+        code, output = cli("run", make_job(**keys, **guidance, output_path=name))
+        assert code == 0 and ("guidance_scale 7.5 is too high for lcm" in output) == warned
 
 
 def test_schedulers_differ_and_a_changed_one_is_stale(render: Render, make_job: MakeJob, cli: Cli) -> None:
-    made = [render(f"of {name}", scheduler=name, **THREE)["rendered"][:] for name in SCHEDULERS]
-    assert all((a != b).any() for k, a in enumerate(made) for b in made[:k])
-    code, said = cli("render", make_job(output_path="of lcm", scheduler="euler", **THREE))
-    assert code == 1 and 'scheduler: "lcm" → "euler"' in said
+    results = [render(f"of {name}", scheduler=name, **THREE)["rendered"][:] for name in SCHEDULERS]
+    assert all((a != b).any() for k, a in enumerate(results) for b in results[:k])
+    code, output = cli("render", make_job(output_path="of lcm", scheduler="euler", **THREE))
+    assert code == 1 and 'scheduler: "lcm" → "euler"' in output
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)

@@ -64,11 +64,11 @@ def test_a_frame_that_no_keyframe_shows_is_named(make_job: MakeJob, cli: Cli, tm
     cut = [scene(i) for i in range(4)] + [255 - scene(i).transpose(1, 0, 2) for i in range(4)]
     write_images(tmp_path / "cut", cut)
     job = make_job(input_video="cut", keyframes=[0, 3], num_inference_steps=1)
-    code, said = cli("run", job)
-    assert code == 0 and "4 of 8 frames contain areas that no keyframe shows" in said and "6 (" in said
+    code, output = cli("run", job)
+    assert code == 0 and "4 of 8 frames contain areas that no keyframe shows" in output and "6 (" in output
     job = make_job(input_video="cut", keyframes="auto", num_inference_steps=1, output_path="auto")
-    code, said = cli("run", job)
-    assert code == 0 and "no keyframe" not in said
+    code, output = cli("run", job)
+    assert code == 0 and "no keyframe" not in output
     job = make_job(input_video="cut", keyframes=[8], num_inference_steps=1, output_path="wrong")
-    code, said = cli("run", job)
-    assert code == 2 and "keyframes: the frames are numbered 0 to 7" in said
+    code, output = cli("run", job)
+    assert code == 2 and "keyframes: the frames are numbered 0 to 7" in output

@@ -65,8 +65,8 @@ def test_batches_are_halved_and_passes_separated_when_memory_runs_out(
         assert tried[: len(expected)] == expected
         np.testing.assert_allclose(whole, less, rtol=1e-4, atol=1e-3)
     short_of_memory(1)
-    code, said = cli("run", make_job(**keys, output_path="none"))
-    assert code == 1 and "Out of memory" in said
+    code, output = cli("run", make_job(**keys, output_path="none"))
+    assert code == 1 and "Out of memory" in output
 
 
 @pytest.mark.parametrize("most", [8, 2])  # latents: half the batch; one frame's group, and one pass at a time
@@ -137,8 +137,8 @@ def test_a_machine_that_cannot_compile_says_so(make_job: MakeJob, cli: Cli, monk
 
     monkeypatch.setattr(torch, "compile", fail)
     denoise.denoiser.cache_clear()
-    code, said = cli("run", make_job(), "--compile")
-    assert code == 1 and "--compile" in said and "no C++ compiler" in said
+    code, output = cli("run", make_job(), "--compile")
+    assert code == 1 and "--compile" in output and "no C++ compiler" in output
 
 
 def test_a_render_records_its_batch_size_to_resume_with(render: Render) -> None:

@@ -162,8 +162,8 @@ def test_a_render_that_an_earlier_version_started_is_redone_only_when_asked(
     cache = FrameCache(job.parent / "out/cache.zarr")
     for name in ("latents_other", "clean", "clean_other", "predicted", "latents_steps"):
         cache.create(ArraySpec(name, (6, 4, 8, 8), "float32"))
-    code, said = cli("run", job)
-    assert code == 1 and "was started by an earlier version" in said and f"render {job} --restart" in said
+    code, output = cli("run", job)
+    assert code == 1 and "was started by an earlier version" in output and f"render {job} --restart" in output
     assert cli("render", job, "-q", "--restart") == (0, "")
     assert "rendered" in cache and not any(name in cache for name in ("latents_other", "predicted", "latents_steps"))
 
@@ -174,7 +174,7 @@ def test_models_that_cannot_be_loaded_cost_no_earlier_result(make_job: MakeJob, 
     config = tmp_path / "model/unet/config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"in_channels": 9}))
     denoise.denoiser.cache_clear()
-    code, said = cli("render", make_job(model_id="model"), "--restart")
-    assert code == 1 and "model_id" in said
+    code, output = cli("render", make_job(model_id="model"), "--restart")
+    assert code == 1 and "model_id" in output
     cache = FrameCache(tmp_path / "out/cache.zarr")
     assert cache.record("render").complete and cache["rendered"][5].any()

@@ -33,13 +33,13 @@ OPTIONS = ("--window", "4")
 
 
 @pytest.fixture
-def made() -> Scene:
+def clip() -> Scene:
     return scene("light")
 
 
 @pytest.fixture
-def folders(tmp_path: Path, made: Scene) -> tuple[Path, Path]:
-    return write_images(tmp_path / "guide", made.guides), write_images(tmp_path / "style", made.styles)
+def folders(tmp_path: Path, clip: Scene) -> tuple[Path, Path]:
+    return write_images(tmp_path / "guide", clip.guides), write_images(tmp_path / "style", clip.styles)
 
 
 def video(path: Path, frames: Iterable[Image], fps: int = 25) -> Path:
@@ -52,18 +52,18 @@ def images(folder: Path) -> np.ndarray:
 
 
 def test_a_folder_of_images_is_written_and_nothing_else_is_left(
-    tmp_path: Path, made: Scene, folders: tuple[Path, Path], cli: Cli
+    tmp_path: Path, clip: Scene, folders: tuple[Path, Path], cli: Cli
 ) -> None:
-    code, said = cli("smooth", *folders, "-o", tmp_path / "out", *OPTIONS)
-    assert code == 0, said
+    code, output = cli("smooth", *folders, "-o", tmp_path / "out", *OPTIONS)
+    assert code == 0, output
     assert sorted(file.name for file in tmp_path.iterdir()) == ["guide", "out", "style"]
     assert [file.name for file in sorted((tmp_path / "out").iterdir())][:2] == ["00000.png", "00001.png"]
-    expected = build(smooth.SMOOTHER, {"window": 4}, made.guides, made.styles).smooth(0, 12)
+    expected = build(smooth.SMOOTHER, {"window": 4}, clip.guides, clip.styles).smooth(0, 12)
     np.testing.assert_array_equal(images(tmp_path / "out"), expected)
 
 
 def test_the_device_is_what_smooths(
-    tmp_path: Path, made: Scene, folders: tuple[Path, Path], cli: Cli, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, clip: Scene, folders: tuple[Path, Path], cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("stages.models.weights.pick_device", lambda name: torch.device("cuda"))
     monkeypatch.setattr("stages.smoothers.images.gpu.load", lambda frame, device: pytest.fail(f"{device} is asked"))
@@ -75,8 +75,8 @@ def test_the_device_is_what_smooths(
 def test_a_video_keeps_rate_and_sound_of_the_style(tmp_path: Path, cli: Cli) -> None:
     style = tone(tmp_path / "style.mp4", seconds=1.4)
     output = tmp_path / "out.mp4"
-    code, said = cli("smooth", style, style, "-o", output, "--window", "2")
-    assert code == 0, said
+    code, message = cli("smooth", style, style, "-o", output, "--window", "2")
+    assert code == 0, message
     before, after = open_source(style), open_source(output)
     assert after.fps == before.fps and len(list(after.shots())) == len(list(before.shots()))
     assert onsets(output)[1] == pytest.approx(onsets(style)[1], abs=0.03)
@@ -88,8 +88,8 @@ def test_without_sound_in_the_style_the_guides_is_taken(tmp_path: Path, cli: Cli
     style = tmp_path / "style.mp4"
     encode(style, (shot.image() for shot in source.shots()), Encoding(source.fps))
     assert not open_source(style).has_audio
-    code, said = cli("smooth", guide, style, "-o", tmp_path / "out.mp4", "--window", "2")
-    assert code == 0, said
+    code, output = cli("smooth", guide, style, "-o", tmp_path / "out.mp4", "--window", "2")
+    assert code == 0, output
     assert onsets(tmp_path / "out.mp4")[1] == pytest.approx(onsets(guide)[1], abs=0.03)
 
 
@@ -98,11 +98,11 @@ def test_images_are_shown_when_the_guides_frames_are(tmp_path: Path, cli: Cli) -
     painted = write_images(tmp_path / "painted", (shot.image() for shot in open_source(guide).shots()))
     fast = tmp_path / "fast.mp4"
     encode(fast, images(painted), Encoding(Fraction(30)))
-    code, said = cli("smooth", fast, painted, "-o", tmp_path / "out.mp4", "--window", "2", "--detail", "1")
-    assert code == 0, said
+    code, output = cli("smooth", fast, painted, "-o", tmp_path / "out.mp4", "--window", "2", "--detail", "1")
+    assert code == 0, output
     assert open_source(tmp_path / "out.mp4").fps == 30
-    code, said = cli("smooth", guide, painted, "-o", tmp_path / "sound.mp4", "--window", "2", "--detail", "1")
-    assert code == 0, said
+    code, output = cli("smooth", guide, painted, "-o", tmp_path / "sound.mp4", "--window", "2", "--detail", "1")
+    assert code == 0, output
     assert onsets(tmp_path / "sound.mp4")[1] == pytest.approx(onsets(guide)[1], abs=0.03)
 
 
@@ -113,8 +113,8 @@ def test_a_call_killed_after_all_was_written_is_cleared_up(
     assert cli("smooth", *folders, "-o", tmp_path / "out.mp4", *OPTIONS)[0] == 0
     monkeypatch.undo()
     assert (tmp_path / "out.mp4.cache.zarr").exists()
-    code, said = cli("smooth", *folders, "-o", tmp_path / "out.mp4", *OPTIONS)
-    assert code == 0, said
+    code, output = cli("smooth", *folders, "-o", tmp_path / "out.mp4", *OPTIONS)
+    assert code == 0, output
     assert not (tmp_path / "out.mp4.cache.zarr").exists()
 
 
@@ -133,17 +133,17 @@ def test_chunks_done_before_an_interruption_are_not_redone(
         real(task, cache, start, stop)
 
     monkeypatch.setattr(tasks.SmoothTask, "run", run)
-    code, said = cli("smooth", *folders, "-o", output, *OPTIONS)
-    assert code == 130 and "Resume with: diffsynth smooth" in said and not output.exists()
-    code, said = cli("smooth", *folders, "-o", output, *OPTIONS)
-    assert code == 0, said
+    code, message = cli("smooth", *folders, "-o", output, *OPTIONS)
+    assert code == 130 and "Resume with: diffsynth smooth" in message and not output.exists()
+    code, message = cli("smooth", *folders, "-o", output, *OPTIONS)
+    assert code == 0, message
     assert smoothed == [*range(5), -1, *range(5, 12)]
     assert cli("smooth", *folders, "-o", tmp_path / "straight", *OPTIONS)[0] == 0
     np.testing.assert_array_equal(images(output), images(tmp_path / "straight"))
 
 
 def test_other_options_after_an_interruption_start_over(
-    tmp_path: Path, made: Scene, folders: tuple[Path, Path], cli: Cli, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, clip: Scene, folders: tuple[Path, Path], cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, calls = tasks.SmoothTask.run, []
 
@@ -156,47 +156,47 @@ def test_other_options_after_an_interruption_start_over(
     monkeypatch.setattr(tasks.SmoothTask, "run", run)
     assert cli("smooth", *folders, "-o", tmp_path / "out", *OPTIONS)[0] == 130
     assert cli("smooth", *folders, "-o", tmp_path / "out", "--strength", "0")[0] == 0
-    np.testing.assert_array_equal(images(tmp_path / "out"), made.styles)
+    np.testing.assert_array_equal(images(tmp_path / "out"), clip.styles)
 
 
-def test_a_guide_of_another_size_is_fitted(tmp_path: Path, made: Scene, folders: tuple[Path, Path], cli: Cli) -> None:
-    large = [cv2.resize(image, (2 * WIDTH, 2 * HEIGHT), interpolation=cv2.INTER_CUBIC) for image in made.guides]
-    code, said = cli("smooth", write_images(tmp_path / "large", large), folders[1], "-o", tmp_path / "out", *OPTIONS)
-    assert code == 0, said
-    assert squared_error(images(tmp_path / "out"), made.truth) < 0.5 * squared_error(made.styles, made.truth)
+def test_a_guide_of_another_size_is_fitted(tmp_path: Path, clip: Scene, folders: tuple[Path, Path], cli: Cli) -> None:
+    large = [cv2.resize(image, (2 * WIDTH, 2 * HEIGHT), interpolation=cv2.INTER_CUBIC) for image in clip.guides]
+    code, output = cli("smooth", write_images(tmp_path / "large", large), folders[1], "-o", tmp_path / "out", *OPTIONS)
+    assert code == 0, output
+    assert squared_error(images(tmp_path / "out"), clip.truth) < 0.5 * squared_error(clip.styles, clip.truth)
 
 
-def test_the_style_sets_the_rate(tmp_path: Path, made: Scene, cli: Cli) -> None:
-    guide = video(tmp_path / "guide.mp4", made.guides, fps=24)
-    style = video(tmp_path / "style.mp4", made.styles[::2], fps=12)
-    code, said = cli("smooth", guide, style, "-o", tmp_path / "out.mp4", *OPTIONS)
-    assert code == 0, said
+def test_the_style_sets_the_rate(tmp_path: Path, clip: Scene, cli: Cli) -> None:
+    guide = video(tmp_path / "guide.mp4", clip.guides, fps=24)
+    style = video(tmp_path / "style.mp4", clip.styles[::2], fps=12)
+    code, output = cli("smooth", guide, style, "-o", tmp_path / "out.mp4", *OPTIONS)
+    assert code == 0, output
     assert open_source(tmp_path / "out.mp4").fps == 12 and len(images(tmp_path / "out.mp4")) == 6
 
 
 @pytest.mark.parametrize(("frames", "expected"), [(7, "no frames for 5 of the 12"), (11, "no frames for 1 of the 12")])
 def test_a_guide_that_ends_early_is_reported_and_no_frame_is_lost(
-    tmp_path: Path, made: Scene, folders: tuple[Path, Path], cli: Cli, frames: int, expected: str
+    tmp_path: Path, clip: Scene, folders: tuple[Path, Path], cli: Cli, frames: int, expected: str
 ) -> None:
-    short = write_images(tmp_path / "short", made.guides[:frames])
-    code, said = cli("smooth", short, folders[1], "-o", tmp_path / "out", *OPTIONS)
-    assert code == 0 and expected in said and len(images(tmp_path / "out")) == 12
-    guides = [*made.guides[:frames], *made.styles[frames:]]
-    expected_frames = build(smooth.SMOOTHER, {"window": 4}, guides, made.styles).smooth(0, 12)
+    short = write_images(tmp_path / "short", clip.guides[:frames])
+    code, output = cli("smooth", short, folders[1], "-o", tmp_path / "out", *OPTIONS)
+    assert code == 0 and expected in output and len(images(tmp_path / "out")) == 12
+    guides = [*clip.guides[:frames], *clip.styles[frames:]]
+    expected_frames = build(smooth.SMOOTHER, {"window": 4}, guides, clip.styles).smooth(0, 12)
     np.testing.assert_array_equal(images(tmp_path / "out"), expected_frames)
 
 
-def test_a_longer_guide_is_reported(tmp_path: Path, made: Scene, folders: tuple[Path, Path], cli: Cli) -> None:
-    style = write_images(tmp_path / "few", made.styles[:8])
-    code, said = cli("smooth", folders[0], style, "-o", tmp_path / "out", *OPTIONS)
-    assert code == 0 and "continues for 4 frames after the end of" in said and len(images(tmp_path / "out")) == 8
+def test_a_longer_guide_is_reported(tmp_path: Path, clip: Scene, folders: tuple[Path, Path], cli: Cli) -> None:
+    style = write_images(tmp_path / "few", clip.styles[:8])
+    code, output = cli("smooth", folders[0], style, "-o", tmp_path / "out", *OPTIONS)
+    assert code == 0 and "continues for 4 frames after the end of" in output and len(images(tmp_path / "out")) == 8
 
 
 def test_unusable_arguments_are_refused_before_any_work(
-    tmp_path: Path, made: Scene, folders: tuple[Path, Path], cli: Cli
+    tmp_path: Path, clip: Scene, folders: tuple[Path, Path], cli: Cli
 ) -> None:
     guide, style = folders
-    tall = write_images(tmp_path / "tall", [image.transpose(1, 0, 2) for image in made.guides])
+    tall = write_images(tmp_path / "tall", [image.transpose(1, 0, 2) for image in clip.guides])
     for arguments, expected in (
         ((guide, style, "-o", tmp_path / "out.gif"), "use .mp4, .mov, .mkv or .webm, or the name of a folder"),
         ((guide, style, "-o", tmp_path / "out.AVI"), "cannot write .avi videos"),
@@ -214,8 +214,8 @@ def test_unusable_arguments_are_refused_before_any_work(
         ((guide, style, "-o", tmp_path / "out", "--device", "cuda:99"), "cuda:99 is not available"),
         ((guide, style, "-o", tmp_path / "out", "--device", "toaster"), "unknown device 'toaster'"),
     ):
-        code, said = cli("smooth", *arguments)
-        assert code in (1, 2) and expected in said, said
+        code, output = cli("smooth", *arguments)
+        assert code in (1, 2) and expected in output, output
         assert not (tmp_path / "out").exists() and not (tmp_path / "out.cache.zarr").exists()
 
 
@@ -231,15 +231,15 @@ def ahead(tmp_path: Path) -> tuple[Path, Path]:
 
 def test_an_offset_is_found_reported_and_used(tmp_path: Path, ahead: tuple[Path, Path], cli: Cli) -> None:
     guide, style = ahead
-    code, said = cli("smooth", guide, style, "-o", tmp_path / "found", *OPTIONS)
-    assert code == 0, said
-    assert "style.mp4 is ahead of guide.mp4 by 3 frames (correlation of motion 0." in said
-    assert "no frames for 3 of the 20 frames" in said and len(images(tmp_path / "found")) == 20
-    code, said = cli("smooth", guide, style, "-o", tmp_path / "given", "--offset", "3", *OPTIONS)
-    assert code == 0 and "is ahead of guide.mp4 by 3 frames" in said
+    code, output = cli("smooth", guide, style, "-o", tmp_path / "found", *OPTIONS)
+    assert code == 0, output
+    assert "style.mp4 is ahead of guide.mp4 by 3 frames (correlation of motion 0." in output
+    assert "no frames for 3 of the 20 frames" in output and len(images(tmp_path / "found")) == 20
+    code, output = cli("smooth", guide, style, "-o", tmp_path / "given", "--offset", "3", *OPTIONS)
+    assert code == 0 and "is ahead of guide.mp4 by 3 frames" in output
     np.testing.assert_array_equal(images(tmp_path / "found"), images(tmp_path / "given"))
-    code, said = cli("smooth", guide, style, "-o", tmp_path / "zero", "--offset", "0", *OPTIONS)
-    assert code == 0 and "in step" in said
+    code, output = cli("smooth", guide, style, "-o", tmp_path / "zero", "--offset", "0", *OPTIONS)
+    assert code == 0 and "in step" in output
     assert not np.array_equal(images(tmp_path / "found"), images(tmp_path / "zero"))
     guides = [shot.image() for shot in GuideShots(guide, style, 3)()]
     expected = build(smooth.SMOOTHER, {"window": 4}, guides, images(style)).smooth(0, 20)
@@ -256,8 +256,8 @@ def test_a_truncated_output_does_not_count_as_complete(
     assert "nothing to do" in cli("smooth", ahead[1], "-o", output, "--window", "1")[1]
     for part in (whole[: len(whole) * 2 // 3], b"x"):
         output.write_bytes(part)
-        code, said = cli("smooth", ahead[1], "-o", output, "--window", "1")
-        assert code == 2 and f"{output} exists" in said and output.read_bytes() == part
+        code, message = cli("smooth", ahead[1], "-o", output, "--window", "1")
+        assert code == 2 and f"{output} exists" in message and output.read_bytes() == part
     assert cli("smooth", ahead[1], "-o", output, "--window", "1", "-q", "--force")[0] == 0
     assert output.read_bytes() == whole
 
@@ -278,8 +278,8 @@ def test_a_resumed_run_uses_the_offset_that_was_found(
             patch.setattr(interrupted, "run", stopped(interrupted.run, stop_at))
             assert cli("smooth", *ahead, "-o", tmp_path / "out.mp4", *OPTIONS)[0] == 130
         assert not (tmp_path / "out.mp4").exists()
-    code, said = cli("smooth", *ahead, "-o", tmp_path / "out.mp4", *OPTIONS)
-    assert code == 0 and "is ahead of guide.mp4 by 3 frames" in said and searches == [1]
+    code, output = cli("smooth", *ahead, "-o", tmp_path / "out.mp4", *OPTIONS)
+    assert code == 0 and "is ahead of guide.mp4 by 3 frames" in output and searches == [1]
     assert (tmp_path / "out.mp4").read_bytes() == (tmp_path / "straight.mp4").read_bytes()
 
 
@@ -304,8 +304,8 @@ def test_a_killed_run_with_an_offset_gives_the_same_bytes(tmp_path: Path, ahead:
         wait_for(process, "advance", advances)
         process.kill()
         process.communicate()
-    code, said = cli(*arguments)
-    assert code == 0, said
+    code, output = cli(*arguments)
+    assert code == 0, output
     assert (tmp_path / "killed.mp4").read_bytes() == (tmp_path / "straight.mp4").read_bytes()
     assert not (tmp_path / "killed.mp4.cache.zarr").exists()
 
@@ -315,29 +315,29 @@ def test_the_guides_sound_is_moved_by_the_offset(tmp_path: Path, cli: Cli, offse
     guide = tone(tmp_path / "guide.mp4", seconds=2)
     shots = [shot.image() for shot in open_source(guide).shots()]
     style = video(tmp_path / "style.mp4", [shots[min(max(0, i + offset), 49)] for i in range(40)])
-    code, said = cli("smooth", guide, style, "-o", tmp_path / "out.mp4", "--offset", offset, "--window", "2")
-    assert code == 0, said
+    code, output = cli("smooth", guide, style, "-o", tmp_path / "out.mp4", "--offset", offset, "--window", "2")
+    assert code == 0, output
     white, sound, _ = onsets(tmp_path / "out.mp4")
     assert white == pytest.approx(1 - offset / 25, abs=0.05) and sound == pytest.approx(white, abs=0.05)
     painted = write_images(tmp_path / "painted", images(style))
-    code, said = cli("smooth", guide, painted, "-o", tmp_path / "images.mp4", "--offset", offset, "--window", "2")
-    assert code == 0 and len(images(tmp_path / "images.mp4")) == 40, said
+    code, output = cli("smooth", guide, painted, "-o", tmp_path / "images.mp4", "--offset", offset, "--window", "2")
+    assert code == 0 and len(images(tmp_path / "images.mp4")) == 40, output
     assert onsets(tmp_path / "images.mp4")[1] == pytest.approx(1 - offset / 25, abs=0.05)
 
 
 def test_an_unrelated_guide_is_reported_and_not_used(tmp_path: Path, ahead: tuple[Path, Path], cli: Cli) -> None:
     other = video(tmp_path / "other.mp4", pan(5, UNEVEN[:20]))
-    code, said = cli("smooth", other, ahead[1], "-o", tmp_path / "told", *OPTIONS)
-    assert code == 0 and "other.mp4 does not seem to match" in said and "--offset FRAMES" in said
+    code, output = cli("smooth", other, ahead[1], "-o", tmp_path / "told", *OPTIONS)
+    assert code == 0 and "other.mp4 does not seem to match" in output and "--offset FRAMES" in output
     assert cli("smooth", ahead[1], "-o", tmp_path / "alone", *OPTIONS)[0] == 0
     np.testing.assert_array_equal(images(tmp_path / "told"), images(tmp_path / "alone"))
-    code, said = cli("smooth", other, ahead[1], "-o", tmp_path / "forced", "--offset", "0", *OPTIONS)
-    assert code == 0 and "does not seem" not in said
+    code, output = cli("smooth", other, ahead[1], "-o", tmp_path / "forced", "--offset", "0", *OPTIONS)
+    assert code == 0 and "does not seem" not in output
     assert not np.array_equal(images(tmp_path / "told"), images(tmp_path / "forced"))
 
 
 def test_without_a_guide_the_style_is_its_own_and_stored_once(
-    tmp_path: Path, made: Scene, folders: tuple[Path, Path], cli: Cli, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, clip: Scene, folders: tuple[Path, Path], cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     style = folders[1]
     with monkeypatch.context() as patch:
@@ -346,7 +346,7 @@ def test_without_a_guide_the_style_is_its_own_and_stored_once(
     cache = FrameCache(tmp_path / "out.cache.zarr")
     assert "styles" in cache and "guides" not in cache
     assert cli("smooth", style, "-o", tmp_path / "out", *OPTIONS)[0] == 0
-    expected = build(smooth.SMOOTHER, {"window": 4}, made.styles, made.styles).smooth(0, 12)
+    expected = build(smooth.SMOOTHER, {"window": 4}, clip.styles, clip.styles).smooth(0, 12)
     np.testing.assert_array_equal(images(tmp_path / "out"), expected)
 
 
@@ -357,5 +357,5 @@ def test_a_guide_that_is_a_copy_of_the_style_means_no_guide(
     copy = shutil.copytree(style, tmp_path / "copy")
     assert cli("smooth", style, "-o", tmp_path / "out", *OPTIONS)[0] == 0
     for guide in (style, copy):
-        code, said = cli("smooth", guide, style, "-o", tmp_path / "out", *OPTIONS)
-        assert code == 0 and "nothing to do" in said
+        code, output = cli("smooth", guide, style, "-o", tmp_path / "out", *OPTIONS)
+        assert code == 0 and "nothing to do" in output

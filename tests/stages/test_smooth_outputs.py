@@ -13,10 +13,10 @@ from stages import smooth
 from tests.conftest import write_images
 from tests.stages.smoothers.images.test_offset import UNEVEN, pan
 from tests.stages.smoothers.scenes import Scene
-from tests.stages.test_smooth import OPTIONS, folders, images, made, video
+from tests.stages.test_smooth import OPTIONS, clip, folders, images, video
 from tests.typing import Cli
 
-__all__ = ["folders", "made"]  # fixtures
+__all__ = ["clip", "folders"]  # fixtures
 
 
 def checksums(folder: Path) -> dict[str, str]:
@@ -27,9 +27,9 @@ def checksums(folder: Path) -> dict[str, str]:
     }
 
 
-def test_inputs_are_never_overwritten(tmp_path: Path, made: Scene, folders: tuple[Path, Path], cli: Cli) -> None:
+def test_inputs_are_never_overwritten(tmp_path: Path, clip: Scene, folders: tuple[Path, Path], cli: Cli) -> None:
     guide, style = folders
-    film = video(tmp_path / "film.mp4", made.styles)
+    film = video(tmp_path / "film.mp4", clip.styles)
     (tmp_path / "link.mp4").symlink_to(film)
     os.link(film, tmp_path / "hard.mp4")
     before = checksums(tmp_path)
@@ -47,21 +47,21 @@ def test_inputs_are_never_overwritten(tmp_path: Path, made: Scene, folders: tupl
         ((guide, film), tmp_path),
     ):
         for force in ((), ("--force",)):
-            code, said = cli("smooth", *inputs, "-o", output, *force)
-            assert code == 2 and said.count("error:") == 1 and "input" in said, said
+            code, message = cli("smooth", *inputs, "-o", output, *force)
+            assert code == 2 and message.count("error:") == 1 and "input" in message, message
             assert checksums(tmp_path) == before
 
 
 def test_other_files_are_overwritten_only_with_force(
-    tmp_path: Path, made: Scene, folders: tuple[Path, Path], cli: Cli
+    tmp_path: Path, clip: Scene, folders: tuple[Path, Path], cli: Cli
 ) -> None:
-    mine, full = video(tmp_path / "mine.mp4", made.guides), write_images(tmp_path / "full", made.guides[:2])
+    mine, full = video(tmp_path / "mine.mp4", clip.guides), write_images(tmp_path / "full", clip.guides[:2])
     before = checksums(tmp_path)
     for output, expected in ((mine, "mine.mp4 exists"), (full, "is not empty")):
-        code, said = cli("smooth", *folders, "-o", output, *OPTIONS)
-        assert code == 2 and expected in said and "--force" in said and checksums(tmp_path) == before
-    code, said = cli("smooth", *folders, "-o", full, "--force", *OPTIONS)
-    assert code == 2 and "contains 0.png, which this program did not write" in said  # its own are named otherwise
+        code, message = cli("smooth", *folders, "-o", output, *OPTIONS)
+        assert code == 2 and expected in message and "--force" in message and checksums(tmp_path) == before
+    code, message = cli("smooth", *folders, "-o", full, "--force", *OPTIONS)
+    assert code == 2 and "contains 0.png, which this program did not write" in message  # its own are named otherwise
     assert checksums(tmp_path) == before
     assert cli("smooth", *folders, "-o", mine, "--force", *OPTIONS)[0] == 0
     assert len(images(mine)) == 12
@@ -70,10 +70,10 @@ def test_other_files_are_overwritten_only_with_force(
 def test_a_cache_folder_of_somebody_else_is_left_alone(tmp_path: Path, folders: tuple[Path, Path], cli: Cli) -> None:
     (tmp_path / "out.cache.zarr").mkdir()
     (tmp_path / "out.cache.zarr/notes.txt").write_text("mine")
-    code, said = cli("smooth", *folders, "-o", tmp_path / "out", *OPTIONS)
+    code, output = cli("smooth", *folders, "-o", tmp_path / "out", *OPTIONS)
     assert (
         code == 2
-        and "is needed for unfinished work" in said
+        and "is needed for unfinished work" in output
         and (tmp_path / "out.cache.zarr/notes.txt").read_text() == "mine"
     )
 
@@ -87,10 +87,10 @@ def test_a_finished_run_says_so(
     before = checksums(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(smooth, "fill", lambda *_, **__: pytest.fail("is redone"))
-        code, said = cli(*arguments, *OPTIONS)
-        assert code == 0 and "nothing to do" in said and checksums(tmp_path) == before
-        code, said = cli(*arguments, "--window", "5")
-        assert code == 2 and "with other options" in said and "--force" in said and checksums(tmp_path) == before
+        code, output = cli(*arguments, *OPTIONS)
+        assert code == 0 and "nothing to do" in output and checksums(tmp_path) == before
+        code, output = cli(*arguments, "--window", "5")
+        assert code == 2 and "with other options" in output and "--force" in output and checksums(tmp_path) == before
     assert not list(tmp_path.glob("*.cache.zarr"))
     assert cli(*arguments, *OPTIONS, "--restart")[0] == 0
     assert checksums(tmp_path) == before
@@ -104,8 +104,8 @@ def test_a_folder_with_a_missing_image_does_not_count_as_complete(
 ) -> None:
     assert cli("smooth", *folders, "-o", tmp_path / "out", *OPTIONS)[0] == 0
     (tmp_path / "out/00007.png").unlink()
-    code, said = cli("smooth", *folders, "-o", tmp_path / "out", *OPTIONS)
-    assert code == 2 and "is not empty" in said
+    code, output = cli("smooth", *folders, "-o", tmp_path / "out", *OPTIONS)
+    assert code == 2 and "is not empty" in output
 
 
 def test_suffixes_choose_the_kind_of_output(tmp_path: Path, folders: tuple[Path, Path], cli: Cli) -> None:
@@ -118,7 +118,7 @@ def test_suffixes_choose_the_kind_of_output(tmp_path: Path, folders: tuple[Path,
 
 def test_odd_sizes_are_reported(tmp_path: Path, cli: Cli) -> None:
     style = write_images(tmp_path / "style", pan(0, UNEVEN[:6])[:, :47, :63])
-    code, said = cli("smooth", style, "-o", tmp_path / "out.mp4", *OPTIONS)
-    assert code == 0 and "64×48 instead of 63×47" in said
-    code, said = cli("smooth", style, "-o", tmp_path / "out", *OPTIONS)
-    assert code == 0 and "instead of" not in said and images(tmp_path / "out").shape[1:3] == (47, 63)
+    code, output = cli("smooth", style, "-o", tmp_path / "out.mp4", *OPTIONS)
+    assert code == 0 and "64×48 instead of 63×47" in output
+    code, output = cli("smooth", style, "-o", tmp_path / "out", *OPTIONS)
+    assert code == 0 and "instead of" not in output and images(tmp_path / "out").shape[1:3] == (47, 63)

@@ -102,9 +102,9 @@ def test_a_published_file_runs_from_a_video_to_a_video(task: str, tiny: Tiny, tm
     encode(tmp_path / job["input_video"], frames, Encoding(fps=Fraction(25), codec=codec))
     path = tmp_path / "job.json"
     path.write_text(json.dumps(tiny(job, tmp_path) | {"frame_maximum_count": FRAMES}))
-    code, said = cli("run", path, "--device", "cpu")
-    assert code == 0, said
-    assert "warning" not in said
+    code, message = cli("run", path, "--device", "cpu")
+    assert code == 0, message
+    assert "warning" not in message
     output = tmp_path / "output_video"
     shots = [shot.image() for shot in open_source(output / "video.mp4").shots()]
     assert len(shots) == FRAMES and shots[0].shape[0] / shots[0].shape[1] == pytest.approx(size[0] / size[1], rel=0.2)

@@ -31,8 +31,8 @@ def test_a_task_runs_from_a_video_to_a_video(
     path = tmp_path / "job.json"
     job = tiny(json.loads(path.read_text()), tmp_path)
     path.write_text(json.dumps(job))
-    code, said = cli("run", path, "--preview")
-    assert code == 0, said
+    code, output = cli("run", path, "--preview")
+    assert code == 0, output
     cache = FrameCache(tmp_path / job["output_path"] / "cache.zarr")
     rendered, smooth = cache["rendered"][:], cache["deflickered"][:]
     assert rendered.shape == (FRAMES, 64, 96, 3) and rendered.std() > 1
@@ -61,8 +61,8 @@ def test_every_task_has_a_section_of_its_own() -> None:
 @pytest.mark.parametrize("task", PUBLISHED)
 def test_published_values_are_written_key_by_key(task: str, tmp_path: Path, cli: Cli) -> None:
     video = write_images(tmp_path / "clip", [scene(0, 90, 160)])
-    code, said = cli("init", task, video, "-o", tmp_path / "project", "--published")
-    assert code == 0, said
+    code, output = cli("init", task, video, "-o", tmp_path / "project", "--published")
+    assert code == 0, output
     written = json.loads((tmp_path / "project/job.json").read_text())
     published = json.loads((ROOT / f"templates/published/{task}.json").read_text())
     assert written == published | {"input_video": str(video)}
@@ -71,8 +71,8 @@ def test_published_values_are_written_key_by_key(task: str, tmp_path: Path, cli:
 
 def test_nothing_is_published_of_a_task_of_our_own(tmp_path: Path, cli: Cli) -> None:
     video = write_images(tmp_path / "clip", [scene(0, 90, 160)])
-    code, said = cli("init", "text_guided_lcm", video, "-o", tmp_path / "project", "--published")
-    assert code == 2 and "DiffSynth published no text_guided_lcm" in said
+    code, output = cli("init", "text_guided_lcm", video, "-o", tmp_path / "project", "--published")
+    assert code == 2 and "DiffSynth published no text_guided_lcm" in output
     assert not (tmp_path / "project").exists()
 
 
@@ -82,16 +82,16 @@ def test_init_says_what_to_do_next(task: Task, published: bool, tmp_path: Path, 
     if published and task not in PUBLISHED:
         return
     video = write_images(tmp_path / "clip", [scene(0, 90, 160)])
-    code, said = cli("init", task, video, "-o", tmp_path / "my project", *(["--published"] if published else []))
+    code, output = cli("init", task, video, "-o", tmp_path / "my project", *(["--published"] if published else []))
     assert code == 0
     job = json.loads((tmp_path / "my project/job.json").read_text())
-    steps = re.findall(r"^\d+\. (.*)", said, re.MULTILINE)
+    steps = re.findall(r"^\d+\. (.*)", output, re.MULTILINE)
     assert steps[0] == f'Replace the example prompt: "{job["prompt"]}"'
     assert steps[-1] == f"Run it: diffsynth run '{tmp_path}/my project/job.json'"
     images = [*job.get("frames_reference", ()), *([job["style_image"]] if "style_image" in job else ())]
-    assert [f"{tmp_path}/my project/{name}" in said for name in images] == [True] * len(images)
-    assert ("hf download" in said) == ("loras" in job)
-    assert ("Remove frame_maximum_count" in said) == published
+    assert [f"{tmp_path}/my project/{name}" in output for name in images] == [True] * len(images)
+    assert ("hf download" in output) == ("loras" in job)
+    assert ("Remove frame_maximum_count" in output) == published
     assert any(re.fullmatch(r"Expect at least \d+ CPU-core minutes per frame .*", step) for step in steps)
     (models,) = (step for step in steps if step.startswith("The first run downloads"))
     total, *sizes = (float(size) for size in re.findall(r"([\d.]+) GB", models))

@@ -195,9 +195,9 @@ def test_missing_packages_are_named_with_the_command_that_installs_them(
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda package: None)
     library = ANNOTATORS[name].requires.partition(".")[0]
-    said = ANNOTATORS[name].missing_package()
-    assert f"{name!r} needs {library}" in said
-    (extra,) = re.findall(r"pip install 'diffsynth-cli\[(\w+)\]'", said)
+    message = ANNOTATORS[name].missing_package()
+    assert f"{name!r} needs {library}" in message
+    (extra,) = re.findall(r"pip install 'diffsynth-cli\[(\w+)\]'", message)
     offered = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert any(requirement.startswith(library) for requirement in offered[extra])
 

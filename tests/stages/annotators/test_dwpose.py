@@ -190,8 +190,8 @@ def test_wrong_files_are_named(file: str, content: str, tmp_path: Path, weights:
     (other,) = set(weights.files) - {file}
     (folder / file).write_bytes(b"garbage" if content == "garbage" else (folder / other).read_bytes())
     wrong = Weights("controlnet_processor[0]", str(folder), weights.files)
-    said = "" if content == "garbage" else "its output"
-    pattern = re.escape(f"controlnet_processor[0]: {folder / file} (weights of 'dwpose') cannot be loaded: {said}")
+    reason = "" if content == "garbage" else "its output"
+    pattern = re.escape(f"controlnet_processor[0]: {folder / file} (weights of 'dwpose') cannot be loaded: {reason}")
     with pytest.raises(DiffSynthError, match=pattern):
         Dwpose(DwposeOptions(name="dwpose"), wrong, "cpu").maps(crowd()[None])
 
@@ -226,12 +226,12 @@ def test_a_missing_extra_is_refused_before_any_work(
     job = make_job(2, controlnet_processor=["dwpose"])
     with monkeypatch.context() as without:
         without.setattr("importlib.util.find_spec", lambda package: None)
-        code, said = cli("run", job)
+        code, output = cli("run", job)
         assert cli("extract", job, "-q") == (0, "")
     assert code == 2
-    assert "controlnet_processor[0]: the annotator 'dwpose' needs onnxruntime" in said
-    assert "pip install 'diffsynth-cli[dwpose]'" in said
-    assert len(said.splitlines()) <= 3
+    assert "controlnet_processor[0]: the annotator 'dwpose' needs onnxruntime" in output
+    assert "pip install 'diffsynth-cli[dwpose]'" in output
+    assert len(output.splitlines()) <= 3
 
 
 def test_finished_maps_need_no_extra(
@@ -243,6 +243,6 @@ def test_finished_maps_need_no_extra(
         assert cli(stage, job, "-q") == (0, "")
     monkeypatch.setattr("importlib.util.find_spec", lambda package: None)
     assert cli("control", job, "-q") == (0, "")
-    code, said = cli("control", job, "-q", "--restart")
-    assert code == 2 and "needs onnxruntime" in said
+    code, output = cli("control", job, "-q", "--restart")
+    assert code == 2 and "needs onnxruntime" in output
     assert len(maps_of(tmp_path)) == 1  # the old ones stay

@@ -61,8 +61,8 @@ def test_an_incomplete_download_is_found(tmp_path: Path, make_job: MakeJob, cli:
     shutil.copytree(MODEL, tmp_path / "model")
     weights = tmp_path / "model/unet/diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    code, said = cli("run", make_job(model_id="model"), "-q")
-    assert code == 1 and f"model_id: {weights} cannot be read" in said and "is the download complete?" in said
+    code, output = cli("run", make_job(model_id="model"), "-q")
+    assert code == 1 and f"model_id: {weights} cannot be read" in output and "is the download complete?" in output
     assert not (tmp_path / "out").exists()
 
 
@@ -78,16 +78,16 @@ def test_a_finished_stage_is_not_checked_again(tmp_path: Path, make_job: MakeJob
     shutil.rmtree(model)
     assert cli("run", job, "-q") == (0, "")
     assert cli("deflicker", job, "-q", "--restart") == (0, "")
-    code, said = cli("render", job, "-q", "--restart")
-    assert code == 2 and f"model_id: no such folder: {model}" in said
+    code, output = cli("render", job, "-q", "--restart")
+    assert code == 2 and f"model_id: no such folder: {model}" in output
 
 
 def test_stale_stages_are_refused_before_others_run(tmp_path: Path, make_job: MakeJob, cli: Cli) -> None:
     assert cli("run", make_job(), "-q") == (0, "")
     shutil.rmtree(tmp_path / "out/cache.zarr/control")
     (tmp_path / "out/cache.zarr/receipts/control.json").unlink()
-    code, said = cli("run", make_job(prompt="summer"), "-q")
-    assert code == 1 and "render is stale" in said
+    code, output = cli("run", make_job(prompt="summer"), "-q")
+    assert code == 1 and "render is stale" in output
     assert not (tmp_path / "out/cache.zarr/control").exists()
 
 
@@ -102,16 +102,16 @@ def test_free_disk_space_is_checked(
 ) -> None:
     """6 frames of 128 x 128 are 295 kB, and the results 4 times as much: frames, maps, rendered, deflickered."""
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Disk(free, 0, free))
-    given, said = cli("run", make_job(frame_height=128, frame_width=128), "-q")
-    assert given == code and expected in said and bool(said) == bool(expected), said
+    given, output = cli("run", make_job(frame_height=128, frame_width=128), "-q")
+    assert given == code and expected in output and bool(output) == bool(expected), output
 
 
 def test_kept_frames_count_towards_disk_space(make_job: MakeJob, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Disk(9.5e5, 0, 9.5e5))
-    code, said = cli("run", make_job(frame_height=128, frame_width=128), "-q")
-    assert (code, said) == (0, "")
-    code, said = cli("run", make_job(frame_height=128, frame_width=128, output_path="kept", keep_frames=True), "-q")
-    assert code == 0 and "has 0.00095 GB free" in said
+    code, output = cli("run", make_job(frame_height=128, frame_width=128), "-q")
+    assert (code, output) == (0, "")
+    code, output = cli("run", make_job(frame_height=128, frame_width=128, output_path="kept", keep_frames=True), "-q")
+    assert code == 0 and "has 0.00095 GB free" in output
 
 
 def test_finished_stages_need_no_disk_space(make_job: MakeJob, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

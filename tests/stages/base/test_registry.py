@@ -97,8 +97,8 @@ def test_a_field_accepts_only_available_names(package: Path, fruits: Registry[Fr
     field = TypeAdapter(Annotated[str, NameIn(fruits)])
     assert field.validate_python("cherry") == "cherry"
     assert field.json_schema() == {"type": "string", "enum": list(fruits)}
-    for name, said in (("cherri", "did you mean 'cherry'"), ("ghost", "pip uninstall orchard-more")):
-        with pytest.raises(ValidationError, match=said):
+    for name, message in (("cherri", "did you mean 'cherry'"), ("ghost", "pip uninstall orchard-more")):
+        with pytest.raises(ValidationError, match=message):
             field.validate_python(name)
 
 

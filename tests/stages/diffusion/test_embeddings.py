@@ -136,7 +136,7 @@ def broken(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("file", "token", "said"),
+    ("file", "token", "expected"),
     [
         ("wide.safetensors", "fluffy", "has vectors of 768 values, but the model needs 32"),
         ("xl.safetensors", "fluffy", "is made for Stable Diffusion XL"),
@@ -150,11 +150,11 @@ def broken(path: Path) -> None:
         ("right.safetensors", "A", "the word 'A' is already in the vocabulary"),
     ],
 )
-def test_unusable_files_are_named(file: str, token: str, said: str, tmp_path: Path) -> None:
+def test_unusable_files_are_named(file: str, token: str, expected: str, tmp_path: Path) -> None:
     broken(tmp_path)
     with pytest.raises(DiffSynthError, match=f"embeddings: {re.escape(str(tmp_path / file))}") as error:
         load((tmp_path / file, token), allow_pickle=True)
-    assert said in error.value.message and "\n" not in error.value.message
+    assert expected in error.value.message and "\n" not in error.value.message
 
 
 def test_two_files_of_one_word_are_refused(tmp_path: Path) -> None:

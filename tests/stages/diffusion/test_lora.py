@@ -136,7 +136,7 @@ def broken(tmp_path: Path, layers: list[Layer]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("file", "said"),
+    ("file", "expected"),
     [
         ("wide.safetensors", "but 32×32 in the model"),
         ("elsewhere.safetensors", "1 of its 1 layers are not in the model"),
@@ -147,11 +147,13 @@ def broken(tmp_path: Path, layers: list[Layer]) -> None:
         ("pickled.pt", "is a pickle, which is refused by default"),
     ],
 )
-def test_unusable_files_are_named_and_change_nothing(file: str, said: str, layers: list[Layer], tmp_path: Path) -> None:
+def test_unusable_files_are_named_and_change_nothing(
+    file: str, expected: str, layers: list[Layer], tmp_path: Path
+) -> None:
     broken(tmp_path, layers)
     networks = load()
     before = {name: value.clone() for name, value in networks["unet"].state_dict().items()}
     with pytest.raises(DiffSynthError, match=f"loras: {re.escape(str(tmp_path / file))}") as error:
         add_lora(str(tmp_path / file), 1.0, networks)
-    assert said in error.value.message
+    assert expected in error.value.message
     assert all(torch.equal(value, before[name]) for name, value in networks["unet"].state_dict().items())

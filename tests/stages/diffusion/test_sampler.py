@@ -36,16 +36,16 @@ def model(latents: torch.Tensor, timestep: float, prediction: str) -> torch.Tens
 
 def walk(sampler: Sampler, prediction: str, latents: torch.Tensor) -> list[torch.Tensor]:
     """The latents after every step."""
-    made, before = [], None
+    results, before = [], None
     for timestep in sampler.timesteps:
         predicted = model(latents, timestep, prediction)
         if prediction == "v_prediction":
             predicted = sampler.noise_of_v(latents, predicted, timestep)
         clean = sampler.clean(latents, predicted, timestep)
         latents = sampler.step(latents, clean, timestep, before)
-        made.append(latents)
+        results.append(latents)
         before = clean
-    return made
+    return results
 
 
 @pytest.mark.parametrize(
@@ -130,8 +130,8 @@ def test_lcm_walks_some_of_the_timesteps_that_such_models_are_distilled_at() -> 
 
 def test_lcms_noise_is_one_for_all_frames_and_another_at_each_step_and_of_each_seed() -> None:
     ours, clean = make(LCM, 4), torch.zeros(3, 4, 8, 8)
-    made = [ours.step(noise()[:1].repeat(3, 1, 1, 1), clean, timestep) for timestep in (999, 759)]
-    for latents in made:
+    results = [ours.step(noise()[:1].repeat(3, 1, 1, 1), clean, timestep) for timestep in (999, 759)]
+    for latents in results:
         torch.testing.assert_close(latents, latents[:1].expand_as(latents), atol=0, rtol=0)
     shape = clean.shape[1:]
     drawn = [ours.fresh_noise(shape, 999), ours.fresh_noise(shape, 759), replace(ours, seed=1).fresh_noise(shape, 999)]

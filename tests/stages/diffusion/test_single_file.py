@@ -174,19 +174,19 @@ def test_the_widths_of_stable_diffusion_1_are_read_off_its_tensors(monkeypatch: 
     vae = {"block_out_channels": (128, 256, 512, 512), "down_block_types": ("DownEncoderBlock2D",) * 4,
            "up_block_types": ("UpDecoderBlock2D",) * 4, "layers_per_block": 2}  # fmt: skip
     with init_empty_weights():
-        made = {
+        tensors = {
             "_unet": original_layout.unet(UNet2DConditionModel(**sizes)),
             "_vae": original_layout.vae(AutoencoderKL(**vae)),
             "load_controlnet": original_layout.unet(ControlNetModel(**sizes)),
         }
         expected = {"_unet": UNet2DConditionModel(**sizes), "_vae": AutoencoderKL(**vae),
                     "load_controlnet": ControlNetModel(**sizes)}  # fmt: skip
-    assert "output_blocks.11.0.skip_connection.weight" in made["_unet"] and len(made["_unet"]) == 686
-    assert len(made["_vae"]) == 248 and len(made["load_controlnet"]) == 340
-    monkeypatch.setattr(single_file, "_read", lambda *_: made["load_controlnet"])
+    assert "output_blocks.11.0.skip_connection.weight" in tensors["_unet"] and len(tensors["_unet"]) == 686
+    assert len(tensors["_vae"]) == 248 and len(tensors["load_controlnet"]) == 340
+    monkeypatch.setattr(single_file, "_read", lambda *_: tensors["load_controlnet"])
     loaded = {
-        "_unet": single_file._unet(made["_unet"], torch.float32),
-        "_vae": single_file._vae(made["_vae"], torch.float32),
+        "_unet": single_file._unet(tensors["_unet"], torch.float32),
+        "_vae": single_file._vae(tensors["_vae"], torch.float32),
         "load_controlnet": single_file.load_controlnet("shuffle.safetensors", torch.float32, False),
     }
     assert loaded["load_controlnet"].config["global_pool_conditions"]
@@ -220,7 +220,7 @@ INPUT = "model.diffusion_model.input_blocks.0.0.weight"
 
 
 @pytest.mark.parametrize(
-    ("tensor", "said"),
+    ("tensor", "expected"),
     [
         ("conditioner.embedders.1.model.positional_embedding", "is made for Stable Diffusion XL"),
         ("model.diffusion_model.joint_blocks.0.context_block.adaLN_modulation.1.bias", "Stable Diffusion 3"),
@@ -237,12 +237,12 @@ INPUT = "model.diffusion_model.input_blocks.0.0.weight"
         ("what.ever", "is not a Stable Diffusion 1.x checkpoint"),
     ],
 )
-def test_other_files_are_refused_by_name(tensor: str, said: str, tmp_path: Path) -> None:
+def test_other_files_are_refused_by_name(tensor: str, expected: str, tmp_path: Path) -> None:
     tensors = {tensor: torch.zeros(1)} | ({INPUT: torch.zeros(1)} if "cond" in tensor or tensor == "v_pred" else {})
     save_file(tensors, tmp_path / "a.safetensors")
     with pytest.raises(DiffSynthError, match=f"model_id: {tmp_path / 'a.safetensors'} is ") as error:
         load_networks(names(tmp_path, "a.safetensors"))
-    assert said in error.value.message and error.value.hint
+    assert expected in error.value.message and error.value.hint
 
 
 def test_files_under_the_wrong_key_are_refused_by_name(folder: Path) -> None:
@@ -266,7 +266,7 @@ def without(*wanted: str) -> Callable[[Tensors], Tensors]:
 
 
 @pytest.mark.parametrize(
-    ("lost", "said"),
+    ("lost", "expected"),
     [
         (INPUT, "the tensor conv_in.weight is missing"),
         ("input_blocks.3.0.op.bias", "the U-Net lacks 1 tensors, for example down_blocks.0.downsamplers.0.conv.bias"),
@@ -277,9 +277,9 @@ def without(*wanted: str) -> Callable[[Tensors], Tensors]:
         ),
     ],
 )
-def test_missing_tensors_are_named(lost: str, said: str, folder: Path, tmp_path: Path) -> None:
+def test_missing_tensors_are_named(lost: str, expected: str, folder: Path, tmp_path: Path) -> None:
     message = changed(folder, tmp_path, without(lost))
-    assert f"model_id: {tmp_path / 'a.safetensors'} cannot be loaded" in message and said in message
+    assert f"model_id: {tmp_path / 'a.safetensors'} cannot be loaded" in message and expected in message
 
 
 def test_tensors_of_a_wrong_shape_are_named(folder: Path, tmp_path: Path) -> None:

@@ -30,8 +30,8 @@ def swimming() -> Scene:
     return scene("swimming")
 
 
-def smooth(made: Scene, config: Keys | None = None, name: str = "PatchBlendSmoother") -> Images:
-    return build(name, config or {}, made.guides, made.styles).smooth(0, len(made.styles))
+def smooth(clip: Scene, config: Keys | None = None, name: str = "PatchBlendSmoother") -> Images:
+    return build(name, config or {}, clip.guides, clip.styles).smooth(0, len(clip.styles))
 
 
 def test_flickering_light_goes_and_detail_stays(lit: Scene) -> None:

@@ -77,13 +77,13 @@ def test_ebsynth_config_is_honoured(golden: dict[str, Images], monkeypatch: pyte
 
 @pytest.mark.parametrize("speed", ["slowest", "fastest"])
 def test_frames_follow_motion(speed: str) -> None:
-    made = scene("light", frames=6)
+    clip = scene("light", frames=6)
     config: Keys = {"speed": speed, "window_size": 2, "ebsynth_config": {"patch_size": 7}}
     error, mean_error = (
-        squared_error(build(name, options, made.guides, made.styles).smooth(2, 4), made.truth[2:4])
+        squared_error(build(name, options, clip.guides, clip.styles).smooth(2, 4), clip.truth[2:4])
         for name, options in (("PySynthSmoother", config), ("TemporalMeanSmoother", {"radius": 2}))
     )
-    assert error < 0.5 * squared_error(made.styles[2:4], made.truth[2:4])
+    assert error < 0.5 * squared_error(clip.styles[2:4], clip.truth[2:4])
     assert error < 0.3 * mean_error
 
 
@@ -124,10 +124,10 @@ def test_windows_are_made_of_the_longest_runs_that_fit() -> None:
     assert runs(3, 10) == [Run(10, 0), Run(9, 1), Run(7, 2), Run(3, 0)]
     for first in range(20):
         for last in range(first, 40):
-            made = runs(first, last)
-            assert made[0].end == last and made[-1].start == first
-            assert all(run.start == after.end + 1 for run, after in pairwise(made))
-            assert all((run.end + 1) % (1 << run.level) == 0 for run in made)
+            result = runs(first, last)
+            assert result[0].end == last and result[-1].start == first
+            assert all(run.start == after.end + 1 for run, after in pairwise(result))
+            assert all((run.end + 1) % (1 << run.level) == 0 for run in result)
 
 
 @pytest.mark.parametrize("reach", [0, 1, 2, 5, 7, 15, 30, LARGE])
@@ -186,8 +186,8 @@ def test_what_is_kept_is_bounded_and_only_saves_time(
 
 
 def test_nothing_is_kept_after_the_last_frame() -> None:
-    made = scene("light", frames=6)
-    smoother = build("PySynthSmoother", {"ebsynth_config": {"patch_size": 3, "num_iter": 1}}, made.guides, made.styles)
+    clip = scene("light", frames=6)
+    smoother = build("PySynthSmoother", {"ebsynth_config": {"patch_size": 3, "num_iter": 1}}, clip.guides, clip.styles)
     assert isinstance(smoother, PySynthSmoother)
     smoother.smooth(0, 4)
     assert smoother.left.cache and smoother.right.cache

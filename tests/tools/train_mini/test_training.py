@@ -31,7 +31,7 @@ def pictures() -> Pictures:
 
 
 def test_the_worlds_words_are_one_token_each_and_any_text_is_taken(tokenizer: CLIPTokenizer) -> None:
-    for word in " ".join(text for said in SYNONYMS.values() for text in said).replace(",", "").split():
+    for word in " ".join(text for synonyms in SYNONYMS.values() for text in synonyms).replace(",", "").split():
         assert len(tokenizer(word).input_ids) == 3, word
     for text in ("", "Winter SNOW", "xyzzy qwertz", "naïve 雪 🏔️", "a-b_c 12"):
         ids = tokenizer(text).input_ids
@@ -58,12 +58,12 @@ def line(target: torch.Tensor) -> tuple[nn.ModuleDict, Training]:
 
 
 def test_training_learns_and_resumes_where_it_stopped(tmp_path: Path) -> None:
-    target, said = torch.tensor([[1.0], [-2.0], [0.5]]), []
+    target, reports = torch.tensor([[1.0], [-2.0], [0.5]]), []
     (whole, at_once), (halves, stopped) = line(target), line(target)
     at_once.steps = stopped.steps = 2 * SAVE_EVERY
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
-    fit(at_once, tmp_path / "a", lambda *state: said.append(state))
+    fit(at_once, tmp_path / "a", lambda *state: reports.append(state))
 
     class Killed(Exception): ...
 
@@ -78,7 +78,7 @@ def test_training_learns_and_resumes_where_it_stopped(tmp_path: Path) -> None:
     fit(stopped, tmp_path / "b", lambda *state: None)
     torch.testing.assert_close(halves.state_dict(), whole.state_dict(), rtol=0, atol=0)
     torch.testing.assert_close(whole.state_dict()["linear.weight"].T, target, atol=0.02, rtol=0)
-    assert said[-1][:2] == (400, 400) and (tmp_path / "b/line.csv").read_text().count("\n") == 3
+    assert reports[-1][:2] == (400, 400) and (tmp_path / "b/line.csv").read_text().count("\n") == 3
 
 
 def test_every_network_gets_a_gradient(tokenizer: CLIPTokenizer, pictures: Pictures) -> None:

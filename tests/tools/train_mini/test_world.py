@@ -49,14 +49,14 @@ def test_a_view_shows_a_part_larger() -> None:
 
 
 def test_captions_say_the_look_more_often_than_not() -> None:
-    rng, said = np.random.default_rng(0), 0
+    rng, found = np.random.default_rng(0), 0
     for seed in range(60):
         look = random_look(rng)
         words = caption(random_scene(seed), look, rng)
-        said += any(
+        found += any(
             word in words for word in (look.medium.split()[0], "photo", "real", "draw", "sketch", "comic", "chalk")
         )
-    assert said > 40
+    assert found > 40
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -43,10 +43,10 @@ def covers(place: Place, block: tuple[slice, slice]) -> bool:
 
 
 def test_the_line_says_what_changed() -> None:
-    made = scene("light")
-    changes = watched(list(made.styles), list(made.truth))
+    clip = scene("light")
+    changes = watched(list(clip.styles), list(clip.truth))
     summary = changes.summary()
-    steps = [np.diff([cv2.cvtColor(f, cv2.COLOR_RGB2GRAY).mean() for f in x]).std() for x in (made.styles, made.truth)]
+    steps = [np.diff([cv2.cvtColor(f, cv2.COLOR_RGB2GRAY).mean() for f in x]).std() for x in (clip.styles, clip.truth)]
     assert summary.startswith(f"flicker {steps[0]:.1f} → {steps[1]:.1f} levels, structure kept 0.")
     assert summary.endswith(" of the picture left as it was") and changes.warning() == ""
     assert not changes.changed.best()  # crops are kept only when asked for
@@ -145,9 +145,9 @@ def test_frames_are_not_kept() -> None:
     assert most[0] <= 6
 
 
-@pytest.mark.parametrize(("share", "said"), [(0, "0 %"), (0.001, "under 1 %"), (0.03, "3 %"), (0.999, "over 99 %")])
-def test_small_shares_are_not_rounded_to_zero(share: float, said: str) -> None:
-    assert percent(share) == said
+@pytest.mark.parametrize(("share", "expected"), [(0, "0 %"), (0.001, "under 1 %"), (0.03, "3 %"), (0.999, "over 99 %")])
+def test_small_shares_are_not_rounded_to_zero(share: float, expected: str) -> None:
+    assert percent(share) == expected
 
 
 def test_small_frames_are_cropped_to_what_there_is() -> None:

@@ -16,51 +16,51 @@ from tests.stages.smoothers.scenes import Scene, scene, squared_error
 
 
 @pytest.fixture(scope="module")
-def made() -> Scene:
+def clip() -> Scene:
     return scene("light", frames=13)
 
 
-def test_frames_between_keyframes_follow_the_guide(made: Scene) -> None:
+def test_frames_between_keyframes_follow_the_guide(clip: Scene) -> None:
     keys = [0, 6, 12]
-    painter = Interpolator(made.guides, made.truth[keys], keys)
+    painter = Interpolator(clip.guides, clip.truth[keys], keys)
     for index in (1, 3, 8, 11):
         frame, unseen = painter.paint(index)
         first = max(key for key in keys if key < index)
-        faded = made.truth[first] + (made.truth[first + 6].astype(float) - made.truth[first]) * (index - first) / 6
+        faded = clip.truth[first] + (clip.truth[first + 6].astype(float) - clip.truth[first]) * (index - first) / 6
         assert unseen < 0.1
-        assert squared_error(frame, made.truth[index]) < 0.05 * squared_error(faded, made.truth[index])
+        assert squared_error(frame, clip.truth[index]) < 0.05 * squared_error(faded, clip.truth[index])
     frame, unseen = painter.paint(6)
-    np.testing.assert_array_equal(frame, made.truth[6])
+    np.testing.assert_array_equal(frame, clip.truth[6])
     assert unseen == 0
 
 
-def test_light_goes_over_from_one_keyframe_to_the_other(made: Scene) -> None:
-    dark, bright = made.truth[0] // 2, made.truth[6]
-    painter = Interpolator(made.guides, [dark, bright], [0, 6])
+def test_light_goes_over_from_one_keyframe_to_the_other(clip: Scene) -> None:
+    dark, bright = clip.truth[0] // 2, clip.truth[6]
+    painter = Interpolator(clip.guides, [dark, bright], [0, 6])
     means = [painter.paint(index)[0].mean() for index in range(7)]
     steps = np.diff(means)
     assert np.all(steps > 0) and steps.max() < 2 * steps.mean()
 
 
-def test_outside_the_keyframes_the_nearest_is_carried(made: Scene) -> None:
-    painter = Interpolator(made.guides, made.truth[[4]], [4])
+def test_outside_the_keyframes_the_nearest_is_carried(clip: Scene) -> None:
+    painter = Interpolator(clip.guides, clip.truth[[4]], [4])
     for index in (2, 5):
         frame, _ = painter.paint(index)
-        assert squared_error(frame, made.truth[index]) < 0.2 * squared_error(made.truth[4], made.truth[index])
+        assert squared_error(frame, clip.truth[index]) < 0.2 * squared_error(clip.truth[4], clip.truth[index])
 
 
-def test_areas_that_no_keyframe_shows_are_measured(made: Scene) -> None:
-    guides = made.guides.copy()
+def test_areas_that_no_keyframe_shows_are_measured(clip: Scene) -> None:
+    guides = clip.guides.copy()
     guides[6, 20:70, 30:90] = 0
-    _, unseen = Interpolator(guides, made.truth[[4, 8]], [4, 8]).paint(6)
+    _, unseen = Interpolator(guides, clip.truth[[4, 8]], [4, 8]).paint(6)
     assert 0.8 < unseen / (50 * 60 / guides[0, ..., 0].size) < 1.5  # patches reach beyond the hole
 
 
-def test_a_cut_begins_a_keyframe_and_none_is_too_far_from_the_last(made: Scene) -> None:
-    still = [made.guides[0]] * (LONGEST + 3)
+def test_a_cut_begins_a_keyframe_and_none_is_too_far_from_the_last(clip: Scene) -> None:
+    still = [clip.guides[0]] * (LONGEST + 3)
     assert choose(still) == [0, LONGEST]
-    other = np.roll(255 - made.guides[0][::-1], 40, axis=1)
-    assert choose([made.guides[0]] * 4 + [other] * 3) == [0, 4]
+    other = np.roll(255 - clip.guides[0][::-1], 40, axis=1)
+    assert choose([clip.guides[0]] * 4 + [other] * 3) == [0, 4]
 
 
 def test_what_moves_too_fast_for_flow_keeps_its_shape() -> None:
@@ -89,10 +89,10 @@ def test_what_moves_too_fast_for_flow_keeps_its_shape() -> None:
         assert squared_error(painted, style[index]) < 0.01 * squared_error(style[0], style[index])
 
 
-def test_library_errors_become_one_message(made: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_library_errors_become_one_message(clip: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*images: object, **options: object) -> Never:
         raise binding.EbsynthError("no memory left")
 
     monkeypatch.setattr(keyframes, "synthesize", fail)
     with pytest.raises(DiffSynthError, match="no memory left"):
-        Interpolator(made.guides[::6], made.truth[[0, 12]], [0, 2]).paint(1)
+        Interpolator(clip.guides[::6], clip.truth[[0, 12]], [0, 2]).paint(1)
