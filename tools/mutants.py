@@ -40,25 +40,59 @@ class Mutant:
 
 MUTANTS = (
     Mutant("no barrier between diagonals", "cuda_search.cuh", "++diagonal, __syncthreads())", "++diagonal)"),
-    Mutant("a warp without work leaves early", "cuda_search.cuh", "if (!__syncthreads_or(active)) return;",
-           "if (!row_active) return; __syncthreads_or(active);"),
-    Mutant("a lane skips a collective", "cuda_search.cuh", "for (unsigned left = __ballot_sync(kAll, valid); left;) {",
-           "if (!valid && threadIdx.x % 2) return;\n    for (unsigned left = __ballot_sync(kAll, valid); left;) {"),
-    Mutant("the last of equal candidates wins", "cuda_search.cuh", "if (theirs > most)", "if (theirs && theirs >= most)"),
+    Mutant(
+        "a warp without work leaves early",
+        "cuda_search.cuh",
+        "if (!__syncthreads_or(active)) return;",
+        "if (!row_active) return; __syncthreads_or(active);",
+    ),
+    Mutant(
+        "a lane skips a collective",
+        "cuda_search.cuh",
+        "for (unsigned left = __ballot_sync(kAll, valid); left;) {",
+        "if (!valid && threadIdx.x % 2) return;\n    for (unsigned left = __ballot_sync(kAll, valid); left;) {",
+    ),
+    Mutant(
+        "the last of equal candidates wins", "cuda_search.cuh", "if (theirs > most)", "if (theirs && theirs >= most)"
+    ),
     Mutant("the bound is too high", "cuda_search.cuh", "kSafety = 1 - 1e-5f", "kSafety = 1.2f"),
-    Mutant("the last candidates are never tried", "cuda_search.cuh", "k < kTeams; ++k, left", "k < kTeams - 1; ++k, left"),
-    Mutant("the radius shrinks too fast", "cuda_search.cuh", "level.radius >> lane * level.shift", "level.radius >> 2 * lane"),
-    Mutant("sums over patches miss a row", "cuda.cu", "for (int k = 0; k < patch; ++k) sum += from", "for (int k = 1; k < patch; ++k) sum += from"),
+    Mutant(
+        "the last candidates are never tried", "cuda_search.cuh", "k < kTeams; ++k, left", "k < kTeams - 1; ++k, left"
+    ),
+    Mutant(
+        "the radius shrinks too fast",
+        "cuda_search.cuh",
+        "level.radius >> lane * level.shift",
+        "level.radius >> 2 * lane",
+    ),
+    Mutant(
+        "sums over patches miss a row",
+        "cuda.cu",
+        "for (int k = 0; k < patch; ++k) sum += from",
+        "for (int k = 1; k < patch; ++k) sum += from",
+    ),
     Mutant("a tile is read past its end", "cuda_search.cuh", "lane < width;", "lane <= width;"),
     Mutant("usage is not taken back", "cuda_search.cuh", "atomicSub(level.used", "(void)(level.used"),
-    Mutant("a vote ignores the last column", "cuda.cu", "tx <= min(x + radius, v.width - 1)", "tx < min(x + radius, v.width - 1)"),
+    Mutant(
+        "a vote ignores the last column",
+        "cuda.cu",
+        "tx <= min(x + radius, v.width - 1)",
+        "tx < min(x + radius, v.width - 1)",
+    ),
     Mutant("results are not waited for", "cuda.cu", "ignore(cudaStreamSynchronize(stream))", "(void)0"),
     Mutant("buffers are not given back", "cuda.cu", "if (data_) pool_->give(data_, bytes_);", "(void)0;"),
-    Mutant("buffers are a byte too short", "cuda.cu", "count * sizeof(T) + 256) / 256 * 256", "count * sizeof(T) - 1) / 256 * 256"),
+    Mutant(
+        "buffers are a byte too short",
+        "cuda.cu",
+        "count * sizeof(T) + 256) / 256 * 256",
+        "count * sizeof(T) - 1) / 256 * 256",
+    ),
     Mutant("always the first device", "cuda.cu", "device_(settings.device)", "device_(0)"),
     Mutant("the device before gets a context", "cuda_memory.cuh", "&& has_context(before_)", ""),
-    Mutant("no fallback to the CPU", "api.cpp", "settings.backend == EBSYNTH_CUDA || failure", "failure.status || failure"),
-)  # fmt: skip
+    Mutant(
+        "no fallback to the CPU", "api.cpp", "settings.backend == EBSYNTH_CUDA || failure", "failure.status || failure"
+    ),
+)
 
 
 def main() -> None:
