@@ -1,6 +1,7 @@
 # make demo      set up, then restyle a small clip through all four stages, offline
 # make test      set up, then run the tests
 # make quick     the same without the tests that take 10 seconds or more
+# make chaos     kill a job at 24 random moments, among other tests that damage or interrupt it
 # make coverage  run the tests and write build/coverage/index.html
 # make lint      style, spelling and types
 # make hooks     run `make lint`'s checks before every commit
@@ -8,6 +9,7 @@
 # make native    build libebsynth anew, in sight; set-up builds it too, but silently goes on where it cannot
 # make emulate   its CUDA tests in many orders of threads, on an emulated GPU
 # make mutants   mistakes planted in its CUDA code, each of which a test must catch
+# make gpu       all that only an NVIDIA GPU can show, in 25 minutes: build/gpu/report.md
 # make sanitize  the library's tests on a build that stops at memory errors and undefined behaviour (with GCC)
 # make clean     remove what make made
 #
@@ -20,7 +22,7 @@ BIN    := $(VENV)/bin
 CMAKE  := PATH="$(abspath $(BIN)):$$PATH" cmake
 CUDA_ARCHITECTURES ?=
 
-.PHONY: setup demo test quick coverage lint hooks bench native emulate mutants sanitize clean
+.PHONY: setup demo test quick chaos coverage lint hooks bench native emulate mutants gpu sanitize clean
 
 setup: $(VENV)/installed
 
@@ -40,6 +42,9 @@ test: setup
 
 quick: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not slow"
+
+chaos: setup
+	OMP_NUM_THREADS=1 CHAOS_ROUNDS=4 $(BIN)/python -m pytest -n auto -m chaos
 
 coverage: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --cov --cov-report=term --cov-report=html:build/coverage
@@ -65,6 +70,9 @@ native:
 
 emulate: setup
 	OMP_NUM_THREADS=1 EMULATED_ORDERS=20 $(BIN)/python -m pytest -n auto tests/native -k "emulated or test_cuda"
+
+gpu: setup
+	$(BIN)/python -m benchmarks.gpu
 
 mutants: setup
 	$(BIN)/python -m tools.mutants

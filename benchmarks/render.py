@@ -52,6 +52,7 @@ METHODS = ("plain", "joint", "shared")
 def main() -> None:
     given = parse()
     if given.one:
+        limit_memory(given.gpu_memory)
         print(json.dumps(measure(given.one[0], Path(given.one[1]), given.batch_size)))
         return
     out = Console()
@@ -77,6 +78,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--lengths", type=int, nargs="*", default=[])
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="job keys, such as dtype=bfloat16")
+    parser.add_argument("--gpu-memory", type=float, default=0, metavar="GB", help="let PyTorch use only so much")
     parser.add_argument("--one", nargs=2, metavar=("METHOD", "JOB"), help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -109,6 +112,15 @@ def make_models(folder: Path, width: int) -> Path:
     return folder
 
 
+def _key(assignment: str) -> tuple[str, Json]:
+    """Parse KEY=VALUE, where VALUE is JSON or a string."""
+    name, _, value = assignment.partition("=")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
 def write_job(folder: Path, models: Path, clip: Path, name: str, given: argparse.Namespace, **keys: Json) -> Path:
     """Write a job, and run its stages before render."""
     job: JsonObject = {
@@ -117,7 +129,7 @@ def write_job(folder: Path, models: Path, clip: Path, name: str, given: argparse
         "frame_height": given.size[0], "frame_width": given.size[1],
         "output_path": f"out-{name}", "prompt": "winter", "num_inference_steps": given.steps,
         "device": given.device, "keep_steps": False,
-    } | keys  # fmt: skip
+    } | keys | dict(map(_key, given.set))  # fmt: skip
     path = folder / f"{name}.json"
     path.write_text(json.dumps(job))
     for stage in ("extract", "control"):
@@ -126,6 +138,15 @@ def write_job(folder: Path, models: Path, clip: Path, name: str, given: argparse
 
 
 # -- one row -----------------------------------------------------------------------------------------------------------
+
+
+def limit_memory(gigabytes: float) -> None:
+    """Imitate a GPU with less memory. 0 is no limit."""
+    import torch
+
+    if gigabytes:
+        _, whole = torch.cuda.mem_get_info()
+        torch.cuda.set_per_process_memory_fraction(min(gigabytes * 1e9 / whole, 1.0))
 
 
 def measure(method: str, path: Path, batch_size: int) -> dict[str, float]:
@@ -188,7 +209,7 @@ def ours(job: Job, clock: Clock, batch_size: int) -> tuple[Latents, float]:
     from stages.diffusion.denoise import denoiser
     from stages.render import STAGE, denoiser_settings
 
-    options = Options(batch_size)
+    options = Options(batch_size, job.low_vram, job.compile)
     networks = denoiser(denoiser_settings(job, options)).networks
     clock.watch((networks.unet, *networks.controlnets, *networks.map_embeddings), networks.unet)
     cache = FrameCache(Path(job.output_path) / CACHE_NAME, arrays=arrays())
@@ -286,10 +307,11 @@ def plain(job: Job, clock: Clock) -> tuple[Latents, float]:
 # -- tables ------------------------------------------------------------------------------------------------------------
 
 
-def row(method: str, job: Path, batch_size: int) -> dict[str, float]:
+def row(method: str, job: Path, given: argparse.Namespace) -> dict[str, float]:
     """Measure a method in a process of its own."""
+    options = ["--batch-size", str(given.batch_size), "--gpu-memory", str(given.gpu_memory)]
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.render", "--one", method, str(job), "--batch-size", str(batch_size)],
+        [sys.executable, "-m", "benchmarks.render", "--one", method, str(job), *options],
         stdout=subprocess.PIPE, check=True,
     )  # fmt: skip
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
@@ -318,7 +340,7 @@ def side_by_side(folder: Path, weights: str, models: Path, clip: Path, given: ar
         for method in given.methods:
             keys = {"combine_pattern": PATTERNS[size]} | ({} if method == "plain" else {"attention": method})
             job = write_job(folder, models, clip, f"{weights}-{size}-{method}", given, **keys)
-            found = row(method, job, given.batch_size)
+            found = row(method, job, given)
             latents = np.load(job.with_suffix(f".{method}.npy"))
             rate = given.frames * (given.steps - 1) / found["seconds"]
             reference, speed = (latents, rate) if method == "plain" else (reference, speed)
@@ -347,7 +369,7 @@ def by_length(folder: Path, weights: str, models: Path, clip: Path, given: argpa
         for count in given.lengths:
             name = f"{weights}-{method}-{count}"
             keys = {"combine_pattern": PATTERNS[4], "attention": method, "frame_maximum_count": count}
-            found = row(method, write_job(folder, models, clip, name, given, **keys), given.batch_size)
+            found = row(method, write_job(folder, models, clip, name, given, **keys), given)
             table.add_row(
                 method, str(count),
                 f"{found['host']:.0f}" + (f" + {found['device']:.0f}" if found["device"] else ""),

@@ -57,7 +57,7 @@ MUTANTS = (
     ),
     Mutant("the bound is too high", "cuda_search.cuh", "kSafety = 1 - 1e-5f", "kSafety = 1.2f"),
     Mutant(
-        "the last candidates are never tried", "cuda_search.cuh", "k < kTeams; ++k, left", "k < kTeams - 1; ++k, left"
+        "the last candidate is never tried", "cuda_search.cuh", "valid = lane < draws;", "valid = lane < draws - 1;"
     ),
     Mutant(
         "the radius shrinks too fast",

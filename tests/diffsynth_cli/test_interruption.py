@@ -19,8 +19,9 @@ from stages.base.cache import FrameCache
 from tests.typing import Cli, MakeJob
 
 FRAMES = 64  # eight chunks per phase
-# Kills of each stage (20 in total), and the chunks that it may finish first, at most.
-KILLS = {"extract": (5, 1), "control": (4, 1), "render": (7, 9), "deflicker": (4, 30)}
+# Kills of each stage per round, and the chunks that it may finish first, at most.
+KILLS = {"extract": (1, 1), "control": (1, 1), "render": (3, 9), "deflicker": (1, 30)}
+ROUNDS = int(os.environ.get("CHAOS_ROUNDS", 1))  # `make chaos` runs more
 KEYS = {
     "combine_pattern": [-10000, -1, 0, 1], "img2img_strength": 0.7, "num_inference_steps": 3, "keep_steps": True,
     "smoother": "TemporalMeanSmoother", "post_smoother": "PatchBlendSmoother",
@@ -82,19 +83,21 @@ def kill_somewhere(stage: str, job: Path, chunks: int, chance: random.Random) ->
 
 
 @pytest.mark.slow
-def test_a_job_killed_twenty_times_gives_the_same_bytes(tmp_path: Path, make_job: MakeJob) -> None:
+@pytest.mark.timeout(120 + 60 * ROUNDS)
+def test_a_job_that_is_killed_again_and_again_gives_the_same_bytes(tmp_path: Path, make_job: MakeJob) -> None:
     straight = make_job(FRAMES, output_path="straight", **KEYS)
     for stage in KILLS:
         finish(stage, straight, "-q")
     job = make_job(FRAMES, output_path="killed", **KEYS)
     chance, killed = random.Random(1), 0
     for stage, (times, chunks) in KILLS.items():
-        for _ in range(times):
+        for _ in range(ROUNDS * times):
             how = kill_somewhere(stage, job, chunks, chance)
             killed += how != "had finished"
             print(f"{stage}: {how}")
         finish(stage, job, "-q")
-    assert killed >= 18  # a stage may be done before its last kill
+    total = ROUNDS * sum(times for times, _ in KILLS.values())
+    assert killed >= 0.8 * total  # a stage may be done before its last kill
     assert contents(tmp_path / "killed/cache.zarr") == contents(tmp_path / "straight/cache.zarr")
     assert decoded(tmp_path / "killed/video.mp4") == decoded(tmp_path / "straight/video.mp4")
     assert (tmp_path / "killed/video.mp4").read_bytes() == (tmp_path / "straight/video.mp4").read_bytes()

@@ -73,6 +73,19 @@ def test_patches_of_any_size_and_depth_agree(backend: str, channels: int, patch_
     np.testing.assert_array_equal(fields[0].error, fields[1].error)
 
 
+@backends("emulated")
+def test_candidates_that_are_a_little_better_are_not_ruled_out(backend: str) -> None:
+    """Patches of a ramp differ by a constant, so the lower bound of their error is the error itself."""
+    ramp = np.arange(100, dtype=np.uint8)[None, None, :, None] + 2 * np.arange(24, dtype=np.uint8)[None, :, None, None]
+    source, target = np.ascontiguousarray(ramp), np.ascontiguousarray(ramp[:, :, ::-1][:, :, 30:])[:, :, ::-1].copy()
+    for iterations in (1, 2):
+        fields = [
+            binding.match(source, target, patch_sizes=[9], patch_match_iterations=iterations, backend=name)
+            for name in ("cpu", backend)
+        ]
+        np.testing.assert_array_equal(fields[0].nnf, fields[1].nnf)
+
+
 # -- failures ----------------------------------------------------------------------------------------------------------
 
 
