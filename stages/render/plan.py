@@ -37,6 +37,7 @@ class RenderPlan:
         unsmoothed: How many of the last steps are not.
         keep_steps: Whether the latents of all steps stay.
         batch_size: Groups of frames that go through the networks at once; None until it has been measured.
+        backend: The attention backend; auto until it has been measured.
     """
 
     settings: Settings
@@ -54,6 +55,7 @@ class RenderPlan:
     unsmoothed: int
     keep_steps: bool
     batch_size: int | None
+    backend: str
 
     @property
     def img2img(self) -> bool:
@@ -128,11 +130,17 @@ class RenderPlan:
     # --- batches ----------------------------------------------------------------------------------------
 
     def batches(self, cache: FrameCache) -> Batches:
-        """How much goes through the networks at once: what was asked for or measured, or less since memory ran out.
+        """How much goes through the networks at once, and how: as asked for or measured, or less since memory ran out.
 
-        All processes, and a resumed render, read it from the cache: in other batches numbers round differently.
+        All processes, and a resumed render, read it from the cache, since numbers would round differently otherwise.
         """
         noted: Values = cache["rendered"].attrs.asdict()
         reduced = noted.get("reduced", {})
         size = self.batch_size or noted["batch_size"]
-        return Batches(min(size, reduced.get("batch_size", size)), reduced.get("passes_apart", False))
+        passes_apart = reduced.get("passes_apart", False)
+        return Batches(min(size, reduced.get("batch_size", size)), passes_apart, self.noted_backend(cache))
+
+    def noted_backend(self, cache: FrameCache) -> str:
+        """The attention backend that was asked for or measured."""
+        noted: Values = cache["rendered"].attrs.asdict()
+        return noted["attention_backend"] if self.backend == "auto" else self.backend
