@@ -15,7 +15,6 @@ import diffsynth_cli as ds
 from diffsynth_cli.app import COMMANDS
 from stages.annotators import ANNOTATORS
 from stages.base.registry import Registry
-from stages.diffusion.attention_backends import BACKENDS
 from stages.diffusion.sampler import SAMPLERS
 from stages.jobs.job import Job
 from stages.smoothers import SMOOTHERS
@@ -30,8 +29,7 @@ def test_job_keys_page_is_current() -> None:
 
 
 @pytest.mark.parametrize(
-    ("registry", "name"),
-    [(SMOOTHERS, "smoothers"), (ANNOTATORS, "annotators"), (SAMPLERS, "design"), (BACKENDS, "rendering")],
+    ("registry", "name"), [(SMOOTHERS, "smoothers"), (ANNOTATORS, "annotators"), (SAMPLERS, "design")]
 )
 def test_every_registered_name_is_documented(registry: Registry[BaseModel], name: str) -> None:
     text = (ROOT / f"docs/{name}.md").read_text()
