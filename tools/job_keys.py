@@ -95,12 +95,12 @@ def _backends() -> str:
     lines = [
         "## Attention backends (`attention_backend`)",
         "",
-        "| name | what it is | runs on | chosen by `auto` | to install |",
+        "| name | what it is | needs an NVIDIA GPU | `auto` can choose it | to install |",
         "|---|---|---|---|---|",
     ]
     for name, backend in BACKENDS.items():
-        device, chosen = "NVIDIA GPUs" if backend.cuda_only else "all devices", "yes" if backend.competes else ""
-        lines.append(f"| `{name}` | {backend.description} | {device} | {chosen} | {backend.install} |")
+        gpu, chosen = ("yes" if applies else "" for applies in (backend.cuda_only, backend.competes))
+        lines.append(f"| `{name}` | {backend.description} | {gpu} | {chosen} | {backend.install} |")
     return "\n".join(lines) + "\n"
 
 

@@ -60,7 +60,7 @@ def test_a_backend_runs_on_a_cpu_or_says_why_not(name: str) -> None:
         check_backend(name, "cpu")
         try_backend(name, inputs())
         return
-    with pytest.raises(UsageError, match=rf"attention_backend: {name} (is not installed|needs an NVIDIA GPU)") as raised:
+    with pytest.raises(UsageError, match=f"attention_backend: {name} (is not installed|needs an NVIDIA)") as raised:
         try_backend(name, inputs())
     assert "sdpa" in raised.value.hint
 
@@ -176,8 +176,7 @@ def test_backends_on_a_gpu_agree(name: str, channels: int) -> None:
     except DiffSynthError as error:
         pytest.skip(error.message)
     found, expected = BACKENDS[name]().attend(*given), Math().run(*(part.float() for part in given))
-    error = (found.float() - expected).abs().max() / expected.abs().max()
-    assert error <= TOLERANCES["float16"]
+    assert (found.float() - expected).abs().max() <= TOLERANCES["float16"] * expected.abs().max()
 
 
 @pytest.mark.gpu
