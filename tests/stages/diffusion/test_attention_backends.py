@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from importlib.util import find_spec
 
 import pytest
@@ -158,6 +159,36 @@ def test_example_inputs_are_those_of_the_layers_with_most_tokens(
     assert (q.shape, k.shape, v.shape) == ((*queries, 2, 40), (*keys, 2, 40), (*keys, 2, 40))
     assert seen[0] == (q.shape, k.shape)
     assert max(seen, key=lambda shapes: shapes[0][:2].numel() * shapes[1][1]) == seen[0]
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "runs", "expected"), [([9, 7, 8, 6, 7], 5, 0.006), ([300, 250], 2, 0.25), ([600], 1, 0.6)]
+)
+def test_a_measurement_takes_the_least_of_a_few_runs(
+    milliseconds: list[float], runs: int, expected: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Event:
+        def __init__(self, enable_timing: bool):
+            assert enable_timing
+
+        def record(self) -> None: ...
+
+        def synchronize(self) -> None: ...
+
+        def elapsed_time(self, end: Event) -> float:
+            return milliseconds[calls - 2]
+
+    class Counted(Sdpa):
+        def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+            nonlocal calls
+            calls += 1
+            return q
+
+    calls = 0
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "device", nullcontext)
+    assert seconds_on_gpu(Counted(), inputs()) == expected
+    assert calls == runs + 1  # the first one is not counted
 
 
 def on_gpu(channels: int) -> Inputs:
