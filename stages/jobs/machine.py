@@ -37,7 +37,7 @@ class MachineSettings(Strict):
     """Compile the networks. Takes minutes at the start; afterwards each step is faster on a GPU."""
     attention_backend: Annotated[str, NameIn(BACKENDS)] = "auto"
     """Attention implementation. auto: on an NVIDIA GPU, the fastest, measured when the render starts; elsewhere sdpa,
-    PyTorch's choice. See [attention backends](rendering.md#attention-backends)."""
+    PyTorch's choice."""
     allow_pickle: bool = False
     """Also load models from pickles (`.ckpt`, `.pt`, `.pth`, `.bin`). A pickle can run code on this machine, so use it
     only with files from sources you trust."""
