@@ -209,7 +209,7 @@ def ours(job: Job, clock: Clock, batch_size: int) -> tuple[Latents, float]:
     from stages.diffusion.denoise import denoiser
     from stages.render import STAGE, denoiser_settings
 
-    options = Options(batch_size, job.low_vram, job.compile)
+    options = Options(batch_size, job.low_vram, job.compile, job.attention_backend)
     networks = denoiser(denoiser_settings(job, options)).networks
     clock.watch((networks.unet, *networks.controlnets, *networks.map_embeddings), networks.unet)
     cache = FrameCache(Path(job.output_path) / CACHE_NAME, arrays=arrays())

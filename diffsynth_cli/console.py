@@ -96,6 +96,9 @@ class JsonReporter(Reporter):
     def end(self, stage: str, message: str) -> None:
         show_event("end", stage=stage, message=message)
 
+    def note(self, message: str) -> None:
+        show_event("note", message=message)
+
     def warn(self, message: str) -> None:
         show_event("warning", message=message)
 
@@ -137,6 +140,9 @@ class LogReporter(QuietReporter):
     def end(self, stage: str, message: str) -> None:
         self.close()
         self._say(f"{stage}: {message}")
+
+    def note(self, message: str) -> None:
+        self._say(f"{self.stage}: {message}")
 
     def close(self) -> None:
         if self.waiting is not None:
@@ -181,6 +187,9 @@ class TerminalReporter(QuietReporter):
     def end(self, stage: str, message: str) -> None:
         self.close()
         stderr.print(f"[green]✓[/] [bold]{stage:9}[/] {escape(message)}")
+
+    def note(self, message: str) -> None:
+        stderr.print(f"  [bold]{self.stage:9}[/] {escape(message)}")
 
     def close(self) -> None:
         if self.progress is not None:

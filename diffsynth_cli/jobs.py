@@ -238,7 +238,7 @@ def _run_stages(
     from stages.base.record import write_json
 
     job, cache = opened.job, opened.cache
-    options = Options(job.batch_size, job.low_vram, job.compile)
+    options = Options(job.batch_size, job.low_vram, job.compile, job.attention_backend)
     run = Run(job, cache, reporter, options, stages=all_stages())
     redone = [
         stage.name

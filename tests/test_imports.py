@@ -43,7 +43,10 @@ KNOWN = (
     "stages.base.paths",
     "stages.base.registry",
 )
-LIGHT = ("stages.diffusion.sampler",)  # jobs are checked against the samplers registered here
+LIGHT = (  # jobs are checked against what is registered here
+    "stages.diffusion.sampler",
+    "stages.diffusion.attention_backends",
+)
 NEEDED = ("stages.diffusion", "stages.smoothers.images.gpu")  # imported only when they are used
 
 

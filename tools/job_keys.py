@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 from stages.all_stages import all_stages
 from stages.annotators import ANNOTATORS, published_names
 from stages.base.json_types import Json
+from stages.diffusion.attention_backends import BACKENDS
 from stages.diffusion.sampler import SAMPLERS
 from stages.jobs.job import Job
 from stages.jobs.machine import MachineSettings
@@ -41,7 +42,7 @@ def page() -> str:
         for key, field in sorted(Job.model_fields.items(), key=lambda item: item[0] in MachineSettings.model_fields)
     ]
     table = "| key | type | default | meaning | makes stale |\n|---|---|---|---|---|\n" + "\n".join(rows)
-    return HEAD + table + "\n\n" + "\n".join([_annotators(), _smoothers(), _schedulers()])
+    return HEAD + table + "\n\n" + "\n".join([_annotators(), _smoothers(), _schedulers(), _backends()])
 
 
 def _annotators() -> str:
@@ -87,6 +88,19 @@ def _schedulers() -> str:
     for name, sampler in SAMPLERS.items():
         guidance = f"{sampler.most_guidance:g}" if sampler.most_guidance else ""
         lines.append(f"| `{name}` | {sampler.most_steps} | {guidance} | {sampler.description} |")
+    return "\n".join(lines) + "\n"
+
+
+def _backends() -> str:
+    lines = [
+        "## Attention backends (`attention_backend`)",
+        "",
+        "| name | what it is | needs an NVIDIA GPU | `auto` can choose it | to install |",
+        "|---|---|---|---|---|",
+    ]
+    for name, backend in BACKENDS.items():
+        gpu, chosen = ("yes" if applies else "" for applies in (backend.cuda_only, backend.competes))
+        lines.append(f"| `{name}` | {backend.description} | {gpu} | {chosen} | {backend.install} |")
     return "\n".join(lines) + "\n"
 
 

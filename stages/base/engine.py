@@ -55,6 +55,7 @@ class Phase:
         task: What is done to each chunk.
         completes: The array that is complete when the phase ends and may outlive the run. Gets the attribute `whole`.
         drops: Arrays that no later phase reads. They are removed when the phase ends.
+        note: Returns what the reporter shows once the phase has ended, such as what a measurement found.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Phase:
     task: Task
     completes: str | None = None
     drops: tuple[str, ...] = ()
+    note: Callable[[FrameCache], str] = lambda cache: ""
 
     def chunks(self) -> list[Chunk]:
         """All chunks, in order."""
@@ -105,11 +107,13 @@ class Options:
         batch_size: Groups of frames per pass. None for as many as fit in memory.
         low_vram: Offload idle networks to CPU memory.
         compiled: Compile the networks before the first pass.
+        backend: The attention backend. auto: the fastest, which is measured.
     """
 
     batch_size: int | None = None
     low_vram: bool = False
     compiled: bool = False
+    backend: str = "auto"
 
 
 Chunk = tuple[int, int]
@@ -320,6 +324,8 @@ def fill(stage: Stage[Work], run: Run[Work], resume: bool) -> None:
                 record.mark(phase.name, start, time.monotonic() - started)
                 reporter.advance(stop - start)
                 started = time.monotonic()
+        if chunks and (found := phase.note(cache)):
+            reporter.note(found)
         if phase.completes:
             cache[phase.completes].attrs["whole"] = True
         for name in phase.drops:

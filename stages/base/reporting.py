@@ -26,6 +26,9 @@ class Reporter:
     def end(self, stage: str, message: str) -> None:
         """Finish a stage."""
 
+    def note(self, message: str) -> None:
+        """Show something worth knowing that is no warning."""
+
     def warn(self, message: str) -> None:
         """Show a warning."""
 

@@ -13,45 +13,24 @@ text comes once per pass, [passes, tokens, channels], and its keys and values ar
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
 import torch
 from diffusers.models.attention_processor import Attention
-from torch.nn import functional as F
+from torch import nn
 
-from stages.base.errors import DiffSynthError
+from stages.diffusion.attention_backends import Inputs, Kernel, Sdpa
 
-Kernel: TypeAlias = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-"""softmax(q kᵀ / √d) v of [batch, tokens, heads, d] each."""
-
-
-def sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """PyTorch's kernel."""
-    q, k, v = (part.transpose(1, 2) for part in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
-
-
-def pick_kernel(backend: str, device: torch.device) -> Kernel:
-    """Return the attention kernel of this name: sdpa or xformers. Raises DiffSynthError if it cannot run."""
-    if backend == "sdpa":
-        return sdpa
-    if device.type != "cuda":
-        raise DiffSynthError(
-            f"attention_backend: xformers has kernels for CUDA only, not for {device.type}", "use sdpa"
-        )
-    try:
-        from xformers.ops import memory_efficient_attention
-    except ImportError as error:
-        raise DiffSynthError(
-            f"attention_backend: xformers cannot be loaded: {error}", "pip install 'diffsynth-cli[xformers]'"
-        ) from error
-    return memory_efficient_attention
+sdpa = Sdpa().attend
 
 
 class View(Protocol):
-    """Which frames a pass attends to. It is passed to the networks as one of `cross_attention_kwargs`."""
+    """Which frames a pass attends to, and how. It is passed to the networks as one of `cross_attention_kwargs`."""
+
+    @property
+    def kernel(self) -> Kernel:
+        """The implementation of attention."""
 
     def attend(self, layer: CrossFrameAttention, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """Return the result of attention in a layer, [passes * frames, tokens, heads, d]."""
@@ -61,12 +40,11 @@ class CrossFrameAttention:
     """The processor of one attention layer of one network.
 
     Args:
-        kernel: The attention kernel.
         last: Whether this is the last self-attention layer of its network.
     """
 
-    def __init__(self, kernel: Kernel, last: bool = False):
-        self.kernel, self.last = kernel, last
+    def __init__(self, last: bool = False):
+        self.last = last
         self.text: torch.Tensor | None = None  # that text_keys were computed from
         self.text_keys: tuple[torch.Tensor, torch.Tensor] | None = None
 
@@ -79,13 +57,14 @@ class CrossFrameAttention:
         temb: torch.Tensor | None = None,
         view: View | None = None,
     ) -> torch.Tensor:
+        kernel = sdpa if view is None else view.kernel
         q = attn.to_q(hidden_states)
         if encoder_hidden_states is not None:
             k, v = self._of_text(attn, encoder_hidden_states)
-            found = self.kernel(*_heads(attn, q.reshape(len(k), -1, q.shape[-1]), k, v))
+            found = kernel(*_heads(attn, q.reshape(len(k), -1, q.shape[-1]), k, v))
         else:
             parts = _heads(attn, q, attn.to_k(hidden_states), attn.to_v(hidden_states))
-            found = self.kernel(*parts) if view is None else view.attend(self, *parts)
+            found = kernel(*parts) if view is None else view.attend(self, *parts)
         projected: torch.Tensor = attn.to_out[0](found.reshape(q.shape).to(q.dtype))
         return projected
 
@@ -109,13 +88,14 @@ class Joint:
 
     group: int
     own: int = 0
+    kernel: Kernel = sdpa
 
     def attend(self, layer: CrossFrameAttention, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         q, k, v = (part.unflatten(0, (-1, self.group)) for part in (q, k, v))
         if not layer.last:
-            return layer.kernel(*(part.flatten(1, 2) for part in (q, k, v))).reshape(q.flatten(0, 1).shape)
+            return self.kernel(*(part.flatten(1, 2) for part in (q, k, v))).reshape(q.flatten(0, 1).shape)
         found = torch.zeros_like(q)
-        found[:, self.own] = layer.kernel(q[:, self.own], k.flatten(1, 2), v.flatten(1, 2))
+        found[:, self.own] = self.kernel(q[:, self.own], k.flatten(1, 2), v.flatten(1, 2))
         return found.flatten(0, 1)
 
 
@@ -131,11 +111,13 @@ class Shared:
         sources: Indexes of frames, int64 [frames, attended].
         anchors: Keys and values from an earlier pass, whose frames have the indexes after those of the batch.
         keep: Where to store the keys and values of this pass.
+        kernel: The implementation of attention.
     """
 
     sources: torch.Tensor
     anchors: Kept = field(default_factory=dict)
     keep: Kept | None = None
+    kernel: Kernel = sdpa
 
     def attend(self, layer: CrossFrameAttention, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         passes = len(q) // len(self.sources)
@@ -145,4 +127,24 @@ class Shared:
         if layer in self.anchors:
             k, v = (torch.cat([part, kept], dim=1) for part, kept in zip((k, v), self.anchors[layer], strict=True))
         k, v = (part[:, self.sources].flatten(2, 3).flatten(0, 1) for part in (k, v))
-        return layer.kernel(q, k, v)
+        return self.kernel(q, k, v)
+
+
+def example_inputs(network: nn.Module, *, tokens: int, group: int, joint: bool, like: torch.Tensor) -> Inputs:
+    """Return random queries, keys and values as the first attention layer of a network has them, which has most tokens.
+
+    Args:
+        network: The network.
+        tokens: Tokens per frame.
+        group: Frames per group. One group is returned.
+        joint: Whether attention is joint or shared.
+        like: A tensor of the device and data type.
+    """
+    layer = next(module for module in network.modules() if isinstance(module, Attention))
+    shape = layer.heads, layer.to_q.out_features // layer.heads
+    random = torch.Generator(like.device).manual_seed(0)
+    q, k, v = (
+        torch.randn(group, tokens, *shape, device=like.device, dtype=like.dtype, generator=random) for _ in range(3)
+    )
+    k, v = (part.flatten(0, 1)[None] for part in (k, v))
+    return (q.flatten(0, 1)[None], k, v) if joint else (q, k.repeat(group, 1, 1, 1), v.repeat(group, 1, 1, 1))

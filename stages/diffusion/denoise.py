@@ -17,7 +17,8 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 
 from stages.base.arrays import Images
 from stages.diffusion import LATENT_CHANNELS, LATENT_FACTOR
-from stages.diffusion.attention import Joint, Kept, Shared, View
+from stages.diffusion.attention import Joint, Kept, Shared, View, example_inputs
+from stages.diffusion.attention_backends import Inputs, measure_backends, seconds_on_gpu, try_backend
 from stages.diffusion.compilation import compile_blocks
 from stages.diffusion.guidance import embed_guidance, takes_guidance
 from stages.diffusion.loading import Networks, load_networks
@@ -75,9 +76,36 @@ class Denoiser:
             networks.vae.enable_tiling()
         if settings.compiled:
             compile_blocks(networks.unet, *networks.controlnets)
-        self.anchors: tuple[Frames, float, torch.Tensor, Kept] | None = None  # the latest anchors, and their keys
+        self.anchors: tuple[Frames, float, str, torch.Tensor, Kept] | None = None  # the latest, and their keys
 
-    def fitting_batch(self, height: int, width: int, group: int, joint: bool = True) -> int:
+    def try_backend(self, name: str) -> None:
+        """Raise DiffSynthError if this attention backend cannot run here."""
+        try_backend(name, self._attention_inputs(tokens=64, group=1, joint=True))
+
+    def measure_backends(self, height: int, width: int, group: int, joint: bool) -> dict[str, float]:
+        """Return the seconds that attention to frames of this size takes on a GPU with each backend. Elsewhere, none.
+
+        Args:
+            height: Height of the frames.
+            width: Width of the frames.
+            group: Frames per group.
+            joint: Whether attention is joint or shared.
+        """
+        if self.networks.device.type != "cuda":
+            return {}
+        tokens = height * width // LATENT_FACTOR**2
+        with torch.inference_mode():
+            inputs = self._attention_inputs(tokens=tokens, group=group, joint=joint)
+            seconds = measure_backends(inputs, seconds_on_gpu)
+        del inputs
+        torch.cuda.empty_cache()
+        return seconds
+
+    def _attention_inputs(self, *, tokens: int, group: int, joint: bool) -> Inputs:
+        like = torch.empty(0, device=self.networks.device, dtype=self.networks.dtype)
+        return example_inputs(self.networks.unet, tokens=tokens, group=group, joint=joint, like=like)
+
+    def fitting_batch(self, height: int, width: int, group: int, joint: bool = True, backend: str = "auto") -> int:
         """Return how many groups, or images, of this size to process at once.
 
         On a GPU, as many as fit into its memory, by the memory that one takes. Elsewhere, as many as use the CPU well.
@@ -87,6 +115,7 @@ class Denoiser:
             width: Width of the images.
             group: Frames per group.
             joint: Whether groups go through the networks.
+            backend: The attention backend.
         """
         device = self.networks.device
         if device.type != "cuda":
@@ -97,7 +126,8 @@ class Denoiser:
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         if joint:
-            self.predict_noise(Frames(latents, maps), [range(group)], 0, self.sampler.timesteps[0], Batches())
+            batches = Batches(backend=backend)
+            self.predict_noise(Frames(latents, maps), [range(group)], 0, self.sampler.timesteps[0], batches)
         self.decode(latents[:1], Batches())
         taken = torch.cuda.max_memory_allocated(device) - before
         torch.cuda.empty_cache()
@@ -151,7 +181,7 @@ class Denoiser:
         """
         self._load_denoisers()
         latents, embedded = frames.latents, self._embed(frames.maps, batches)
-        view = Joint(len(groups[0]), own)
+        view = Joint(len(groups[0]), own, batches.kernel)
 
         def one(batch: Sequence[Sequence[int]]) -> torch.Tensor:
             members = [frame for group in batch for frame in group]
@@ -181,7 +211,8 @@ class Denoiser:
         def one(batch: Sequence[Frames]) -> torch.Tensor:
             latents, predicted = batch[0].latents, []
             for text in self._texts(batches):
-                view = Shared(seen, self._keys_of(anchors, timestep, text, batches))
+                anchored = self._keys_of(anchors, timestep, text, batches)
+                view = Shared(seen, anchored, kernel=batches.kernel)
                 predicted.append(self._predict(latents, embedded, timestep, text, view))
             return self._guided_noise(torch.cat(predicted), latents, timestep)
 
@@ -191,13 +222,14 @@ class Denoiser:
         """Return the keys and values of anchors in all layers. The latest result is cached."""
         if not len(anchors.latents):
             return {}
-        if self.anchors is None or self.anchors[:2] != (anchors, timestep) or self.anchors[2] is not text:
+        key = anchors, timestep, batches.backend
+        if self.anchors is None or self.anchors[:3] != key or self.anchors[3] is not text:
             kept: Kept = {}
             everyone = torch.arange(len(anchors.latents), device=self.networks.device)
-            view = Shared(everyone.expand(len(everyone), -1), keep=kept)
+            view = Shared(everyone.expand(len(everyone), -1), keep=kept, kernel=batches.kernel)
             self._predict(anchors.latents, self._embed(anchors.maps, batches), timestep, text, view)
-            self.anchors = anchors, timestep, text, kept
-        return self.anchors[3]
+            self.anchors = *key, text, kept
+        return self.anchors[4]
 
     def _texts(self, batches: Batches) -> tuple[torch.Tensor, ...]:
         """Return the embeddings of the passes of guidance, one tensor per batch."""

@@ -17,7 +17,7 @@ from transformers.utils import logging as transformers_logging
 
 from stages.base.errors import DiffSynthError
 from stages.diffusion import LATENT_CHANNELS, LATENT_FACTOR
-from stages.diffusion.attention import CrossFrameAttention, Kernel, pick_kernel
+from stages.diffusion.attention import CrossFrameAttention
 from stages.diffusion.embeddings import add_embedding, word_vectors
 from stages.diffusion.layout import NETWORKS, find_model, is_single_file, vae_part, weight_names
 from stages.diffusion.lora import add_lora
@@ -107,13 +107,13 @@ def _adapt(networks: Networks, names: ModelNames) -> Networks:
     inverted: dict[int, tuple[int, ...]] = {}
     for path, token in names.embeddings:
         inverted |= add_embedding(path, token, networks.tokenizer, networks.text_encoder, names.allow_pickle)
-    _install_attention(networks, pick_kernel(names.backend, networks.device))
+    _install_attention(networks)
     for network in (networks.unet, networks.vae, *networks.controlnets, *networks.map_embeddings):
         network.to(memory_format=torch.channels_last)  # fastest for convolutions
     return replace(networks, inverted=inverted)
 
 
-def _install_attention(networks: Networks, kernel: Kernel) -> None:
+def _install_attention(networks: Networks) -> None:
     """Take out the ControlNets' first layers, which run once per map; replace all attention layers."""
     for controlnet in networks.controlnets:
         controlnet.controlnet_cond_embedding = nn.Identity()
@@ -122,7 +122,7 @@ def _install_attention(networks: Networks, kernel: Kernel) -> None:
         names = network.attn_processors
         self_attention = [name for name in names if name.startswith("up_blocks") and ".attn1." in name]
         last = self_attention[-1] if self_attention else None
-        layers = {name: CrossFrameAttention(kernel, name == last) for name in network.attn_processors}
+        layers = {name: CrossFrameAttention(name == last) for name in network.attn_processors}
         network.set_attn_processor(layers)
 
 

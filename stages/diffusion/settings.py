@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from stages.diffusion.attention_backends import BACKENDS, Kernel
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelNames:
     """What to load, and onto which device.
 
     `vae`: a VAE to use in place of the model's own. `loras`: files and scales. `embeddings`: files and the words for
-    them. `backend`: the attention kernel.
+    them.
     """
 
     model_id: str
@@ -21,7 +23,6 @@ class ModelNames:
     loras: tuple[tuple[str, float], ...] = ()
     embeddings: tuple[tuple[str, str], ...] = ()
     allow_pickle: bool = False
-    backend: str = "sdpa"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,13 +45,20 @@ class Settings:
 
 @dataclass
 class Batches:
-    """How much goes through the networks at once. The denoiser reduces it when the device runs out of memory.
+    """How much goes through the networks at once, and how. The denoiser reduces it when the device runs out of memory.
 
-    `size`: groups of frames, or images. `passes_apart`: run the passes of guidance one after the other.
+    `size`: groups of frames, or images. `passes_apart`: run the passes of guidance one after the other. `backend`: the
+    attention backend.
     """
 
     size: int = 1
     passes_apart: bool = False
+    backend: str = "auto"
+
+    @property
+    def kernel(self) -> Kernel:
+        """The implementation of attention."""
+        return BACKENDS[self.backend]().attend
 
     def reduce(self, items: int, passes: int) -> bool:
         """Halve a batch of `items` that was too large, or separate `passes` of guidance; False if neither is left."""

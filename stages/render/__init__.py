@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 
-from stages.base.cache import ArraySpec, FrameArray
+from stages.base.cache import ArraySpec, FrameArray, FrameCache
 from stages.base.engine import Footage, Options, Phase, Plan, Reporter, Run, Stage
 from stages.base.errors import DiffSynthError, UsageError
 from stages.base.json_types import Values
+from stages.diffusion.attention_backends import check_backend
 from stages.diffusion.layout import NETWORKS, check_model, guidance_is_input, vae_part
 from stages.diffusion.sampler import SAMPLERS
 from stages.diffusion.settings import ModelNames, Settings
@@ -24,6 +24,7 @@ from stages.jobs.maps import recorded_maps
 from stages.models.weights import check_device, check_tensor_file
 from stages.render.plan import RenderPlan
 from stages.render.tasks import (
+    ChooseBackendTask,
     DecodeLatentsTask,
     EncodeReferencesTask,
     LoadTask,
@@ -67,10 +68,7 @@ def check(run: Run[Job], footage: Footage) -> list[ArraySpec]:
     if isinstance(job.keyframes, list):
         check_keyframes(job.keyframes, footage.most)
     check_device(job.device)
-    if job.attention_backend == "xformers" and find_spec("xformers") is None:
-        raise UsageError(
-            "attention_backend: xformers is not installed", "pip install 'diffsynth-cli[xformers]', or use sdpa"
-        )
+    check_backend(job.attention_backend, job.device)
     check_model("model_id", job.model_id, NETWORKS, job.allow_pickle)
     for index in running_nets(job):
         check_model(f"controlnet_model_id[{index}]", job.controlnet_model_id[index], ("",), job.allow_pickle)
@@ -109,7 +107,11 @@ def plan(run: Run[Job], resume: bool) -> Plan:
         maps=tuple(recorded_maps(cache)),
         multistep=SAMPLERS[job.scheduler].multistep,
     )
-    noted: Values = {"keys": list(rendering.keys), "compiled": rendering.settings.compiled}
+    noted: Values = {
+        "keys": list(rendering.keys),
+        "compiled": rendering.settings.compiled,
+        "attention_backend": rendering.backend,
+    }
     if rendering.batch_size is not None:
         noted["batch_size"] = rendering.batch_size
     run.reporter.phase("load models")
@@ -149,6 +151,7 @@ def make_plan(
         unsmoothed=job.ignore_smoother_steps,
         keep_steps=job.keep_steps,
         batch_size=options.batch_size,
+        backend=options.backend,
     )
 
 
@@ -164,7 +167,6 @@ def denoiser_settings(job: Job, options: Options) -> Settings:
         loras=tuple((lora.path, lora.scale) for lora in job.loras),
         embeddings=tuple((item.path, item.word) for item in job.embeddings),
         allow_pickle=job.allow_pickle,
-        backend=job.attention_backend,
     )
     return Settings(
         models=models,
@@ -193,16 +195,19 @@ def _warn_of_guidance(job: Job, reporter: Reporter) -> None:
 
 
 def _resumed(options: Options, begun: Values) -> Options:
-    """The options that a render is resumed with: in other batches, or not compiled, numbers would round differently."""
+    """The options that a render is resumed with, since other ones would round differently."""
     return replace(
         options,
         batch_size=options.batch_size or begun.get("batch_size"),
         compiled=options.compiled or begun.get("compiled", False),
+        backend=begun.get("attention_backend", "sdpa") if begun and options.backend == "auto" else options.backend,
     )
 
 
 def _phases(plan: RenderPlan) -> list[Phase]:
     keys, phases = len(plan.keys), []
+    if plan.backend == "auto":
+        phases.append(Phase("choose attention", 1, ChooseBackendTask(plan), note=_chosen_backend))
     if plan.batch_size is None:
         phases.append(Phase("measure memory", 1, MeasureTask(plan)))
     if plan.references:
@@ -215,6 +220,13 @@ def _phases(plan: RenderPlan) -> list[Phase]:
     if plan.decoded == "keyframes":
         phases.append(_paint_phase(plan))
     return phases
+
+
+def _chosen_backend(cache: FrameCache) -> str:
+    """Describe how the attention backend was chosen. Empty if none was measured."""
+    noted: Values = cache["rendered"].attrs.asdict()
+    listed = ", ".join(f"{name} {1000 * seconds:.3g} ms" for name, seconds in noted["attention_seconds"].items())
+    return listed and f"attention_backend: {noted['attention_backend']} is the fastest ({listed})"
 
 
 def _step_phases(plan: RenderPlan, step: int) -> list[Phase]:

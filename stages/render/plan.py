@@ -36,7 +36,8 @@ class RenderPlan:
         smoother_interval: Every n-th step is smoothed, starting with the first.
         unsmoothed: Number of steps at the end that are not smoothed.
         keep_steps: Whether to keep the latents of all steps.
-        batch_size: Groups of frames that go through the networks at once, None if that is to be measured.
+        batch_size: Groups of frames that go through the networks at once, None until it has been measured.
+        backend: The attention backend; auto until it has been measured.
     """
 
     settings: Settings
@@ -54,6 +55,7 @@ class RenderPlan:
     unsmoothed: int
     keep_steps: bool
     batch_size: int | None
+    backend: str
 
     @property
     def img2img(self) -> bool:
@@ -128,11 +130,17 @@ class RenderPlan:
     # --- batches ----------------------------------------------------------------------------------------
 
     def batches(self, cache: FrameCache) -> Batches:
-        """The batch sizes of the job, or the measured ones, reduced if memory ran out earlier.
+        """The batch sizes and attention backend of the job, or the measured ones, reduced if memory ran out earlier.
 
-        All processes and a resumed render read them from the cache, since other batch sizes round differently.
+        All processes and a resumed render read them from the cache, since with others numbers round differently.
         """
         noted: Values = cache["rendered"].attrs.asdict()
         reduced = noted.get("reduced", {})
         size = self.batch_size or noted["batch_size"]
-        return Batches(min(size, reduced.get("batch_size", size)), reduced.get("passes_apart", False))
+        passes_apart = reduced.get("passes_apart", False)
+        return Batches(min(size, reduced.get("batch_size", size)), passes_apart, self.noted_backend(cache))
+
+    def noted_backend(self, cache: FrameCache) -> str:
+        """The attention backend that was asked for or measured."""
+        noted: Values = cache["rendered"].attrs.asdict()
+        return noted["attention_backend"] if self.backend == "auto" else self.backend

@@ -70,10 +70,21 @@ class RenderTask(Task):
 
 @dataclass
 class LoadTask(RenderTask):
-    """Load the networks. Raises DiffSynthError if that fails."""
+    """Load the networks and try the attention backend. Raises DiffSynthError if that fails."""
 
     def run(self, cache: FrameCache, start: int, stop: int) -> None:
-        _ = self.denoiser
+        self.denoiser.try_backend(self.plan.backend)
+
+
+@dataclass
+class ChooseBackendTask(RenderTask):
+    """Note which attention backend is the fastest."""
+
+    def run(self, cache: FrameCache, start: int, stop: int) -> None:
+        plan = self.plan
+        seconds = self.denoiser.measure_backends(*plan.size, len(plan.pattern), plan.joint)
+        chosen = min(seconds, key=lambda name: seconds[name], default="sdpa")
+        cache["rendered"].attrs.update({"attention_backend": chosen, "attention_seconds": seconds})
 
 
 @dataclass
@@ -82,7 +93,8 @@ class MeasureTask(RenderTask):
 
     def run(self, cache: FrameCache, start: int, stop: int) -> None:
         plan = self.plan
-        fitting = self.denoiser.fitting_batch(*plan.size, len(plan.pattern), plan.joint)
+        backend = plan.noted_backend(cache)
+        fitting = self.denoiser.fitting_batch(*plan.size, len(plan.pattern), plan.joint, backend)
         cache["rendered"].attrs["batch_size"] = fitting
 
 

@@ -23,10 +23,12 @@ def test_a_bar_without_a_total_shows_the_elapsed_time(monkeypatch: pytest.Monkey
     reporter.begin("render", 8)
     reporter.phase("step 1/2")
     reporter.advance(2)
+    reporter.note("use [2] of 8")
     reporter.progress.refresh()
     reporter.close()
     assert "load models" in first and "0:00:00" in first and "0/?" not in first
-    assert "2/8" in screen.export_text()
+    shown = screen.export_text()
+    assert "2/8" in shown and "render    use [2] of 8" in shown
 
 
 def test_a_log_names_what_takes_long_and_nothing_else(

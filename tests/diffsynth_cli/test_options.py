@@ -26,7 +26,7 @@ GIVEN = {  # for each machine setting, a value other than the default, as words 
     "batch_size": (["--batch-size", "3"], 3),
     "low_vram": (["--low-vram"], True),
     "compile": (["--compile"], True),
-    "attention_backend": (["--attention-backend", "xformers"], "xformers"),
+    "attention_backend": (["--attention-backend", "math"], "math"),
     "allow_pickle": (["--allow-pickle"], True),
 }
 

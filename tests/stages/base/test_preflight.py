@@ -25,6 +25,8 @@ DOOMED = [
     ({"controlnet_processor": ["hed"]}, 1, "controlnet_processor[0]: lllyasviel/Annotators is not a local folder"),
     ({"device": "mps"}, 2, "device: mps is not available"),
     ({"attention_backend": "xformers"}, 2, "attention_backend: xformers is not installed"),
+    ({"attention_backend": "cudnn", "device": "cpu"}, 2, "attention_backend: cudnn needs an NVIDIA GPU"),
+    ({"attention_backend": "cuddn"}, 2, "unknown attention backend 'cuddn'; did you mean 'cudnn'?"),
     ({"loras": ["broken.safetensors"]}, 1, "loras[0]: "),
     ({"embeddings": ["broken.safetensors"]}, 1, "embeddings[0]: "),
     ({"style_image": "broken.safetensors"}, 2, "broken.safetensors is not an image"),

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from diffusers.models.attention_processor import Attention
 
-from stages.base.errors import DiffSynthError
-from stages.diffusion.attention import CrossFrameAttention, Joint, Kept, Shared, pick_kernel, sdpa
+from stages.diffusion.attention import CrossFrameAttention, Joint, Kept, Shared
 
 
 def layer(cross_attention_dim: int | None = None) -> Attention:
@@ -18,7 +16,7 @@ def layer(cross_attention_dim: int | None = None) -> Attention:
 @torch.inference_mode()
 def test_all_tokens_of_a_group_attend_to_all_its_tokens() -> None:
     attention, states = layer(), torch.randn(6, 5, 16)  # two groups of three frames of five tokens
-    attention.set_processor(CrossFrameAttention(sdpa))
+    attention.set_processor(CrossFrameAttention())
     found = attention(states, view=Joint(3))
     for group in range(2):
         tokens = states[3 * group : 3 * group + 3].reshape(15, 16)
@@ -33,7 +31,7 @@ def test_all_tokens_of_a_group_attend_to_all_its_tokens() -> None:
 @torch.inference_mode()
 def test_groups_do_not_see_each_other() -> None:
     attention, states = layer(), torch.randn(4, 5, 16)
-    attention.set_processor(CrossFrameAttention(sdpa))
+    attention.set_processor(CrossFrameAttention())
     other = torch.cat([states[:2], torch.randn(2, 5, 16)])
     torch.testing.assert_close(attention(states, view=Joint(2))[:2], attention(other, view=Joint(2))[:2])
 
@@ -41,7 +39,7 @@ def test_groups_do_not_see_each_other() -> None:
 @torch.inference_mode()
 def test_attention_to_text_is_each_frames_own() -> None:
     attention, states, text = layer(cross_attention_dim=12), torch.randn(4, 5, 16), torch.randn(4, 7, 12)
-    attention.set_processor(CrossFrameAttention(sdpa))
+    attention.set_processor(CrossFrameAttention())
     found = attention(states, encoder_hidden_states=text)
     torch.testing.assert_close(
         found[1:2], attention(states[1:2], encoder_hidden_states=text[1:2]), atol=1e-5, rtol=1e-5
@@ -51,7 +49,7 @@ def test_attention_to_text_is_each_frames_own() -> None:
 @torch.inference_mode()
 def test_text_comes_once_a_pass_and_a_new_text_counts() -> None:
     attention, states = layer(cross_attention_dim=12), torch.randn(4, 5, 16)
-    attention.set_processor(CrossFrameAttention(sdpa))
+    attention.set_processor(CrossFrameAttention())
     for text in (torch.randn(2, 7, 12), torch.randn(2, 7, 12)):  # two passes of two frames
         found, again = attention(states, encoder_hidden_states=text), attention(states, encoder_hidden_states=text)
         torch.testing.assert_close(found, again, rtol=0, atol=0)
@@ -62,7 +60,7 @@ def test_text_comes_once_a_pass_and_a_new_text_counts() -> None:
 @torch.inference_mode()
 def test_shared_queries_see_the_keys_of_their_sources_and_of_anchors() -> None:
     attention, frames, anchors = layer(), torch.randn(2 * 3, 5, 16), torch.randn(2 * 2, 5, 16)  # two passes
-    attention.set_processor(CrossFrameAttention(sdpa))
+    attention.set_processor(CrossFrameAttention())
     kept: Kept = {}
     attention(anchors, view=Shared(torch.tensor([[0, 1], [0, 1]]), keep=kept))
     sources = [[0, 1, 3], [4, 0, 1], [2, 2, 4]]  # 3 and 4: the anchors
@@ -78,11 +76,6 @@ def test_shared_queries_see_the_keys_of_their_sources_and_of_anchors() -> None:
 @torch.inference_mode()
 def test_anchors_of_another_video_are_forgotten_where_there_are_none() -> None:
     attention, view, states = layer(), Shared(torch.tensor([[0]])), torch.randn(1, 5, 16)
-    attention.set_processor(CrossFrameAttention(sdpa))
+    attention.set_processor(CrossFrameAttention())
     attention(torch.randn(1, 9, 16), view=Shared(torch.tensor([[0]]), keep={}))  # of frames of another size
     torch.testing.assert_close(attention(states, view=view), layer()(states), atol=1e-5, rtol=1e-5)
-
-
-def test_a_kernel_that_cannot_run_here_is_refused() -> None:
-    with pytest.raises(DiffSynthError, match="attention_backend: xformers has kernels for CUDA only"):
-        pick_kernel("xformers", torch.device("cpu"))

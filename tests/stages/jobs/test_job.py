@@ -14,6 +14,7 @@ from stages.annotators.depth import DepthOptions
 from stages.annotators.files import MapFiles
 from stages.annotators.plain import TileOptions
 from stages.base.errors import UsageError
+from stages.diffusion.attention_backends import BACKENDS
 from stages.diffusion.sampler import SAMPLERS
 from stages.jobs.job import Job, json_schema
 from stages.jobs.job_file import check, read_job
@@ -218,7 +219,7 @@ def test_schema_describes_every_key() -> None:
     assert schema["properties"]["num_inference_steps"]["maximum"] == 1000
     assert {"type": "string"} in schema["properties"]["controlnet_processor"]["items"]["anyOf"]  # "canny" for short
     listed = json.dumps(schema)
-    for registry in (ANNOTATORS, SMOOTHERS, SAMPLERS):
+    for registry in (ANNOTATORS, SMOOTHERS, SAMPLERS, BACKENDS):
         assert all(json.dumps(name) in listed for name in registry)
     for options in (*ANNOTATORS.values(), *SMOOTHERS.values()):
         assert all(json.dumps(option) in listed for option in options.model_fields)

@@ -1,0 +1,6 @@
+from contextlib import AbstractContextManager
+
+from torch import Tensor
+
+def attention_backend(backend: str) -> AbstractContextManager[None]: ...
+def dispatch_attention_fn(query: Tensor, key: Tensor, value: Tensor) -> Tensor: ...
