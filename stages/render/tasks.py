@@ -129,8 +129,7 @@ class StepTask(RenderTask):
         denoiser, frames = self.denoiser, range(start, stop)
         sampler, timestep = denoiser.sampler, denoiser.sampler.timesteps[self.step]
         with self.batches(cache) as batches:
-            noise = self._predict(cache, frames, timestep, batches)
-            latents = self.latents(cache, frames)
+            latents, noise = self._predict(cache, frames, timestep, batches)
             clean = sampler.clean(latents, noise, timestep)
             if self.plan.is_smoothed(self.step):
                 cache[self.plan.predicted(self.step)].write(start, denoiser.decode(clean, batches, predicted=True))
@@ -160,18 +159,23 @@ class StepTask(RenderTask):
 
         return torch.from_numpy(cache[self.plan.clean(self.step - 1)].read(frames)) if self.step else None
 
-    def _predict(self, cache: FrameCache, chunk: range, timestep: float, batches: Batches) -> torch.Tensor:
+    def _predict(
+        self, cache: FrameCache, chunk: range, timestep: float, batches: Batches
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The latents of the chunk and their predicted noise, both float32 [len(chunk), 4, h, w]."""
         pattern, count = self.plan.pattern, len(self.plan.keys)
         if not self.plan.joint:
             frames, anchors, sources = shared_window(pattern, chunk, count)
             inputs, fixed = (self._inputs(cache, items, timestep) for items in (frames, anchors))
             noise = self.denoiser.predict_shared_noise(inputs, sources, fixed, timestep, batches)
-            return noise[[frames.index(frame) for frame in chunk]]
+            own = [frames.index(frame) for frame in chunk]
+            return inputs.latents[own], noise[own]
         groups = attended_frames(pattern, chunk, count)
         members = ordered(item for group in groups for item in group)
         inputs = self._inputs(cache, members, timestep)
         indexes = [[members.index(item) for item in group] for group in groups]
-        return self.denoiser.predict_noise(inputs, indexes, pattern.index(0), timestep, batches)
+        noise = self.denoiser.predict_noise(inputs, indexes, pattern.index(0), timestep, batches)
+        return inputs.latents[[members.index(frame) for frame in chunk]], noise
 
     def _inputs(self, cache: FrameCache, items: Sequence[Item], timestep: float) -> Frames:
         """Latents and control maps of frames and, after them, of references, noised to this timestep."""
