@@ -118,6 +118,10 @@ class FrameArray:
             self.array[start + offset] = frame
         _flush([self._chunk_path(start + offset) for offset in range(len(frames))])
 
+    def note(self, **attributes: Json) -> None:
+        """Set attributes, after the frames written so far are on the disk."""
+        self.attrs.update(attributes)
+
     def _frame(self, index: int) -> np.ndarray:
         # Zarr reads a missing chunk as zeros, which would pass for a black frame.
         if not self._chunk_path(index).exists():

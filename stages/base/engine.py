@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection, Generator, Iterable, Mapping
+from collections import deque
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -18,6 +20,7 @@ from typing import Generic, Protocol, TypeVar
 from stages.base.cache import ArraySpec, FrameCache
 from stages.base.errors import DiffSynthError
 from stages.base.fingerprint import Inputs, changes, fingerprint
+from stages.base.overlap import OverlappedCache, Wanted
 from stages.base.record import Receipt
 from stages.base.reporting import Reporter as Reporter
 from stages.base.reporting import with_progress as with_progress
@@ -37,8 +40,15 @@ class Task(Protocol):
         """How many frames are done at once. At most this much is redone after a kill."""
         return CHUNK
 
+    def reads(self, start: int, stop: int) -> Wanted:
+        """Return what `run` is going to read, so that it can be read ahead. What is left out is read when needed."""
+        return {}
+
     def run(self, cache: FrameCache, start: int, stop: int) -> None:
-        """Write the results of frames start..stop-1 to the cache."""
+        """Write the results of frames start..stop-1 to the cache.
+
+        They may be written later, so that they must not be changed and cannot be read in this phase.
+        """
 
     def close(self) -> None:
         """Release what is kept between chunks. The task may run again afterwards."""
@@ -128,13 +138,31 @@ class Engine(Protocol):
 
 
 class LocalEngine:
-    """Run chunks one after the other in this process."""
+    """Run chunks one after the other in this process.
+
+    While a chunk is computed, one thread reads the frames of the next chunk and another writes those of the last one.
+    """
 
     def map(self, task: Task, cache: FrameCache, chunks: Iterable[Chunk]) -> Generator[Chunk]:
-        with closing(task):
-            for start, stop in chunks:
-                task.run(cache, start, stop)
-                yield start, stop
+        in_order, computed = [*chunks], deque[tuple[Chunk, Sequence[Future[None]]]]()
+        with closing(task), OverlappedCache(cache) as overlapped:
+            for position, chunk in enumerate(in_order):
+                overlapped.read_ahead(*(task.reads(*near) for near in in_order[position : position + 2]))
+                try:
+                    task.run(overlapped, *chunk)
+                finally:  # even if this chunk failed, the one before is complete
+                    yield from _written(computed)
+                computed.append((chunk, overlapped.pending_writes()))
+            yield from _written(computed)
+
+
+def _written(computed: deque[tuple[Chunk, Sequence[Future[None]]]]) -> Generator[Chunk]:
+    """Yield each chunk once its writes have ended."""
+    while computed:
+        chunk, writes = computed.popleft()
+        for write in writes:
+            write.result()
+        yield chunk
 
 
 class HasInputs(Protocol):

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from stages.base.cache import FrameArray, FrameCache
 from stages.base.engine import Task
+from stages.base.overlap import Wanted
 from stages.diffusion.settings import Batches
-from stages.render.pattern import Item, attended_frames, ordered, reference_number, shared_window
+from stages.render.pattern import Item, attended_frames, ordered, shared_window, split
 from stages.render.plan import RenderPlan
 from stages.tasks import ChunkSmoother
 
@@ -46,6 +47,7 @@ class RenderTask(Task):
     """What the tasks of this stage share."""
 
     plan: RenderPlan
+    _batches: Batches | None = field(default=None, init=False, repr=False)
 
     @property
     def denoiser(self) -> Denoiser:
@@ -60,12 +62,14 @@ class RenderTask(Task):
     @contextmanager
     def batches(self, cache: FrameCache) -> Iterator[Batches]:
         """The batches of a chunk. If memory ran out in it, this is noted at its end for the chunks that follow."""
-        batches = self.plan.batches(cache)
+        batches = self._batches = self._batches or self.plan.batches(cache)
         before = replace(batches)
         yield batches
         if batches != before:
-            reduced = {"batch_size": batches.size, "passes_apart": batches.passes_apart}
-            cache["rendered"].attrs["reduced"] = reduced
+            cache["rendered"].note(reduced={"batch_size": batches.size, "passes_apart": batches.passes_apart})
+
+    def close(self) -> None:
+        self._batches = None
 
 
 @dataclass
@@ -83,12 +87,15 @@ class MeasureTask(RenderTask):
     def run(self, cache: FrameCache, start: int, stop: int) -> None:
         plan = self.plan
         fitting = self.denoiser.fitting_batch(*plan.size, len(plan.pattern), plan.joint)
-        cache["rendered"].attrs["batch_size"] = fitting
+        cache["rendered"].note(batch_size=fitting)
 
 
 @dataclass
 class EncodeReferencesTask(RenderTask):
     """The clean latents of the references, which every step noises again."""
+
+    def reads(self, start: int, stop: int) -> Wanted:
+        return {"references": range(start, stop)}
 
     def run(self, cache: FrameCache, start: int, stop: int) -> None:
         images = cache["references"].read(range(start, stop))
@@ -99,6 +106,9 @@ class EncodeReferencesTask(RenderTask):
 @dataclass
 class NoiseFramesTask(RenderTask):
     """img2img: start from the frames' own latents, noised to the first timestep."""
+
+    def reads(self, start: int, stop: int) -> Wanted:
+        return {"frames": self.plan.keys[start:stop]}
 
     def run(self, cache: FrameCache, start: int, stop: int) -> None:
         denoiser = self.denoiser
@@ -124,6 +134,23 @@ class StepTask(RenderTask):
     @property
     def chunk(self) -> int:
         return super().chunk if self.plan.joint else shared_chunk(*self.plan.size)
+
+    def reads(self, start: int, stop: int) -> Wanted:
+        plan, chunk = self.plan, range(start, stop)
+        frames, references = split(self._seen(chunk))
+        numbers = [plan.keys[frame] for frame in frames]
+        return {
+            **{name: numbers for name, _ in plan.maps},
+            **dict.fromkeys(("reference_latents", *(name for _, name in plan.maps)), references),
+            **self.reads_of_last_step(frames, range(0) if plan.is_smoothed(self.step) else chunk),
+        }
+
+    def reads_of_last_step(self, frames: Sequence[int], chunk: range) -> Wanted:
+        """What `latents` reads for `frames`, and `write_next` for `chunk`."""
+        plan, starts = self.plan, self.step == 0
+        latents = {} if starts and not plan.img2img else {plan.latents(self.step - 1): frames}
+        clean = {} if starts or not plan.multistep else {plan.clean(self.step - 1): chunk}
+        return {**latents, **clean}
 
     def run(self, cache: FrameCache, start: int, stop: int) -> None:
         denoiser, frames = self.denoiser, range(start, stop)
@@ -159,6 +186,14 @@ class StepTask(RenderTask):
 
         return torch.from_numpy(cache[self.plan.clean(self.step - 1)].read(frames)) if self.step else None
 
+    def _seen(self, chunk: range) -> list[Item]:
+        """The frames that go through the networks for a chunk and, after them, the references."""
+        pattern, count = self.plan.pattern, len(self.plan.keys)
+        if self.plan.joint:
+            return ordered(item for group in attended_frames(pattern, chunk, count) for item in group)
+        frames, anchors, _ = shared_window(pattern, chunk, count)
+        return [*frames, *anchors]
+
     def _predict(
         self, cache: FrameCache, chunk: range, timestep: float, batches: Batches
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -170,8 +205,7 @@ class StepTask(RenderTask):
             noise = self.denoiser.predict_shared_noise(inputs, sources, fixed, timestep, batches)
             own = [frames.index(frame) for frame in chunk]
             return inputs.latents[own], noise[own]
-        groups = attended_frames(pattern, chunk, count)
-        members = ordered(item for group in groups for item in group)
+        groups, members = attended_frames(pattern, chunk, count), self._seen(chunk)
         inputs = self._inputs(cache, members, timestep)
         indexes = [[members.index(item) for item in group] for group in groups]
         noise = self.denoiser.predict_noise(inputs, indexes, pattern.index(0), timestep, batches)
@@ -183,8 +217,7 @@ class StepTask(RenderTask):
 
         from stages.diffusion.denoise import Frames
 
-        frames = [item for item in items if isinstance(item, int)]
-        references = [reference_number(item) for item in items if isinstance(item, str)]
+        frames, references = split(items)
         latents = self.latents(cache, frames)
         maps = [self.rendered_frames(cache, name).read(frames) for name, _ in self.plan.maps]
         if references:
@@ -206,6 +239,9 @@ class SmoothStepTask(StepTask):
     def chunk(self) -> int:
         return self.smoother.chunk
 
+    def reads(self, start: int, stop: int) -> Wanted:
+        return self.reads_of_last_step(range(start, stop), range(start, stop))
+
     def run(self, cache: FrameCache, start: int, stop: int) -> None:
         guides, styles = self.rendered_frames(cache, "frames"), cache[self.plan.predicted(self.step)]
         images, frames = self.smoother.smooth(guides, styles, start, stop), range(start, stop)
@@ -214,12 +250,16 @@ class SmoothStepTask(StepTask):
             self.write_next(cache, frames, self.latents(cache, frames), clean)
 
     def close(self) -> None:
+        super().close()
         self.smoother.close()
 
 
 @dataclass
 class DecodeLatentsTask(RenderTask):
     """The finished latents as images."""
+
+    def reads(self, start: int, stop: int) -> Wanted:
+        return {"latents": range(start, stop)}
 
     def run(self, cache: FrameCache, start: int, stop: int) -> None:
         import torch
