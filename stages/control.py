@@ -16,7 +16,7 @@ from stages.base.engine import Footage, Phase, Plan, Reporter, Run, Stage, Task
 from stages.base.errors import DiffSynthError, UsageError
 from stages.base.fingerprint import fingerprint
 from stages.base.json_types import Values
-from stages.base.overlap import Wanted
+from stages.base.overlap import Reads
 from stages.base.words import counted
 from stages.jobs.job import Job
 from stages.jobs.maps import map_names
@@ -70,8 +70,8 @@ class AnnotateTask(AnnotatorTask):
     source: str
     target: str
 
-    def reads(self, start: int, stop: int) -> Wanted:
-        return {self.source: range(start, stop)}
+    def reads(self, start: int, stop: int) -> Reads:
+        return [(self.source, range(start, stop))]
 
     def run(self, cache: FrameCache, start: int, stop: int) -> None:
         annotator = cast(Annotator, self.annotator)
@@ -85,8 +85,8 @@ class LookTask(AnnotatorTask):
     source: str
     target: str
 
-    def reads(self, start: int, stop: int) -> Wanted:
-        return {self.source: range(start, stop)}
+    def reads(self, start: int, stop: int) -> Reads:
+        return [(self.source, range(start, stop))]
 
     def run(self, cache: FrameCache, start: int, stop: int) -> None:
         annotator = cast(VideoAnnotator, self.annotator)

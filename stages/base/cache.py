@@ -16,10 +16,11 @@ import sys
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import overload
 
@@ -40,6 +41,8 @@ ZSTD_LEVEL = 1  # on real footage, level 3 is 9 % smaller and takes twice as lon
 
 # What Zarr raises for metadata that is not JSON, is incomplete or has values of the wrong type.
 DAMAGED_METADATA = (ValueError, KeyError, TypeError, AttributeError)
+# What it raises for frames that do not match their checksum or cannot be read.
+DAMAGED_DATA = (ValueError, RuntimeError, OSError)
 
 
 @dataclass(frozen=True)
@@ -98,10 +101,12 @@ class FrameArray:
     def read(self, indices: Iterable[int]) -> np.ndarray:
         """Return frames [len(indices), ...] in the given order, reading each once."""
         indices = list(indices)
-        unique = {index: self._frame(index) for index in dict.fromkeys(indices)}
+        unique = sorted(set(indices))
         if not unique:
             return np.empty((0, *self.shape[1:]), self.array.dtype)
-        return np.stack([unique[index] for index in indices])
+        parts = [self._run(first, stop) for first, stop in _runs(unique)]
+        frames = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return frames if indices == unique else frames[np.searchsorted(unique, indices)]
 
     def damage(self, whole: bool) -> Iterator[str]:
         """Read all frames and report damaged ones, and missing ones if the array should be complete (`whole`)."""
@@ -114,13 +119,19 @@ class FrameArray:
 
     def write(self, start: int, frames: np.ndarray) -> None:
         """Write frames [K, ...] from index `start` on, and wait until they are on the disk."""
-        for offset, frame in enumerate(frames):
-            self.array[start + offset] = frame
+        self.array[start : start + len(frames)] = frames
         _flush([self._chunk_path(start + offset) for offset in range(len(frames))])
 
     def note(self, **attributes: Json) -> None:
         """Set attributes, after the frames written so far are on the disk."""
         self.attrs.update(attributes)
+
+    def _run(self, first: int, stop: int) -> np.ndarray:
+        """Read frames first..stop-1 in one call, which takes half the time for small ones."""
+        if all(self._chunk_path(index).exists() for index in range(first, stop)):
+            with suppress(*DAMAGED_DATA):
+                return np.asarray(self.array[first:stop])
+        return np.stack([self._frame(index) for index in range(first, stop)])  # names the frame that is damaged
 
     def _frame(self, index: int) -> np.ndarray:
         # Zarr reads a missing chunk as zeros, which would pass for a black frame.
@@ -128,7 +139,7 @@ class FrameArray:
             raise self._damaged(index, "is missing")
         try:
             return np.asarray(self.array[index])
-        except (ValueError, RuntimeError, OSError) as error:
+        except DAMAGED_DATA as error:
             raise self._damaged(index, "does not match its checksum") from error
 
     def _damaged(self, index: int, how: str) -> DiffSynthError:
@@ -295,6 +306,13 @@ class FrameCache:
         finally:
             holder.unlink(missing_ok=True)
             lock.release()
+
+
+def _runs(ascending: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Split indices into runs of consecutive ones, each given by its first index and the one after its last."""
+    for _, group in groupby(enumerate(ascending), lambda numbered: numbered[1] - numbered[0]):
+        run = [index for _, index in group]
+        yield run[0], run[-1] + 1
 
 
 def _flush(paths: Sequence[Path]) -> None:

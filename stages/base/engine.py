@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping
 from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -20,7 +20,7 @@ from typing import Generic, Protocol, TypeVar
 from stages.base.cache import ArraySpec, FrameCache
 from stages.base.errors import DiffSynthError
 from stages.base.fingerprint import Inputs, changes, fingerprint
-from stages.base.overlap import OverlappedCache, Wanted
+from stages.base.overlap import OverlappedCache, Reads
 from stages.base.record import Receipt
 from stages.base.reporting import Reporter as Reporter
 from stages.base.reporting import with_progress as with_progress
@@ -40,9 +40,9 @@ class Task(Protocol):
         """How many frames are done at once. At most this much is redone after a kill."""
         return CHUNK
 
-    def reads(self, start: int, stop: int) -> Wanted:
+    def reads(self, start: int, stop: int) -> Reads:
         """Return what `run` is going to read, so that it can be read ahead. What is left out is read when needed."""
-        return {}
+        return ()
 
     def run(self, cache: FrameCache, start: int, stop: int) -> None:
         """Write the results of frames start..stop-1 to the cache.
@@ -144,7 +144,7 @@ class LocalEngine:
     """
 
     def map(self, task: Task, cache: FrameCache, chunks: Iterable[Chunk]) -> Generator[Chunk]:
-        in_order, computed = [*chunks], deque[tuple[Chunk, Sequence[Future[None]]]]()
+        in_order, computed = [*chunks], deque[tuple[Chunk, list[Future[None]]]]()
         with closing(task), OverlappedCache(cache) as overlapped:
             for position, chunk in enumerate(in_order):
                 overlapped.read_ahead(*(task.reads(*near) for near in in_order[position : position + 2]))
@@ -152,11 +152,11 @@ class LocalEngine:
                     task.run(overlapped, *chunk)
                 finally:  # even if this chunk failed, the one before is complete
                     yield from _written(computed)
-                computed.append((chunk, overlapped.pending_writes()))
+                computed.append((chunk, overlapped.take_writes()))
             yield from _written(computed)
 
 
-def _written(computed: deque[tuple[Chunk, Sequence[Future[None]]]]) -> Generator[Chunk]:
+def _written(computed: deque[tuple[Chunk, list[Future[None]]]]) -> Generator[Chunk]:
     """Yield each chunk once its writes have ended."""
     while computed:
         chunk, writes = computed.popleft()

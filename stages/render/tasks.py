@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from stages.base.cache import FrameArray, FrameCache
 from stages.base.engine import Task
-from stages.base.overlap import Wanted
+from stages.base.overlap import Reads
 from stages.diffusion.settings import Batches
 from stages.render.pattern import Item, attended_frames, ordered, shared_window, split
 from stages.render.plan import RenderPlan
@@ -94,8 +95,8 @@ class MeasureTask(RenderTask):
 class EncodeReferencesTask(RenderTask):
     """The clean latents of the references, which every step noises again."""
 
-    def reads(self, start: int, stop: int) -> Wanted:
-        return {"references": range(start, stop)}
+    def reads(self, start: int, stop: int) -> Reads:
+        return [("references", range(start, stop))]
 
     def run(self, cache: FrameCache, start: int, stop: int) -> None:
         images = cache["references"].read(range(start, stop))
@@ -107,8 +108,8 @@ class EncodeReferencesTask(RenderTask):
 class NoiseFramesTask(RenderTask):
     """img2img: start from the frames' own latents, noised to the first timestep."""
 
-    def reads(self, start: int, stop: int) -> Wanted:
-        return {"frames": self.plan.keys[start:stop]}
+    def reads(self, start: int, stop: int) -> Reads:
+        return [("frames", self.plan.keys[start:stop])]
 
     def run(self, cache: FrameCache, start: int, stop: int) -> None:
         denoiser = self.denoiser
@@ -135,22 +136,10 @@ class StepTask(RenderTask):
     def chunk(self) -> int:
         return super().chunk if self.plan.joint else shared_chunk(*self.plan.size)
 
-    def reads(self, start: int, stop: int) -> Wanted:
-        plan, chunk = self.plan, range(start, stop)
-        frames, references = split(self._seen(chunk))
-        numbers = [plan.keys[frame] for frame in frames]
-        return {
-            **{name: numbers for name, _ in plan.maps},
-            **dict.fromkeys(("reference_latents", *(name for _, name in plan.maps)), references),
-            **self.reads_of_last_step(frames, range(0) if plan.is_smoothed(self.step) else chunk),
-        }
-
-    def reads_of_last_step(self, frames: Sequence[int], chunk: range) -> Wanted:
-        """What `latents` reads for `frames`, and `write_next` for `chunk`."""
-        plan, starts = self.plan, self.step == 0
-        latents = {} if starts and not plan.img2img else {plan.latents(self.step - 1): frames}
-        clean = {} if starts or not plan.multistep else {plan.clean(self.step - 1): chunk}
-        return {**latents, **clean}
+    def reads(self, start: int, stop: int) -> Reads:
+        chunk = range(start, stop)
+        finishes = not self.plan.is_smoothed(self.step)
+        return [*self._reads_of_noise(chunk), *(self.reads_of_clean(chunk) if finishes else [])]
 
     def run(self, cache: FrameCache, start: int, stop: int) -> None:
         denoiser, frames = self.denoiser, range(start, stop)
@@ -162,14 +151,6 @@ class StepTask(RenderTask):
                 cache[self.plan.predicted(self.step)].write(start, denoiser.decode(clean, batches, predicted=True))
             else:
                 self.write_next(cache, frames, latents, clean)
-
-    def latents(self, cache: FrameCache, frames: Sequence[int]) -> torch.Tensor:
-        """What the step starts from, float32 [len(frames), 4, h, w]."""
-        import torch
-
-        if self.step == 0 and not self.plan.img2img:
-            return self.denoiser.initial_noise(*self.plan.size).repeat(len(frames), 1, 1, 1)
-        return torch.from_numpy(cache[self.plan.latents(self.step - 1)].read(frames))
 
     def write_next(self, cache: FrameCache, frames: range, latents: torch.Tensor, clean: torch.Tensor) -> None:
         """Write the latents that these clean latents lead to."""
@@ -186,13 +167,26 @@ class StepTask(RenderTask):
 
         return torch.from_numpy(cache[self.plan.clean(self.step - 1)].read(frames)) if self.step else None
 
-    def _seen(self, chunk: range) -> list[Item]:
-        """The frames that go through the networks for a chunk and, after them, the references."""
-        pattern, count = self.plan.pattern, len(self.plan.keys)
-        if self.plan.joint:
-            return ordered(item for group in attended_frames(pattern, chunk, count) for item in group)
-        frames, anchors, _ = shared_window(pattern, chunk, count)
-        return [*frames, *anchors]
+    def reads_of_clean(self, frames: Sequence[int]) -> Reads:
+        """What `clean_before` reads."""
+        return [(self.plan.clean(self.step - 1), frames)] if self.plan.multistep and self.step else []
+
+    def latents(self, cache: FrameCache, frames: Sequence[int]) -> torch.Tensor:
+        """What the step starts from, float32 [len(frames), 4, h, w]."""
+        import torch
+
+        if self._starts:
+            return self.denoiser.initial_noise(*self.plan.size).repeat(len(frames), 1, 1, 1)
+        return torch.from_numpy(cache[self.plan.latents(self.step - 1)].read(frames))
+
+    def reads_of_latents(self, frames: Sequence[int]) -> Reads:
+        """What `latents` reads."""
+        return [] if self._starts else [(self.plan.latents(self.step - 1), frames)]
+
+    @property
+    def _starts(self) -> bool:
+        """Whether the step starts from noise alone."""
+        return self.step == 0 and not self.plan.img2img
 
     def _predict(
         self, cache: FrameCache, chunk: range, timestep: float, batches: Batches
@@ -205,11 +199,20 @@ class StepTask(RenderTask):
             noise = self.denoiser.predict_shared_noise(inputs, sources, fixed, timestep, batches)
             own = [frames.index(frame) for frame in chunk]
             return inputs.latents[own], noise[own]
-        groups, members = attended_frames(pattern, chunk, count), self._seen(chunk)
+        groups = attended_frames(pattern, chunk, count)
+        members = ordered(item for group in groups for item in group)
         inputs = self._inputs(cache, members, timestep)
         indexes = [[members.index(item) for item in group] for group in groups]
         noise = self.denoiser.predict_noise(inputs, indexes, pattern.index(0), timestep, batches)
         return inputs.latents[[members.index(frame) for frame in chunk]], noise
+
+    def _reads_of_noise(self, chunk: range) -> Reads:
+        """What `_predict` reads."""
+        pattern, count = self.plan.pattern, len(self.plan.keys)
+        if self.plan.joint:
+            return self._reads_of_inputs(ordered(chain(*attended_frames(pattern, chunk, count))))
+        frames, anchors, _ = shared_window(pattern, chunk, count)
+        return chain(self._reads_of_inputs(frames), self._reads_of_inputs(anchors))
 
     def _inputs(self, cache: FrameCache, items: Sequence[Item], timestep: float) -> Frames:
         """Latents and control maps of frames and, after them, of references, noised to this timestep."""
@@ -228,6 +231,17 @@ class StepTask(RenderTask):
             maps = [np.concatenate(pair) for pair in zip(maps, of_references, strict=True)]
         return Frames(latents, maps)
 
+    def _reads_of_inputs(self, items: Sequence[Item]) -> Reads:
+        """What `_inputs` reads."""
+        frames, references = split(items)
+        numbers = [self.plan.keys[frame] for frame in frames]
+        of_references = ["reference_latents", *(name for _, name in self.plan.maps)] if references else []
+        return [
+            *self.reads_of_latents(frames),
+            *((name, numbers) for name, _ in self.plan.maps),
+            *((name, references) for name in of_references),
+        ]
+
 
 @dataclass
 class SmoothStepTask(StepTask):
@@ -239,8 +253,8 @@ class SmoothStepTask(StepTask):
     def chunk(self) -> int:
         return self.smoother.chunk
 
-    def reads(self, start: int, stop: int) -> Wanted:
-        return self.reads_of_last_step(range(start, stop), range(start, stop))
+    def reads(self, start: int, stop: int) -> Reads:
+        return [*self.reads_of_latents(range(start, stop)), *self.reads_of_clean(range(start, stop))]
 
     def run(self, cache: FrameCache, start: int, stop: int) -> None:
         guides, styles = self.rendered_frames(cache, "frames"), cache[self.plan.predicted(self.step)]
@@ -258,8 +272,8 @@ class SmoothStepTask(StepTask):
 class DecodeLatentsTask(RenderTask):
     """The finished latents as images."""
 
-    def reads(self, start: int, stop: int) -> Wanted:
-        return {"latents": range(start, stop)}
+    def reads(self, start: int, stop: int) -> Reads:
+        return [("latents", range(start, stop))]
 
     def run(self, cache: FrameCache, start: int, stop: int) -> None:
         import torch
