@@ -38,6 +38,7 @@ from stages.base.record import StageRecord, write_json
 
 HOLDER = "holder.json"
 ZSTD_LEVEL = 1  # on real footage, level 3 is 9 % smaller and takes twice as long, level 6 16 % and five times as long
+MOST_KEPT = 2**30  # bytes: one ControlNet's maps of 700 frames of 512×960
 
 # What Zarr raises for metadata that is not JSON, is incomplete or has values of the wrong type.
 DAMAGED_METADATA = (ValueError, KeyError, TypeError, AttributeError)
@@ -64,6 +65,34 @@ class ArraySpec:
     compressed: tuple[float, float] | None = None
 
 
+class KeptFrames:
+    """Frames that stay in memory once they have been read, as long as there is room.
+
+    Args:
+        names: The arrays whose frames stay.
+        room: For how many bytes there is room.
+    """
+
+    def __init__(self, names: Collection[str] = (), room: int = 0):
+        self.names, self.room = names, room
+        self.frames: dict[tuple[str, tuple[int, ...]], np.ndarray] = {}
+
+    def __reduce__(self) -> tuple[type[KeptFrames], tuple[Collection[str], int]]:
+        return KeptFrames, (self.names, self.room)  # another process reads its own
+
+    def read(self, array: FrameArray, indices: tuple[int, ...]) -> np.ndarray:
+        """Return frames of an array, from memory if the same ones have been read before."""
+        if array.name not in self.names:
+            return array.read_stored(indices)
+        key = array.name, indices
+        if key not in self.frames:
+            frames = array.read_stored(indices)
+            if sum(kept.nbytes for kept in self.frames.values()) + frames.nbytes > self.room:
+                return frames
+            self.frames[key] = frames
+        return self.frames[key]
+
+
 class FrameArray:
     """Frames by index, read from the cache on access.
 
@@ -72,10 +101,11 @@ class FrameArray:
         folder: The cache's folder.
         name: Name of the array.
         mend: How to repair the array, as a hint in messages.
+        kept: Frames that were read before.
     """
 
-    def __init__(self, array: AnyArray, folder: Path, name: str, mend: str):
-        self.array, self.folder, self.name, self.mend = array, folder, name, mend
+    def __init__(self, array: AnyArray, folder: Path, name: str, mend: str, kept: KeptFrames):
+        self.array, self.folder, self.name, self.mend, self.kept = array, folder, name, mend, kept
         self.shape: tuple[int, ...] = array.shape
         self.attrs = array.attrs
 
@@ -99,14 +129,17 @@ class FrameArray:
         return self._frame(index % len(self))
 
     def read(self, indices: Iterable[int]) -> np.ndarray:
-        """Return frames [len(indices), ...] in the given order, reading each once."""
-        indices = list(indices)
+        """Return frames [len(indices), ...] in the given order. They may stay in memory and must not be changed."""
+        return self.kept.read(self, tuple(indices))
+
+    def read_stored(self, indices: Sequence[int]) -> np.ndarray:
+        """Return frames [len(indices), ...] in the given order, reading each once from the disk."""
         unique = sorted(set(indices))
         if not unique:
             return np.empty((0, *self.shape[1:]), self.array.dtype)
         parts = [self._run(first, stop) for first, stop in _runs(unique)]
         frames = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        return frames if indices == unique else frames[np.searchsorted(unique, indices)]
+        return frames if list(indices) == unique else frames[np.searchsorted(unique, indices)]
 
     def damage(self, whole: bool) -> Iterator[str]:
         """Read all frames and report damaged ones, and missing ones if the array should be complete (`whole`)."""
@@ -157,14 +190,20 @@ class FrameCache:
         path: Its folder.
         arguments: The job file and its overrides, for commands in messages.
         arrays: The arrays that each stage makes, as in `Stage.arrays`.
+        kept: Frames that were read before.
     """
 
     def __init__(
-        self, path: str | Path, arguments: str = "JOB.json", arrays: Mapping[str, Collection[str]] | None = None
+        self,
+        path: str | Path,
+        arguments: str = "JOB.json",
+        arrays: Mapping[str, Collection[str]] | None = None,
+        kept: KeptFrames | None = None,
     ):
         self.path = Path(path)
         self.arguments = arguments
         self.made_by = arrays or {}
+        self.kept = kept or KeptFrames()
 
     @cached_property
     def group(self) -> zarr.Group:
@@ -182,6 +221,11 @@ class FrameCache:
                 ) from error
         (folder / "zarr.json").unlink()
         return zarr.open_group(str(folder), mode="a", zarr_format=3)
+
+    def keeping(self, names: Collection[str]) -> FrameCache:
+        """Return this cache, with memory for frames of the arrays `names`, which nobody may write meanwhile."""
+        room = min(MOST_KEPT, psutil.virtual_memory().available // 4)
+        return FrameCache(self.path, self.arguments, self.made_by, KeptFrames(names, room))
 
     def is_cache(self) -> bool:
         """Whether `path` is a frame cache or an empty folder."""
@@ -205,7 +249,7 @@ class FrameCache:
         if not isinstance(array, zarr.Array):
             raise DiffSynthError(f"{self.path}: '{name}' is not an array", mend)
         # By default Zarr does not write chunks of zeros, so black frames would be missing.
-        return FrameArray(array.with_config({"write_empty_chunks": True}), self.path, name, mend)
+        return FrameArray(array.with_config({"write_empty_chunks": True}), self.path, name, mend, self.kept)
 
     def create(self, spec: ArraySpec) -> FrameArray:
         """Create an empty array, replacing one of the same name."""

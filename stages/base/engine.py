@@ -89,6 +89,7 @@ class Plan:
         phases: What fills them, in order.
         begin: Called once after the arrays have been created, to write what is already known.
         kept: Arrays of an earlier run that are used as they are.
+        rereads: Arrays of earlier stages that several phases read. They stay in memory as far as there is room.
         trial: Runs before an earlier run's results are removed. It raises DiffSynthError for problems that only show
             when models are loaded.
     """
@@ -98,6 +99,7 @@ class Plan:
     phases: list[Phase]
     begin: Callable[[FrameCache], None] = lambda cache: None
     kept: tuple[str, ...] = ()
+    rereads: tuple[str, ...] = ()
     trial: Task | None = None
 
     @property
@@ -336,6 +338,7 @@ def fill(stage: Stage[Work], run: Run[Work], resume: bool) -> None:
         (phase, [chunk for chunk in phase.chunks() if (phase.name, chunk[0]) not in record.done])
         for phase in plan.phases
     ]
+    working = cache.keeping(plan.rereads)
     total = sum(phase.frames for phase in plan.phases)
     left = sum(stop - start for _, chunks in todo for start, stop in chunks)
     reporter.begin(stage.name, total, total - left)
@@ -343,7 +346,7 @@ def fill(stage: Stage[Work], run: Run[Work], resume: bool) -> None:
         if chunks:
             reporter.phase(phase.name)
         started = time.monotonic()
-        with closing(run.engine.map(phase.task, cache, chunks)) as finished:
+        with closing(run.engine.map(phase.task, working, chunks)) as finished:
             for start, stop in finished:
                 record.mark(phase.name, start, time.monotonic() - started)
                 reporter.advance(stop - start)

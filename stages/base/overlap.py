@@ -66,7 +66,7 @@ class OverlappedArray(FrameArray):
     """An array of an `OverlappedCache`."""
 
     def __init__(self, plain: FrameArray, cache: OverlappedCache):
-        super().__init__(plain.array, plain.folder, plain.name, plain.mend)
+        super().__init__(plain.array, plain.folder, plain.name, plain.mend, plain.kept)
         self.plain, self.cache = plain, cache
 
     def read(self, indices: Iterable[int]) -> np.ndarray:

@@ -118,6 +118,7 @@ def plan(run: Run[Job], resume: bool) -> Plan:
         arrays=rendering.arrays(),
         phases=_phases(rendering),
         begin=lambda cache: cache["rendered"].attrs.update(noted),
+        rereads=tuple(name for pair in rendering.maps for name in pair),
         trial=LoadTask(rendering),
     )
 
