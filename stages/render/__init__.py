@@ -223,7 +223,7 @@ def _step_phases(plan: RenderPlan, step: int) -> list[Phase]:
     phases = [Phase(name, keys, StepTask(plan, step))]
     if plan.smoother is not None and plan.is_smoothed(step):
         smoother = ChunkSmoother(*plan.smoother, plan.settings.models.device)
-        phases.append(Phase(f"{name} smooth", keys, SmoothStepTask(plan, step, smoother)))
+        phases.append(Phase(f"{name}: smooth", keys, SmoothStepTask(plan, step, smoother)))
     return [*phases[:-1], replace(phases[-1], drops=plan.drops(step))]
 
 

@@ -251,16 +251,18 @@ class SmoothStepTask(StepTask):
 
     @property
     def chunk(self) -> int:
-        return self.smoother.chunk
+        """As many frames as the networks take at once, in whole chunks of the smoother."""
+        return self.smoother.chunk * max(super().chunk // self.smoother.chunk, 1)
 
     def reads(self, start: int, stop: int) -> Reads:
         return [*self.reads_of_latents(range(start, stop)), *self.reads_of_clean(range(start, stop))]
 
     def run(self, cache: FrameCache, start: int, stop: int) -> None:
         guides, styles = self.rendered_frames(cache, "frames"), cache[self.plan.predicted(self.step)]
-        images, frames = self.smoother.smooth(guides, styles, start, stop), range(start, stop)
+        frames, size = range(start, stop), self.smoother.chunk
+        parts = [self.smoother.smooth(guides, styles, k, min(k + size, stop)) for k in range(start, stop, size)]
         with self.batches(cache) as batches:
-            clean = self.denoiser.encode(images, batches, predicted=True)
+            clean = self.denoiser.encode(np.concatenate(parts), batches, predicted=True)
             self.write_next(cache, frames, self.latents(cache, frames), clean)
 
     def close(self) -> None:
