@@ -114,6 +114,9 @@ class ChunkSmoother:
     _smoother: Smoother | None = field(default=None, init=False, repr=False)
     _next: int = field(default=0, init=False, repr=False)
 
+    def __reduce__(self) -> tuple[type[ChunkSmoother], tuple[str, Values, str]]:
+        return ChunkSmoother, (self.name, self.config, self.device)  # another process builds its own
+
     @property
     def chunk(self) -> int:
         """How many frames the smoother returns at once."""

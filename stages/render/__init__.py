@@ -12,7 +12,7 @@ from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
-from stages.base.cache import ArraySpec, FrameArray
+from stages.base.cache import ArraySpec, FrameArray, FrameCache
 from stages.base.engine import Footage, Options, Phase, Plan, Reporter, Run, Stage
 from stages.base.errors import DiffSynthError, UsageError
 from stages.base.json_types import Values
@@ -34,6 +34,8 @@ from stages.render.tasks import (
 )
 from stages.smoothers import build, frames_on_device
 from stages.tasks import ChunkSmoother, PaintTask
+
+STEP = "step"  # how the names of phases of denoising steps begin
 
 
 def running_nets(job: Job) -> list[int]:
@@ -94,10 +96,7 @@ def plan(run: Run[Job], resume: bool) -> Plan:
     job, cache = run.job, run.cache
     begun: Values = cache["rendered"].attrs.asdict() if resume else {}
     if resume and "latents_other" in cache:
-        raise DiffSynthError(
-            f"{cache.path}: this render was started by an earlier version, which stored its steps differently",
-            f"{cache.command('render')} --restart redoes it",
-        )
+        raise _older(cache)
     run.reporter.begin("render", None)
     _warn_of_guidance(job, run.reporter)
     count, height, width, _ = cache["frames"].shape
@@ -109,6 +108,9 @@ def plan(run: Run[Job], resume: bool) -> Plan:
         maps=tuple(recorded_maps(cache)),
         multistep=SAMPLERS[job.scheduler].multistep,
     )
+    phases = _phases(rendering)
+    if resume and not _steps_begun(cache) <= {phase.name for phase in phases}:
+        raise _older(cache)
     noted: Values = {"keys": list(rendering.keys), "compiled": rendering.settings.compiled}
     if rendering.batch_size is not None:
         noted["batch_size"] = rendering.batch_size
@@ -116,7 +118,7 @@ def plan(run: Run[Job], resume: bool) -> Plan:
     return Plan(
         frames=count,
         arrays=rendering.arrays(),
-        phases=_phases(rendering),
+        phases=phases,
         begin=lambda cache: cache["rendered"].attrs.update(noted),
         rereads=tuple(name for pair in rendering.maps for name in pair),
         trial=LoadTask(rendering),
@@ -183,6 +185,18 @@ def denoiser_settings(job: Job, options: Options) -> Settings:
     )
 
 
+def _steps_begun(cache: FrameCache) -> set[str]:
+    """The phases of steps that have finished chunks."""
+    return {phase for phase, _ in cache.record("render").done if phase.startswith(STEP)}
+
+
+def _older(cache: FrameCache) -> DiffSynthError:
+    return DiffSynthError(
+        f"{cache.path}: this render was started by an earlier version, which stored its steps differently",
+        f"{cache.command('render')} --restart redoes it",
+    )
+
+
 def _warn_of_guidance(job: Job, reporter: Reporter) -> None:
     most = SAMPLERS[job.scheduler].most_guidance
     if most is None or job.guidance_scale <= most or guidance_is_input(job.model_id, job.allow_pickle):
@@ -219,7 +233,7 @@ def _phases(plan: RenderPlan) -> list[Phase]:
 
 
 def _step_phases(plan: RenderPlan, step: int) -> list[Phase]:
-    name, keys = f"step {step + 1}/{plan.steps}", len(plan.keys)
+    name, keys = f"{STEP} {step + 1}/{plan.steps}", len(plan.keys)
     phases = [Phase(name, keys, StepTask(plan, step))]
     if plan.smoother is not None and plan.is_smoothed(step):
         smoother = ChunkSmoother(*plan.smoother, plan.settings.models.device)
