@@ -88,7 +88,7 @@ class KeptFrames:
         key = array.name, indices
         if key not in self.frames:
             frames = array.read_stored(indices)
-            if sum(kept.nbytes for kept in self.frames.values()) + frames.nbytes > self.room:
+            if sum(kept.nbytes for kept in list(self.frames.values())) + frames.nbytes > self.room:
                 return frames
             self.frames[key] = frames
         return self.frames[key]

@@ -37,7 +37,7 @@ class Task(Protocol):
 
     @property
     def chunk(self) -> int:
-        """How many frames are done at once. At most this much is redone after a kill."""
+        """How many frames are done at once. At most two chunks are redone after a kill."""
         return CHUNK
 
     def reads(self, start: int, stop: int) -> Reads:
@@ -148,8 +148,11 @@ class LocalEngine:
     def map(self, task: Task, cache: FrameCache, chunks: Iterable[Chunk]) -> Generator[Chunk]:
         in_order, computed = [*chunks], deque[tuple[Chunk, list[Future[None]]]]()
         with closing(task), OverlappedCache(cache) as overlapped:
-            for position, chunk in enumerate(in_order):
-                overlapped.read_ahead(*(task.reads(*near) for near in in_order[position : position + 2]))
+            announced = (list(task.reads(*chunk)) for chunk in in_order)
+            following = next(announced, [])
+            for chunk in in_order:
+                reads, following = following, next(announced, [])
+                overlapped.read_ahead(reads, following)
                 try:
                     task.run(overlapped, *chunk)
                 finally:  # even if this chunk failed, the one before is complete

@@ -148,8 +148,7 @@ def test_tasks_announce_what_they_read(
     read_ahead, read = OverlappedCache.read_ahead, OverlappedArray.read
 
     def watched_read_ahead(self: OverlappedCache, *chunks: Reads) -> None:
-        chunks = tuple([(name, tuple(indices)) for name, indices in reads] for reads in chunks)
-        announced.update(*chunks)
+        announced.update((name, tuple(indices)) for reads in chunks for name, indices in reads)
         read_ahead(self, *chunks)
 
     def watched_read(self: OverlappedArray, indices: Iterable[int]) -> np.ndarray:
