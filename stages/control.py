@@ -16,6 +16,7 @@ from stages.base.engine import Footage, Phase, Plan, Reporter, Run, Stage, Task
 from stages.base.errors import DiffSynthError, UsageError
 from stages.base.fingerprint import fingerprint
 from stages.base.json_types import Values
+from stages.base.overlap import Reads
 from stages.base.words import counted
 from stages.jobs.job import Job
 from stages.jobs.maps import map_names
@@ -69,6 +70,9 @@ class AnnotateTask(AnnotatorTask):
     source: str
     target: str
 
+    def reads(self, start: int, stop: int) -> Reads:
+        return [(self.source, range(start, stop))]
+
     def run(self, cache: FrameCache, start: int, stop: int) -> None:
         annotator = cast(Annotator, self.annotator)
         cache[self.target].write(start, annotator.maps(cache[self.source].read(range(start, stop))))
@@ -80,6 +84,9 @@ class LookTask(AnnotatorTask):
 
     source: str
     target: str
+
+    def reads(self, start: int, stop: int) -> Reads:
+        return [(self.source, range(start, stop))]
 
     def run(self, cache: FrameCache, start: int, stop: int) -> None:
         annotator = cast(VideoAnnotator, self.annotator)

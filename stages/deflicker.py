@@ -14,6 +14,7 @@ from stages.base.cache import ArraySpec, FrameCache
 from stages.base.engine import Footage, Phase, Plan, Reporter, Run, Stage, Task, with_progress
 from stages.base.json_types import Values
 from stages.base.outputs import FRAMES, SIGNATURE, VIDEO
+from stages.base.overlap import Reads
 from stages.base.record import read_json, write_json
 from stages.base.words import counted, per_second
 from stages.jobs.job import Job
@@ -29,6 +30,9 @@ SAME_SPEED = 1e-3  # audio is kept when the speed changes by less than this part
 @dataclass
 class PassTask(Task):
     """Copy rendered frames as they are."""
+
+    def reads(self, start: int, stop: int) -> Reads:
+        return [("rendered", range(start, stop))]
 
     def run(self, cache: FrameCache, start: int, stop: int) -> None:
         cache["deflickered"].write(start, cache["rendered"].read(range(start, stop)))

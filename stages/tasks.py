@@ -6,11 +6,15 @@ A task pickles, runs its chunks in any order and in any process, and drops what 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import islice
+from typing import overload
 
 import numpy as np
 
+from stages.base.arrays import Image
 from stages.base.cache import FrameCache
 from stages.base.engine import Task
 from stages.base.errors import DiffSynthError
@@ -19,6 +23,7 @@ from stages.smoothers import SMOOTHERS, Frames, Smoother, build, frames_on_devic
 from stages.video import Shot, fit
 
 PAINT_CHUNK = 2  # frames that are painted at once
+KEPT_FRAMES = 4  # of those that a smoother has read, per video
 
 
 def unchanged(image: np.ndarray) -> np.ndarray:
@@ -69,6 +74,32 @@ class DecodeTask(Task):
         self._left = None
 
 
+class ReadAhead(Sequence[Image]):
+    """Frames that are read by another thread: with each, the one after it. The last few are kept."""
+
+    def __init__(self, frames: Frames):
+        self.length, reader = len(frames), ThreadPoolExecutor(1, "read ahead")
+        self.read = lru_cache(KEPT_FRAMES)(lambda index: reader.submit(frames.__getitem__, index))
+
+    def __len__(self) -> int:
+        return self.length
+
+    @overload
+    def __getitem__(self, index: int) -> Image: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Image]: ...
+
+    def __getitem__(self, index: int | slice) -> Image | list[Image]:
+        if isinstance(index, slice):
+            return [self[k] for k in range(*index.indices(self.length))]
+        index = range(self.length)[index]
+        frame = self.read(index)
+        if index + 1 < self.length:
+            self.read(index + 1)
+        return frame.result()
+
+
 @dataclass
 class ChunkSmoother:
     """A smoother that is built when the first chunk needs it.
@@ -83,6 +114,9 @@ class ChunkSmoother:
     _smoother: Smoother | None = field(default=None, init=False, repr=False)
     _next: int = field(default=0, init=False, repr=False)
 
+    def __reduce__(self) -> tuple[type[ChunkSmoother], tuple[str, Values, str]]:
+        return ChunkSmoother, (self.name, self.config, self.device)  # another process builds its own
+
     @property
     def chunk(self) -> int:
         """How many frames the smoother returns at once."""
@@ -91,7 +125,9 @@ class ChunkSmoother:
     def smooth(self, guides: Frames, styles: Frames, start: int, stop: int) -> np.ndarray:
         """Frames start..stop-1 of the whole video `styles`, deflickered."""
         if self._smoother is None or self._next != start:
-            self._smoother = build(self.name, dict(self.config), guides, styles, self.device)
+            ahead = ReadAhead(styles)
+            guides = ahead if guides is styles else ReadAhead(guides)
+            self._smoother = build(self.name, dict(self.config), guides, ahead, self.device)
         self._next = stop
         return self._smoother.smooth(start, stop)
 

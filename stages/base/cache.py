@@ -16,10 +16,11 @@ import sys
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import overload
 
@@ -37,9 +38,13 @@ from stages.base.record import StageRecord, write_json
 
 HOLDER = "holder.json"
 ZSTD_LEVEL = 1  # on real footage, level 3 is 9 % smaller and takes twice as long, level 6 16 % and five times as long
+DISK_THREADS = 8
+MOST_KEPT = 2**30  # bytes: one ControlNet's maps of 700 frames of 512×960
 
 # What Zarr raises for metadata that is not JSON, is incomplete or has values of the wrong type.
 DAMAGED_METADATA = (ValueError, KeyError, TypeError, AttributeError)
+# What it raises for frames that do not match their checksum or cannot be read.
+DAMAGED_DATA = (ValueError, RuntimeError, OSError)
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,34 @@ class ArraySpec:
     compressed: tuple[float, float] | None = None
 
 
+class KeptFrames:
+    """Frames that stay in memory once they have been read, as long as there is room.
+
+    Args:
+        names: The arrays whose frames stay.
+        room: For how many bytes there is room.
+    """
+
+    def __init__(self, names: Collection[str] = (), room: int = 0):
+        self.names, self.room = names, room
+        self.frames: dict[tuple[str, tuple[int, ...]], np.ndarray] = {}
+
+    def __reduce__(self) -> tuple[type[KeptFrames], tuple[Collection[str], int]]:
+        return KeptFrames, (self.names, self.room)  # another process reads its own
+
+    def read(self, array: FrameArray, indices: tuple[int, ...]) -> np.ndarray:
+        """Return frames of an array, from memory if the same ones have been read before."""
+        if array.name not in self.names:
+            return array.read_stored(indices)
+        key = array.name, indices
+        if key not in self.frames:
+            frames = array.read_stored(indices)
+            if sum(kept.nbytes for kept in list(self.frames.values())) + frames.nbytes > self.room:
+                return frames
+            self.frames[key] = frames
+        return self.frames[key]
+
+
 class FrameArray:
     """Frames by index, read from the cache on access.
 
@@ -69,10 +102,11 @@ class FrameArray:
         folder: The cache's folder.
         name: Name of the array.
         mend: How to repair the array, as a hint in messages.
+        kept: Frames that were read before.
     """
 
-    def __init__(self, array: AnyArray, folder: Path, name: str, mend: str):
-        self.array, self.folder, self.name, self.mend = array, folder, name, mend
+    def __init__(self, array: AnyArray, folder: Path, name: str, mend: str, kept: KeptFrames):
+        self.array, self.folder, self.name, self.mend, self.kept = array, folder, name, mend, kept
         self.shape: tuple[int, ...] = array.shape
         self.attrs = array.attrs
 
@@ -96,12 +130,17 @@ class FrameArray:
         return self._frame(index % len(self))
 
     def read(self, indices: Iterable[int]) -> np.ndarray:
-        """Return frames [len(indices), ...] in the given order, reading each once."""
-        indices = list(indices)
-        unique = {index: self._frame(index) for index in dict.fromkeys(indices)}
+        """Return frames [len(indices), ...] in the given order. They may stay in memory and must not be changed."""
+        return self.kept.read(self, tuple(indices))
+
+    def read_stored(self, indices: Sequence[int]) -> np.ndarray:
+        """Return frames [len(indices), ...] in the given order, reading each once from the disk."""
+        unique = sorted(set(indices))
         if not unique:
             return np.empty((0, *self.shape[1:]), self.array.dtype)
-        return np.stack([unique[index] for index in indices])
+        parts = [self._run(first, stop) for first, stop in _runs(unique)]
+        frames = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return frames if list(indices) == unique else frames[np.searchsorted(unique, indices)]
 
     def damage(self, whole: bool) -> Iterator[str]:
         """Read all frames and report damaged ones, and missing ones if the array should be complete (`whole`)."""
@@ -114,9 +153,19 @@ class FrameArray:
 
     def write(self, start: int, frames: np.ndarray) -> None:
         """Write frames [K, ...] from index `start` on, and wait until they are on the disk."""
-        for offset, frame in enumerate(frames):
-            self.array[start + offset] = frame
+        self.array[start : start + len(frames)] = frames
         _flush([self._chunk_path(start + offset) for offset in range(len(frames))])
+
+    def note(self, **attributes: Json) -> None:
+        """Set attributes, after the frames written so far are on the disk."""
+        self.attrs.update(attributes)
+
+    def _run(self, first: int, stop: int) -> np.ndarray:
+        """Read frames first..stop-1 in one call, which takes half the time for small ones."""
+        if all(self._chunk_path(index).exists() for index in range(first, stop)):
+            with suppress(*DAMAGED_DATA):
+                return np.asarray(self.array[first:stop])
+        return np.stack([self._frame(index) for index in range(first, stop)])  # names the frame that is damaged
 
     def _frame(self, index: int) -> np.ndarray:
         # Zarr reads a missing chunk as zeros, which would pass for a black frame.
@@ -124,7 +173,7 @@ class FrameArray:
             raise self._damaged(index, "is missing")
         try:
             return np.asarray(self.array[index])
-        except (ValueError, RuntimeError, OSError) as error:
+        except DAMAGED_DATA as error:
             raise self._damaged(index, "does not match its checksum") from error
 
     def _damaged(self, index: int, how: str) -> DiffSynthError:
@@ -142,14 +191,20 @@ class FrameCache:
         path: Its folder.
         arguments: The job file and its overrides, for commands in messages.
         arrays: The arrays that each stage makes, as in `Stage.arrays`.
+        kept: Frames that were read before.
     """
 
     def __init__(
-        self, path: str | Path, arguments: str = "JOB.json", arrays: Mapping[str, Collection[str]] | None = None
+        self,
+        path: str | Path,
+        arguments: str = "JOB.json",
+        arrays: Mapping[str, Collection[str]] | None = None,
+        kept: KeptFrames | None = None,
     ):
         self.path = Path(path)
         self.arguments = arguments
         self.made_by = arrays or {}
+        self.kept = kept or KeptFrames()
 
     @cached_property
     def group(self) -> zarr.Group:
@@ -167,6 +222,11 @@ class FrameCache:
                 ) from error
         (folder / "zarr.json").unlink()
         return zarr.open_group(str(folder), mode="a", zarr_format=3)
+
+    def keeping(self, names: Collection[str]) -> FrameCache:
+        """Return this cache, with memory for frames of the arrays `names`, which nobody may write meanwhile."""
+        room = min(MOST_KEPT, psutil.virtual_memory().available // 4)
+        return FrameCache(self.path, self.arguments, self.made_by, KeptFrames(names, room))
 
     def is_cache(self) -> bool:
         """Whether `path` is a frame cache or an empty folder."""
@@ -190,7 +250,7 @@ class FrameCache:
         if not isinstance(array, zarr.Array):
             raise DiffSynthError(f"{self.path}: '{name}' is not an array", mend)
         # By default Zarr does not write chunks of zeros, so black frames would be missing.
-        return FrameArray(array.with_config({"write_empty_chunks": True}), self.path, name, mend)
+        return FrameArray(array.with_config({"write_empty_chunks": True}), self.path, name, mend, self.kept)
 
     def create(self, spec: ArraySpec) -> FrameArray:
         """Create an empty array, replacing one of the same name."""
@@ -210,9 +270,10 @@ class FrameCache:
         return self[spec.name]
 
     def remove(self, name: str) -> None:
-        """Remove an array, if it exists."""
-        """Remove an array, and the group that it leaves empty."""
+        """Remove an array, if it exists, and the group that it leaves empty."""
         folder = self.path / name
+        with ThreadPoolExecutor(DISK_THREADS) as pool:  # where freed blocks are discarded, each file takes milliseconds
+            list(pool.map(_remove_file, folder.glob("c.*")))
         shutil.rmtree(folder, ignore_errors=True)
         if folder.parent != self.path and not any(folder.parent.glob("*/")):
             shutil.rmtree(folder.parent, ignore_errors=True)
@@ -293,6 +354,18 @@ class FrameCache:
             lock.release()
 
 
+def _runs(ascending: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Split indices into runs of consecutive ones, each given by its first index and the one after its last."""
+    for _, group in groupby(enumerate(ascending), lambda numbered: numbered[1] - numbered[0]):
+        run = [index for _, index in group]
+        yield run[0], run[-1] + 1
+
+
+def _remove_file(path: Path) -> None:
+    with suppress(OSError):
+        path.unlink()
+
+
 def _flush(paths: Sequence[Path]) -> None:
     """Wait until the files and their folder entries are on the disk."""
 
@@ -303,7 +376,7 @@ def _flush(paths: Sequence[Path]) -> None:
         finally:
             os.close(descriptor)
 
-    with ThreadPoolExecutor(8) as pool:  # parallel syncs are merged into fewer disk operations
+    with ThreadPoolExecutor(DISK_THREADS) as pool:  # parallel syncs are merged into fewer disk operations
         list(pool.map(sync, paths))
         if os.name == "posix":  # elsewhere folders cannot be opened
             list(pool.map(sync, {path.parent for path in paths}))

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping
+from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -18,6 +20,7 @@ from typing import Generic, Protocol, TypeVar
 from stages.base.cache import ArraySpec, FrameCache
 from stages.base.errors import DiffSynthError
 from stages.base.fingerprint import Inputs, changes, fingerprint
+from stages.base.overlap import OverlappedCache, Reads
 from stages.base.record import Receipt
 from stages.base.reporting import Reporter as Reporter
 from stages.base.reporting import with_progress as with_progress
@@ -34,11 +37,18 @@ class Task(Protocol):
 
     @property
     def chunk(self) -> int:
-        """How many frames are done at once. At most this much is redone after a kill."""
+        """How many frames are done at once. At most two chunks are redone after a kill."""
         return CHUNK
 
+    def reads(self, start: int, stop: int) -> Reads:
+        """Return what `run` is going to read, so that it can be read ahead. What is left out is read when needed."""
+        return ()
+
     def run(self, cache: FrameCache, start: int, stop: int) -> None:
-        """Write the results of frames start..stop-1 to the cache."""
+        """Write the results of frames start..stop-1 to the cache.
+
+        They may be written later, so that they must not be changed and cannot be read in this phase.
+        """
 
     def close(self) -> None:
         """Release what is kept between chunks. The task may run again afterwards."""
@@ -81,6 +91,7 @@ class Plan:
         phases: What fills them, in order.
         begin: Called once after the arrays have been created, to write what is already known.
         kept: Arrays of an earlier run that are used as they are.
+        rereads: Arrays of earlier stages that several phases read. They stay in memory as far as there is room.
         trial: Runs before an earlier run's results are removed. It raises DiffSynthError for problems that only show
             when models are loaded.
     """
@@ -90,6 +101,7 @@ class Plan:
     phases: list[Phase]
     begin: Callable[[FrameCache], None] = lambda cache: None
     kept: tuple[str, ...] = ()
+    rereads: tuple[str, ...] = ()
     trial: Task | None = None
 
     @property
@@ -132,13 +144,34 @@ class Engine(Protocol):
 
 
 class LocalEngine:
-    """Run chunks one after the other in this process."""
+    """Run chunks one after the other in this process.
+
+    While a chunk is computed, one thread reads the frames of the next chunk and another writes those of the last one.
+    """
 
     def map(self, task: Task, cache: FrameCache, chunks: Iterable[Chunk]) -> Generator[Chunk]:
-        with closing(task):
-            for start, stop in chunks:
-                task.run(cache, start, stop)
-                yield start, stop
+        in_order, computed = [*chunks], deque[tuple[Chunk, list[Future[None]]]]()
+        with closing(task), OverlappedCache(cache) as overlapped:
+            announced = (list(task.reads(*chunk)) for chunk in in_order)
+            following = next(announced, [])
+            for chunk in in_order:
+                reads, following = following, next(announced, [])
+                overlapped.read_ahead(reads, following)
+                try:
+                    task.run(overlapped, *chunk)
+                finally:  # even if this chunk failed, the one before is complete
+                    yield from _written(computed)
+                computed.append((chunk, overlapped.take_writes()))
+            yield from _written(computed)
+
+
+def _written(computed: deque[tuple[Chunk, list[Future[None]]]]) -> Generator[Chunk]:
+    """Yield each chunk once its writes have ended."""
+    while computed:
+        chunk, writes = computed.popleft()
+        for write in writes:
+            write.result()
+        yield chunk
 
 
 class HasInputs(Protocol):
@@ -312,6 +345,7 @@ def fill(stage: Stage[Work], run: Run[Work], resume: bool) -> None:
         (phase, [chunk for chunk in phase.chunks() if (phase.name, chunk[0]) not in record.done])
         for phase in plan.phases
     ]
+    working = cache.keeping(plan.rereads)
     total = sum(phase.frames for phase in plan.phases)
     left = sum(stop - start for _, chunks in todo for start, stop in chunks)
     reporter.begin(stage.name, total, total - left)
@@ -319,7 +353,7 @@ def fill(stage: Stage[Work], run: Run[Work], resume: bool) -> None:
         if chunks:
             reporter.phase(phase.name)
         started = time.monotonic()
-        with closing(run.engine.map(phase.task, cache, chunks)) as finished:
+        with closing(run.engine.map(phase.task, working, chunks)) as finished:
             for start, stop in finished:
                 record.mark(phase.name, start, time.monotonic() - started)
                 reporter.advance(stop - start)

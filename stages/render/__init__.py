@@ -36,6 +36,8 @@ from stages.render.tasks import (
 from stages.smoothers import build, frames_on_device
 from stages.tasks import ChunkSmoother, PaintTask
 
+STEP = "step"  # how the names of phases of denoising steps begin
+
 
 def running_nets(job: Job) -> list[int]:
     """The indexes of the ControlNets that are run."""
@@ -92,10 +94,7 @@ def plan(run: Run[Job], resume: bool) -> Plan:
     job, cache = run.job, run.cache
     begun: Values = cache["rendered"].attrs.asdict() if resume else {}
     if resume and "latents_other" in cache:
-        raise DiffSynthError(
-            f"{cache.path}: this render was started by an earlier version, which stored its steps differently",
-            f"{cache.command('render')} --restart redoes it",
-        )
+        raise _older(cache)
     run.reporter.begin("render", None)
     _warn_of_guidance(job, run.reporter)
     count, height, width, _ = cache["frames"].shape
@@ -107,6 +106,9 @@ def plan(run: Run[Job], resume: bool) -> Plan:
         maps=tuple(recorded_maps(cache)),
         multistep=SAMPLERS[job.scheduler].multistep,
     )
+    phases = _phases(rendering)
+    if resume and not _steps_begun(cache) <= {phase.name for phase in phases}:
+        raise _older(cache)
     noted: Values = {
         "keys": list(rendering.keys),
         "compiled": rendering.settings.compiled,
@@ -118,8 +120,9 @@ def plan(run: Run[Job], resume: bool) -> Plan:
     return Plan(
         frames=count,
         arrays=rendering.arrays(),
-        phases=_phases(rendering),
+        phases=phases,
         begin=lambda cache: cache["rendered"].attrs.update(noted),
+        rereads=tuple(name for pair in rendering.maps for name in pair),
         trial=LoadTask(rendering),
     )
 
@@ -184,6 +187,18 @@ def denoiser_settings(job: Job, options: Options) -> Settings:
     )
 
 
+def _steps_begun(cache: FrameCache) -> set[str]:
+    """The phases of steps that have finished chunks."""
+    return {phase for phase, _ in cache.record("render").done if phase.startswith(STEP)}
+
+
+def _older(cache: FrameCache) -> DiffSynthError:
+    return DiffSynthError(
+        f"{cache.path}: this render was started by an earlier version, which stored its steps differently",
+        f"{cache.command('render')} --restart redoes it",
+    )
+
+
 def _warn_of_guidance(job: Job, reporter: Reporter) -> None:
     most = SAMPLERS[job.scheduler].most_guidance
     if most is None or job.guidance_scale <= most or guidance_is_input(job.model_id, job.allow_pickle):
@@ -230,11 +245,11 @@ def _chosen_backend(cache: FrameCache) -> str:
 
 
 def _step_phases(plan: RenderPlan, step: int) -> list[Phase]:
-    name, keys = f"step {step + 1}/{plan.steps}", len(plan.keys)
+    name, keys = f"{STEP} {step + 1}/{plan.steps}", len(plan.keys)
     phases = [Phase(name, keys, StepTask(plan, step))]
     if plan.smoother is not None and plan.is_smoothed(step):
         smoother = ChunkSmoother(*plan.smoother, plan.settings.models.device)
-        phases.append(Phase(f"{name} smooth", keys, SmoothStepTask(plan, step, smoother)))
+        phases.append(Phase(f"{name}: smooth", keys, SmoothStepTask(plan, step, smoother)))
     return [*phases[:-1], replace(phases[-1], drops=plan.drops(step))]
 
 

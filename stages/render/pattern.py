@@ -47,6 +47,15 @@ def ordered(items: Iterable[Item]) -> list[Any]:
     return sorted(set(items), key=lambda item: (isinstance(item, str), reference_number(str(item))))
 
 
+def split(items: Iterable[Item]) -> tuple[list[int], list[int]]:
+    """The frames among the items, and the numbers of the references."""
+    items = list(items)
+    return (
+        [item for item in items if isinstance(item, int)],
+        [reference_number(item) for item in items if isinstance(item, str)],
+    )
+
+
 def reference_number(item: str) -> int:
     """Return k of "reference_k"."""
     return int(item.removeprefix("reference_"))

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from stages.base.cache import FrameArray, FrameCache
 from stages.base.engine import Task
+from stages.base.overlap import Reads
 from stages.diffusion.settings import Batches
-from stages.render.pattern import Item, attended_frames, ordered, reference_number, shared_window
+from stages.render.pattern import Item, attended_frames, ordered, shared_window, split
 from stages.render.plan import RenderPlan
 from stages.tasks import ChunkSmoother
 
@@ -46,6 +48,7 @@ class RenderTask(Task):
     """Base class of the tasks of this stage."""
 
     plan: RenderPlan
+    _batches: Batches | None = field(default=None, init=False, repr=False)
 
     @property
     def denoiser(self) -> Denoiser:
@@ -60,12 +63,14 @@ class RenderTask(Task):
     @contextmanager
     def batches(self, cache: FrameCache) -> Iterator[Batches]:
         """Batch sizes for a chunk. If memory runs out, the reduced sizes are stored for later chunks."""
-        batches = self.plan.batches(cache)
+        batches = self._batches = self._batches or self.plan.batches(cache)
         before = replace(batches)
         yield batches
         if batches != before:
-            reduced = {"batch_size": batches.size, "passes_apart": batches.passes_apart}
-            cache["rendered"].attrs["reduced"] = reduced
+            cache["rendered"].note(reduced={"batch_size": batches.size, "passes_apart": batches.passes_apart})
+
+    def close(self) -> None:
+        self._batches = None
 
 
 @dataclass
@@ -84,7 +89,7 @@ class ChooseBackendTask(RenderTask):
         plan = self.plan
         seconds = self.denoiser.measure_backends(*plan.size, len(plan.pattern), plan.joint)
         chosen = min(seconds, key=lambda name: seconds[name], default="sdpa")
-        cache["rendered"].attrs.update({"attention_backend": chosen, "attention_seconds": seconds})
+        cache["rendered"].note(attention_backend=chosen, attention_seconds={**seconds})
 
 
 @dataclass
@@ -95,12 +100,15 @@ class MeasureTask(RenderTask):
         plan = self.plan
         backend = plan.noted_backend(cache)
         fitting = self.denoiser.fitting_batch(*plan.size, len(plan.pattern), plan.joint, backend)
-        cache["rendered"].attrs["batch_size"] = fitting
+        cache["rendered"].note(batch_size=fitting)
 
 
 @dataclass
 class EncodeReferencesTask(RenderTask):
     """Encode the reference images. Every step adds noise to their clean latents."""
+
+    def reads(self, start: int, stop: int) -> Reads:
+        return [("references", range(start, stop))]
 
     def run(self, cache: FrameCache, start: int, stop: int) -> None:
         images = cache["references"].read(range(start, stop))
@@ -111,6 +119,9 @@ class EncodeReferencesTask(RenderTask):
 @dataclass
 class NoiseFramesTask(RenderTask):
     """Encode the frames and add the noise of the first timestep, for img2img."""
+
+    def reads(self, start: int, stop: int) -> Reads:
+        return [("frames", self.plan.keys[start:stop])]
 
     def run(self, cache: FrameCache, start: int, stop: int) -> None:
         denoiser = self.denoiser
@@ -137,25 +148,21 @@ class StepTask(RenderTask):
     def chunk(self) -> int:
         return super().chunk if self.plan.joint else shared_chunk(*self.plan.size)
 
+    def reads(self, start: int, stop: int) -> Reads:
+        chunk = range(start, stop)
+        finishes = not self.plan.is_smoothed(self.step)
+        return [*self._reads_of_noise(chunk), *(self.reads_of_clean(chunk) if finishes else [])]
+
     def run(self, cache: FrameCache, start: int, stop: int) -> None:
         denoiser, frames = self.denoiser, range(start, stop)
         sampler, timestep = denoiser.sampler, denoiser.sampler.timesteps[self.step]
         with self.batches(cache) as batches:
-            noise = self._predict(cache, frames, timestep, batches)
-            latents = self.latents(cache, frames)
+            latents, noise = self._predict(cache, frames, timestep, batches)
             clean = sampler.clean(latents, noise, timestep)
             if self.plan.is_smoothed(self.step):
                 cache[self.plan.predicted(self.step)].write(start, denoiser.decode(clean, batches, predicted=True))
             else:
                 self.write_next(cache, frames, latents, clean)
-
-    def latents(self, cache: FrameCache, frames: Sequence[int]) -> torch.Tensor:
-        """Return the latents that the step starts from, float32 [len(frames), 4, h, w]."""
-        import torch
-
-        if self.step == 0 and not self.plan.img2img:
-            return self.denoiser.initial_noise(*self.plan.size).repeat(len(frames), 1, 1, 1)
-        return torch.from_numpy(cache[self.plan.latents(self.step - 1)].read(frames))
 
     def write_next(self, cache: FrameCache, frames: range, latents: torch.Tensor, clean: torch.Tensor) -> None:
         """Compute the next latents from the clean ones and write them."""
@@ -172,18 +179,52 @@ class StepTask(RenderTask):
 
         return torch.from_numpy(cache[self.plan.clean(self.step - 1)].read(frames)) if self.step else None
 
-    def _predict(self, cache: FrameCache, chunk: range, timestep: float, batches: Batches) -> torch.Tensor:
+    def reads_of_clean(self, frames: Sequence[int]) -> Reads:
+        """What `clean_before` reads."""
+        return [(self.plan.clean(self.step - 1), frames)] if self.plan.multistep and self.step else []
+
+    def latents(self, cache: FrameCache, frames: Sequence[int]) -> torch.Tensor:
+        """What the step starts from, float32 [len(frames), 4, h, w]."""
+        import torch
+
+        if self._starts:
+            return self.denoiser.initial_noise(*self.plan.size).repeat(len(frames), 1, 1, 1)
+        return torch.from_numpy(cache[self.plan.latents(self.step - 1)].read(frames))
+
+    def reads_of_latents(self, frames: Sequence[int]) -> Reads:
+        """What `latents` reads."""
+        return [] if self._starts else [(self.plan.latents(self.step - 1), frames)]
+
+    @property
+    def _starts(self) -> bool:
+        """Whether the step starts from noise alone."""
+        return self.step == 0 and not self.plan.img2img
+
+    def _predict(
+        self, cache: FrameCache, chunk: range, timestep: float, batches: Batches
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The latents of the chunk and their predicted noise, both float32 [len(chunk), 4, h, w]."""
         pattern, count = self.plan.pattern, len(self.plan.keys)
         if not self.plan.joint:
             frames, anchors, sources = shared_window(pattern, chunk, count)
             inputs, fixed = (self._inputs(cache, items, timestep) for items in (frames, anchors))
             noise = self.denoiser.predict_shared_noise(inputs, sources, fixed, timestep, batches)
-            return noise[[frames.index(frame) for frame in chunk]]
+            own = [frames.index(frame) for frame in chunk]
+            return inputs.latents[own], noise[own]
         groups = attended_frames(pattern, chunk, count)
         members = ordered(item for group in groups for item in group)
         inputs = self._inputs(cache, members, timestep)
         indexes = [[members.index(item) for item in group] for group in groups]
-        return self.denoiser.predict_noise(inputs, indexes, pattern.index(0), timestep, batches)
+        noise = self.denoiser.predict_noise(inputs, indexes, pattern.index(0), timestep, batches)
+        return inputs.latents[[members.index(frame) for frame in chunk]], noise
+
+    def _reads_of_noise(self, chunk: range) -> Reads:
+        """What `_predict` reads."""
+        pattern, count = self.plan.pattern, len(self.plan.keys)
+        if self.plan.joint:
+            return self._reads_of_inputs(ordered(chain(*attended_frames(pattern, chunk, count))))
+        frames, anchors, _ = shared_window(pattern, chunk, count)
+        return chain(self._reads_of_inputs(frames), self._reads_of_inputs(anchors))
 
     def _inputs(self, cache: FrameCache, items: Sequence[Item], timestep: float) -> Frames:
         """Return latents and control maps of frames, followed by those of references noised to this timestep."""
@@ -191,8 +232,7 @@ class StepTask(RenderTask):
 
         from stages.diffusion.denoise import Frames
 
-        frames = [item for item in items if isinstance(item, int)]
-        references = [reference_number(item) for item in items if isinstance(item, str)]
+        frames, references = split(items)
         latents = self.latents(cache, frames)
         maps = [self.rendered_frames(cache, name).read(frames) for name, _ in self.plan.maps]
         if references:
@@ -203,6 +243,17 @@ class StepTask(RenderTask):
             maps = [np.concatenate(pair) for pair in zip(maps, of_references, strict=True)]
         return Frames(latents, maps)
 
+    def _reads_of_inputs(self, items: Sequence[Item]) -> Reads:
+        """What `_inputs` reads."""
+        frames, references = split(items)
+        numbers = [self.plan.keys[frame] for frame in frames]
+        of_references = ["reference_latents", *(name for _, name in self.plan.maps)] if references else []
+        return [
+            *self.reads_of_latents(frames),
+            *((name, numbers) for name, _ in self.plan.maps),
+            *((name, references) for name in of_references),
+        ]
+
 
 @dataclass
 class SmoothStepTask(StepTask):
@@ -212,22 +263,31 @@ class SmoothStepTask(StepTask):
 
     @property
     def chunk(self) -> int:
-        return self.smoother.chunk
+        """As many frames as the networks take at once, in whole chunks of the smoother."""
+        return self.smoother.chunk * max(super().chunk // self.smoother.chunk, 1)
+
+    def reads(self, start: int, stop: int) -> Reads:
+        return [*self.reads_of_latents(range(start, stop)), *self.reads_of_clean(range(start, stop))]
 
     def run(self, cache: FrameCache, start: int, stop: int) -> None:
         guides, styles = self.rendered_frames(cache, "frames"), cache[self.plan.predicted(self.step)]
-        images, frames = self.smoother.smooth(guides, styles, start, stop), range(start, stop)
+        frames, size = range(start, stop), self.smoother.chunk
+        parts = [self.smoother.smooth(guides, styles, k, min(k + size, stop)) for k in range(start, stop, size)]
         with self.batches(cache) as batches:
-            clean = self.denoiser.encode(images, batches, predicted=True)
+            clean = self.denoiser.encode(np.concatenate(parts), batches, predicted=True)
             self.write_next(cache, frames, self.latents(cache, frames), clean)
 
     def close(self) -> None:
+        super().close()
         self.smoother.close()
 
 
 @dataclass
 class DecodeLatentsTask(RenderTask):
     """Decode the final latents into images."""
+
+    def reads(self, start: int, stop: int) -> Reads:
+        return [("latents", range(start, stop))]
 
     def run(self, cache: FrameCache, start: int, stop: int) -> None:
         import torch

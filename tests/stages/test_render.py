@@ -26,7 +26,8 @@ from stages.jobs.job import Job
 from stages.render import tasks as render_tasks
 from stages.render.pattern import attended_frames, shared_window
 from stages.render.tasks import StepTask
-from stages.smoothers import SMOOTHERS
+from stages.smoothers import SMOOTHERS, Frames
+from stages.tasks import ChunkSmoother
 from tests.conftest import CONTROLNET, GOLDEN, MODEL, scene, write_images
 from tests.typing import Cli, Keys, MakeJob, Render, Run
 
@@ -145,6 +146,7 @@ def test_every_smoother_works_in_the_loop_at_its_defaults(render: Render, name: 
 def test_smoothers_with_tables_resume_in_the_loop(
     render: Render, make_job: MakeJob, cli: Cli, monkeypatch: pytest.MonkeyPatch, smoother: str, config: Keys
 ) -> None:
+    monkeypatch.setattr(engine, "CHUNK", 2)
     keys = {"smoother": smoother, "smoother_config": config, "keep_steps": True}
     straight = render("straight", **keys)
     smoothed: list[int] = []
@@ -152,15 +154,43 @@ def test_smoothers_with_tables_resume_in_the_loop(
 
     def run(task: render_tasks.SmoothStepTask, cache: FrameCache, start: int, stop: int) -> None:
         smoothed.append(start)
-        if len(smoothed) == 4:
+        if len(smoothed) == 2:
             raise Interrupted
         real(task, cache, start, stop)
 
     monkeypatch.setattr(render_tasks.SmoothStepTask, "run", run)
     assert cli("run", make_job(**keys, output_path="interrupted"), "-q", "--batch-size", 2)[0] == 130
     interrupted = render("interrupted", **keys)
-    assert smoothed == [0, 1, 2, 3, *range(3, 6), *range(6)]
+    assert smoothed == [0, 2, 2, 4, 0, 2, 4]
     assert_same(straight, interrupted)
+
+
+@pytest.mark.parametrize(
+    ("smoother", "calls"), [("PatchBlendSmoother", [(k, k + 1) for k in range(18)]),
+                            ("TemporalMeanSmoother", [(0, 8), (8, 16), (16, 18)])]
+)  # fmt: skip
+def test_smoothed_frames_are_encoded_in_the_networks_batches(
+    render: Render, monkeypatch: pytest.MonkeyPatch, smoother: str, calls: list[tuple[int, int]]
+) -> None:
+    """Not one by one, as most smoothers return them."""
+    smoothed, encoded = [], []
+    smooth, encode = ChunkSmoother.smooth, denoise.Denoiser.encode
+
+    def watched_smooth(self: ChunkSmoother, guides: Frames, styles: Frames, start: int, stop: int) -> np.ndarray:
+        smoothed.append((start, stop))
+        return smooth(self, guides, styles, start, stop)
+
+    def watched_encode(
+        self: denoise.Denoiser, images: np.ndarray, batches: Batches, predicted: bool = False
+    ) -> torch.Tensor:
+        encoded.append(len(images))
+        return encode(self, images, batches, predicted)
+
+    monkeypatch.setattr(ChunkSmoother, "smooth", watched_smooth)
+    monkeypatch.setattr(denoise.Denoiser, "encode", watched_encode)
+    keys = {"smoother_config": {"window": 1}} if smoother == "PatchBlendSmoother" else {}
+    render(frames=18, smoother=smoother, num_inference_steps=1, controlnet_scale=[0], **keys)
+    assert encoded == [8, 8, 2] and smoothed == calls
 
 
 def test_the_device_of_the_job_is_what_smooths(render: Render, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -168,6 +168,24 @@ def test_a_render_that_an_earlier_version_started_is_redone_only_when_asked(
     assert "rendered" in cache and not any(name in cache for name in ("latents_other", "predicted", "latents_steps"))
 
 
+def test_a_smoothing_step_that_an_earlier_version_started_is_redone_only_when_asked(
+    make_job: MakeJob, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Earlier versions smoothed and encoded frames one by one, so their marks stand for less."""
+    job = make_job(**STEPS, **SMOOTHED)
+
+    def interrupted(task: Task, cache: FrameCache, start: int, stop: int) -> Never:
+        raise Interrupted
+
+    with monkeypatch.context() as patch:
+        patch.setattr(render_tasks.SmoothStepTask, "run", interrupted)
+        assert cli("run", job, "-q")[0] == 130
+    FrameCache(job.parent / "out/cache.zarr").record("render").mark("step 1/5 smooth", 0, 0.1)
+    code, said = cli("run", job)
+    assert code == 1 and "was started by an earlier version" in said and f"render {job} --restart" in said
+    assert cli("render", job, "-q", "--restart") == (0, "")
+
+
 def test_models_that_cannot_be_loaded_cost_no_earlier_result(make_job: MakeJob, cli: Cli, tmp_path: Path) -> None:
     shutil.copytree(MODEL, tmp_path / "model")
     assert cli("run", make_job(model_id="model"), "-q") == (0, "")

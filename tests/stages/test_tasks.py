@@ -8,16 +8,19 @@ import pkgutil
 import random
 from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
+import numpy as np
 import pytest
 from transformers import AutoModelForDepthEstimation
 
 import stages
 from stages.base.cache import FrameCache
 from stages.base.engine import Chunk, LocalEngine, Task
+from stages.base.overlap import OverlappedArray, OverlappedCache, Reads
 from stages.diffusion import denoise
 from stages.diffusion.loading import load_networks
+from stages.tasks import ReadAhead
 from tests.conftest import CONTROLNET, scene, write_images
 from tests.stages.annotators.random_weights import write_depth_model
 from tests.typing import Cli, Keys, MakeJob
@@ -135,6 +138,33 @@ def test_a_job_gives_the_same_bytes_in_any_order(
     assert len(ordered) > 3 * FRAMES and ordered == contents(footage / "shuffled")
 
 
+@pytest.mark.parametrize("case", JOBS)
+def test_tasks_announce_what_they_read(
+    case: str, footage: Path, make_job: MakeJob, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise frames would be read in vain, or while the networks wait."""
+    announced: set[tuple[str, tuple[int, ...]]] = set()
+    made: set[tuple[str, tuple[int, ...]]] = set()
+    read_ahead, read = OverlappedCache.read_ahead, OverlappedArray.read
+
+    def watched_read_ahead(self: OverlappedCache, *chunks: Reads) -> None:
+        announced.update((name, tuple(indices)) for reads in chunks for name, indices in reads)
+        read_ahead(self, *chunks)
+
+    def watched_read(self: OverlappedArray, indices: Iterable[int]) -> np.ndarray:
+        indices = tuple(indices)
+        made.add((self.name, indices))
+        return read(self, indices)
+
+    monkeypatch.setattr(OverlappedCache, "read_ahead", watched_read_ahead)
+    monkeypatch.setattr(OverlappedArray, "read", watched_read)
+    keys, _ = JOBS[case]
+    nets = len(keys.get("controlnet_processor", ["canny"]))
+    assert cli("run", make_job(FRAMES, controlnet_model_id=[str(CONTROLNET)] * nets, **keys), "-q") == (0, "")
+    assert announced and announced <= made
+    assert all(name.startswith(("measures/", "notes/")) for name, _ in made - announced)  # read once, or one by one
+
+
 def test_only_the_engine_loads_models(
     footage: Path, make_job: MakeJob, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -179,6 +209,26 @@ def test_smoothing_two_videos_gives_the_same_bytes_in_any_order(
     assert engine.ran == tasks
     ordered = contents(footage / "ordered")
     assert len(ordered) == FRAMES and ordered == contents(footage / "shuffled")
+
+
+def test_frames_are_read_ahead_one_by_one() -> None:
+    reads: list[int] = []
+
+    class Watched(list[np.ndarray]):
+        def __getitem__(self, index: Any) -> Any:
+            reads.append(index)
+            return super().__getitem__(index)
+
+    images = [scene(k) for k in range(6)]
+    frames = ReadAhead(Watched(images))
+    np.testing.assert_array_equal(frames[1], images[1])
+    np.testing.assert_array_equal(frames[2], images[2])
+    np.testing.assert_array_equal(frames[-1], images[5])
+    assert len(frames) == 6 and reads[:4] == [1, 2, 3, 5]
+    np.testing.assert_array_equal(np.stack(frames[1:4]), np.stack(images[1:4]))
+    np.testing.assert_array_equal(np.stack(list(frames)), np.stack(images))
+    with pytest.raises(IndexError):
+        frames[6]
 
 
 def test_these_cases_run_every_task() -> None:

@@ -1,4 +1,4 @@
-"""Tasks are closed whatever happens, and dropped arrays are not results."""
+"""Tasks are closed whatever happens, finished chunks are complete, and dropped arrays are not results."""
 
 from __future__ import annotations
 
@@ -41,12 +41,19 @@ def test_a_task_is_closed_when_a_chunk_fails() -> None:
     assert task.seen == [(0, 8), "closed"]
 
 
+def test_the_chunk_before_a_failed_one_is_complete() -> None:
+    chunks = LocalEngine().map(Counting(fails_at=8), UNUSED, CHUNKS)
+    assert next(chunks) == (0, 8)
+    with pytest.raises(ValueError, match="no more"):
+        next(chunks)
+
+
 def test_a_task_is_closed_when_the_caller_stops_early() -> None:
     task = Counting()
-    chunks = LocalEngine().map(task, UNUSED, CHUNKS)
+    chunks = LocalEngine().map(task, UNUSED, [*CHUNKS, (12, 16)])
     next(chunks)
     chunks.close()
-    assert task.seen == [(0, 8), "closed"]
+    assert task.seen == [*CHUNKS, "closed"]  # one more chunk was computed while the first was written
 
 
 def test_dropped_arrays_are_not_results() -> None:
