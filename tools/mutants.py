@@ -66,10 +66,7 @@ MUTANTS = (
         "level.radius >> 2 * lane",
     ),
     Mutant(
-        "sums over patches miss a row",
-        "cuda.cu",
-        "for (int k = 0; k < patch; ++k) sum += from",
-        "for (int k = 1; k < patch; ++k) sum += from",
+        "a row counts twice in sums over patches", "cuda.cu", "to[c] = (float)sum;", "to[c] = (float)(sum + from[c]);"
     ),
     Mutant("a tile is read past its end", "cuda_search.cuh", "lane < width;", "lane <= width;"),
     Mutant("usage is not taken back", "cuda_search.cuh", "atomicSub(level.used", "(void)(level.used"),
