@@ -21,6 +21,8 @@ from stages.smoothers.images import pixels
 
 # Optical flow compares luminance only. Patch matching takes care of colours.
 LUMINANCE = (0.299, 0.587, 0.114)
+PIXELS_AT_ONCE = 2**19  # of the frames smoothed together, which bounds the memory
+MAX_FRAMES_AT_ONCE = 8
 MIN_SIDE = 8  # px of the smallest pyramid level
 PYRAMID_BLUR = 1.0  # px, before an image is halved
 NOISE_BLUR = 0.6  # px, before images are compared
@@ -38,15 +40,20 @@ def load(frame: np.ndarray, device: torch.device) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(frame)).to(device)
 
 
+@pixels.frames_at_once.register
+def _frames_at_once(image: torch.Tensor) -> int:
+    fitting = max(PIXELS_AT_ONCE // (image.shape[-3] * image.shape[-2]), 1)
+    return min(1 << fitting.bit_length() - 1, MAX_FRAMES_AT_ONCE)
+
+
+@pixels.filled.register
+def _filled(image: torch.Tensor, items: list[pixels.T], size: int) -> list[pixels.T]:
+    return items + items[-1:] * (size - len(items))
+
+
 @pixels.each.register
 def _each(stack: torch.Tensor, function: Callable[..., torch.Tensor], *stacks: torch.Tensor) -> torch.Tensor:
-    # All batches have the same size, since it affects rounding: results must not depend on how many images there are.
-    batches = zip(*(array.split(pixels.AT_ONCE) for array in (stack, *stacks)), strict=True)
-    return torch.cat([function(*(_padded(array) for array in batch))[: len(batch[0])] for batch in batches])
-
-
-def _padded(batch: torch.Tensor) -> torch.Tensor:
-    return torch.cat([batch, batch[-1:].expand(pixels.AT_ONCE - len(batch), *batch.shape[1:])])
+    return function(stack, *stacks)
 
 
 @pixels.floats.register
@@ -163,12 +170,22 @@ def _library_has_cuda() -> bool:
     return binding.library_path().exists() and bool(binding.info()["cuda_built"])
 
 
-@pixels.sample.register
-def _sample(image: torch.Tensor, places: torch.Tensor, cubic: bool = False) -> torch.Tensor:
-    stack, (height, width) = torch.broadcast_shapes(image.shape[:-3], places.shape[:-3]), image.shape[-3:-1]
-    offset, scale = ((1 / width - 1, 1 / height - 1), (2 / width, 2 / height))
-    where = torch.addcmul(_constant(offset, image.device), places, _constant(scale, image.device))
-    planes, where = (array.expand(*stack, *array.shape[-3:]) for array in (image, where))
+@pixels.positions.register
+def _positions(image: torch.Tensor) -> torch.Tensor:
+    return _pixel_grid(*image.shape[-3:-1], image.device)
+
+
+@lru_cache(maxsize=32)
+def _pixel_grid(height: int, width: int, device: torch.device) -> torch.Tensor:
+    rows, columns = (torch.arange(size, dtype=torch.float32, device=device) for size in (height, width))
+    return torch.stack(torch.meshgrid(columns, rows, indexing="xy"), -1)
+
+
+@pixels.warp.register
+def _warp(image: torch.Tensor, motion: torch.Tensor, cubic: bool = False) -> torch.Tensor:
+    stack, (height, width) = torch.broadcast_shapes(image.shape[:-3], motion.shape[:-3]), image.shape[-3:-1]
+    places = torch.addcmul(_grid(height, width, image.device), motion, _constant((2 / width, 2 / height), image.device))
+    planes, where = (array.expand(*stack, *array.shape[-3:]) for array in (image.float(), places))
     return _images(_sampled(_planes(planes), where.reshape(-1, *where.shape[-3:]), cubic), stack)
 
 
@@ -204,8 +221,18 @@ def _percentile(values: torch.Tensor, per_cent: float) -> torch.Tensor:
 
 @pixels.median.register
 def _median(stack: torch.Tensor) -> torch.Tensor:
-    ordered = stack.sort(0).values
-    return (ordered[(len(stack) - 1) // 2] + ordered[len(stack) // 2]) / 2
+    ordered, count = stack.sort(-4).values, stack.shape[-4]
+    return (ordered.narrow(-4, (count - 1) // 2, 1) + ordered.narrow(-4, count // 2, 1)) / 2
+
+
+@pixels.mean.register
+def _mean(stack: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    return (stack * weights).sum(-4, keepdim=True) / weights.sum(-4, keepdim=True)
+
+
+@pixels.numbers.register
+def _numbers(image: torch.Tensor, values: tuple[float, ...]) -> torch.Tensor:
+    return _constant(tuple(map(float, values)), image.device)
 
 
 # -- planes: float32 [B, C, H, W], torch's layout ----------------------------------------------------------------------
