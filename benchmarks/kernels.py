@@ -17,12 +17,10 @@ from torch.utils._pytree import tree_leaves
 
 from native import binding
 from stages.base.arrays import Image
-from stages.base.json_types import Values
 from stages.models import weights
 from stages.smoothers import build
 from stages.smoothers.images import gpu, pixels
 
-WARM_UP = 16  # frames smoothed before counting starts
 PACKAGE = "stages."  # whose functions the kernels are grouped by
 ALLOCATIONS = ("empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided")
 HOST_READS = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal")  # wait for the GPU
@@ -31,7 +29,7 @@ HOST_READS = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal")  # wait f
 class KernelCount(TorchDispatchMode):
     """Count the operations of torch that compute or copy something while this context is active.
 
-    Views and allocations are free. Everything else counts as one kernel: a few operations, such as sorting, launch more.
+    Views and allocations are free. Everything else counts as one kernel, though a few operations launch more.
 
     Attributes:
         kernels: The count by function of this project (module and name).
@@ -77,24 +75,25 @@ def _caller() -> str:
     return f"{frame.f_globals.get('__name__', '').rpartition('.')[2]}.{frame.f_code.co_name}"
 
 
-def kernels_per_frame(smoother: str, config: Values, height: int, width: int, frames: int) -> Counter[str]:
-    """Return the kernels by function, summed over `frames` frames in the middle of a long video.
+def count_kernels(height: int, width: int, window: int, frames: int) -> KernelCount:
+    """Count what PatchBlendSmoother launches for `frames` frames in the middle of a long video.
 
     Sums over windows that the preceding frames computed are kept, as they are while a video is smoothed.
     """
-    first = 4 * WARM_UP
-    video = np.zeros((first + 4 * WARM_UP + frames, height, width, 3), np.uint8)
+    before = -(-(window + 1) // gpu.MAX_FRAMES_AT_ONCE) * gpu.MAX_FRAMES_AT_ONCE
+    first = 2 * before
+    video = np.zeros((first + frames + 3 * before, height, width, 3), np.uint8)
     with simulated_gpu():
-        built = build(smoother, config, video, video.copy(), device="cuda")
-        built.smooth(first - WARM_UP, first)
+        smoother = build("PatchBlendSmoother", {"window": window}, video, video.copy(), device="cuda")
+        smoother.smooth(first - before, first)
         with KernelCount() as counted:
-            built.smooth(first, first + frames)
-    return counted.kernels
+            smoother.smooth(first, first + frames)
+    return counted
 
 
 @contextmanager
 def simulated_gpu() -> Iterator[None]:
-    """Run the code for GPUs on simulated tensors."""
+    """Run the code for GPUs on simulated tensors, which have a device but no contents."""
 
     def match(source: torch.Tensor, target: torch.Tensor, *, nnf: torch.Tensor, **options: object) -> binding.Fields:
         return binding.Fields(torch.empty_like(nnf), None)

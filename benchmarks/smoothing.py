@@ -27,7 +27,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.kernels import kernels_per_frame
+from benchmarks.kernels import count_kernels
 from benchmarks.stages import run
 from stages.base.arrays import Image, Images
 from stages.base.json_types import JsonObject
@@ -41,7 +41,7 @@ SMOOTHERS: dict[str, tuple[str, JsonObject]] = {
     "PySynth slowest, 3": ("PySynthSmoother", {"speed": "slowest", "window_size": 3}),
     "mean of 3": ("TemporalMeanSmoother", {"radius": 1}),
 }
-COUNTED_FRAMES = 8
+COUNTED_FRAMES = 8  # a block of small frames
 NUMBERS = ("psnr", "sharp_reference", "sharp", "warp1", "flicker")
 
 
@@ -154,7 +154,7 @@ def lengths(counts: list[int], height: int, width: int, options: list[str]) -> T
 
 def kernels(height: int, width: int, window: int) -> Table:
     """List the functions that launch kernels on a GPU, most first."""
-    found = kernels_per_frame("PatchBlendSmoother", {"window": window}, height, width, COUNTED_FRAMES)
+    found = count_kernels(height, width, window, COUNTED_FRAMES).kernels
     table = Table("function", "kernels per frame", title=f"PatchBlendSmoother, {width}×{height}, window {window}")
     for function, count in (("all", found.total()), *found.most_common()):
         table.add_row(function, f"{count / COUNTED_FRAMES:.1f}")

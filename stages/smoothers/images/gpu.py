@@ -21,7 +21,7 @@ from stages.smoothers.images import pixels
 
 # Optical flow compares luminance only. Patch matching takes care of colours.
 LUMINANCE = (0.299, 0.587, 0.114)
-PIXELS_AT_ONCE = 2**19  # of the frames smoothed together, which bounds the memory
+PIXELS_AT_ONCE = 2**20  # of the frames smoothed together, which bounds the memory
 MAX_FRAMES_AT_ONCE = 8
 MIN_SIDE = 8  # px of the smallest pyramid level
 PYRAMID_BLUR = 1.0  # px, before an image is halved
