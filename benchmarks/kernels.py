@@ -22,7 +22,7 @@ from stages.smoothers import build
 from stages.smoothers.images import gpu, pixels
 
 PACKAGE = "stages."  # whose functions the kernels are grouped by
-ALLOCATIONS = ("empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided")
+FREE = ("empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided", "lift_fresh")
 HOST_READS = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal")  # wait for the GPU
 
 
@@ -50,21 +50,27 @@ class KernelCount(TorchDispatchMode):
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         name = func._schema.name.removeprefix("aten::")
-        if name in HOST_READS:
+        if name in HOST_READS or _leaves_gpu(args, result):
             self.waits[_caller()] += 1
-        elif not (name in ALLOCATIONS or _is_view(func, args, result)):
+        if not (name in FREE or _is_view(func, args, result)):
             self.kernels[_caller()] += 1
         return result
+
+
+def _leaves_gpu(args: Sequence[Any], result: Any) -> bool:
+    before, after = ({tensor.device.type for tensor in _tensors(values)} for values in (args, result))
+    return "cpu" in after and bool(before) and "cpu" not in before
 
 
 def _is_view(func: torch._ops.OpOverload, args: Sequence[Any], result: Any) -> bool:
     if func._schema.is_mutable:
         return False
-    inputs, outputs = (
-        {leaf.untyped_storage()._cdata for leaf in tree_leaves(values) if isinstance(leaf, torch.Tensor)}
-        for values in (args, result)
-    )
+    inputs, outputs = ({tensor.untyped_storage()._cdata for tensor in _tensors(values)} for values in (args, result))
     return outputs <= inputs
+
+
+def _tensors(values: Any) -> list[torch.Tensor]:
+    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, torch.Tensor)]
 
 
 def _caller() -> str:
