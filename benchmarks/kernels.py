@@ -37,7 +37,7 @@ class KernelCount(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch has no type for it
         self.kernels: Counter[str] = Counter()
         self.waits: Counter[str] = Counter()
 
@@ -92,7 +92,8 @@ def count_kernels(height: int, width: int, window: int, frames: int) -> KernelCo
     with simulated_gpu():
         smoother = build("PatchBlendSmoother", {"window": window}, video, video.copy(), device="cuda")
         smoother.smooth(first - before, first)
-        with KernelCount() as counted:
+        counted = KernelCount()
+        with counted:
             smoother.smooth(first, first + frames)
     return counted
 

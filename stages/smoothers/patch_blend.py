@@ -119,7 +119,8 @@ class PatchBlendSmoother:
         first_needed = window(min(block.stop, len(self.styles) - 1), len(self.styles), NEIGHBOURS).start
         for kept in (self.lit, self.lines, self.grains):
             kept.forget(first_needed)
-        return fetch(styles + self.strength * (smooth - styles))
+        smoothed: Images = fetch(styles + self.strength * (smooth - styles))
+        return smoothed
 
     def _detailed(self, block: range) -> Array:
         """Combine the detail of frames and their neighbours, float32 [N, H, W, 3].
@@ -128,7 +129,7 @@ class PatchBlendSmoother:
         """
         windows = [window(index, len(self.styles), NEIGHBOURS) for index in block]
         others = [[other for other in frames if other != index] for index, frames in zip(block, windows, strict=True)]
-        # Lines need the earliest frames; light is computed once if frames are requested in order.
+        # Lines need the earliest frames. Requested in order, each sum over a window is computed once.
         lines = _rows([[self.lines[later] for later in frames[1:]] for frames in windows])
         own = _rows([[self.lit[index]] for index in block])
         layers = _rows([[self.lit[other] for other in row] for row in others])
@@ -155,7 +156,7 @@ class PatchBlendSmoother:
         return keep_structure(own_moved, _keep(own, consensus, steady, self.detail), level)
 
     def _lines(self, block: range) -> Array:
-        """Fit the flicker lines of frames and those before them."""
+        """Fit the flicker lines of frames and those before them. The first frame, which has none, gets the next line."""
         before, after = (stacked([self.lit[max(index, 1) - step] for index in block]) for step in (1, 0))
         return each(before, _line, after)
 

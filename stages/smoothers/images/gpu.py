@@ -105,7 +105,7 @@ def _with_gradients(images: torch.Tensor) -> torch.Tensor:
     wide = functional.pad(_blurred(images[None], _gaussian(NOISE_BLUR)), (1, 1, 1, 1), mode="replicate")
     with cudnn.flags(enabled=False):
         planes = functional.conv2d(wide, _gradients(len(images), images.device), groups=len(images))
-    return planes.unflatten(1, (-1, 3))[0]
+    return planes.reshape(-1, 3, *images.shape[1:])
 
 
 @lru_cache(maxsize=32)
@@ -315,7 +315,8 @@ def _enlarged(planes: torch.Tensor, height: int, width: int) -> torch.Tensor:
 
 def _halved(images: torch.Tensor) -> torch.Tensor:
     """Blur images [B, H, W] and halve their size."""
-    return _shrunk(images, *(-(-size // 2) for size in images.shape[1:]), blur=PYRAMID_BLUR)
+    height, width = (-(-size // 2) for size in images.shape[1:])
+    return _shrunk(images, height, width, PYRAMID_BLUR)
 
 
 def _shrunk(images: torch.Tensor, height: int, width: int, blur: float = 0.0) -> torch.Tensor:
@@ -342,5 +343,5 @@ def _mirrored_sums(size: int, weights: tuple[float, ...]) -> np.ndarray:
     matrix = np.zeros((size, size), np.float32)
     places = np.pad(np.arange(size), len(weights) // 2, mode="reflect")
     for row, sums in enumerate(matrix):
-        np.add.at(sums, places[row : row + len(weights)], np.float32(weights))
+        np.add.at(sums, places[row : row + len(weights)], np.array(weights, np.float32))
     return matrix

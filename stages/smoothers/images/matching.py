@@ -3,7 +3,7 @@
 Optical flow tracks smooth motion with subpixel precision, but fails where objects jump or appear from behind others.
 Patch matching finds these, in whole pixels. So the search starts at the flow, and replaces it where it ends elsewhere.
 
-Arrays are those of stages.smoothers.images.pixels. On a GPU, the second frame and the results may be stacks.
+Arrays are those of stages.smoothers.images.pixels. On a GPU, frames and results may be stacks.
 """
 
 from __future__ import annotations

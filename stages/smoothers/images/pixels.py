@@ -235,4 +235,4 @@ def mean(stack: Array, weights: Array) -> Array:
 @singledispatch
 def numbers(image: Array, values: tuple[float, ...]) -> Array:
     """Return numbers as an array float32 [N] on the device of an image."""
-    return np.float32(values)
+    return np.array(values, np.float32)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from stages.smoothers.images.pixels import AT_ONCE
+from stages.smoothers.images.pixels import AT_ONCE, Array
 from stages.smoothers.images.tables import Memo, WindowSums, window
 
 
@@ -34,9 +34,8 @@ class Counted:
         self.carried += len(links)
         return np.stack(held)
 
-    def total(self, index: int, frames: range) -> np.ndarray:
-        (total,) = self.sums.totals({index: frames})
-        return total
+    def total(self, index: int, frames: range) -> Array:
+        return self.sums.totals({index: frames})[0]
 
 
 @pytest.mark.parametrize("reach", [0, 1, 2, 5, 7, 15, 30, 200])
