@@ -97,7 +97,7 @@ class PatchBlendSmoother:
         self.lit = Memo(self.light.frames, count, size)
         self.lines = Memo(self._lines, count, size)
         self.grains = Memo(lambda block: each(self._guides(block), grain), count, size)
-        self.smoothed = Memo(self._smooth, count, size)
+        self.smoothed: Memo[Image] = Memo(self._smooth, count, size)
 
     def smooth(self, start: int, stop: int) -> Images:
         return np.stack([self._frame(index) for index in range(start, stop)])
@@ -156,7 +156,7 @@ class PatchBlendSmoother:
         return keep_structure(own_moved, _keep(own, consensus, steady, self.detail), level)
 
     def _lines(self, block: range) -> Array:
-        """Fit the flicker lines of frames and those before them. The first frame, which has none, gets the next line."""
+        """Fit the flicker lines of frames and those before them; the first frame gets the line of the second."""
         before, after = (stacked([self.lit[max(index, 1) - step] for index in block]) for step in (1, 0))
         return each(before, _line, after)
 
