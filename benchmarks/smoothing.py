@@ -3,13 +3,15 @@
     python -m benchmarks.smoothing FOLDER... [--smoothers NAME...] [--devices cpu cuda]
                                              [--lengths 32 128 512] [--size HEIGHT WIDTH] [--window FRAMES]
     python -m benchmarks.smoothing --pairs GUIDE STYLE [--pairs ...] [--smoothers NAME...] [--devices cpu cuda]
+    python -m benchmarks.smoothing --kernels [--size HEIGHT WIDTH] [--window FRAMES]
 
 Each FOLDER has the PNG images guide/, style/ and clean/: the original, its flickering stylised
 frames, and those without flicker. `ends` is the squared error of the first and the last frame
 relative to those in the middle. Compare `warp1` and `flicker` with those of the truth: lower values
 are due to blur. A pair is a video and its stylised version without known truth. Lost and invented
 detail are measured; `light` is the mean absolute second difference of the mean level of frames.
-With --lengths, `diffsynth smooth` runs on a generated video in a process of its own.
+With --lengths, `diffsynth smooth` runs on a generated video in a process of its own. With --kernels,
+the kernels that PatchBlendSmoother launches on a GPU are counted; this needs no GPU.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.kernels import count_kernels
 from benchmarks.stages import run
 from stages.base.arrays import Image, Images
 from stages.base.json_types import JsonObject
@@ -38,6 +41,7 @@ SMOOTHERS: dict[str, tuple[str, JsonObject]] = {
     "PySynth slowest, 3": ("PySynthSmoother", {"speed": "slowest", "window_size": 3}),
     "mean of 3": ("TemporalMeanSmoother", {"radius": 1}),
 }
+COUNTED_FRAMES = 8  # a block of small frames
 NUMBERS = ("psnr", "sharp_reference", "sharp", "warp1", "flicker")
 
 
@@ -48,6 +52,7 @@ def main() -> None:
     parser.add_argument("--smoothers", nargs="+", choices=SMOOTHERS, default=list(SMOOTHERS))
     parser.add_argument("--devices", nargs="+", default=["cpu"])
     parser.add_argument("--lengths", nargs="*", type=int, default=[])
+    parser.add_argument("--kernels", action="store_true")
     parser.add_argument("--window", type=int, default=15)
     parser.add_argument("--size", type=int, nargs=2, default=(128, 160), metavar=("HEIGHT", "WIDTH"))
     given = parser.parse_args()
@@ -63,6 +68,8 @@ def main() -> None:
             judge(guide, style, list(product(given.smoothers, given.devices)), table)
         out.print(table)
     height, width = given.size
+    if given.kernels:
+        out.print(kernels(height, width, given.window))
     for device in given.devices if given.lengths else ():
         out.print(lengths(given.lengths, height, width, ["--device", device, "--window", str(given.window)]))
 
@@ -142,6 +149,15 @@ def lengths(counts: list[int], height: int, width: int, options: list[str]) -> T
             arguments = ["smooth", str(guide), str(style), "-o", str(folder / f"out{count}.mp4"), "-q", *options]
             seconds, peak = run(arguments)
             table.add_row(str(count), f"{seconds:.1f}", f"{1e3 * seconds / count:.0f}", f"{peak:.0f}")
+    return table
+
+
+def kernels(height: int, width: int, window: int) -> Table:
+    """List the functions that launch kernels on a GPU, most first."""
+    found = count_kernels(height, width, window, COUNTED_FRAMES).kernels
+    table = Table("function", "kernels per frame", title=f"PatchBlendSmoother, {width}×{height}, window {window}")
+    for function, count in (("all", found.total()), *found.most_common()):
+        table.add_row(function, f"{count / COUNTED_FRAMES:.1f}")
     return table
 
 

@@ -127,8 +127,8 @@ def enhance(frame: Image, postprocessing: Enhancement) -> Image:
 class CachedFrames(Sequence[Image]):
     """Frames converted by `load` when they are first read. The last few are cached."""
 
-    def __init__(self, frames: Frames, load: Callable[[Image], Image]):
-        self.length, self.frame = len(frames), lru_cache(CACHED_FRAMES)(lambda index: load(frames[index]))
+    def __init__(self, frames: Frames, load: Callable[[Image], Image], cached: int = CACHED_FRAMES):
+        self.length, self.frame = len(frames), lru_cache(cached)(lambda index: load(frames[index]))
 
     def __len__(self) -> int:
         return self.length
@@ -154,8 +154,10 @@ def frames_on_device(frames: Frames, device: str) -> Frames:
     if gpu is None:
         return CachedFrames(frames, np.asarray)
     from stages.smoothers.images.gpu import load
+    from stages.smoothers.images.pixels import frames_at_once
 
-    return CachedFrames(frames, cast(Callable[[Image], Image], partial(load, device=gpu)))
+    load_here = cast(Callable[[Image], Image], partial(load, device=gpu))
+    return CachedFrames(frames, load_here, CACHED_FRAMES * frames_at_once(load_here(frames[0])))
 
 
 # --- shared options -------------------------------------------------------------------------------------

@@ -9,6 +9,8 @@ make up for averaging. docs/smoothers.md gives reasons and measurements.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 from array_api_compat import array_namespace
 from pydantic import Field
@@ -17,7 +19,7 @@ from stages.base.arrays import Image, Images
 from stages.smoothers import SMOOTHERS, Frames, PatchSize, SmootherOptions
 from stages.smoothers.images.evidence import FINE, flicker_level, flicker_line, keep_structure, misfit, support
 from stages.smoothers.images.light import WindowLight
-from stages.smoothers.images.matching import PATCH, agreement, carry, grain, mean_square, motion
+from stages.smoothers.images.matching import PATCH, agreement, grain, mean_square, motion
 from stages.smoothers.images.pixels import (
     Array,
     box,
@@ -26,10 +28,15 @@ from stages.smoothers.images.pixels import (
     fetch,
     floats,
     flow,
+    frames_at_once,
     gauss,
+    mean,
     median,
+    numbers,
     percentile,
     shrink,
+    stacked,
+    warp,
 )
 from stages.smoothers.images.tables import WHOLE_VIDEO_REACH, Memo, window
 
@@ -85,100 +92,136 @@ class PatchBlendSmoother:
         self.strength, self.detail = options.strength, options.detail
         self.patch_size, self.guide_weight = options.patch_size, options.guide_weight
         reach = WHOLE_VIDEO_REACH if options.window is None else options.window
-        self.light = WindowLight(guides, styles, reach, options.guide_weight)
-        self.lit = Memo(self.light.frame)
-        self.lines = Memo(self._line)
-        self.grains = Memo(lambda index: grain(self._guide(index)))
+        count, size = len(styles), frames_at_once(styles[0])
+        self.light = WindowLight(guides, styles, reach, options.guide_weight, size)
+        self.lit = Memo(self.light.frames, count, size)
+        self.lines = Memo(self._lines, count, size)
+        self.grains = Memo(lambda block: each(self._guides(block), grain), count, size)
+        self.smoothed: Memo[Image] = Memo(self._smooth, count, size)
 
     def smooth(self, start: int, stop: int) -> Images:
         return np.stack([self._frame(index) for index in range(start, stop)])
 
     def _frame(self, index: int) -> Image:
-        style = floats(self.styles[index])
-        smooth = self.lit[index] if self.detail == 1 or len(self.styles) == 1 else self._detailed(index)
-        first_needed = window(min(index + 1, len(self.styles) - 1), len(self.styles), NEIGHBOURS).start
-        for kept in (self.lit, self.lines, self.grains):
-            kept.forget(first_needed)
+        smoothed = self.smoothed[index]
+        self.smoothed.forget(index + 1)
         if index == len(self.styles) - 1:
             self.light.clear()
             for kept in (self.lit, self.lines, self.grains):
                 kept.clear()
-        return fetch(style + self.strength * (smooth - style))
+        return smoothed
 
-    def _detailed(self, index: int) -> Array:
-        """Combine the detail of a frame and its neighbours, float32 [H, W, 3].
+    def _smooth(self, block: range) -> Images:
+        """Smooth frames together, uint8 [N, H, W, 3]."""
+        styles = floats(stacked([self.styles[index] for index in block]))
+        as_lit = self.detail == 1 or len(self.styles) == 1
+        smooth = stacked([self.lit[index] for index in block]) if as_lit else self._detailed(block)
+        first_needed = window(min(block.stop, len(self.styles) - 1), len(self.styles), NEIGHBOURS).start
+        for kept in (self.lit, self.lines, self.grains):
+            kept.forget(first_needed)
+        smoothed: Images = fetch(styles + self.strength * (smooth - styles))
+        return smoothed
 
-        Stacks contain the neighbours, later preceded by the frame itself.
+    def _detailed(self, block: range) -> Array:
+        """Combine the detail of frames and their neighbours, float32 [N, H, W, 3].
+
+        Stacks contain the neighbours of each frame, later preceded by the frame itself: [N, neighbours, H, W, C].
         """
-        others = [other for other in window(index, len(self.styles), NEIGHBOURS) if other != index]
-        own, level = self.lit[index], self._flicker_level(index, others)
+        windows = [window(index, len(self.styles), NEIGHBOURS) for index in block]
+        others = [[other for other in frames if other != index] for index, frames in zip(block, windows, strict=True)]
+        # Lines need the earliest frames. Requested in order, each sum over a window is computed once.
+        lines = _rows([[self.lines[later] for later in frames[1:]] for frames in windows])
+        own = _rows([[self.lit[index]] for index in block])
+        layers = _rows([[self.lit[other] for other in row] for row in others])
+        distances = _distances(own, block, others)
+        level = each(own, flicker_level, median(lines))
         xp = array_namespace(own)
-        layers = xp.stack([self.lit[other] for other in others])
-        motions, trust = self._follow(index, others, own, layers, level)
-        layers = xp.concat([own[None], layers])
-        motions = xp.concat([xp.zeros_like(motions[:1]), motions])
-        trust = xp.concat([xp.ones_like(trust[:1]), trust])
+        led, agreed = self._matches(block, others)
+        motions, trust = _follow(own, layers, level, led, agreed, distances)
+        layers = xp.concat([own, layers], axis=1)
+        motions, distances = (xp.concat([xp.zeros_like(row[:, :1]), row], axis=1) for row in (motions, distances))
+        trust = xp.concat([xp.ones_like(trust[:, :1]), trust], axis=1)
         copies = each(layers, _carried, motions)
-        rough = _mean(copies, trust)
-        swum = each(copies, lambda copy: registration(rough, copy))
+        rough = mean(copies, trust)
+        swum = each(rough, registration, copies)
         # Layers are moved to their mean position, not to the apparent position of their blurred mean.
-        registered = each(layers, _carried, motions + swum - _mean(swum, trust))
-        own_moved = registered[0]
-        fits = each(registered, lambda layer: support(misfit(own_moved, layer), level, REGISTERED))
-        consensus = _mean(registered, trust * fits)
-        distances = [0, *(other - index for other in others)]
-        kept = _keep(own, consensus, _steadiness(swum, trust, distances, rough), self.detail)
-        return keep_structure(own_moved, kept, level)
+        registered = each(layers, _carried, motions + swum - mean(swum, trust))
+        own_moved = registered[:, :1]
+        fits = each(own_moved, _registered_support, registered, level)
+        consensus = mean(registered, trust * fits)
+        steady = _steadiness(swum, trust, distances, rough)
+        return each(own, self._kept, own_moved, consensus, steady, level)[:, 0]
 
-    def _flicker_level(self, index: int, others: list[int]) -> Array:
-        """Return the level of flicker in a frame, from the differences between consecutive frames around it."""
-        pairs = sorted([index, *others])[:-1]
-        line = median(array_namespace(self.lit[index]).stack([self.lines[first] for first in pairs]))
-        return flicker_level(self.lit[index], line)
+    def _kept(self, own: Array, own_moved: Array, consensus: Array, steady: Array, level: Array) -> Array:
+        return keep_structure(own_moved, _keep(own, consensus, steady, self.detail), level)
 
-    def _line(self, index: int) -> Array:
-        """Fit the flicker line of a frame and the next, along the style's own motion since the guide's may be wrong."""
-        own, other = self.lit[index], self.lit[index + 1]
-        return flicker_line(own, misfit(own, _carried(other, flow(own, other, stiff=True))))
+    def _lines(self, block: range) -> Array:
+        """Fit the flicker lines of frames and those before them; the first frame gets the line of the second."""
+        before, after = (stacked([self.lit[max(index, 1) - step] for index in block]) for step in (1, 0))
+        return each(before, _line, after)
 
-    def _follow(self, index: int, others: list[int], own: Array, layers: Array, level: Array) -> tuple[Array, Array]:
-        """Return the motion from frame `index` to each of `others` and its weight, as stacks.
+    def _matches(self, block: range, others: list[list[int]]) -> tuple[Array, Array]:
+        """Return the guide's motion from each frame to its neighbours and how well it fits, as stacks."""
+        guides = self._guides(block)[:, None]
+        theirs = self._guides([other for row in others for other in row]).reshape(len(block), -1, *guides.shape[-3:])
+        grains, their_grains = (
+            _rows([[self.grains[index] for index in row] for row in rows])
+            for rows in ([[index] for index in block], others)
+        )
+        moved = each(guides, lambda here, there: motion(here, there, self.patch_size, threads=1), theirs)
 
-        It is the guide's motion, unless the style moves differently and its own motion fits much better.
-        """
-        xp = array_namespace(own)
-        led, agreed = self._matches(index, others)
-        seen = each(layers, lambda layer: flow(own, layer, stiff=True))
-        led_misfit = each(layers, lambda layer, moved: _registered_misfit(own, layer, moved), led)
-        seen_misfit = each(layers, lambda layer, moved: misfit(own, _carried(layer, moved)), seen)
-        apart = each(seen - led, lambda off: xp.sqrt(gauss(xp.sum(off**2, axis=-1, keepdims=True), RIGID)))
-        # Swimming detail moves a little and flow follows its noise, so a slightly better fit proves nothing. Where the
-        # two motions differ widely, any improvement decides.
-        doubt = xp.clip((FAR_APART - apart) / (FAR_APART - SWIMMING), 0, 1)
-        better = xp.astype(led_misfit > BETTER * seen_misfit + doubt * level, xp.float32)
-        follow = each(better, lambda share: gauss(share, FOLLOWED)) > 0.5
-        fits = support(xp.where(follow, seen_misfit, led_misfit), level, MATCHED)
-        nearness = xp.stack([xp.ones_like(level) / (1 + ((other - index) / NEAR) ** 2) for other in others])
-        return xp.where(follow, seen, led), nearness * fits * xp.where(follow, xp.ones_like(agreed), agreed)
+        def fit(here: Array, there: Array, moved: Array, noise: Array) -> Array:
+            return agreement(here, there, moved, self.guide_weight, noise)
 
-    def _matches(self, index: int, others: list[int]) -> tuple[Array, Array]:
-        """Return the guide's motion from frame `index` to each of `others` and how well it fits, as stacks."""
-        guide, theirs = self._guide(index), [self._guide(other) for other in others]
-        stack = array_namespace(guide).stack(theirs)
-        moved = each(stack, lambda there: motion(guide, there, self.patch_size, threads=1))
-        noise = array_namespace(guide).stack([self.grains[index] + self.grains[other] for other in others])
-        fits = each(
-            stack, lambda there, by, both: agreement(guide, there, by, self.guide_weight, both), moved, noise
-        )  # fmt: skip
-        return moved, fits
+        return moved, each(guides, fit, theirs, moved, grains + their_grains)
 
-    def _guide(self, index: int) -> Array:
-        """Return the guide of a frame, uint8. A video that is its own guide is used in steady light."""
+    def _guides(self, indexes: Iterable[int]) -> Array:
+        """Return the guides of frames, uint8. A video that is its own guide is used in steady light."""
         if self.guides is not self.styles:
-            return self.guides[index]
-        lit = self.lit[index]
+            return stacked([self.guides[index] for index in indexes])
+        lit = stacked([self.lit[index] for index in indexes])
         xp = array_namespace(lit)
         return xp.astype(xp.clip(xp.round(lit), 0, 255), xp.uint8)
+
+
+def _rows(images: list[list[Array]]) -> Array:
+    """Stack lists of images, [N, images, H, W, C]."""
+    stack = stacked([image for row in images for image in row])
+    return stack.reshape(len(images), -1, *stack.shape[1:])
+
+
+def _distances(image: Array, block: range, others: list[list[int]]) -> Array:
+    """Return the distances in frames from each frame to its neighbours, float32 [N, neighbours, 1, 1, 1]."""
+    values = [other - index for index, row in zip(block, others, strict=True) for other in row]
+    return numbers(image, tuple(values)).reshape(len(block), -1, 1, 1, 1)
+
+
+def _line(own: Array, other: Array) -> Array:
+    """Fit the flicker line of two frames, along the style's own motion since the guide's may be wrong."""
+    return flicker_line(own, misfit(own, _carried(other, flow(own, other, stiff=True))))
+
+
+def _follow(
+    own: Array, layers: Array, level: Array, led: Array, agreed: Array, distances: Array
+) -> tuple[Array, Array]:
+    """Return the motion from each frame to its neighbours and their weights, as stacks.
+
+    It is the guide's motion `led`, which fits as well as `agreed`, unless the style moves differently and its own
+    motion fits much better.
+    """
+    xp = array_namespace(own)
+    seen = each(own, lambda own, layer: flow(own, layer, stiff=True), layers)
+    led_misfit = each(own, _registered_misfit, layers, led)
+    seen_misfit = each(own, lambda own, layer, moved: misfit(own, _carried(layer, moved)), layers, seen)
+    apart = each(seen - led, lambda off: xp.sqrt(gauss(xp.sum(off**2, axis=-1, keepdims=True), RIGID)))
+    # Swimming detail moves a little and flow follows its noise, so a slightly better fit proves nothing. Where the
+    # two motions differ widely, any improvement decides.
+    doubt = xp.clip((FAR_APART - apart) / (FAR_APART - SWIMMING), 0, 1)
+    better = xp.astype(led_misfit > BETTER * seen_misfit + doubt * level, xp.float32)
+    follow = each(better, lambda share: gauss(share, FOLLOWED)) > 0.5
+    fits = support(xp.where(follow, seen_misfit, led_misfit), level, MATCHED)
+    nearness = 1 / (1 + (distances / NEAR) ** 2)
+    return xp.where(follow, seen, led), nearness * fits * xp.where(follow, xp.ones_like(agreed), agreed)
 
 
 def registration(consensus: Array, layer: Array) -> Array:
@@ -192,26 +235,34 @@ def _registered_misfit(own: Array, layer: Array, moved: Array) -> Array:
     return misfit(own, _carried(layer, moved + registration(own, _carried(layer, moved))))
 
 
+def _registered_support(own: Array, layer: Array, level: Array) -> Array:
+    return support(misfit(own, layer), level, REGISTERED)
+
+
 def _carried(image: Array, moved: Array) -> Array:
-    return carry(image, moved, cubic=True)[0]
+    return warp(image, moved, cubic=True)
 
 
-def _steadiness(swum: Array, trust: Array, distances: list[int], consensus: Array) -> Array:
-    """Return how steady detail is: 0 where it swims, 1 where it stays in place, float32 [H, W, 1]."""
+def _steadiness(swum: Array, trust: Array, distances: Array, consensus: Array) -> Array:
+    """Return how steady detail is: 0 where it swims, 1 where it stays in place, float32 [N, 1, H, W, 1]."""
     xp = array_namespace(swum)
-    size = swum.shape[-3:-1]
-    half = [-(-side // 2) for side in size]  # swimming is smooth, so half the size is enough
+    half = [-(-side // 2) for side in swum.shape[-3:-1]]  # swimming is smooth, so half the size is enough
     swum, trust = (each(stack, lambda image: shrink(image, *half)) for stack in (swum, trust))
-    place, time = _mean(swum, trust), _mean(distances, trust)
-    since = xp.stack([distance - time for distance in distances])
-    off = swum - place
+    since = distances - mean(distances, trust)
+    off = swum - mean(swum, trust)
     # Linear drift over time is an error of the flow, not swimming.
-    drift = _mean(off * since, trust) / (_mean(since**2, trust) + 1e-3)
-    squares = _mean(xp.sum((off - drift * since) ** 2, axis=-1, keepdims=True), trust)
-    freedom = len(distances) / max(len(distances) - 2, 1)
-    seen = shrink(gauss(_power(_fine(consensus), 1), RIGID), *half)  # without visible detail, nothing swims
+    drift = mean(off * since, trust) / (mean(since**2, trust) + 1e-3)
+    squares = mean(xp.sum((off - drift * since) ** 2, axis=-1, keepdims=True), trust)
+    freedom = swum.shape[1] / max(swum.shape[1] - 2, 1)
+    return each(consensus, lambda image, square: _stillness(image, square, freedom), squares)
+
+
+def _stillness(consensus: Array, squares: Array, freedom: float) -> Array:
+    """Return how steady detail is, float32 [H, W, 1], by the mean `squares` of how far it swims, at half the size."""
+    # Without visible detail, nothing swims.
+    seen = shrink(gauss(_power(_fine(consensus), 1), RIGID), *squares.shape[-3:-1])
     distance = freedom * gauss(squares * seen, SWIM_AREA / 2) / (gauss(seen, SWIM_AREA / 2) + 1e-3)
-    return enlarge(xp.exp(-distance / STEADY**2), *size)
+    return enlarge(array_namespace(seen).exp(-distance / STEADY**2), *consensus.shape[-3:-1])
 
 
 def _keep(own: Array, consensus: Array, steady: Array, detail: float) -> Array:
@@ -233,11 +284,6 @@ def _keep(own: Array, consensus: Array, steady: Array, detail: float) -> Array:
 def _sharpness(image: Array) -> Array:
     """Return the root mean square of the finest detail around each pixel, levels [H, W, 1]."""
     return array_namespace(image).sqrt(gauss(mean_square(image - gauss(image, FINEST)), FOLLOWED))
-
-
-def _mean(layers: Array, weights: Array) -> Array:
-    """Return the weighted mean of a stack of images or numbers."""
-    return sum(layer * weight for layer, weight in zip(layers, weights, strict=True)) / sum(weights)
 
 
 def _fine(image: Array) -> Array:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache, lru_cache
+from math import ceil, floor
 from typing import TypeVar, Unpack
 
 import cv2
@@ -20,6 +21,8 @@ from stages.smoothers.images import pixels
 
 # Optical flow compares luminance only. Patch matching takes care of colours.
 LUMINANCE = (0.299, 0.587, 0.114)
+PIXELS_AT_ONCE = 2**20  # of the frames smoothed together, which bounds the memory
+MAX_FRAMES_AT_ONCE = 8
 MIN_SIDE = 8  # px of the smallest pyramid level
 PYRAMID_BLUR = 1.0  # px, before an image is halved
 NOISE_BLUR = 0.6  # px, before images are compared
@@ -37,15 +40,20 @@ def load(frame: np.ndarray, device: torch.device) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(frame)).to(device)
 
 
+@pixels.frames_at_once.register
+def _frames_at_once(image: torch.Tensor) -> int:
+    fitting = max(PIXELS_AT_ONCE // (image.shape[-3] * image.shape[-2]), 1)
+    return min(1 << fitting.bit_length() - 1, MAX_FRAMES_AT_ONCE)
+
+
+@pixels.filled.register
+def _filled(image: torch.Tensor, items: list[pixels.T], size: int) -> list[pixels.T]:
+    return items + items[-1:] * (size - len(items))
+
+
 @pixels.each.register
 def _each(stack: torch.Tensor, function: Callable[..., torch.Tensor], *stacks: torch.Tensor) -> torch.Tensor:
-    # All batches have the same size, since it affects rounding: results must not depend on how many images there are.
-    batches = zip(*(array.split(pixels.AT_ONCE) for array in (stack, *stacks)), strict=True)
-    return torch.cat([function(*(_padded(array) for array in batch))[: len(batch[0])] for batch in batches])
-
-
-def _padded(batch: torch.Tensor) -> torch.Tensor:
-    return torch.cat([batch, batch[-1:].expand(pixels.AT_ONCE - len(batch), *batch.shape[1:])])
+    return function(stack, *stacks)
 
 
 @pixels.floats.register
@@ -74,37 +82,55 @@ def _flow(a: torch.Tensor, b: torch.Tensor, stiff: bool = False) -> torch.Tensor
         return a.new_zeros((*shape[:-1], 2), dtype=torch.float32)
     luminance = _constant(LUMINANCE, a.device)
     pair = torch.stack([(image.float() @ luminance).expand(shape[:-1]) for image in (a, b)])
-    sizes = [pair.reshape(-1, 1, *shape[-3:-1])]  # the first half of the batch is a, the second b
-    while min(sizes[-1].shape[2:]) >= 2 * MIN_SIDE:
+    sizes = [pair.reshape(-1, *shape[-3:-1])]  # the first half of the batch is a, the second b
+    while min(sizes[-1].shape[1:]) >= 2 * MIN_SIDE:
         sizes.append(_halved(sizes[-1]))
-    moved = sizes[-1].new_zeros((len(sizes[-1]) // 2, 2, *sizes[-1].shape[2:]))
-    for planes in reversed(sizes):
-        if moved.shape[2:] != planes.shape[2:]:
-            moved = _scaled_up(moved, *planes.shape[2:])
-        here, there = _with_gradients(_blurred(planes, _gaussian(NOISE_BLUR))).chunk(2)
+    places = _grid(*sizes[-1].shape[1:], a.device).expand(len(sizes[-1]) // 2, -1, -1, -1)
+    for level in reversed(sizes):
+        if places.shape[1:3] != level.shape[1:]:
+            places = _scaled_up(places, *level.shape[1:])
+        here, there = _with_gradients(level).chunk(2)
         for _ in range(STEPS):
-            moved = moved + _step(here, _sampled(there, _places(moved)), stiff)
-    return _images(moved, shape[:-3])
+            places = _step(here, there, places, stiff)
+    moved = _moved(places) * _constant((places.shape[2] / 2, places.shape[1] / 2), a.device)
+    return moved.reshape(*shape[:-1], 2)
 
 
-def _with_gradients(planes: torch.Tensor) -> torch.Tensor:
-    """Append the gradients along x and y, in levels per pixel, to planes [B, 1, H, W]."""
-    wide = functional.pad(planes, (1, 1, 1, 1), mode="replicate")
-    across, down = wide[:, :, 1:-1], wide[..., 1:-1]
-    return torch.cat([planes, (across[..., 2:] - across[..., :-2]) / 2, (down[:, :, 2:] - down[:, :, :-2]) / 2], 1)
+def _with_gradients(images: torch.Tensor) -> torch.Tensor:
+    """Return blurred images [B, H, W] and half their gradients along x and y, levels per pixel, as planes [B, 3, H, W].
+
+    Images of the second half of the batch are negated, so that adding planes of both halves gives the difference of the
+    images and their mean gradients.
+    """
+    wide = functional.pad(_blurred(images[None], _gaussian(NOISE_BLUR)), (1, 1, 1, 1), mode="replicate")
+    with cudnn.flags(enabled=False):
+        planes = functional.conv2d(wide, _gradients(len(images), images.device), groups=len(images))
+    return planes.reshape(-1, 3, *images.shape[1:])
 
 
-def _step(here: torch.Tensor, found: torch.Tensor, stiff: bool) -> torch.Tensor:
-    """Return how to change a motion, px [B, 2, H, W], that warps `found` onto `here`, both with gradients."""
-    missing = here[:, :1] - found[:, :1]
-    gradients = (here[:, 1:] + found[:, 1:]) / 2
-    products = torch.cat([gradients * gradients, gradients[:, :1] * gradients[:, 1:], gradients * missing], 1)
-    weighted = products / (1 + (missing / HALF_WEIGHT) ** 2)
-    sums = _blurred(weighted, _gaussian(STIFF_AREA if stiff else AREA), mirrored=False)
-    squares = sums[:, :2] + (STIFF_DAMPING if stiff else DAMPING)
-    cross, wanted = sums[:, 2:3], sums[:, 3:]
-    step = squares.flip(1) * wanted - cross * wanted.flip(1)
-    return (step / (squares[:, :1] * squares[:, 1:] - cross * cross)).clip(-MAX_STEP, MAX_STEP)
+@lru_cache(maxsize=32)
+def _gradients(batch: int, device: torch.device) -> torch.Tensor:
+    """Return the kernels of `_with_gradients`, three for each image."""
+    image, across = np.zeros((2, 3, 3), np.float32)
+    image[1, 1], across[1] = 1, (-0.25, 0, 0.25)
+    kernels = [np.stack([sign * image, across, across.T]) for sign in (1, -1)]
+    return torch.as_tensor(np.repeat(kernels, batch // 2, axis=0).reshape(-1, 1, 3, 3), device=device)
+
+
+def _step(here: torch.Tensor, there: torch.Tensor, places: torch.Tensor, stiff: bool) -> torch.Tensor:
+    """Return places in `there` that look more like `here`; both [B, 3, H, W], as `_with_gradients` returns them."""
+    device, (height, width) = here.device, here.shape[2:]
+    sums = here + _sampled(there, places)
+    missing, gradients = sums[:, :1], sums[:, 1:]
+    weighted = gradients / torch.addcmul(_constant((1.0,), device), missing, missing, value=HALF_WEIGHT**-2)
+    products = (weighted[:, :, None] * sums[:, None]).flatten(1, 2)  # for both gradients: wanted, and two of a matrix
+    area = _gaussian(STIFF_AREA if stiff else AREA)
+    equations = _convolved(products, area, padding=len(area) // 2).unflatten(1, (2, 3))
+    damping = STIFF_DAMPING if stiff else DAMPING
+    equations += _constant((0.0, damping, 0.0, 0.0, 0.0, damping), device).reshape(2, 3, 1, 1)
+    solved = torch.linalg.cross(*equations.unbind(1), dim=1)  # Cramer's rule: the determinant, minus the numerators
+    step = (solved[:, 1:] / solved[:, :1]).clip_(-MAX_STEP, MAX_STEP)
+    return torch.addcmul(places, step.permute(0, 2, 3, 1), _constant((-2 / width, -2 / height), device))
 
 
 @pixels.match.register
@@ -138,10 +164,22 @@ def _for_library(tensors: list[torch.Tensor], options: Options) -> tuple[list[pi
     return [tensor.cpu().numpy() for tensor in tensors], options
 
 
-@pixels.sample.register
-def _sample(image: torch.Tensor, places: torch.Tensor, cubic: bool = False) -> torch.Tensor:
-    stack = torch.broadcast_shapes(image.shape[:-3], places.shape[:-3])
-    planes, where = (array.expand(*stack, *array.shape[-3:]) for array in (image, places))
+@pixels.positions.register
+def _positions(image: torch.Tensor) -> torch.Tensor:
+    return _pixel_grid(*image.shape[-3:-1], image.device)
+
+
+@lru_cache(maxsize=32)
+def _pixel_grid(height: int, width: int, device: torch.device) -> torch.Tensor:
+    rows, columns = (torch.arange(size, dtype=torch.float32, device=device) for size in (height, width))
+    return torch.stack(torch.meshgrid(columns, rows, indexing="xy"), -1)
+
+
+@pixels.warp.register
+def _warp(image: torch.Tensor, motion: torch.Tensor, cubic: bool = False) -> torch.Tensor:
+    stack, (height, width) = torch.broadcast_shapes(image.shape[:-3], motion.shape[:-3]), image.shape[-3:-1]
+    places = torch.addcmul(_grid(height, width, image.device), motion, _constant((2 / width, 2 / height), image.device))
+    planes, where = (array.expand(*stack, *array.shape[-3:]) for array in (image.float(), places))
     return _images(_sampled(_planes(planes), where.reshape(-1, *where.shape[-3:]), cubic), stack)
 
 
@@ -157,22 +195,38 @@ def _gauss(values: torch.Tensor, deviation: float) -> torch.Tensor:
 
 @pixels.shrink.register
 def _shrink(values: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    return _images(_resized(_planes(values), height, width, cv2.INTER_AREA), values.shape[:-3])
+    planes = _planes(values)
+    return _images(_shrunk(planes, height, width), values.shape[:-3])
 
 
 @pixels.enlarge.register
 def _enlarge(values: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    return _images(_resized(_planes(values), height, width, cv2.INTER_LINEAR), values.shape[:-3])
+    return _images(_enlarged(_planes(values), height, width), values.shape[:-3])
 
 
 @pixels.percentile.register
 def _percentile(values: torch.Tensor, per_cent: float) -> torch.Tensor:
-    return values.flatten(-3, -2).quantile(per_cent / 100, -2)[..., None, None, :]
+    pixels_last = values.flatten(-3, -2).movedim(-2, -1)
+    rank = per_cent / 100 * (pixels_last.shape[-1] - 1)
+    low = pixels_last.kthvalue(floor(rank) + 1).values  # sorting a stack would sort its images one by one
+    high = pixels_last.kthvalue(ceil(rank) + 1).values
+    return torch.lerp(low, high, rank % 1)[..., None, None, :]
 
 
 @pixels.median.register
 def _median(stack: torch.Tensor) -> torch.Tensor:
-    return stack.quantile(0.5, 0)
+    ordered, count = stack.sort(-4).values, stack.shape[-4]
+    return (ordered.narrow(-4, (count - 1) // 2, 1) + ordered.narrow(-4, count // 2, 1)) / 2
+
+
+@pixels.mean.register
+def _mean(stack: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    return (stack * weights).sum(-4, keepdim=True) / weights.sum(-4, keepdim=True)
+
+
+@pixels.numbers.register
+def _numbers(image: torch.Tensor, values: tuple[float, ...]) -> torch.Tensor:
+    return _constant(tuple(map(float, values)), image.device)
 
 
 # -- planes: float32 [B, C, H, W], torch's layout ----------------------------------------------------------------------
@@ -188,47 +242,52 @@ def _images(planes: torch.Tensor, stack: tuple[int, ...]) -> torch.Tensor:
 
 
 def _sampled(planes: torch.Tensor, places: torch.Tensor, cubic: bool = False) -> torch.Tensor:
-    """Sample planes at `places`, px [B, H, W, 2], x then y."""
-    height, width = planes.shape[2:]
-    scale = _constant((2 / max(width - 1, 1), 2 / max(height - 1, 1)), planes.device)
+    """Sample planes at `places` [B, H, W, 2], x then y, where -1 and 1 are the borders of the image."""
     how = "bicubic" if cubic else "bilinear"
-    return functional.grid_sample(planes, places * scale - 1, how, padding_mode="border", align_corners=True)
-
-
-def _places(moved: torch.Tensor) -> torch.Tensor:
-    """Return the positions that a motion [B, 2, H, W] leads to, for `_sampled`."""
-    return _grid(*moved.shape[2:], moved.device) + moved.permute(0, 2, 3, 1)
+    return functional.grid_sample(planes, places, how, padding_mode="border", align_corners=False)
 
 
 @lru_cache(maxsize=32)
 def _grid(height: int, width: int, device: torch.device) -> torch.Tensor:
-    rows, columns = (torch.arange(size, dtype=torch.float32, device=device) for size in (height, width))
+    """Return the place of each pixel, for `_sampled`."""
+    rows, columns = ((2 * torch.arange(size, device=device) + 1) / size - 1 for size in (height, width))
     return torch.stack(torch.meshgrid(columns, rows, indexing="xy"), -1)
 
 
-def _halved(planes: torch.Tensor) -> torch.Tensor:
-    height, width = planes.shape[2:]
-    return _resized(_blurred(planes, _gaussian(PYRAMID_BLUR)), -(-height // 2), -(-width // 2), cv2.INTER_AREA)
+def _moved(places: torch.Tensor) -> torch.Tensor:
+    return places - _grid(*places.shape[1:3], places.device)
 
 
-def _scaled_up(moved: torch.Tensor, height: int, width: int) -> torch.Tensor:
+def _scaled_up(places: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """Enlarge a motion to the next pyramid level."""
-    scale = _constant((width / moved.shape[3], height / moved.shape[2]), moved.device)
-    return _resized(moved, height, width, cv2.INTER_LINEAR) * scale[:, None, None]
+    moved = _enlarged(_moved(places).permute(0, 3, 1, 2), height, width)
+    return _grid(height, width, places.device) + moved.permute(0, 2, 3, 1)
 
 
-def _blurred(planes: torch.Tensor, weights: tuple[float, ...], mirrored: bool = True) -> torch.Tensor:
-    """Convolve both axes with `weights`. Planes are mirrored at the borders, or zero outside."""
-    kernel, reach = _constant(weights, planes.device), len(weights) // 2
-    stack = planes.reshape(-1, 1, *planes.shape[2:])
-    # TF32, the default on new GPUs, rounds too much for differences between squares.
-    with cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
-        for axis, shape in ((2, (1, 1, -1, 1)), (3, (1, 1, 1, -1))):
-            if mirrored:
-                stack = stack.index_select(axis, _mirror(stack.shape[axis], reach, planes.device))
-            padding = (0, 0) if mirrored else (reach, 0) if axis == 2 else (0, reach)
-            stack = functional.conv2d(stack, kernel.reshape(shape), padding=padding)
-    return stack.reshape(planes.shape)
+def _blurred(planes: torch.Tensor, weights: tuple[float, ...]) -> torch.Tensor:
+    """Convolve both axes with `weights`. Planes are mirrored at the borders."""
+    reach = len(weights) // 2
+    if reach < min(planes.shape[2:]):
+        return _convolved(functional.pad(planes, (reach,) * 4, mode="reflect"), weights)
+    down, across = (_blur_matrix(size, weights, planes.device) for size in planes.shape[2:])  # mirrored repeatedly
+    return down @ planes @ across.T
+
+
+def _convolved(planes: torch.Tensor, weights: tuple[float, ...], padding: int = 0) -> torch.Tensor:
+    """Convolve both axes with `weights`. Planes are zero outside."""
+    stack = planes.reshape(1, -1, *planes.shape[2:])
+    kernel = _kernels(weights, stack.shape[1], planes.device)
+    # torch's own kernel, unlike cuDNN's, never rounds to TF32, and a plane is the same in every batch.
+    with cudnn.flags(enabled=False):
+        stack = functional.conv2d(stack, kernel[..., None], padding=(padding, 0), groups=stack.shape[1])
+        stack = functional.conv2d(stack, kernel[:, :, None], padding=(0, padding), groups=stack.shape[1])
+    return stack.reshape(*planes.shape[:2], *stack.shape[2:])
+
+
+@lru_cache(maxsize=256)
+def _kernels(weights: tuple[float, ...], planes: int, device: torch.device) -> torch.Tensor:
+    """Return the kernel of a convolution along one axis for each plane, [planes, 1, size]."""
+    return _constant(weights, device).repeat(planes, 1, 1)
 
 
 @cache
@@ -239,26 +298,44 @@ def _gaussian(deviation: float) -> tuple[float, ...]:
 
 
 @cache
-def _mirror(size: int, reach: int, device: torch.device) -> torch.Tensor:
-    """Return the indices of a row of `size` pixels that is mirrored `reach` pixels beyond its ends."""
-    return torch.as_tensor(np.pad(np.arange(size), reach, mode="reflect"), device=device)
-
-
-@cache
 def _constant(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
     """Copy constants to a device once, since every copy stalls it."""
     return torch.tensor(values, device=device)
 
 
-def _resized(planes: torch.Tensor, height: int, width: int, how: int) -> torch.Tensor:
+def _enlarged(planes: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    return functional.interpolate(planes, (height, width), mode="bilinear", align_corners=False)
+
+
+def _halved(images: torch.Tensor) -> torch.Tensor:
+    """Blur images [B, H, W] and halve their size."""
+    height, width = (-(-size // 2) for size in images.shape[1:])
+    return _shrunk(images, height, width, PYRAMID_BLUR)
+
+
+def _shrunk(images: torch.Tensor, height: int, width: int, blur: float = 0.0) -> torch.Tensor:
     down, across = (
-        _resize_matrix(*sizes, how, planes.device) for sizes in zip(planes.shape[2:], (height, width), strict=True)
+        _shrink_matrix(*sizes, blur, images.device) for sizes in zip(images.shape[-2:], (height, width), strict=True)
     )
-    return down @ planes @ across.T
+    return down @ (images @ across.T)
 
 
 @cache
-def _resize_matrix(size: int, new_size: int, how: int, device: torch.device) -> torch.Tensor:
-    """Return OpenCV's resizing of a row as a matrix [new_size, size], by resizing unit vectors."""
-    units = np.eye(size, dtype=np.float32)
-    return torch.as_tensor(cv2.resize(units, (size, new_size), interpolation=how), device=device)
+def _shrink_matrix(size: int, new_size: int, blur: float, device: torch.device) -> torch.Tensor:
+    """Return OpenCV's resizing of a row, blurred first, as a matrix [new_size, size], by resizing unit vectors."""
+    rows = _mirrored_sums(size, _gaussian(blur) if blur else (1.0,))
+    return torch.as_tensor(cv2.resize(rows, (size, new_size), interpolation=cv2.INTER_AREA), device=device)
+
+
+@cache
+def _blur_matrix(size: int, weights: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    return torch.as_tensor(_mirrored_sums(size, weights), device=device)
+
+
+def _mirrored_sums(size: int, weights: tuple[float, ...]) -> np.ndarray:
+    """Return the convolution of a row as a matrix [size, size]. The row is mirrored at its ends."""
+    matrix = np.zeros((size, size), np.float32)
+    places = np.pad(np.arange(size), len(weights) // 2, mode="reflect")
+    for row, sums in enumerate(matrix):
+        np.add.at(sums, places[row : row + len(weights)], np.array(weights, np.float32))
+    return matrix

@@ -9,8 +9,8 @@ from array_api_compat import array_namespace
 
 from stages.base.arrays import Frames, Image
 from stages.smoothers.images.light import fit_light
-from stages.smoothers.images.matching import PATCH, agreement, carry, library_errors, positions
-from stages.smoothers.images.pixels import Array, fetch, floats, flow, gauss, synthesize
+from stages.smoothers.images.matching import PATCH, agreement, library_errors
+from stages.smoothers.images.pixels import Array, fetch, floats, flow, gauss, positions, synthesize, warp
 from stages.smoothers.patch_blend import registration
 
 SEAM = 2.0  # px over which keyframes are blended
@@ -91,7 +91,7 @@ class Interpolator:
         moved = flow(guide, there)
         fit = agreement(guide, there, moved)
         reliable = _reliable(fit, moved, flow(there, guide))
-        copy = carry(style, moved, cubic=True)[0]
+        copy = warp(style, moved, cubic=True)
         if _share(reliable) == 1:
             return copy, fit
         painted, jumps = _painted(style, there, guide, self.patch_size)
@@ -106,7 +106,7 @@ def _reliable(fit: Array, moved: Array, back: Array) -> Array:
         moved, back: Flow to the other frame and back.
     """
     xp = array_namespace(fit)
-    flow_error = xp.linalg.vector_norm(moved + carry(back, moved)[0], axis=-1, keepdims=True)
+    flow_error = xp.linalg.vector_norm(moved + warp(back, moved), axis=-1, keepdims=True)
     return xp.clip(2 * gauss(floats((fit > MIN_AGREEMENT) & (flow_error < MAX_FLOW_ERROR)), FLOW_BORDER) - 1, 0, 1)
 
 
@@ -145,7 +145,7 @@ def _mix(copies: Sequence[Array], fits: Sequence[Array], time: float) -> Array:
     """Blend the two copies. `time` is 0 at the first one's keyframe and 1 at the other's."""
     # Two stylised frames never match exactly; without registration, every line would appear twice.
     off = registration(*copies) * array_namespace(copies[0]).minimum(*fits)
-    registered = [carry(copy, step * off, cubic=True)[0] for copy, step in zip(copies, (-time, 1 - time), strict=True)]
+    registered = [warp(copy, step * off, cubic=True) for copy, step in zip(copies, (-time, 1 - time), strict=True)]
     weights = [near * fit for near, fit in zip((1 - time, time), fits, strict=True)]
     # Light changes linearly. Detail stays closer to the nearer keyframe, since averaging blurs.
     lit = [fit_light(copy, _fade(registered, weights)) for copy in registered]

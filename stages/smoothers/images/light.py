@@ -12,8 +12,22 @@ from array_api_compat import array_namespace
 
 from stages.base.arrays import Frames
 from stages.smoothers.images.evidence import flicker_level, flicker_line, misfit, support
-from stages.smoothers.images.matching import agreement, carry
-from stages.smoothers.images.pixels import Array, box, each, enlarge, floats, flow, gauss, percentile, shrink
+from stages.smoothers.images.matching import agreement
+from stages.smoothers.images.pixels import (
+    AT_ONCE,
+    Array,
+    box,
+    each,
+    enlarge,
+    filled,
+    floats,
+    flow,
+    gauss,
+    percentile,
+    shrink,
+    stacked,
+    warp,
+)
 from stages.smoothers.images.tables import Memo, WindowSums, window
 
 SHRINK = 4  # factor by which images are shrunk to compare light
@@ -31,47 +45,69 @@ UNSURE = 1e-4  # weight where nothing matches
 
 
 class WindowLight:
-    """Frames in the light of their window of `reach` frames to each side. `strictness` is that of `agreement`."""
+    """Frames in the light of their window of `reach` frames to each side.
 
-    def __init__(self, guides: Frames, styles: Frames, reach: int, strictness: float = 1):
+    Args:
+        strictness: That of `agreement`.
+        size: Frames processed together.
+    """
+
+    def __init__(self, guides: Frames, styles: Frames, reach: int, strictness: float = 1, size: int = 1):
         self.guides, self.styles, self.reach, self.strictness = guides, styles, reach, strictness
-        self.small = Memo(self._shrunk)
-        self.sums = WindowSums(lambda index: self.small[index][1], self._link, _carry)
+        self.batch = AT_ONCE * size
+        self.small = Memo(self._shrunk, len(styles), size)
+        self.sums = WindowSums(lambda index: self.small[index][1], self._link, _carry, self.batch)
 
-    def frame(self, index: int) -> Array:
-        """Return frame `index` in the light of its window, float32 [H, W, 3]."""
-        frames = window(index, len(self.styles), self.reach)
-        total, own = self.sums.total(index, frames), self.small[index][1][..., :3]
-        self.sums.forget(index, frames)
-        self.small.forget(frames.start)
-        matched = total[..., 3:] - 1
-        mean = (total[..., :3] - (1 - OWN) * own) / (matched + OWN)
-        sure = matched / (matched + ENOUGH) * _likeness(own, mean)
-        return _apply(floats(self.styles[index]), *_fit(own, mean, sure))
+    def frames(self, block: range) -> Array:
+        """Return frames in the light of their windows, float32 [N, H, W, 3]."""
+        windows = {index: window(index, len(self.styles), self.reach) for index in block}
+        totals = stacked(self.sums.totals(windows))
+        small = stacked([self.small[index][1] for index in block])
+        self.sums.forget(block[-1], windows[block[-1]])
+        self.small.forget(windows[block[-1]].start)
+        return each(stacked([self.styles[index] for index in block]), _in_light, small, totals)
 
     def clear(self) -> None:
         self.small.clear()
         self.sums.runs.clear()
 
-    def _shrunk(self, index: int) -> tuple[Array, Array]:
-        """Return the shrunk guide, and the style, shrunk further, with a weight of 1, float32 [h, w, 4]."""
-        guide, style = _smaller(floats(self.guides[index]), FLOW_SHRINK), _smaller(floats(self.styles[index]), SHRINK)
-        xp = array_namespace(style)
-        return guide, xp.concat([style, xp.ones_like(style[..., :1])], axis=-1)
+    def _shrunk(self, block: range) -> Iterator[tuple[Array, Array]]:
+        """Return shrunk guides, and styles, shrunk further, with a weight of 1, float32 [h, w, 4]."""
+        guides, styles = (stacked([frames[index] for index in block]) for frames in (self.guides, self.styles))
+        guides = each(guides, lambda guide: _smaller(floats(guide), FLOW_SHRINK))
+        styles = each(styles, lambda style: _smaller(floats(style), SHRINK))
+        xp = array_namespace(styles)
+        return zip(guides, xp.concat([styles, xp.ones_like(styles[..., :1])], axis=-1), strict=True)
 
-    def _link(self, pairs: list[tuple[int, int]]) -> Iterator[tuple[Array, Array]]:
-        """Find the motion between pairs of frames and their similarity, at the style's shrunk size."""
-        xp = array_namespace(self.small[pairs[0][0]][0])
-        sides = [[self.small[index] for index in side] for side in zip(*pairs, strict=True)]
+    def _link(self, pairs: list[tuple[int, int]]) -> Array:
+        """Find the motion between pairs of frames and their similarity, at the style's shrunk size, [N, h, w, 3]."""
+        filled_pairs = filled(self.small[pairs[0][0]][0], pairs, self.batch)
         (guide, style), (guides, styles) = (
-            [xp.stack(images) for images in zip(*side, strict=True)] for side in sides
-        )  # fmt: skip
-        moved = each(guide, flow, guides)
-        fits = each(guide, lambda one, other, by: agreement(one, other, by, self.strictness), guides, moved)
+            [stacked(list(images)) for images in zip(*(self.small[index] for index in side), strict=True)]
+            for side in zip(*filled_pairs, strict=True)
+        )
+        return each(guide, self._linked, guides, style, styles)[: len(pairs)]
+
+    def _linked(self, guide: Array, other_guide: Array, style: Array, other: Array) -> Array:
+        moved = flow(guide, other_guide)
+        fit = agreement(guide, other_guide, moved, self.strictness)
         size = style.shape[-3:-1]
-        moved = each(moved, lambda by: _small_motion(by, *size))
-        alike = each(style, lambda one, other, by: _likeness(one[..., :3], carry(other[..., :3], by)[0]), styles, moved)
-        return zip(moved, each(fits, lambda fit: shrink(fit, *size)) * alike, strict=True)
+        moved = _small_motion(moved, *size)
+        alike = _likeness(style[..., :3], warp(other[..., :3], moved))
+        return array_namespace(moved).concat([moved, shrink(fit, *size) * alike], axis=-1)
+
+
+def _in_light(image: Array, small: Array, total: Array) -> Array:
+    """Give an image the light of its window.
+
+    Args:
+        small: The shrunk image.
+        total: The sum of its window and of the weights.
+    """
+    own, matched = small[..., :3], total[..., 3:] - 1
+    mean = (total[..., :3] - (1 - OWN) * own) / (matched + OWN)
+    sure = matched / (matched + ENOUGH) * _likeness(own, mean)
+    return _apply(floats(image), *_fit(own, mean, sure))
 
 
 def fit_light(image: Array, target: Array) -> Array:
@@ -128,6 +164,9 @@ def _small_motion(moved: Array, height: int, width: int) -> Array:
     return array_namespace(moved).concat([small[..., :1] * x, small[..., 1:] * y], axis=-1)
 
 
-def _carry(link: tuple[Array, Array], held: Array) -> Array:
-    moved, weight = link
-    return carry(held, moved, cubic=True)[0] * weight  # linear interpolation would blur at every warp
+def _carry(links: list[Array], images: list[Array]) -> Array:
+    """Warp shrunk images along their motion and weigh them by their similarity."""
+    found = stacked(links)
+    # Linear interpolation would blur at every warp.
+    carried = each(stacked(images), lambda image, moved: warp(image, moved, cubic=True), found[..., :2])
+    return carried * found[..., 2:]

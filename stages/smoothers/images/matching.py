@@ -3,7 +3,7 @@
 Optical flow tracks smooth motion with subpixel precision, but fails where objects jump or appear from behind others.
 Patch matching finds these, in whole pixels. So the search starts at the flow, and replaces it where it ends elsewhere.
 
-Arrays are those of stages.smoothers.images.pixels. On a GPU, the second frame and the results may be stacks.
+Arrays are those of stages.smoothers.images.pixels. On a GPU, frames and results may be stacks.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Unpack
 
-from array_api_compat import array_namespace, device
+from array_api_compat import array_namespace
 
 from native import binding
 from stages.base.errors import DiffSynthError
-from stages.smoothers.images.pixels import Array, Where, box, floats, flow, match, percentile, sample
+from stages.smoothers.images.pixels import Array, Where, box, floats, flow, match, percentile, positions, warp
 
 PATCH = 5  # px
 SEARCH_RADIUS = 64  # px of the random search around a match: how far objects may jump
@@ -78,12 +78,11 @@ def carry(image: Array, motion: Array, cubic: bool = False) -> tuple[Array, Arra
     Returns:
         The samples, float32, and which of them lie inside the image, bool [H, W, 1].
     """
-    xp = array_namespace(image)
     height, width = image.shape[-3:-1]
     places = positions(motion) + motion
     x, y = places[..., :1], places[..., 1:]
     inside = (x >= 0) & (y >= 0) & (x <= width - 1) & (y <= height - 1)
-    return sample(xp.astype(image, xp.float32), places, cubic), inside
+    return warp(image, motion, cubic), inside
 
 
 def agreement(guide: Array, other: Array, motion: Array, strictness: float = 1, noise: Array | None = None) -> Array:
@@ -120,10 +119,3 @@ def grain(image: Array) -> Array:
 def mean_square(values: Array) -> Array:
     """Average the squares over channels: [H, W, C] to [H, W, 1]."""
     return array_namespace(values).vecdot(values, values)[..., None] / values.shape[-1]
-
-
-def positions(image: Array) -> Array:
-    """Return the position of each pixel, float32 [H, W, 2], x then y."""
-    xp = array_namespace(image)
-    rows, columns = (xp.arange(size, dtype=xp.float32, device=device(image)) for size in image.shape[-3:-1])
-    return xp.stack(xp.meshgrid(columns, rows, indexing="xy"), axis=-1)

@@ -14,9 +14,10 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, singledispatch
-from typing import Any, TypeAlias, TypedDict, Unpack
+from typing import Any, TypeAlias, TypedDict, TypeVar, Unpack
 
 import numpy as np
+from array_api_compat import array_namespace
 
 from native import binding
 from stages.base.arrays import Image
@@ -24,7 +25,9 @@ from stages.base.arrays import Image
 Array: TypeAlias = Any
 """A NumPy array, or a torch tensor on a GPU. The array API that both are used through has no types."""
 
-AT_ONCE = 8  # images of a stack processed together on a GPU
+T = TypeVar("T")
+
+AT_ONCE = 8  # pairs of frames processed together, for each frame that is smoothed at once
 MIN_FLOW_SIDE = 12  # px; optical flow cannot process smaller images
 
 
@@ -54,18 +57,44 @@ class SynthesisOptions(Where, total=False):
 
 
 @singledispatch
+def frames_at_once(image: Array) -> int:
+    """Return how many frames of this size to smooth together: several on a GPU, which small images leave idle."""
+    return 1
+
+
+@singledispatch
+def filled(image: Array, items: list[T], size: int) -> list[T]:
+    """Extend a list of what to compute with images like `image` to `size` items by repeating the last one.
+
+    On a GPU, rounding can depend on how many images are processed together. NumPy arrays are processed one by one, so
+    their list is returned as it is.
+    """
+    return items
+
+
+@singledispatch
 def each(stack: Array, function: Callable[..., Array], *stacks: Array) -> Array:
     """Apply `function` to each image of one or more stacks and stack the results.
 
-    On a GPU it gets AT_ONCE images at a time. It must not call `each`, and its result for an image must not depend on
-    the other images.
+    The stacks' leading dimensions are broadcast. On a GPU, the function gets whole stacks. It must not call `each`, and
+    its result for an image must not depend on the other images.
     """
-    return np.stack(list(_pool().map(function, stack, *stacks)))
+    shape = np.broadcast_shapes(*(array.shape[:-3] for array in (stack, *stacks)))
+    arrays = [np.broadcast_to(array, (*shape, *array.shape[-3:])) for array in (stack, *stacks)]
+    results = np.stack(
+        list(_pool().map(lambda place: function(*(array[place] for array in arrays)), np.ndindex(shape)))
+    )
+    return results.reshape(*shape, *results.shape[1:])
 
 
 @cache
 def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(os.cpu_count())
+
+
+def stacked(images: list[Array]) -> Array:
+    """Join images to a stack."""
+    return array_namespace(images[0]).stack(images)
 
 
 @singledispatch
@@ -137,13 +166,20 @@ def synthesize(style: Array, guide: Array, target: Array, **options: Unpack[Synt
 
 
 @singledispatch
-def sample(image: Array, places: Array, cubic: bool = False) -> Array:
-    """Sample a float32 image at `places` [h, w, 2] (x, y), linearly or cubically. Its border pixels extend outwards."""
+def positions(image: Array) -> Array:
+    """Return the position of each pixel, float32 [H, W, 2], x then y."""
+    rows, columns = (np.arange(size, dtype=np.float32) for size in image.shape[:2])
+    return np.stack(np.meshgrid(columns, rows, indexing="xy"), axis=-1)
+
+
+@singledispatch
+def warp(image: Array, motion: Array, cubic: bool = False) -> Array:
+    """Sample an image at p + motion(p), linearly or cubically; float32. Its border pixels extend outwards."""
     import cv2
 
-    x, y = np.ascontiguousarray(np.moveaxis(places, 2, 0))
+    x, y = np.ascontiguousarray(np.moveaxis(positions(motion) + motion, 2, 0))
     how = cv2.INTER_CUBIC if cubic else cv2.INTER_LINEAR
-    return cv2.remap(image, x, y, how, borderMode=cv2.BORDER_REPLICATE).reshape(*places.shape[:2], -1)
+    return cv2.remap(floats(image), x, y, how, borderMode=cv2.BORDER_REPLICATE).reshape(*motion.shape[:2], -1)
 
 
 @singledispatch
@@ -186,5 +222,18 @@ def percentile(values: Array, per_cent: float) -> Array:
 
 @singledispatch
 def median(stack: Array) -> Array:
-    """Return the median of a stack of images, element by element."""
-    return np.median(stack, axis=0)
+    """Return the median over the images of stacks [..., N, H, W, C], element by element, as stacks of one image."""
+    return np.median(stack, axis=-4, keepdims=True)
+
+
+@singledispatch
+def mean(stack: Array, weights: Array) -> Array:
+    """Return the weighted mean over the images of stacks [..., N, H, W, C], as stacks of one image."""
+    layers, shares = (np.moveaxis(array, -4, 0) for array in (stack, weights))
+    return (sum(map(np.multiply, layers, shares)) / sum(shares))[..., None, :, :, :]
+
+
+@singledispatch
+def numbers(image: Array, values: tuple[float, ...]) -> Array:
+    """Return numbers as an array float32 [N] on the device of an image."""
+    return np.array(values, np.float32)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from itertools import groupby
 from typing import Generic, NamedTuple, TypeVar
 
-from stages.smoothers.images.pixels import AT_ONCE, Array, floats
+from stages.smoothers.images.pixels import AT_ONCE, Array, stacked
 
 WHOLE_VIDEO_REACH = 63  # frames to each side that stand for the whole video, so that time and memory stay bounded
 
@@ -53,33 +54,39 @@ class WindowSums(Generic[Motion]):
     Args:
         hold: Returns the image of a frame, float32 [H, W, C].
         link: Finds how frames are warped onto others.
-        carry: Warps an image by what `link` found.
-        pack: Compresses a sum for the cache.
+        carry: Warps images by what `link` found for each, and returns them as a stack.
+        batch: How many pairs are linked together, which bounds the memory.
     """
 
     def __init__(
         self,
         hold: Callable[[int], Array],
         link: Link[Motion],
-        carry: Callable[[Motion, Array], Array],
-        pack: Callable[[Array], Array] = lambda run: run,
+        carry: Callable[[list[Motion], list[Array]], Array],
+        batch: int = AT_ONCE,
     ):
-        self.hold, self.link, self.carry, self.pack = hold, link, carry, pack
+        self.hold, self.link, self.carry, self.batch = hold, link, carry, batch
         self.runs: dict[Run, Array] = {}
 
-    def total(self, index: int, frames: range) -> Array:
-        """Sum `frames`, warped onto frame `index`, which is one of them; float32."""
-        parts = [*_parts(index, 1, frames.stop - index), *_parts(index, -1, index - frames.start + 1)]
-        missing = dict.fromkeys(run for part in parts for run in self._missing(part))
-        for run, found in zip(missing, links(self.link, [run.pair for run in missing]), strict=True):
-            near, far = run.halves
-            self.runs[run] = self.pack(self._sum(near) + self.carry(found, self._sum(far)))
-        here = [part for part in parts if part.place == index]
-        total = sum((self._sum(part) for part in here), -self.hold(index))  # which is part of both sides
-        there = [part for part in parts if part.place != index]
-        for part, found in zip(there, links(self.link, [(index, part.place) for part in there]), strict=True):
-            total = total + self.carry(found, self._sum(part))
-        return total
+    def totals(self, windows: dict[int, range]) -> list[Array]:
+        """Sum the frames of each window, warped onto the frame, one of them, that it belongs to; float32."""
+        parts = [
+            (index, part)
+            for index, frames in windows.items()
+            for part in (*_parts(index, 1, frames.stop - index), *_parts(index, -1, index - frames.start + 1))
+        ]
+        missing = dict.fromkeys(run for _, part in parts for run in self._missing(part))
+        self._add(sorted(missing, key=lambda run: run.level))
+        totals = {index: -self.hold(index) for index in windows}  # which is part of both sides
+        for index, part in parts:
+            if part.place == index:
+                totals[index] = totals[index] + self._sum(part)
+        there = [(index, part) for index, part in parts if part.place != index]
+        for batch, found in self._linked(there, lambda needed: (needed[0], needed[1].place)):
+            carried = self.carry(found, [self._sum(part) for _, part in batch])
+            for (index, _), image in zip(batch, carried, strict=True):
+                totals[index] = totals[index] + image
+        return list(totals.values())
 
     def forget(self, index: int, frames: range) -> None:
         """Drop the sums that no frame after `index`, whose window is `frames`, needs."""
@@ -89,20 +96,28 @@ class WindowSums(Generic[Motion]):
             if run.place < first:
                 del self.runs[run]
 
+    def _add(self, missing: list[Run]) -> None:
+        """Compute runs, which are sorted by level, together as far as they do not need each other."""
+        for batch, found in self._linked(missing, lambda run: run.pair):
+            for _, level in groupby(zip(batch, found, strict=True), key=lambda linked: linked[0].level):
+                runs, motions = (list(column) for column in zip(*level, strict=True))
+                near, far = ([self._sum(half) for half in halves] for halves in zip(*(run.halves for run in runs)))
+                self.runs.update(zip(runs, stacked(near) + self.carry(motions, far), strict=True))
+
+    def _linked(self, needed: list[T], pair: Callable[[T], tuple[int, int]]) -> Iterator[tuple[list[T], list[Motion]]]:
+        """Yield batches of `needed` and what `link` finds for the pair of frames of each."""
+        for first in range(0, len(needed), self.batch):
+            batch = needed[first : first + self.batch]
+            yield batch, list(self.link([pair(item) for item in batch]))
+
     def _missing(self, run: Run) -> list[Run]:
-        """Return the runs to compute for a run, in order."""
+        """Return the runs to compute for a run."""
         if run.level == 0 or run in self.runs:
             return []
         return [*(needed for half in run.halves for needed in self._missing(half)), run]
 
     def _sum(self, run: Run) -> Array:
-        return self.hold(run.place) if run.level == 0 else floats(self.runs[run])
-
-
-def links(link: Link[Motion], pairs: list[tuple[int, int]]) -> Iterator[Motion]:
-    """Yield what `link` finds for each pair, computed in small batches to bound memory."""
-    for first in range(0, len(pairs), AT_ONCE):
-        yield from link(pairs[first : first + AT_ONCE])
+        return self.hold(run.place) if run.level == 0 else self.runs[run]
 
 
 def _parts(index: int, step: int, frames: int) -> Iterator[Run]:
@@ -114,14 +129,19 @@ def _parts(index: int, step: int, frames: int) -> Iterator[Run]:
 
 
 class Memo(dict[int, T]):
-    """Results of `make` by frame index, cached until they are forgotten."""
+    """Results of `make` by frame index, cached until they are forgotten.
 
-    def __init__(self, make: Callable[[int], T]):
+    `make` gets blocks of `size` frames, which do not depend on what is cached, and returns a result for each frame.
+    """
+
+    def __init__(self, make: Callable[[range], Iterable[T]], count: int, size: int):
         super().__init__()
-        self.make = make
+        self.make, self.count, self.size = make, count, size
 
     def __missing__(self, index: int) -> T:
-        self[index] = self.make(index)
+        first = index - index % self.size
+        block = range(first, min(first + self.size, self.count))
+        self.update(zip(block, self.make(block), strict=True))
         return self[index]
 
     def forget(self, below: int) -> None:

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor
 
+from benchmarks.kernels import count_kernels, simulated_gpu
 from native import binding
 from stages.smoothers import SMOOTHERS, build, frames_on_device
 from stages.smoothers.images import gpu, pixels
 from stages.smoothers.images.keyframes import Interpolator
 from tests.stages.smoothers.scenes import HEIGHT, SPEED, WIDTH, Scene, scene, squared_error
-from tests.typing import Floats, Image
+from tests.typing import Floats, Image, Images
 
 CPU = torch.device("cpu")
+KERNELS_PER_FRAME = 250  # of 64×64 pixels
 ON_GPU = [name for name, options in SMOOTHERS.built_in.items() if options.on_gpu]
 OPERATIONS: dict[str, Callable[[pixels.Array], pixels.Array]] = {  # of arrays or tensors
     "box": lambda image: pixels.box(image, 5),
@@ -35,10 +37,11 @@ ON_A_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), r
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=ON_A_GPU)])
-def on_torch(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def on_torch(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.device:
     """Run GPU code on a GPU, or with torch on the CPU where there is none."""
     device = torch.device(request.param)
     monkeypatch.setattr("stages.models.weights.pick_gpu", lambda name: device if name == "cuda" else None)
+    return device
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +52,17 @@ def image() -> Floats:
 @pytest.fixture(scope="module")
 def swimming() -> Scene:
     return scene("swimming")
+
+
+def smooth_long(start: int, stop: int) -> Images:
+    """Smooth frames of a video of three blocks, the last one incomplete."""
+    video = scene("swimming", 20)
+    return build("PatchBlendSmoother", {"window": 5}, video.guides, video.styles, device="cuda").smooth(start, stop)
+
+
+@cache
+def smooth_whole(device: torch.device) -> Images:
+    return smooth_long(0, 20)
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
@@ -67,35 +81,35 @@ def test_a_stack_is_its_images(name: str, image: Floats) -> None:
         torch.testing.assert_close(one, OPERATIONS[name](alone), atol=1e-3, rtol=1e-5)
 
 
-def test_no_image_depends_on_how_many_come_with_it(image: Floats) -> None:
-    stack = torch.from_numpy(np.stack([image * share for share in np.linspace(0.1, 1, 11, dtype=np.float32)]))
-    sizes = []
-
-    def blurred(images: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-        sizes.append((len(images), len(others)))
-        smooth: torch.Tensor = pixels.gauss(images - others, 1.0)
-        return smooth
-
-    found = pixels.each(stack, blurred, stack / 2)
-    assert found.shape == stack.shape and set(sizes) == {(pixels.AT_ONCE, pixels.AT_ONCE)}
-    for one, alone in zip(found, stack, strict=True):
-        torch.testing.assert_close(one[None], pixels.each(alone[None], blurred, alone[None] / 2), atol=0, rtol=0)
+def test_stacks_are_broadcast() -> None:
+    rng = np.random.default_rng(0)
+    images, others = (rng.uniform(0, 255, (2, count, 24, 32, 3)).astype(np.float32) for count in (1, 3))
+    found = pixels.each(images, lambda image, other: pixels.gauss(image - other, 1.0), others)
+    assert found.shape == others.shape
+    np.testing.assert_array_equal(found[1, 2], pixels.gauss(images[1, 0] - others[1, 2], 1.0))
 
 
 @pytest.mark.parametrize("cubic", [False, True])
-def test_samples_between_pixels_and_outside(cubic: bool, image: Floats) -> None:
+def test_warps_between_pixels_and_outside(cubic: bool, image: Floats) -> None:
     smooth = pixels.gauss(image, 3.0)  # OpenCV's places are multiples of 1/32 px
-    places = np.random.default_rng(1).uniform(-20, 140, (50, 60, 2)).astype(np.float32)
-    expected = pixels.sample(smooth, places, cubic)
-    found = pixels.sample(torch.from_numpy(smooth), torch.from_numpy(places), cubic)
+    motion = np.random.default_rng(1).uniform(-30, 30, (*image.shape[:2], 2)).astype(np.float32)
+    expected = pixels.warp(smooth, motion, cubic)
+    found = pixels.warp(torch.from_numpy(smooth), torch.from_numpy(motion), cubic)
     np.testing.assert_allclose(found.numpy(), expected, atol=0.6)
     assert np.abs(found.numpy() - expected).mean() < 0.1
 
 
-def test_medians_of_a_stack(image: Floats) -> None:
-    stack = np.stack([image, 255 - image, image[::-1], image[:, ::-1]])
-    expected = pixels.median(stack)
-    np.testing.assert_allclose(pixels.median(torch.from_numpy(stack)).numpy(), expected, atol=1e-3)
+@pytest.mark.parametrize("count", [1, 4, 5])
+def test_medians_and_means_of_stacks(count: int, image: Floats) -> None:
+    stacks = np.stack([image * share for share in np.linspace(1, 0.3, 2 * count, dtype=np.float32)])
+    stacks = stacks.reshape(2, count, *image.shape)
+    on_torch = torch.from_numpy(stacks)
+    expected = np.median(stacks, axis=1, keepdims=True)
+    for found in (pixels.median(stacks), pixels.median(on_torch).numpy()):
+        np.testing.assert_allclose(found, expected, atol=1e-3)
+    expected = np.stack([np.average(stack, axis=0, weights=stack)[None] for stack in stacks])
+    for found in (pixels.mean(stacks, stacks), pixels.mean(on_torch, on_torch).numpy()):
+        np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
 def test_bytes_are_rounded_and_clipped_as_on_the_processor() -> None:
@@ -127,7 +141,7 @@ def test_stiff_flow_is_not_led_by_noise(swimming: Scene) -> None:
 
 
 @pytest.mark.parametrize("name", ON_GPU)
-def test_smoothers_do_what_they_do_on_the_processor(name: str, swimming: Scene, on_torch: None) -> None:
+def test_smoothers_do_what_they_do_on_the_processor(name: str, swimming: Scene, on_torch: torch.device) -> None:
     errors = []
     for device in ("cpu", "cuda"):
         smoothed = build(name, {}, swimming.guides, swimming.styles, device=device).smooth(0, 12)
@@ -136,13 +150,12 @@ def test_smoothers_do_what_they_do_on_the_processor(name: str, swimming: Scene, 
     assert errors[1] < 1.15 * errors[0]
 
 
-def test_chunks_do_not_change_the_result(swimming: Scene, on_torch: None) -> None:
-    whole = build("PatchBlendSmoother", {}, swimming.guides, swimming.styles, device="cuda").smooth(0, 6)
-    fresh = build("PatchBlendSmoother", {}, swimming.guides, swimming.styles, device="cuda").smooth(3, 5)
-    np.testing.assert_array_equal(fresh, whole[3:5])
+@pytest.mark.parametrize("first", [3, 11, 17])
+def test_chunks_do_not_change_the_result(first: int, on_torch: torch.device) -> None:
+    np.testing.assert_array_equal(smooth_long(first, first + 2), smooth_whole(on_torch)[first : first + 2])
 
 
-def test_frames_between_keyframes_are_painted_as_on_the_processor(swimming: Scene, on_torch: None) -> None:
+def test_frames_between_keyframes_are_painted_as_on_the_processor(swimming: Scene, on_torch: torch.device) -> None:
     keys, errors = [0, 6, 11], []
     for device in ("cpu", "cuda"):
         guides, keyframes = (frames_on_device(frames, device) for frames in (swimming.guides, swimming.truth[keys]))
@@ -152,20 +165,14 @@ def test_frames_between_keyframes_are_painted_as_on_the_processor(swimming: Scen
 
 
 @pytest.fixture
-def no_gpu_needed() -> Iterator[FakeTensorMode]:
-    """Fake tensors: they have a device but no contents."""
-    kept = (gpu._constant, gpu._mirror, gpu._resize_matrix, gpu._grid)
-    with FakeTensorMode() as mode:
-        for cached in kept:
-            cached.cache_clear()
-        yield mode
-    for cached in kept:
-        cached.cache_clear()
+def no_gpu_needed() -> Iterator[None]:
+    with simulated_gpu():
+        yield
 
 
 @pytest.mark.parametrize("name", ON_GPU)
 def test_nothing_leaves_the_gpu_but_finished_frames(
-    name: str, no_gpu_needed: FakeTensorMode, monkeypatch: pytest.MonkeyPatch
+    name: str, no_gpu_needed: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cuda, fetched, matched = torch.device("cuda:0"), [], []
 
@@ -180,11 +187,15 @@ def test_nothing_leaves_the_gpu_but_finished_frames(
         return binding.Fields(torch.empty_like(nnf), None)
 
     monkeypatch.setattr(binding, "match", match)
-    monkeypatch.setattr(binding, "runs_on_gpu", lambda device: True)
     pixels.fetch.register(FakeTensor, fetch)
-    monkeypatch.setattr("stages.models.weights.pick_gpu", lambda name: cuda)
     frames = np.zeros((9, HEIGHT, WIDTH, 3), np.uint8)
     smoothed = build(name, {}, frames, frames, device="cuda").smooth(0, 9)
     assert smoothed.shape == frames.shape
-    assert fetched == [(HEIGHT, WIDTH, 3)] * 9
-    assert set(matched) == {(pixels.AT_ONCE, HEIGHT, WIDTH, 2)}
+    assert fetched == [(8, HEIGHT, WIDTH, 3), (1, HEIGHT, WIDTH, 3)]
+    assert matched == [(8 * 6, HEIGHT, WIDTH, 2), (6, HEIGHT, WIDTH, 2)]
+
+
+def test_a_frame_is_few_kernels_and_a_block_waits_once() -> None:
+    counted = count_kernels(64, 64, window=7, frames=8)
+    assert counted.kernels.total() / 8 < KERNELS_PER_FRAME, counted.kernels.most_common()
+    assert counted.waits.total() == 1, counted.waits  # the finished block is copied back

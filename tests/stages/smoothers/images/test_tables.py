@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from stages.smoothers.images.pixels import AT_ONCE
-from stages.smoothers.images.tables import WindowSums, window
+from stages.smoothers.images.pixels import AT_ONCE, Array
+from stages.smoothers.images.tables import Memo, WindowSums, window
 
 
 def test_windows_are_moved_inwards_at_the_ends() -> None:
@@ -30,9 +30,12 @@ class Counted:
         assert all(index != other for index, other in pairs)
         return pairs
 
-    def carry(self, link: tuple[int, int], held: np.ndarray) -> np.ndarray:
-        self.carried += 1
-        return held
+    def carry(self, links: list[tuple[int, int]], held: list[np.ndarray]) -> np.ndarray:
+        self.carried += len(links)
+        return np.stack(held)
+
+    def total(self, index: int, frames: range) -> Array:
+        return self.sums.totals({index: frames})[0]
 
 
 @pytest.mark.parametrize("reach", [0, 1, 2, 5, 7, 15, 30, 200])
@@ -40,7 +43,7 @@ def test_sums_are_those_of_the_window(reach: int) -> None:
     video = Counted(50)
     for index in range(50):
         frames = window(index, 50, reach)
-        assert video.sums.total(index, frames).item() == video.values[frames.start : frames.stop].sum()
+        assert video.total(index, frames).item() == video.values[frames.start : frames.stop].sum()
         video.sums.forget(index, frames)
 
 
@@ -51,7 +54,7 @@ def test_work_a_frame_grows_with_the_windows_logarithm_and_what_is_kept_with_the
         frames = window(index, 400, reach)
         if index == 150:
             video.carried = 0
-        video.sums.total(index, frames)
+        video.total(index, frames)
         video.sums.forget(index, frames)
         kept = max(kept, len(video.sums.runs))
     levels = reach.bit_length()
@@ -62,7 +65,29 @@ def test_work_a_frame_grows_with_the_windows_logarithm_and_what_is_kept_with_the
 def test_results_do_not_depend_on_earlier_requests() -> None:
     one, other = Counted(60), Counted(60)
     for index in range(20, 40):
-        one.sums.total(index, window(index, 60, 9))
+        one.total(index, window(index, 60, 9))
         one.sums.forget(index, window(index, 60, 9))
     frames = window(30, 60, 9)
-    assert one.sums.total(30, frames) == other.sums.total(30, frames)
+    assert one.total(30, frames) == other.total(30, frames)
+
+
+def test_results_come_in_blocks_that_do_not_depend_on_what_is_cached() -> None:
+    made: list[range] = []
+
+    def make(block: range) -> range:
+        made.append(block)
+        return block
+
+    results = Memo(make, count=10, size=4)
+    assert [results[index] for index in (5, 9, 4)] == [5, 9, 4]
+    results.forget(6)
+    assert results[6] == 6 and results[4] == 4
+    assert made == [range(4, 8), range(8, 10), range(4, 8)]
+
+
+@pytest.mark.parametrize("size", [3, 8])
+def test_blocks_have_the_sums_of_single_frames(size: int) -> None:
+    one, other = Counted(40), Counted(40)
+    for first in range(0, 40, size):
+        windows = {index: window(index, 40, 6) for index in range(first, min(first + size, 40))}
+        assert one.sums.totals(windows) == [other.total(index, frames) for index, frames in windows.items()]
