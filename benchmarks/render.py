@@ -129,7 +129,7 @@ def write_job(folder: Path, models: Path, clip: Path, name: str, given: argparse
         "frame_height": given.size[0], "frame_width": given.size[1],
         "output_path": f"out-{name}", "prompt": "winter", "num_inference_steps": given.steps,
         "device": given.device, "keep_steps": False,
-    } | keys | dict(map(_key, given.set))  # fmt: skip
+    } | keys  # fmt: skip
     path = folder / f"{name}.json"
     path.write_text(json.dumps(job))
     for stage in ("extract", "control"):
@@ -339,6 +339,7 @@ def side_by_side(folder: Path, weights: str, models: Path, clip: Path, given: ar
         reference, speed = None, None
         for method in given.methods:
             keys = {"combine_pattern": PATTERNS[size]} | ({} if method == "plain" else {"attention": method})
+            keys |= dict(map(_key, given.set))
             job = write_job(folder, models, clip, f"{weights}-{size}-{method}", given, **keys)
             found = row(method, job, given)
             latents = np.load(job.with_suffix(f".{method}.npy"))
