@@ -12,6 +12,8 @@ from types import FrameType
 
 from diffsynth_cli.failures import FAILED, INTERRUPTED, Call, Interrupted, explain
 
+PATIENCE = 3.0  # s that the program has to stop
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line.
@@ -27,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SystemExit as end:  # raised by Typer after success and after a usage error
         return end.code if isinstance(end.code, int) else FAILED
     except (Interrupted, KeyboardInterrupt):
+        _stop_again_after(0)
         _show(call, "Interrupted. Nothing was lost.", f"Resume with: diffsynth {shlex.join(call.resumption)}")
         return INTERRUPTED
     except Exception as error:
@@ -47,17 +50,26 @@ def _show(call: Call, message: str, hint: str) -> None:
         show_event("error", message=message, hint=hint)
 
 
+def _stop(signum: int, frame: FrameType | None) -> None:
+    """Stop what runs. Some libraries drop the exception, for example while they are imported: then it comes again."""
+    _stop_again_after(PATIENCE)
+    raise Interrupted
+
+
+def _stop_again_after(seconds: float) -> None:
+    """Call `_stop` after so many seconds; 0 cancels an earlier call. Windows has no such timer."""
+    if hasattr(signal, "setitimer") and signal.getsignal(signal.SIGALRM) is _stop:
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+
+
 def entry() -> None:
     """The console script."""
-
-    def stop(signum: int, frame: FrameType | None) -> None:
-        raise Interrupted
-
     for stream in (sys.stdout, sys.stderr):  # escape characters that the encoding lacks
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    signal.signal(signal.SIGINT, stop)
-    signal.signal(signal.SIGTERM, stop)
+    for name in ("SIGINT", "SIGTERM", "SIGALRM"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), _stop)
     # GNU OpenMP reads this when torch or the patch-matching library is loaded: idle threads sleep instead of spinning.
     # The demo took 43 s instead of 46 s on two idle cores, and the difference is much larger on a busy machine.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")

@@ -92,7 +92,7 @@ class PatchBlendSmoother:
         self.strength, self.detail = options.strength, options.detail
         self.patch_size, self.guide_weight = options.patch_size, options.guide_weight
         reach = WHOLE_VIDEO_REACH if options.window is None else options.window
-        count, size = len(styles), frames_at_once(styles[0])
+        count, size = len(styles), frames_at_once(styles[0]) if len(styles) else 1
         self.light = WindowLight(guides, styles, reach, options.guide_weight, size)
         self.lit = Memo(self.light.frames, count, size)
         self.lines = Memo(self._lines, count, size)

@@ -151,3 +151,32 @@ def test_an_interrupted_render_says_how_to_resume(how: signal.Signals, make_job:
     assert f"Resume with: diffsynth render {job} --json\n" in output
     assert "Traceback" not in output
     assert "partly" in cli("status", job)[1]
+
+
+STUBBORN = """
+import time
+from diffsynth_cli import __main__, app
+
+def work(*arguments, **options):
+    print("ready", flush=True)
+    try:
+        time.sleep(60)
+    except BaseException:
+        pass  # as some libraries do
+    time.sleep(60)
+
+app.app = work
+__main__.PATIENCE = 0.2
+__main__.entry()
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="has no timers")
+def test_an_interruption_that_a_library_swallows_comes_again() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", STUBBORN], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
+    )
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    _, output = process.communicate(timeout=30)
+    assert process.returncode == 130 and "Nothing was lost" in output
