@@ -159,14 +159,14 @@ def renders() -> list[Step]:
             "Memory by length of the video",
             benchmark("render", "--device", "cuda", "--weights", "tiny", "--patterns", "--lengths", "16", "64", "256"),
             3,
-            small=benchmark("render", "--device", "cpu", "--weights", "tiny", "--patterns", "--lengths", "4", "8",
+            small=benchmark("render", "--device", "cpu", "--weights", "tiny", "--patterns", "--lengths", "4",
                             "--size", "64", "64"),
         ),
     ]  # fmt: skip
 
 
 def _small() -> tuple[str, ...]:
-    size = ("--size", "64", "64", "--frames", "4", "--patterns", "2")
+    size = ("--size", "64", "64", "--frames", "2", "--patterns", "2", "--methods", "joint")
     return (str(CLIP), "--device", "cpu", "--weights", "tiny", *size)
 
 
