@@ -6,7 +6,6 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -45,9 +44,9 @@ class KernelCount(TorchDispatchMode):
         self,
         func: torch._ops.OpOverload,
         types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
+        args: Sequence[object] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
         result = func(*args, **(kwargs or {}))
         name = func._schema.name.removeprefix("aten::")
         if name in HOST_READS or _leaves_gpu(args, result):
@@ -57,19 +56,19 @@ class KernelCount(TorchDispatchMode):
         return result
 
 
-def _leaves_gpu(args: Sequence[Any], result: Any) -> bool:
+def _leaves_gpu(args: Sequence[object], result: object) -> bool:
     before, after = ({tensor.device.type for tensor in _tensors(values)} for values in (args, result))
     return "cpu" in after and bool(before) and "cpu" not in before
 
 
-def _is_view(func: torch._ops.OpOverload, args: Sequence[Any], result: Any) -> bool:
+def _is_view(func: torch._ops.OpOverload, args: Sequence[object], result: object) -> bool:
     if func._schema.is_mutable:
         return False
     inputs, outputs = ({tensor.untyped_storage()._cdata for tensor in _tensors(values)} for values in (args, result))
     return outputs <= inputs
 
 
-def _tensors(values: Any) -> list[torch.Tensor]:
+def _tensors(values: object) -> list[torch.Tensor]:
     return [leaf for leaf in tree_leaves(values) if isinstance(leaf, torch.Tensor)]
 
 

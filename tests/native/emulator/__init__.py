@@ -22,7 +22,7 @@ TOOLS = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH"
 
 
 class Machine(ctypes.Structure):
-    """The machine to imitate, as in emulator.cpp."""
+    """The machine to imitate, as in emulator.h."""
 
     _fields_ = (
         ("devices", ctypes.c_int32),
@@ -36,7 +36,7 @@ class Machine(ctypes.Structure):
 
 
 class Counts(ctypes.Structure):
-    """What has happened on the machine since the library was loaded, as in emulator.cpp."""
+    """What has happened on the machine since the library was loaded, as in emulator.h."""
 
     _fields_ = tuple(
         (name, ctypes.c_int64)

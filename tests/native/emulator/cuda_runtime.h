@@ -1,5 +1,5 @@
 // Stands in for the CUDA runtime, so that a C++ compiler can build cuda.cu and a CPU can run it. It has what the library
-// uses, no more. emulator.cpp says how kernels run.
+// uses, no more. threads.cpp says how kernels run.
 #pragma once
 
 #include <cstddef>
