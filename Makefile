@@ -6,12 +6,12 @@
 # make lint      style, spelling and types
 # make hooks     run `make lint`'s checks before every commit
 # make bench     side-by-side measurements
-# make native    build libebsynth anew, in sight; set-up builds it too, but silently goes on where it cannot
+# make native    rebuild libebsynth and show why a build fails (set-up builds it, too, but continues without it)
 # make emulate   its CUDA tests in many orders of threads, on an emulated GPU
 # make mutants   mistakes planted in its CUDA code, each of which a test must catch
 # make gpu       all that only an NVIDIA GPU can show, in 25 minutes: build/gpu/report.md
 # make sanitize  the library's tests on a build that stops at memory errors and undefined behaviour (with GCC)
-# make clean     remove what make made
+# make clean     remove everything that make created
 #
 # CUDA_ARCHITECTURES="75 90" builds the library for these GPUs only.
 
@@ -31,7 +31,7 @@ $(VENV)/installed: pyproject.toml constraints.txt setup.py native/CMakeLists.txt
 	$(PYTHON) -m venv $(VENV)
 	CMAKE_ARGS="-DEBSYNTH_CUDA_ARCHITECTURES='$(CUDA_ARCHITECTURES)' $$CMAKE_ARGS" \
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	@ls native/libebsynth.* >/dev/null 2>&1 || echo "libebsynth could not be built, patch matching will be slower: 'make native' tells why"
+	@ls native/libebsynth.* >/dev/null 2>&1 || echo "libebsynth could not be built, so patch matching will be slower; 'make native' shows why"
 	touch $@
 
 demo: setup
@@ -77,7 +77,7 @@ gpu: setup
 mutants: setup
 	$(BIN)/python -m tools.mutants
 
-# Without CUDA, whose driver wants addresses that the sanitizer takes.
+# Without CUDA, since its driver needs addresses that the sanitizer reserves.
 sanitize: setup
 	$(CMAKE) --fresh -S native -B build/sanitize -DCMAKE_CXX_COMPILER=$(CXX) -DEBSYNTH_CUDA=OFF -DEBSYNTH_SANITIZE=address,undefined
 	$(CMAKE) --build build/sanitize --parallel

@@ -83,7 +83,7 @@ class Phase:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a stage is going to do: the arrays it makes and the phases that fill them.
+    """The work of a stage: the arrays it makes and the phases that fill them.
 
     Args:
         frames: Number of frames in the result.
