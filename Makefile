@@ -69,7 +69,7 @@ native:
 	$(CMAKE) --install build/native --prefix native
 
 emulate: setup
-	OMP_NUM_THREADS=1 EMULATED_ORDERS=20 $(BIN)/python -m pytest -n auto tests/native -k "emulated or test_cuda"
+	OMP_NUM_THREADS=1 EMULATED_ORDERS=8 $(BIN)/python -m pytest -n auto tests/native -k "emulated or test_cuda"
 
 gpu: setup
 	$(BIN)/python -m benchmarks.gpu
