@@ -29,7 +29,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 FRAMES = 18  # three chunks in most phases
-RENDERED = {"DecodeTask", "LoadTask", "MeasureTask", "StepTask", "DecodeLatentsTask"}
+RENDERED = {"DecodeTask", "LoadTask", "ChooseBackendTask", "MeasureTask", "StepTask", "DecodeLatentsTask"}
 JOBS: dict[str, tuple[Keys, set[str]]] = {
     "every frame": (
         {
