@@ -18,7 +18,7 @@ import pytest
 from stages.base.cache import FrameCache
 from tests.typing import Cli, MakeJob
 
-FRAMES = 64  # eight chunks per phase
+FRAMES = 40  # five chunks per phase
 # Kills of each stage per round, and the chunks that it may finish first, at most.
 KILLS = {"extract": (1, 1), "control": (1, 1), "render": (3, 9), "deflicker": (1, 30)}
 ROUNDS = int(os.environ.get("CHAOS_ROUNDS", 1))  # `make chaos` runs more
