@@ -83,7 +83,7 @@ def kill_somewhere(stage: str, job: Path, chunks: int, chance: random.Random) ->
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120 + 60 * ROUNDS)
+@pytest.mark.timeout(180 + 90 * ROUNDS)
 def test_a_job_that_is_killed_again_and_again_gives_the_same_bytes(tmp_path: Path, make_job: MakeJob) -> None:
     straight = make_job(FRAMES, output_path="straight", **KEYS)
     for stage in KILLS:
