@@ -71,7 +71,7 @@ class KeptFrames:
 
     Args:
         names: The arrays whose frames stay.
-        room: For how many bytes there is room.
+        room: The most bytes that they may take.
     """
 
     def __init__(self, names: Collection[str] = (), room: int = 0):

@@ -47,7 +47,7 @@ class Task(Protocol):
     def run(self, cache: FrameCache, start: int, stop: int) -> None:
         """Write the results of frames start..stop-1 to the cache.
 
-        They may be written later, so that they must not be changed and cannot be read in this phase.
+        They may be written later, so they must not be changed afterwards, and cannot be read in the same phase.
         """
 
     def close(self) -> None:

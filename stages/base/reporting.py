@@ -27,7 +27,7 @@ class Reporter:
         """Finish a stage."""
 
     def note(self, message: str) -> None:
-        """Show something worth knowing that is no warning."""
+        """Show information that is not a warning."""
 
     def warn(self, message: str) -> None:
         """Show a warning."""

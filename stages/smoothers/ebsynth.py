@@ -62,7 +62,7 @@ class EbsynthSmoother:
     def _mean(self, index: int) -> Image:
         neighbours = [index + d for d in self.offsets if 0 <= index + d < len(self.styles)]
         total = self.styles[index].astype(np.int64)
-        for group in batched(neighbours, pairs_at_once(self.device)):
+        for group in batched(neighbours, pairs_at_once(self.device, self.guides[index])):
             total += self._warped(group, index).sum(axis=0, dtype=np.int64)
         return np.rint(total / (1 + len(neighbours))).astype(np.uint8)
 

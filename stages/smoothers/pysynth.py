@@ -23,7 +23,8 @@ from stages.smoothers import CACHED_FRAMES, OBSOLETE_KEYS, SMOOTHERS, Frames, Ma
 
 CACHE_BYTES = 128 * 2**20  # of blended frames per side ...
 MIN_CACHED = 32  # ... but at least this many, since each level of the tables needs one
-PAIRS_ON_GPU = 8
+PIXELS_ON_GPU = 8 * 512 * 960  # of the pairs in one call, which bounds the memory ...
+PAIRS_ON_GPU = 8  # ... and how many they are at most
 
 Read = Callable[[int], Image]
 """Reads a frame by its index."""
@@ -146,7 +147,7 @@ class PatchMatching:
 
     def __call__(self, images: Iterable[tuple[Image, int]], target: int) -> Iterator[Image]:
         """Warp images onto frame `target`. With each image comes the frame it belongs to."""
-        for group in batched(images, pairs_at_once(self.device)):
+        for group in batched(images, pairs_at_once(self.device, self.guide(target))):
             yield from self._warped(group, target)
 
     def _warped(self, images: Sequence[tuple[Image, int]], target: int) -> Images:
@@ -175,10 +176,13 @@ def library_options(device: str) -> LibraryOptions:
     return {"backend": "auto", "device": int(device.partition(":")[2] or 0)}
 
 
-def pairs_at_once(device: str) -> int:
-    """How many pairs of images to give the patch-matching library in one call. One alone does not fill a GPU."""
+def pairs_at_once(device: str, image: Image) -> int:
+    """Return how many pairs of such images to match in one call. One alone does not fill a GPU."""
     where = library_options(device)
-    return PAIRS_ON_GPU if where["backend"] == "auto" and binding.runs_on_gpu(where["device"]) else 1
+    if where["backend"] != "auto" or not binding.runs_on_gpu(where["device"]):
+        return 1
+    fitting: int = PIXELS_ON_GPU // (image.shape[0] * image.shape[1])
+    return min(max(fitting, 1), PAIRS_ON_GPU)
 
 
 def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
