@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from stages.base.arrays import Floats, Image, Times
 
 Indices = NDArray[np.intp]
+Likeness = NDArray[np.float64]
 
 SIDE = 64  # px, longer side of an edge map: fine enough for one frame's motion, coarse enough to ignore brush strokes
 MIN_FRAMES = 6  # of the style that must have a partner at an offset
@@ -45,19 +46,19 @@ class Stretch:
     guide_at: Times
 
     @cached_property
-    def likeness(self) -> Floats:
+    def likeness(self) -> Likeness:
         """Correlation of every style frame with every guide frame, [N, M]."""
-        likeness: Floats = _flat(self.style) @ _flat(self.guide).T
+        likeness: Likeness = _flat(self.style) @ _flat(self.guide).T
         return likeness
 
     @cached_property
-    def style_likeness(self) -> Floats:
-        likeness: Floats = _flat(self.style) @ _flat(self.style).T
+    def style_likeness(self) -> Likeness:
+        likeness: Likeness = _flat(self.style) @ _flat(self.style).T
         return likeness
 
     @cached_property
-    def guide_likeness(self) -> Floats:
-        likeness: Floats = _flat(self.guide) @ _flat(self.guide).T
+    def guide_likeness(self) -> Likeness:
+        likeness: Likeness = _flat(self.guide) @ _flat(self.guide).T
         return likeness
 
     def partners(self, offset: float) -> tuple[Indices, Indices]:
@@ -145,10 +146,14 @@ def _peak(curve: NDArray[np.float64]) -> int:
     return int(peaks[np.argmin(np.abs(peaks - len(curve) // 2))])
 
 
-def _flat(maps: Floats) -> Floats:
-    flat: Floats = maps.reshape(len(maps), -1).astype(np.float32)
+def _flat(maps: Floats) -> Likeness:
+    """Return edge maps as rows of mean 0 and norm 1.
+
+    In single precision, rounding would look like motion where nothing moves, and it depends on the number of threads.
+    """
+    flat = maps.reshape(len(maps), -1).astype(np.float64)
     flat = flat - flat.mean(axis=1, keepdims=True)
-    normalised: Floats = flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-3)
+    normalised: Likeness = flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-3)
     return normalised
 
 
@@ -173,13 +178,13 @@ def _motion(stretches: Sequence[Stretch], offset: float) -> float:
     return float(together / max((of_style * of_guide) ** 0.5, 1e-6))
 
 
-def _contributions(stretch: Stretch, rows: Indices, columns: Indices) -> Floats:
+def _contributions(stretch: Stretch, rows: Indices, columns: Indices) -> Likeness:
     """Return for each style frame how much more similar its partner is than the partners of other frames."""
-    contributions: Floats = stretch.likeness[rows, columns] - stretch.likeness[np.ix_(rows, columns)].mean(axis=1)
+    contributions: Likeness = stretch.likeness[rows, columns] - stretch.likeness[np.ix_(rows, columns)].mean(axis=1)
     return contributions
 
 
-def _variance(likeness: Floats, frames: Indices) -> float:
+def _variance(likeness: Likeness, frames: Indices) -> float:
     return max(0.0, float(likeness[frames, frames].mean() - likeness[np.ix_(frames, frames)].mean()))
 
 

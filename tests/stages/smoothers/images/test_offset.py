@@ -72,6 +72,12 @@ def test_where_next_to_nothing_moves_the_offset_stays_zero_and_the_guide_fits(pi
     assert found.offset in (0, 4 * pixels) and found.fits
 
 
+def test_rounding_is_not_motion() -> None:
+    guide = pan(0, np.zeros(FRAMES))
+    for missing in range(8):
+        assert abs(find_offset([stretch(stylised(guide[missing:]), guide)], 12).motion) < 1e-3
+
+
 def test_of_a_movement_that_repeats_the_nearest_offset_is_taken() -> None:
     swing = 60 + 30 * np.sin(np.arange(48) * 2 * np.pi / 12)
     assert find_offset([stretch(stylised(pan(0, swing[3:])), pan(0, swing))], 24).offset == 3
