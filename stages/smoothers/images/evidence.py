@@ -23,7 +23,7 @@ STEEPNESS = 3  # of the fall of support
 STRUCTURE = 5.0  # px, scale of structure
 LOSS = 0.04  # share of its structure that any place may lose
 NOISE_LOSS = 0.6  # additional share where all of the structure is flicker
-NOISE_STEEPNESS = 4
+NOISE_STEEPNESS = 6
 STEADYING = 20.0  # levels², stabilises ratios of small powers
 
 
