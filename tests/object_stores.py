@@ -51,7 +51,7 @@ class Server:
 
     def requests(self) -> list[tuple[str, str]]:
         """Return the method and the path of all requests so far."""
-        return re.findall(r'"([A-Z]+) (/[^ ]*) HTTP', self.log.read_text())
+        return re.findall(r'["m]([A-Z]+) (/[^ ]*) HTTP', self.log.read_text())  # may be coloured
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from stages.base.store import LOCK, as_json, describe_process, from_json, in_use
 
 DURATION = 30.0  # s
 RENEWALS = 3  # in this time
-POLLS = 30  # in this time, of a process that waits for the lease
+POLLS = 15  # in this time, of a process that waits for the lease
 GIVEN_UP = 4  # durations after which `holder` takes a process for dead
 
 Version: TypeAlias = tuple[str | None, str | None]
