@@ -150,6 +150,8 @@ def export(
             "export needs deflicker, which is not finished", f"Finish it with: {opened.cache.command('run')}"
         )
     with closing(reporter):
+        if output is None:
+            path.parent.mkdir(parents=True, exist_ok=True)
         if encoder is None:
             write_images(path, opened.cache, reporter)
         else:
@@ -260,6 +262,7 @@ def _run_stages(
     ]
     check_ahead(stages, run, Path(job.output_path), redone)
     with closing(reporter), cache.lock(reporter.warn):
+        Path(job.output_path).mkdir(parents=True, exist_ok=True)
         for stage in stages:
             redo = restart
             if restart and stale_only and stage.name not in redone:

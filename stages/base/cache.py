@@ -222,6 +222,9 @@ class FrameCache:
         self.made_by = arrays or {}
         self.kept = kept or KeptFrames()
 
+    def __reduce__(self) -> tuple[type[FrameCache], tuple[Store, str, Mapping[str, Collection[str]], KeptFrames]]:
+        return FrameCache, (self.store, self.arguments, self.made_by, self.kept)  # another process opens its own arrays
+
     @property
     def folder(self) -> Path | None:
         """The folder that holds it. None if it is in an object store."""

@@ -41,7 +41,7 @@ class MachineSettings(Strict):
     PyTorch's choice."""
     cache: CacheAddress | None = Field(None, min_length=1)
     """Where frames are kept: a folder, or a URL such as `s3://bucket/winter.zarr`. By default, `cache.zarr` in
-    `output_path`. See [the frame cache](cache.md#a-cache-in-an-object-store)."""
+    `output_path`."""
     allow_pickle: bool = False
     """Also load models from pickles (`.ckpt`, `.pt`, `.pth`, `.bin`). A pickle can run code on this machine, so use it
     only with files from sources you trust."""

@@ -90,6 +90,9 @@ def test_records_are_read_back(store: Store) -> None:
 def test_frames_come_back_as_they_were_written(store: Store, frames: Images) -> None:
     FrameCache(store).create(SPEC).write(0, frames)
     FrameCache(store)[SPEC.name].note(keys=[1, 2])
+    used = FrameCache(store)
+    assert len(used["control/a"]) == len(frames)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(used))["control/a"][3], frames[3])
     array = FrameCache(str(store))["control/a"]
     np.testing.assert_array_equal(array[:], frames)
     np.testing.assert_array_equal(array.read([7, 0, 11, 7]), frames[[7, 0, 11, 7]])
