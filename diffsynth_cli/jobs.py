@@ -72,7 +72,7 @@ def run(
 
     chosen, reporter = _stages(stages), reporter or SilentReporter()
     opened = _open(job, overrides, reporter, chosen)
-    check_job_outputs(opened.job, opened.file, chosen, preview, force)
+    check_job_outputs(opened.job, opened.cache, opened.file, chosen, preview=preview, force=force)
     _run_stages(chosen, opened, reporter, restart, stale_only=stages is None)
     folder = Path(opened.job.output_path)
     if preview:
@@ -150,6 +150,8 @@ def export(
             "export needs deflicker, which is not finished", f"Finish it with: {opened.cache.command('run')}"
         )
     with closing(reporter):
+        if output is None:
+            path.parent.mkdir(parents=True, exist_ok=True)
         if encoder is None:
             write_images(path, opened.cache, reporter)
         else:
@@ -173,11 +175,15 @@ def _stages(names: Sequence[str] | None) -> list[Stage[Job]]:
 
 
 def _open(job: JobSource, overrides: Overrides, reporter: Reporter, stages: Sequence[Stage[Job]] = ()) -> Opened:
-    """Read a job. The files that `stages` read must exist, unless the stage is done."""
+    """Read a job. The files that `stages` read must exist, unless the stage is done.
+
+    Raises:
+        UsageError: The job is wrong, or `cache` names something that is not a frame cache.
+        DiffSynthError: The object store that holds the cache cannot be reached.
+    """
     from diffsynth_cli.outputs import CONFIG
     from stages.all_stages import arrays
     from stages.base.cache import FrameCache
-    from stages.base.record import CACHE_NAME
     from stages.jobs.job import Job
     from stages.jobs.job_file import make_job, read_job
 
@@ -192,7 +198,11 @@ def _open(job: JobSource, overrides: Overrides, reporter: Reporter, stages: Sequ
         words = [as_argument(file), *(f"--set={text}" for text in texts)]
     for note in notes:
         reporter.warn(note)
-    return Opened(loaded, file, FrameCache(Path(loaded.output_path) / CACHE_NAME, shlex.join(words), arrays()))
+    cache = FrameCache(loaded.cache_place, shlex.join(words), arrays())
+    exists = cache.folder is None or cache.folder.exists()
+    if loaded.cache is not None and exists and not cache.is_cache():
+        raise UsageError(f"cache: {cache.store} is not a frame cache", "give an empty or new folder or prefix")
+    return Opened(loaded, file, cache)
 
 
 def _texts(overrides: Overrides) -> list[str]:
@@ -210,6 +220,11 @@ def as_override(key: str, value: object) -> str:
         except ValueError:
             return f"{key}={value}"
     return f"{key}={json.dumps(value, ensure_ascii=False, default=str)}"
+
+
+def with_settings(overrides: Sequence[str] | None, settings: Mapping[str, object]) -> list[str]:
+    """Return overrides, followed by those settings of the machine that were given."""
+    return [*(overrides or ()), *(as_override(key, value) for key, value in settings.items() if value is not None)]
 
 
 def _status(opened: Opened, stages: Sequence[Stage[Job]] | None = None) -> JobStatus:
@@ -245,8 +260,9 @@ def _run_stages(
         for stage in stages
         if restart and (not stale_only or progress(stage, run.stages, job, cache).state == "stale")
     ]
-    check_ahead(stages, run, redone)
-    with cache.lock(), closing(reporter):
+    check_ahead(stages, run, Path(job.output_path), redone)
+    with closing(reporter), cache.lock(reporter.warn):
+        Path(job.output_path).mkdir(parents=True, exist_ok=True)
         for stage in stages:
             redo = restart
             if restart and stale_only and stage.name not in redone:

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from stages.all_stages import all_stages
+from stages.base.cache import FrameCache
 from stages.base.engine import Stage
 from stages.base.errors import UsageError
 from stages.base.outputs import FRAMES, SIGNATURE, check_inputs_kept, check_output
-from stages.base.record import CACHE_NAME
 from stages.codecs import Codec
 from stages.jobs.job import Job
 from stages.jobs.job_file import input_paths
@@ -27,12 +27,13 @@ PREVIEW, CONFIG = "preview.png", "config.json"
 
 
 def check_job_outputs(
-    job: Job, job_file: Path | None, stages: Sequence[Stage[Job]], preview: bool, force: bool
+    job: Job, cache: FrameCache, job_file: Path | None, stages: Sequence[Stage[Job]], *, preview: bool, force: bool
 ) -> None:
     """Check that a job overwrites none of its inputs and no file that it did not write.
 
     Args:
         job: The job.
+        cache: Its cache.
         job_file: The file it was read from, if any.
         stages: The stages that will run.
         preview: Whether a preview will be written.
@@ -42,7 +43,8 @@ def check_job_outputs(
         UsageError: A file is in the way.
     """
     folder, inputs = Path(job.output_path), _inputs(job, job_file)
-    check_inputs_kept(folder / CACHE_NAME, inputs)
+    if cache.folder is not None:
+        check_inputs_kept(cache.folder, inputs)
     for name in (name for stage in all_stages().values() for name in stage.outputs(job)):
         check_inputs_kept(folder / name, inputs)  # even if another stage runs first
     for path in _written(job, stages, preview):

@@ -15,7 +15,8 @@ from stages.base.engine import Footage, Phase, Plan, Reporter, Run, Stage, Task,
 from stages.base.json_types import Values
 from stages.base.outputs import FRAMES, SIGNATURE, VIDEO
 from stages.base.overlap import Reads
-from stages.base.record import read_json, write_json
+from stages.base.record import receipt_name
+from stages.base.store import as_json, from_json
 from stages.base.words import counted, per_second
 from stages.jobs.job import Job
 from stages.models.weights import check_device, pick_gpu
@@ -98,7 +99,7 @@ def _is_written(output: Path, cache: FrameCache, made_of: Values) -> bool:
 
 def _note(output: Path, cache: FrameCache, made_of: Values) -> None:
     note = {**made_of, "bytes": _bytes(output), "sha256": _sha256(output)}
-    write_json(_note_path(output.name, cache), note)
+    cache.store.put(receipt_name(output.stem), as_json(note))
 
 
 def _outputs(job: Job) -> tuple[str, ...]:
@@ -114,13 +115,8 @@ def changed_outputs(job: Job, cache: FrameCache) -> Iterator[Path]:
 
 
 def _read_note(output: Path, cache: FrameCache) -> Values:
-    note = read_json(_note_path(output.name, cache))
+    note = from_json(cache.store.get(receipt_name(output.stem)))
     return note if isinstance(note, dict) else {}
-
-
-def _note_path(output: str, cache: FrameCache) -> Path:
-    """What an output was made of."""
-    return cache.path / "receipts" / f"{Path(output).stem}.json"
 
 
 def _bytes(output: Path) -> int:
@@ -143,7 +139,7 @@ def _files(output: Path) -> list[Path]:
 
 def _forget_outputs(cache: FrameCache) -> None:
     for output in (VIDEO, FRAMES):
-        _note_path(output, cache).unlink(missing_ok=True)
+        cache.store.delete(receipt_name(Path(output).stem))
 
 
 def write_images(folder: Path, cache: FrameCache, reporter: Reporter) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from cv2.typing import MatLike
@@ -18,6 +18,7 @@ import pytest
 
 from diffsynth_cli.__main__ import main
 from stages.base.cache import FrameCache
+from tests.object_stores import Server, moto_server, rclone_server
 from tests.typing import Cli, Image, MakeJob, Render
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -86,3 +87,33 @@ def cli(capfd: pytest.CaptureFixture[str]) -> Cli:
         return code, captured.out + captured.err
 
     return run
+
+
+@pytest.fixture(scope="session")
+def moto_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with moto_server(tmp_path_factory.mktemp("moto")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def rclone_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with rclone_server(tmp_path_factory.mktemp("rclone")) as server:
+        yield server
+
+
+@pytest.fixture
+def moto(moto_process: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
+    """An object store that checks the conditions of writes, and is set in the environment."""
+    return _in_environment(moto_process, monkeypatch)
+
+
+@pytest.fixture
+def rclone(rclone_process: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
+    """An object store that ignores the conditions of writes, and is set in the environment."""
+    return _in_environment(rclone_process, monkeypatch)
+
+
+def _in_environment(server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    return server

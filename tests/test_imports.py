@@ -30,10 +30,12 @@ DOORS = {  # only these modules may import these libraries
     "transformers": ["stages.diffusion", "stages.annotators.depth"],
     "huggingface_hub": ["stages.models.weights"],
     "zarr": ["stages.base"],
+    "obstore": ["stages.base.object_store"],
+    "stages.base.object_store": ["stages.base.store"],
     "typer": ["diffsynth_cli"],
     "rich": ["diffsynth_cli"],
 }
-HEAVY = {"torch", "diffusers", "transformers", "controlnet_aux", "onnxruntime"}
+HEAVY = {"torch", "diffusers", "transformers", "controlnet_aux", "onnxruntime", "obstore"}
 KNOWN = (
     "stages.base.arrays",
     "stages.base.errors",
@@ -47,7 +49,11 @@ LIGHT = (  # jobs are checked against what is registered here
     "stages.diffusion.sampler",
     "stages.diffusion.attention_backends",
 )
-NEEDED = ("stages.diffusion", "stages.smoothers.images.gpu")  # imported only when they are used
+NEEDED = (
+    "stages.diffusion",
+    "stages.smoothers.images.gpu",
+    "stages.base.object_store",
+)  # imported only when they are used
 
 
 def modules() -> dict[str, ast.Module]:
@@ -115,3 +121,9 @@ def test_import_rules(name: str) -> None:
 def test_importing_a_module_loads_no_heavy_library(name: str) -> None:
     at_import = [node for node in MODULES[name].body if isinstance(node, ast.Import | ast.ImportFrom)]
     assert not {other.split(".")[0] for other in imported(at_import)} & HEAVY
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_object_stores_are_imported_only_for_a_url(name: str) -> None:
+    at_import = [node for node in MODULES[name].body if isinstance(node, ast.Import | ast.ImportFrom)]
+    assert "stages.base.object_store" not in imported(at_import)

@@ -12,7 +12,18 @@ from rich.markup import escape
 
 from diffsynth_cli import jobs
 from diffsynth_cli.console import reporter, show_warning
-from diffsynth_cli.options import OUTPUT, Debug, Force, JobFile, Json, Quiet, Set, one_of
+from diffsynth_cli.options import (
+    CACHE_OPTION,
+    OUTPUT,
+    Debug,
+    Force,
+    JobFile,
+    Json,
+    Quiet,
+    Set,
+    one_of,
+    with_options,
+)
 from diffsynth_cli.results import JobStatus
 from stages.base.words import counted
 from stages.codecs import Codec
@@ -23,18 +34,26 @@ if TYPE_CHECKING:
 COLOURS = {"done": "green", "partly": "yellow", "stale": "red", "to do": "dim"}
 
 
-def status(job: JobFile, overrides: Set = None, events: Json = False, debug: Debug = False) -> None:
+@with_options(*CACHE_OPTION)
+def status(job: JobFile, overrides: Set = None, events: Json = False, debug: Debug = False, **machine: object) -> None:
     """Show which stages are done, and the command that resumes the job."""
-    show_status(jobs.status(job, overrides=overrides or ()), events)
+    show_status(jobs.status(job, overrides=jobs.with_settings(overrides, machine)), events)
 
 
+@with_options(*CACHE_OPTION)
 def verify(
-    job: JobFile, overrides: Set = None, quiet: Quiet = False, events: Json = False, debug: Debug = False
+    job: JobFile,
+    overrides: Set = None,
+    quiet: Quiet = False,
+    events: Json = False,
+    debug: Debug = False,
+    **machine: object,
 ) -> None:
     """Check all results of a job for damage, and show how to repair them."""
-    jobs.verify(job, overrides=overrides or (), reporter=reporter(quiet, events))
+    jobs.verify(job, overrides=jobs.with_settings(overrides, machine), reporter=reporter(quiet, events))
 
 
+@with_options(*CACHE_OPTION)
 def export(
     job: JobFile,
     overrides: Set = None,
@@ -69,6 +88,7 @@ def export(
     quiet: Quiet = False,
     events: Json = False,
     debug: Debug = False,
+    **machine: object,
 ) -> None:
     """Write the finished video again, with another codec, quality or frame rate, or as images."""
     jobs.export(
@@ -77,7 +97,7 @@ def export(
         codec=codec,
         crf=crf,
         fps=fps,
-        overrides=overrides or (),
+        overrides=jobs.with_settings(overrides, machine),
         force=force,
         reporter=reporter(quiet, events),
     )

@@ -35,11 +35,10 @@ def stage_command(name: str) -> Callable[..., None]:
         debug: Debug = False,
         **machine: object,
     ) -> None:
-        given = [jobs.as_override(key, value) for key, value in machine.items() if value is not None]
         jobs.run(
             job,
             None if name == "run" else [name],
-            overrides=[*(overrides or []), *given],
+            overrides=jobs.with_settings(overrides, machine),
             restart=restart,
             preview=preview,
             force=force,

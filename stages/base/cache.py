@@ -1,6 +1,7 @@
 """The frame cache: a Zarr v3 group in which every frame of every stage is one chunk with a checksum.
 
-Each stage declares the arrays it makes; docs/cache.md describes them. The cache's folder also holds:
+It is kept in a folder or in an object store (see store.py). Each stage declares the arrays it makes; docs/cache.md
+describes them. The cache also holds:
 
     marks/, receipts/    finished work (see record.py)
     lock, holder.json    the process that is using the cache
@@ -8,38 +9,35 @@ Each stage declares the arrays it makes; docs/cache.md describes them. The cache
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import socket
-import sys
-import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import groupby
 from pathlib import Path
-from typing import overload
+from typing import TypeVar, overload
 
 import numpy as np
 import psutil
 import zarr
-from filelock import FileLock, Timeout
 from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.types import AnyArray
 
 from stages.base.errors import DiffSynthError
 from stages.base.fingerprint import Inputs
 from stages.base.json_types import Json
-from stages.base.record import StageRecord, write_json
+from stages.base.record import StageRecord
+from stages.base.store import CHUNK, LOCK, FolderStore, MissingChunk, Store, open_store
 
-HOLDER = "holder.json"
 ZSTD_LEVEL = 1  # on real footage, level 3 is 9 % smaller and takes twice as long, level 6 16 % and five times as long
-DISK_THREADS = 8
+RUN = 10  # frames that are read in one call; Zarr reads so many chunks of a call at once
 MOST_KEPT = 2**30  # bytes: one ControlNet's maps of 700 frames of 512×960
+
+METADATA = "zarr.json"  # of an array or a group
+Part = TypeVar("Part")
+Result = TypeVar("Result")
 
 # What Zarr raises for metadata that is not JSON, is incomplete or has values of the wrong type.
 DAMAGED_METADATA = (ValueError, KeyError, TypeError, AttributeError)
@@ -99,14 +97,14 @@ class FrameArray:
 
     Args:
         array: The array in the cache.
-        folder: The cache's folder.
+        store: Where the cache is.
         name: Name of the array.
         mend: How to repair the array, as a hint in messages.
         kept: Frames that were read before.
     """
 
-    def __init__(self, array: AnyArray, folder: Path, name: str, mend: str, kept: KeptFrames):
-        self.array, self.folder, self.name, self.mend, self.kept = array, folder, name, mend, kept
+    def __init__(self, array: AnyArray, store: Store, name: str, mend: str, kept: KeptFrames):
+        self.array, self.store, self.name, self.mend, self.kept = array, store, name, mend, kept
         self.shape: tuple[int, ...] = array.shape
         self.attrs = array.attrs
 
@@ -114,7 +112,8 @@ class FrameArray:
         return self.shape[0]
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        return map(self._frame, range(len(self)))
+        for start in range(0, len(self), RUN):
+            yield from self._map(self._frame, range(start, min(start + RUN, len(self))))
 
     @overload
     def __getitem__(self, index: int) -> np.ndarray: ...
@@ -138,57 +137,74 @@ class FrameArray:
         unique = sorted(set(indices))
         if not unique:
             return np.empty((0, *self.shape[1:]), self.array.dtype)
-        parts = [self._run(first, stop) for first, stop in _runs(unique)]
+        parts = [*self._map(self._run, _runs(unique))]
         frames = parts[0] if len(parts) == 1 else np.concatenate(parts)
         return frames if list(indices) == unique else frames[np.searchsorted(unique, indices)]
 
     def damage(self, whole: bool) -> Iterator[str]:
         """Read all frames and report damaged ones, and missing ones if the array should be complete (`whole`)."""
-        for index in range(len(self)):
-            if whole or self._chunk_path(index).exists():
-                try:
-                    self._frame(index)
-                except DiffSynthError as error:
-                    yield error.message
+        for start in range(0, len(self), RUN):
+            indices = range(start, min(start + RUN, len(self)))
+            yield from filter(None, self._map(partial(self._damage_of, whole=whole), indices))
+
+    def _damage_of(self, index: int, whole: bool) -> str:
+        try:
+            self._frame(index)
+        except MissingFrame as error:
+            return error.message if whole else ""
+        except DiffSynthError as error:
+            return error.message
+        return ""
 
     def write(self, start: int, frames: np.ndarray) -> None:
-        """Write frames [K, ...] from index `start` on, and wait until they are on the disk."""
+        """Write frames [K, ...] from index `start` on, and wait until they are stored durably."""
         self.array[start : start + len(frames)] = frames
-        _flush([self._chunk_path(start + offset) for offset in range(len(frames))])
+        self.store.flush([self._chunk_name(start + offset) for offset in range(len(frames))])
 
     def note(self, **attributes: Json) -> None:
-        """Set attributes, after the frames written so far are on the disk."""
+        """Set attributes, after the frames written so far are stored."""
         self.attrs.update(attributes)
 
-    def _run(self, first: int, stop: int) -> np.ndarray:
-        """Read frames first..stop-1 in one call, which takes half the time for small ones."""
-        if all(self._chunk_path(index).exists() for index in range(first, stop)):
-            with suppress(*DAMAGED_DATA):
-                return np.asarray(self.array[first:stop])
+    def _map(self, function: Callable[[Part], Result], parts: Iterable[Part]) -> Iterator[Result]:
+        """Call a function that reads one part, for as many parts at once as is worthwhile."""
+        if self.store.readers == 1:
+            yield from map(function, parts)
+            return
+        with ThreadPoolExecutor(self.store.readers) as pool:
+            yield from pool.map(function, parts)
+
+    def _run(self, run: tuple[int, int]) -> np.ndarray:
+        """Read the frames of a run in one call, which takes half the time for small ones."""
+        first, stop = run
+        with suppress(MissingChunk, *DAMAGED_DATA):
+            return np.asarray(self.array[first:stop])
         return np.stack([self._frame(index) for index in range(first, stop)])  # names the frame that is damaged
 
     def _frame(self, index: int) -> np.ndarray:
-        # Zarr reads a missing chunk as zeros, which would pass for a black frame.
-        if not self._chunk_path(index).exists():
-            raise self._damaged(index, "is missing")
         try:
             return np.asarray(self.array[index])
+        except MissingChunk as error:
+            raise MissingFrame(self._about(index, "is missing"), self.mend) from error
         except DAMAGED_DATA as error:
-            raise self._damaged(index, "does not match its checksum") from error
+            raise DiffSynthError(self._about(index, "does not match its checksum"), self.mend) from error
 
-    def _damaged(self, index: int, how: str) -> DiffSynthError:
-        return DiffSynthError(f"{self.folder}: frame {index} of the array '{self.name}' {how}", self.mend)
+    def _about(self, index: int, what: str) -> str:
+        return f"{self.store}: frame {index} of the array '{self.name}' {what}"
 
-    def _chunk_path(self, index: int) -> Path:
+    def _chunk_name(self, index: int) -> str:
         where = (index, *(0 for _ in self.shape[1:]))
-        return self.folder / self.name / f"c.{'.'.join(map(str, where))}"
+        return f"{self.name}/{CHUNK}{'.'.join(map(str, where))}"
+
+
+class MissingFrame(DiffSynthError):
+    """A frame has not been written."""
 
 
 class FrameCache:
     """The cache of one job.
 
     Args:
-        path: Its folder.
+        place: Its folder, its URL, or the store itself.
         arguments: The job file and its overrides, for commands in messages.
         arrays: The arrays that each stage makes, as in `Stage.arrays`.
         kept: Frames that were read before.
@@ -196,68 +212,85 @@ class FrameCache:
 
     def __init__(
         self,
-        path: str | Path,
+        place: str | Path | Store,
         arguments: str = "JOB.json",
         arrays: Mapping[str, Collection[str]] | None = None,
         kept: KeptFrames | None = None,
     ):
-        self.path = Path(path)
+        self.store = open_store(place) if isinstance(place, str | Path) else place
         self.arguments = arguments
         self.made_by = arrays or {}
         self.kept = kept or KeptFrames()
 
+    def __reduce__(self) -> tuple[type[FrameCache], tuple[Store, str, Mapping[str, Collection[str]], KeptFrames]]:
+        return FrameCache, (self.store, self.arguments, self.made_by, self.kept)  # another process opens its own arrays
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder that holds it. None if it is in an object store."""
+        return self.store.path if isinstance(self.store, FolderStore) else None
+
+    @property
+    def path(self) -> Path:
+        """The folder that holds it. Only caches on a disk have one."""
+        assert self.folder is not None
+        return self.folder
+
     @cached_property
     def group(self) -> zarr.Group:
         """The Zarr group. Created if it does not exist."""
-        return self._open(self.path)
+        return self._open("")
 
-    def _open(self, folder: Path) -> zarr.Group:
+    def _open(self, name: str) -> zarr.Group:
         """Open a group of the cache. Damaged metadata is rewritten, since it says only that this is a group."""
         try:
-            return zarr.open_group(str(folder), mode="a", zarr_format=3)
+            return self._open_group(name)
         except DAMAGED_METADATA as error:
-            if not (self.path / "receipts").is_dir():
+            if "receipts" not in self.store.children(""):
                 raise DiffSynthError(
-                    f"{folder} cannot be opened as a frame cache: {error}", "move it away, or choose another output"
+                    f"{self.store} cannot be opened as a frame cache: {error}", "move it away, or choose another output"
                 ) from error
-        (folder / "zarr.json").unlink()
-        return zarr.open_group(str(folder), mode="a", zarr_format=3)
+        self.store.delete(f"{name}/{METADATA}".lstrip("/"))
+        return self._open_group(name)
+
+    def _open_group(self, name: str) -> zarr.Group:
+        return zarr.open_group(self.store.arrays, path=name, mode="a", zarr_format=3)
 
     def keeping(self, names: Collection[str]) -> FrameCache:
         """Return this cache, with memory for frames of the arrays `names`, which nobody may write meanwhile."""
         room = min(MOST_KEPT, psutil.virtual_memory().available // 4)
-        return FrameCache(self.path, self.arguments, self.made_by, KeptFrames(names, room))
+        return FrameCache(self.store, self.arguments, self.made_by, KeptFrames(names, room))
 
     def is_cache(self) -> bool:
-        """Whether `path` is a frame cache or an empty folder."""
-        if not self.path.is_dir():
+        """Whether there is a frame cache or an empty folder."""
+        if self.folder is not None and not self.folder.is_dir():
             return False
-        files = {file.name for file in self.path.iterdir()}
-        return not files or bool(files & {"lock", "marks", "receipts", "zarr.json"})
+        files = set(self.store.children(""))
+        return not files or bool(files & {LOCK, "marks", "receipts", METADATA})
 
     def __contains__(self, name: str) -> bool:
-        return (self.path / name / "zarr.json").exists()
+        return self.store.get(f"{name}/{METADATA}") is not None
 
     def __getitem__(self, name: str) -> FrameArray:
         makers = (stage for stage, patterns in self.made_by.items() if any(fnmatch(name, part) for part in patterns))
         mend = f"rebuild it with {self.command(next(makers, 'run'))} --restart"
         if name not in self:
-            raise DiffSynthError(f"{self.path}: the array '{name}' is missing", mend)
+            raise DiffSynthError(f"{self.store}: the array '{name}' is missing", mend)
         try:
             array = self.group[name]
         except DAMAGED_METADATA as error:
-            raise DiffSynthError(f"{self.path}: the array '{name}' has damaged metadata", mend) from error
+            raise DiffSynthError(f"{self.store}: the array '{name}' has damaged metadata", mend) from error
         if not isinstance(array, zarr.Array):
-            raise DiffSynthError(f"{self.path}: '{name}' is not an array", mend)
+            raise DiffSynthError(f"{self.store}: '{name}' is not an array", mend)
         # By default Zarr does not write chunks of zeros, so black frames would be missing.
-        return FrameArray(array.with_config({"write_empty_chunks": True}), self.path, name, mend, self.kept)
+        return FrameArray(array.with_config({"write_empty_chunks": True}), self.store, name, mend, self.kept)
 
     def create(self, spec: ArraySpec) -> FrameArray:
         """Create an empty array, replacing one of the same name."""
-        place = self.path / spec.name
-        group = self.group if place.parent == self.path else self._open(place.parent)
+        parent, _, own_name = spec.name.rpartition("/")
+        group = self._open(parent) if parent else self.group
         group.create_array(
-            place.name,
+            own_name,
             shape=spec.shape,
             chunks=(1, *(max(1, size) for size in spec.shape[1:])),
             dtype=spec.dtype,
@@ -271,24 +304,31 @@ class FrameCache:
 
     def remove(self, name: str) -> None:
         """Remove an array, if it exists, and the group that it leaves empty."""
-        folder = self.path / name
-        with ThreadPoolExecutor(DISK_THREADS) as pool:  # where freed blocks are discarded, each file takes milliseconds
-            list(pool.map(_remove_file, folder.glob("c.*")))
-        shutil.rmtree(folder, ignore_errors=True)
-        if folder.parent != self.path and not any(folder.parent.glob("*/")):
-            shutil.rmtree(folder.parent, ignore_errors=True)
+        self.store.delete_all(name)
+        parent = name.rpartition("/")[0]
+        if parent and not set(self.store.children(parent)) - {METADATA}:
+            self.store.delete_all(parent)
 
     def remove_all(self, patterns: Iterable[str], keep: Iterable[str] = ()) -> None:
         """Remove the arrays that match `patterns`, except those in `keep`."""
-        for folder in [folder for pattern in patterns for folder in self.path.glob(pattern)]:
-            name = folder.relative_to(self.path).as_posix()
-            if folder.is_dir() and name not in keep:
+        for name in self._matching(patterns):
+            if name not in keep:
                 self.remove(name)
 
     def arrays(self, *patterns: str) -> list[str]:
         """Return the names of arrays that match `patterns`; `control/*` matches all in the group `control`."""
-        files = {file for pattern in patterns for file in self.path.glob(f"{pattern}/zarr.json")}
-        return sorted(file.parent.relative_to(self.path).as_posix() for file in files)
+        return [name for name in sorted(self._matching(patterns)) if name in self]
+
+    def _matching(self, patterns: Iterable[str]) -> set[str]:
+        """Return what matches `patterns`, whether it is an array or only remains of one."""
+        split = [pattern.rpartition("/")[::2] for pattern in patterns]
+        children = {parent: self.store.children(parent) for parent, _ in split}
+        return {
+            f"{parent}/{child}".lstrip("/")
+            for parent, pattern in split
+            for child in children[parent]
+            if fnmatch(child, pattern) and child != METADATA
+        }
 
     def damage(self, stage: str) -> Iterator[str]:
         """Read everything `stage` has written so far and report what is damaged or missing."""
@@ -308,12 +348,11 @@ class FrameCache:
     def sweep(self, names: Iterable[str]) -> None:
         """Remove partially written files that a killed process left in these arrays."""
         for name in names:
-            for leftover in (self.path / name).glob("*.partial"):
-                leftover.unlink(missing_ok=True)
+            self.store.sweep(name)
 
     def record(self, stage: str) -> StageRecord:
         """Read the marks and the receipt of a stage."""
-        return StageRecord(self.path, stage)
+        return StageRecord(self.store, stage)
 
     def recorded(self, stage: str) -> Inputs | None:
         """Return the inputs `stage` was started with. None if it was never started."""
@@ -325,58 +364,24 @@ class FrameCache:
 
     def holder(self) -> str | None:
         """Describe the process that is using the cache. None if there is none."""
-        try:
-            who = json.loads((self.path / HOLDER).read_text(encoding="utf-8"))
-            if who["host"] == socket.gethostname() and not psutil.pid_exists(who["pid"]):
-                return None  # it was killed
-            return f"process {who['pid']} on {who['host']} since {who['since']} ({who['command']})"
-        except (OSError, ValueError, KeyError):
-            return None
+        return self.store.holder()
 
-    @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Lock the cache for this process. The kernel releases the lock when the process ends, however it ends."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        lock, holder = FileLock(self.path / "lock"), self.path / HOLDER
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            who = self.holder() or "another process"
-            raise DiffSynthError(f"{self.path} is in use by {who}", "wait for it, or stop it") from None
-        try:
-            write_json(holder, {
-                "pid": os.getpid(), "host": socket.gethostname(), "command": " ".join(sys.argv),
-                "since": time.strftime("%Y-%m-%d %H:%M:%S"),
-            })  # fmt: skip
-            yield
-        finally:
-            holder.unlink(missing_ok=True)
-            lock.release()
+    def lock(self, waiting: Callable[[str], object] = lambda message: None) -> AbstractContextManager[None]:
+        """Lock the cache for this process.
+
+        Args:
+            waiting: Called with a message if it takes a while to see whether the last process is alive.
+
+        Raises:
+            DiffSynthError: Another process uses the cache.
+        """
+        return self.store.lock(waiting)
 
 
 def _runs(ascending: Sequence[int]) -> Iterator[tuple[int, int]]:
     """Split indices into runs of consecutive ones, each given by its first index and the one after its last."""
     for _, group in groupby(enumerate(ascending), lambda numbered: numbered[1] - numbered[0]):
         run = [index for _, index in group]
-        yield run[0], run[-1] + 1
-
-
-def _remove_file(path: Path) -> None:
-    with suppress(OSError):
-        path.unlink()
-
-
-def _flush(paths: Sequence[Path]) -> None:
-    """Wait until the files and their folder entries are on the disk."""
-
-    def sync(path: Path) -> None:
-        descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-    with ThreadPoolExecutor(DISK_THREADS) as pool:  # parallel syncs are merged into fewer disk operations
-        list(pool.map(sync, paths))
-        if os.name == "posix":  # elsewhere folders cannot be opened
-            list(pool.map(sync, {path.parent for path in paths}))
+        for start in range(0, len(run), RUN):
+            part = run[start : start + RUN]
+            yield part[0], part[-1] + 1

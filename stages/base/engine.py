@@ -353,7 +353,7 @@ def fill(stage: Stage[Work], run: Run[Work], resume: bool) -> None:
         if chunks:
             reporter.phase(phase.name)
         started = time.monotonic()
-        with closing(run.engine.map(phase.task, working, chunks)) as finished:
+        with closing(run.engine.map(phase.task, working, chunks)) as finished, record.committing():
             for start, stop in finished:
                 record.mark(phase.name, start, time.monotonic() - started)
                 reporter.advance(stop - start)

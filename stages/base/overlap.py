@@ -26,7 +26,7 @@ class OverlappedCache(FrameCache):
     """
 
     def __init__(self, cache: FrameCache):
-        super().__init__(cache.path, cache.arguments, cache.made_by)
+        super().__init__(cache.store, cache.arguments, cache.made_by)
         self.plain = cache
         self.opened: dict[str, FrameArray] = {}
         self.ahead: dict[tuple[str, tuple[int, ...]], Future[np.ndarray]] = {}
@@ -66,7 +66,7 @@ class OverlappedArray(FrameArray):
     """An array of an `OverlappedCache`."""
 
     def __init__(self, plain: FrameArray, cache: OverlappedCache):
-        super().__init__(plain.array, plain.folder, plain.name, plain.mend, plain.kept)
+        super().__init__(plain.array, plain.store, plain.name, plain.mend, plain.kept)
         self.plain, self.cache = plain, cache
 
     def read(self, indices: Iterable[int]) -> np.ndarray:

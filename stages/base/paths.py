@@ -115,11 +115,20 @@ class OutputPath(FilePath):
         return name
 
 
+@dataclass(frozen=True)
+class CachePath(OutputPath):
+    """A folder or URL that is written."""
+
+    def resolve(self, name: str, folder: Path) -> str:
+        return name if "://" in name else super().resolve(name, folder)
+
+
 InputFile = Annotated[str, FilePath()]
 TensorFile = Annotated[str, TensorPath()]
 ModelName = Annotated[str, ModelPath()]
 WeightsName = Annotated[str, WeightsPath()]
 OutputFolder = Annotated[str, OutputPath()]
+CacheAddress = Annotated[str, CachePath()]
 
 
 # --- search ----------------------------------------------------------------------------------------------

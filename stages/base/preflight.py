@@ -31,7 +31,9 @@ PICTURES, NUMBERS = (0.2, 0.75), (0.7, 0.95)
 GB = 1e9
 
 
-def check_ahead(stages: Sequence[Stage[JobType]], run: Run[JobType], restart: Collection[str] = ()) -> None:
+def check_ahead(
+    stages: Sequence[Stage[JobType]], run: Run[JobType], outputs: Path, restart: Collection[str] = ()
+) -> None:
     """Check that all `stages` can run and that the disk has room for their results.
 
     Downloads nothing, loads no model and does not decode the video.
@@ -39,6 +41,7 @@ def check_ahead(stages: Sequence[Stage[JobType]], run: Run[JobType], restart: Co
     Args:
         stages: The stages to run, in order.
         run: What they run on.
+        outputs: The job's output folder, which need not exist.
         restart: Names of the stages to redo.
 
     Raises:
@@ -53,12 +56,15 @@ def check_ahead(stages: Sequence[Stage[JobType]], run: Run[JobType], restart: Co
     todo = [stage for stage in stages if stage.name in restart or states[stage.name].state != "done"]
     if not todo:
         return
-    folder = _writable_folder(cache.path)
+    folder = _writable_folder("output_path", outputs)
+    if cache.folder is not None:
+        folder = _writable_folder("output_path" if outputs in cache.folder.parents else "cache", cache.folder)
     footage = _footage(todo, run)
     needed = [
         _room(spec, _left(states[stage.name], stage.name in restart))
         for stage in todo
         for spec in stage.check(run, footage)
+        if cache.folder is not None or spec.name in stage.outputs(job)
     ]
     _check_disk(folder, run, sum(least for least, _ in needed), sum(likely for _, likely in needed))
 
@@ -86,13 +92,13 @@ def _room(spec: ArraySpec, left: float) -> tuple[float, float]:
     return least * size, likely * size
 
 
-def _writable_folder(cache: Path) -> Path:
-    """Return the folder that holds or will hold the cache. Raise UsageError if it is not writable."""
-    folder = next(path for path in (cache, *cache.parents) if path.exists())
+def _writable_folder(key: str, path: Path) -> Path:
+    """Return the folder that is or will hold `path`. Raise UsageError, which names the key, if it is not writable."""
+    folder = next(path for path in (path, *path.parents) if path.exists())
     if not folder.is_dir():
-        raise UsageError(f"output_path: {folder} is a file", "move it away, or choose another folder")
+        raise UsageError(f"{key}: {folder} is a file", "move it away, or choose another folder")
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise UsageError(f"output_path: no permission to write in {folder}", "choose another folder")
+        raise UsageError(f"{key}: no permission to write in {folder}", "choose another folder")
     return folder
 
 

@@ -1,23 +1,24 @@
 """Records of finished work: marks while a stage runs, a receipt when it is complete.
 
-A stage's marks are a file of JSON lines. The first line holds the inputs the stage was started with, each further line
-one finished chunk of one phase. Only the main process writes the file, and only after the chunk's data is on the disk.
-An incomplete last line, left by a killed process, is ignored.
+A stage's marks are a journal of JSON lines. The first line holds the inputs the stage was started with, each further
+line one finished chunk of one phase. Only the main process writes them, and only after the chunk's data is stored. An
+incomplete last line, left by a killed process, is ignored.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import platform
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import NotRequired, TypedDict, TypeGuard
 
+from stages.base.errors import DiffSynthError
 from stages.base.fingerprint import Inputs
-from stages.base.json_types import Json
+from stages.base.store import Store, as_json, from_json, write_bytes
 
 CACHE_NAME = "cache.zarr"  # in the job's output folder
 
@@ -41,18 +42,17 @@ class Receipt(TypedDict):
     inputs: Inputs
 
 
-def receipt_path(cache: Path, stage: str) -> Path:
-    """Return the path of a stage's receipt, which Makefiles use as a target."""
-    return cache / "receipts" / f"{stage}.json"
+def receipt_name(name: str) -> str:
+    """Return where the receipt of a stage or output is stored. Makefiles use that of a stage as a target."""
+    return f"receipts/{name}.json"
 
 
 class StageRecord:
     """Marks and receipt of one stage in one cache."""
 
-    def __init__(self, cache: Path, stage: str):
-        self.stage = stage
-        self.marks_path = cache / "marks" / f"{stage}.jsonl"
-        self.receipt_path = receipt_path(cache, stage)
+    def __init__(self, store: Store, stage: str):
+        self.store, self.stage = store, stage
+        self.marks = store.journal(f"marks/{stage}.jsonl")
         self.inputs: Inputs | None = None
         """What the stage was started with. None if it was never started."""
         self.done: set[tuple[str, int]] = set()
@@ -60,7 +60,7 @@ class StageRecord:
         self.chunks = 0
         """Number of chunks in all phases."""
         self.seconds = 0.0
-        self.receipt = _receipt(self.receipt_path)
+        self.receipt = self._read_receipt()
         if self.receipt is not None:
             self.inputs = self.receipt["inputs"]
         else:
@@ -73,17 +73,28 @@ class StageRecord:
     def begin(self, inputs: Inputs, chunks: int) -> None:
         """Start the marks of a run, discarding those of an earlier one."""
         self.inputs, self.done, self.chunks, self.seconds, self.receipt = inputs, set(), chunks, 0.0, None
-        write_text(self.marks_path, json.dumps({"inputs": inputs, "chunks": chunks}) + "\n")
+        self.marks.start(json.dumps({"inputs": inputs, "chunks": chunks}))
 
     def mark(self, phase: str, start: int, seconds: float) -> None:
-        """Note that a chunk's data is on the disk. Appends one line, however many there are."""
-        line = json.dumps({"phase": phase, "start": start, "seconds": round(seconds, 3)})
-        with self.marks_path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        """Note that a chunk's data is stored. The note itself is durable after `commit` at the latest."""
+        self.marks.append(json.dumps({"phase": phase, "start": start, "seconds": round(seconds, 3)}))
         self.done.add((phase, start))
         self.seconds += seconds
+
+    def commit(self) -> None:
+        """Make all marks durable, which is required before anything is removed that their chunks were made from."""
+        self.marks.commit()
+
+    @contextmanager
+    def committing(self) -> Iterator[None]:
+        """Commit the marks at the end, also after an error, which is then raised."""
+        try:
+            yield
+        except BaseException:
+            with suppress(DiffSynthError):
+                self.commit()
+            raise
+        self.commit()
 
     def finish(self, fingerprint: str, frames: int, arrays: Iterable[str] = ()) -> None:
         """Write the receipt and remove the marks. `arrays` are those that remain in the cache."""
@@ -93,43 +104,35 @@ class StageRecord:
             "arrays": sorted(arrays),
             "finished": time.strftime("%Y-%m-%d %H:%M:%S"), "versions": _versions(), "inputs": self.inputs,
         }  # fmt: skip
-        write_json(self.receipt_path, self.receipt)
-        self.marks_path.unlink(missing_ok=True)
+        self.store.put(receipt_name(self.stage), as_json(self.receipt))
+        self.marks.remove()
 
     def clear(self) -> None:
         """Remove the receipt and the marks."""
-        self.receipt_path.unlink(missing_ok=True)
-        self.marks_path.unlink(missing_ok=True)
+        self.store.delete(receipt_name(self.stage))
+        self.marks.remove()
         self.inputs, self.done, self.seconds, self.receipt = None, set(), 0.0, None
 
     def touch(self) -> None:
         """Make the receipt newer than its inputs, as make requires, when there was nothing to do."""
-        os.utime(self.receipt_path)
+        self.store.put(receipt_name(self.stage), as_json(self.receipt))
+
+    def _read_receipt(self) -> Receipt | None:
+        """Read the receipt. None if it does not exist or is damaged."""
+        receipt = from_json(self.store.get(receipt_name(self.stage)))
+        return receipt if _is_receipt(receipt) else None
 
     def _read_marks(self) -> None:
         try:
-            text = self.marks_path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError):
-            return
-        whole = text[: text.rfind("\n") + 1]
-        if whole != text:  # remove the incomplete line, or the next mark would be appended to it
-            write_text(self.marks_path, whole)
-        try:
-            header, *marks = [json.loads(line) for line in whole.splitlines()] or [{}]
+            header, *marks = [json.loads(line) for line in self.marks.read().splitlines()] or [{}]
             if not header:
                 return
-            chunks, done = header["chunks"], {(mark["phase"], mark["start"]) for mark in marks}
-            seconds = sum(mark["seconds"] for mark in marks)
+            seconds = {(mark["phase"], mark["start"]): mark["seconds"] for mark in marks}
+            chunks, total = header["chunks"], sum(seconds.values())
         except (ValueError, KeyError, TypeError):
             return  # damaged, so nothing counts as done
         if _are_inputs(header["inputs"]):
-            self.inputs, self.chunks, self.done, self.seconds = header["inputs"], chunks, done, seconds
-
-
-def _receipt(path: Path) -> Receipt | None:
-    """Read a receipt. None if it does not exist or is damaged."""
-    receipt = read_json(path)
-    return receipt if _is_receipt(receipt) else None
+            self.inputs, self.chunks, self.done, self.seconds = header["inputs"], chunks, set(seconds), total
 
 
 def _is_receipt(value: object) -> TypeGuard[Receipt]:
@@ -153,30 +156,12 @@ def _are_inputs(value: object) -> TypeGuard[Inputs]:
 
 def write_json(path: Path, value: object) -> None:
     """Write a value as JSON, atomically."""
-    text = json.dumps(value, indent=1, ensure_ascii=False)
-    if any("\ud800" <= character <= "\udfff" for character in text):  # from a file name that is not UTF-8
-        text = json.dumps(value, indent=1)
-    write_text(path, text + "\n")
+    write_bytes(path, as_json(value))
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a file's text atomically: the file holds the old text or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    with part.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
-
-
-def read_json(path: Path) -> Json:
-    """Read a JSON file. None if it does not exist or is damaged."""
-    try:
-        value: Json = json.loads(path.read_text(encoding="utf-8"))
-        return value
-    except (OSError, ValueError):
-        return None
+    """Replace a file's text atomically."""
+    write_bytes(path, text.encode())
 
 
 def _versions() -> dict[str, str]:

@@ -19,6 +19,7 @@ from stages.base.json_types import JsonObject, Values
 from stages.base.mistakes import Strict, checked, shown, unknown
 from stages.base.numbers import MOST, Count, Positive, Seconds
 from stages.base.paths import InputFile, ModelName, OutputFolder, TensorFile, identified
+from stages.base.record import CACHE_NAME
 from stages.base.registry import NameIn, OptionsIn
 from stages.diffusion.sampler import SAMPLERS
 from stages.jobs.machine import MachineSettings
@@ -215,6 +216,11 @@ class Job(MachineSettings):
     values. Results are similar, and the longer the pattern, the more work is saved."""
     keep_steps: bool = False
     """Keep the latents of every step in the cache (arrays `step_latents/0001` and so on)."""
+
+    @property
+    def cache_place(self) -> str:
+        """The folder or URL of the frame cache."""
+        return self.cache or str(Path(self.output_path) / CACHE_NAME)
 
     @property
     def networks_run(self) -> list[bool]:

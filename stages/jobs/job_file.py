@@ -14,7 +14,8 @@ from stages.base.errors import UsageError
 from stages.base.json_types import Json, JsonObject, Values
 from stages.base.mistakes import WORDS, Strict, explain, shown
 from stages.base.paths import Place, find_paths, replace_paths
-from stages.base.record import CACHE_NAME, receipt_path
+from stages.base.record import receipt_name
+from stages.base.store import open_store
 from stages.base.words import counted
 from stages.diffusion.sampler import SAMPLERS
 from stages.jobs.job import Job
@@ -309,10 +310,10 @@ _RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
 
 def _unfinished(job: Job, stages: Sequence[Stage[Job]]) -> list[Stage[Job]]:
     """Return the stages that are not finished. Finished ones read no files."""
-    output = job.__dict__.get("output_path")  # missing in a job with mistakes
-    return [
-        stage for stage in stages if output is None or not receipt_path(Path(output) / CACHE_NAME, stage.name).exists()
-    ]
+    if not stages or not {"output_path", "cache"} <= set(job.__dict__):  # a job with mistakes may lack keys
+        return [*stages]
+    store = open_store(job.cache_place)
+    return [stage for stage in stages if store.get(receipt_name(stage.name)) is None]
 
 
 def _missing_packages(job: Job, reads: Collection[str]) -> list[str]:

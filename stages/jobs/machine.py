@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field
 
 from stages.base.mistakes import Strict
 from stages.base.numbers import Positive
+from stages.base.paths import CacheAddress
 from stages.base.registry import NameIn
 from stages.diffusion.attention_backends import BACKENDS
 
@@ -38,6 +39,9 @@ class MachineSettings(Strict):
     attention_backend: Annotated[str, NameIn(BACKENDS)] = "auto"
     """Attention implementation. auto: on an NVIDIA GPU, the fastest, measured when the render starts; elsewhere sdpa,
     PyTorch's choice."""
+    cache: CacheAddress | None = Field(None, min_length=1)
+    """Where frames are kept: a folder, or a URL such as `s3://bucket/winter.zarr`. By default, `cache.zarr` in
+    `output_path`."""
     allow_pickle: bool = False
     """Also load models from pickles (`.ckpt`, `.pt`, `.pth`, `.bin`). A pickle can run code on this machine, so use it
     only with files from sources you trust."""

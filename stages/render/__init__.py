@@ -194,7 +194,7 @@ def _steps_begun(cache: FrameCache) -> set[str]:
 
 def _older(cache: FrameCache) -> DiffSynthError:
     return DiffSynthError(
-        f"{cache.path}: this render was started by an earlier version, which stored its steps differently",
+        f"{cache.store}: this render was started by an earlier version, which stored its steps differently",
         f"{cache.command('render')} --restart redoes it",
     )
 

@@ -20,7 +20,8 @@ from stages.jobs.machine import MachineSettings
 from stages.render.plan import RenderPlan
 from tests.typing import Cli, MakeJob
 
-GIVEN = {  # for each machine setting, a value other than the default, as words of a command line and in the job
+# For each machine setting except `cache`, a value other than the default, as words of a command line and in the job.
+GIVEN = {
     "device": (["--device", "cpu"], "cpu"),
     "dtype": (["--dtype", "bfloat16"], "bfloat16"),
     "batch_size": (["--batch-size", "3"], 3),
@@ -34,7 +35,7 @@ GIVEN = {  # for each machine setting, a value other than the default, as words 
 def test_machine_settings_mean_the_same_on_the_command_line_and_in_the_job(
     tmp_path: Path, make_job: MakeJob, cli: Cli
 ) -> None:
-    assert set(GIVEN) == set(MachineSettings.model_fields)
+    assert {*GIVEN, "cache"} == set(MachineSettings.model_fields)
     words = [word for given, _ in GIVEN.values() for word in given]
     values = {name: value for name, (_, value) in GIVEN.items()}
     assert cli("extract", make_job(1), "-q", *words) == (0, "")

@@ -106,7 +106,7 @@ def test_a_job_is_refused_by_key_or_planned(changed: list[tuple[Slot, float]], w
     try:
         job, _ = read_job(path, (), STAGES)
         run = Run(job, FrameCache(workshop / "out/cache.zarr"), QuietReporter(), stages=all_stages())
-        check_ahead(STAGES, run)
+        check_ahead(STAGES, run, workshop / "out")
         assert extract.plan(run, resume=False).frames > 0
     except DiffSynthError as refusal:
         text = f"{refusal.message} {refusal.hint}"

@@ -9,13 +9,15 @@ import pytest
 
 from stages.base.fingerprint import Inputs
 from stages.base.record import StageRecord
+from stages.base.store import FolderStore
 
+MARKS, RECEIPT = "marks/render.jsonl", "receipts/render.json"
 INPUTS: Inputs = {"keys": {"prompt": "winter"}, "after": {}}
 
 
 @pytest.fixture
 def record(tmp_path: Path) -> StageRecord:
-    return StageRecord(tmp_path, "render")
+    return StageRecord(FolderStore(tmp_path), "render")
 
 
 def test_marks_are_read_back(tmp_path: Path, record: StageRecord) -> None:
@@ -23,7 +25,7 @@ def test_marks_are_read_back(tmp_path: Path, record: StageRecord) -> None:
     record.begin(INPUTS, chunks=4)
     record.mark("step 1", 0, 0.5)
     record.mark("step 1", 8, 0.25)
-    again = StageRecord(tmp_path, "render")
+    again = StageRecord(FolderStore(tmp_path), "render")
     assert again.inputs == INPUTS and not again.complete
     assert again.done == {("step 1", 0), ("step 1", 8)}
     assert (again.chunks, again.seconds) == (4, 0.75)
@@ -33,18 +35,18 @@ def test_marks_are_read_back(tmp_path: Path, record: StageRecord) -> None:
 def test_a_truncated_mark_is_ignored_and_later_marks_count(tmp_path: Path, record: StageRecord, torn: str) -> None:
     record.begin(INPUTS, chunks=4)
     record.mark("step 1", 0, 0.5)
-    with record.marks_path.open("a") as file:
+    with (tmp_path / MARKS).open("a") as file:
         file.write(torn)  # no end of line: the kill came first
-    again = StageRecord(tmp_path, "render")
+    again = StageRecord(FolderStore(tmp_path), "render")
     assert again.done == {("step 1", 0)}
     again.mark("step 1", 16, 0.5)
-    assert StageRecord(tmp_path, "render").done == {("step 1", 0), ("step 1", 16)}
+    assert StageRecord(FolderStore(tmp_path), "render").done == {("step 1", 0), ("step 1", 16)}
 
 
 def test_a_truncated_header_counts_as_not_started(tmp_path: Path, record: StageRecord) -> None:
     record.begin(INPUTS, chunks=4)
-    record.marks_path.write_text('{"inputs": {"keys"')
-    assert StageRecord(tmp_path, "render").inputs is None
+    (tmp_path / MARKS).write_text('{"inputs": {"keys"')
+    assert StageRecord(FolderStore(tmp_path), "render").inputs is None
 
 
 def test_the_receipt_holds_inputs_fingerprint_and_versions(tmp_path: Path, record: StageRecord) -> None:
@@ -54,24 +56,24 @@ def test_the_receipt_holds_inputs_fingerprint_and_versions(tmp_path: Path, recor
     receipt = json.loads((tmp_path / "receipts/render.json").read_text())
     assert receipt["fingerprint"] == "abc" and receipt["inputs"] == INPUTS and receipt["seconds"] == 0.5
     assert {"python", "torch", "zarr", "diffsynth-cli"} <= set(receipt["versions"])
-    again = StageRecord(tmp_path, "render")
+    again = StageRecord(FolderStore(tmp_path), "render")
     assert again.complete and again.inputs == INPUTS
     again.clear()
-    assert not StageRecord(tmp_path, "render").complete
+    assert not StageRecord(FolderStore(tmp_path), "render").complete
 
 
 @pytest.mark.parametrize("damage", ["", "{", "null", "3", "[]", "{}", '{"inputs": {}}', '{"inputs": {"keys": 3}}'])
 def test_damaged_records_count_as_missing(tmp_path: Path, record: StageRecord, damage: str) -> None:
     record.begin(INPUTS, chunks=1)
     record.mark("step 1", 0, 0.5)
-    marks = record.marks_path.read_text()
-    record.marks_path.write_text(f"{damage}\n{marks}")
-    assert StageRecord(tmp_path, "render").inputs is None
-    record.marks_path.write_text(f"{marks}{damage or '?'}\n{marks}")
-    assert StageRecord(tmp_path, "render").inputs is None
-    record.marks_path.write_bytes(b"\xff\n")
-    assert StageRecord(tmp_path, "render").inputs is None
+    marks = (tmp_path / MARKS).read_text()
+    (tmp_path / MARKS).write_text(f"{damage}\n{marks}")
+    assert StageRecord(FolderStore(tmp_path), "render").inputs is None
+    (tmp_path / MARKS).write_text(f"{marks}{damage or '?'}\n{marks}")
+    assert StageRecord(FolderStore(tmp_path), "render").inputs is None
+    (tmp_path / MARKS).write_bytes(b"\xff\n")
+    assert StageRecord(FolderStore(tmp_path), "render").inputs is None
     record.finish("abc", frames=8)
-    record.receipt_path.write_text(damage)
-    again = StageRecord(tmp_path, "render")
+    (tmp_path / RECEIPT).write_text(damage)
+    again = StageRecord(FolderStore(tmp_path), "render")
     assert again.inputs is None and not again.complete

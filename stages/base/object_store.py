@@ -1,0 +1,301 @@
+"""A store in an object store such as S3. The only user of obstore, which the optional extra `cloud` installs.
+
+Credentials and the endpoint come from the environment (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL and so on).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import cached_property
+from uuid import uuid4
+
+import obstore
+from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
+from obstore.store import ObjectStore as Objects
+from zarr.abc.store import ByteRequest
+from zarr.abc.store import Store as ZarrStore
+from zarr.core.buffer import Buffer, BufferPrototype
+from zarr.storage import ObjectStore as ZarrObjectStore
+
+from stages.base.errors import DiffSynthError, UsageError
+from stages.base.lease import DURATION, Lease, Version, holder
+from stages.base.store import Chunks, Journal
+
+SCHEMES = ("s3://", "s3a://", "gs://", "az://", "abfs://", "abfss://")
+COMMIT_INTERVAL = 1.0  # s between objects of a journal
+
+
+class ObjectStore:
+    """Objects whose names start with a prefix.
+
+    Args:
+        url: Bucket and prefix, `s3://bucket/prefix`.
+
+    Raises:
+        UsageError: The URL is of an unknown kind, or has no bucket.
+    """
+
+    readers = 32
+
+    def __init__(self, url: str):
+        self.url = url.rstrip("/")
+        try:
+            if not url.startswith(SCHEMES):
+                raise ValueError
+            self.objects: Objects = obstore.store.from_url(self.url)
+        except (BaseError, ValueError):
+            raise UsageError(f"cache: unknown URL {url}", "give a folder, or a URL such as s3://BUCKET/NAME") from None
+        self.arrays: ZarrStore = Chunks(ZarrObjects(self.objects, self.url))
+        self.lease: Lease | None = None
+
+    def __str__(self) -> str:
+        return self.url
+
+    def __reduce__(self) -> tuple[type[ObjectStore], tuple[str]]:
+        return ObjectStore, (self.url,)  # another process connects anew and does not hold the lease
+
+    # --- reading ----------------------------------------------------------------------------------------
+
+    def get(self, name: str) -> bytes | None:
+        found = self.get_version(name)
+        return None if found is None else found[0]
+
+    def get_version(self, name: str) -> tuple[bytes, Version] | None:
+        """Return an object and its version. None if it does not exist."""
+        with explained(self.url):
+            try:
+                result = obstore.get(self.objects, name)
+                return bytes(result.bytes()), (result.meta["e_tag"], result.meta["version"])
+            except FileNotFoundError:
+                return None
+
+    def get_many(self, names: Sequence[str]) -> list[bytes | None]:
+        """Do what `get` does for many names at once."""
+        with ThreadPoolExecutor(self.readers) as pool:
+            return list(pool.map(self.get, names))
+
+    def children(self, folder: str) -> list[str]:
+        with explained(self.url):
+            listed = obstore.list_with_delimiter(self.objects, folder or None)
+        paths = [*listed["common_prefixes"], *(item["path"] for item in listed["objects"])]
+        return [path.rpartition("/")[2] for path in paths]
+
+    # --- writing ----------------------------------------------------------------------------------------
+
+    def put(self, name: str, data: bytes) -> None:
+        self._check_lease()
+        with explained(self.url):
+            obstore.put(self.objects, name, data)
+
+    def put_if(self, name: str, data: bytes, version: Version | None) -> Version | None:
+        """Store an object if its current version is this one or, for None, if it does not exist.
+
+        Returns:
+            The new version. None if the condition was not met.
+
+        Raises:
+            UsageError: The store ignores conditions.
+        """
+        assert self.has_conditions
+        return self._put_if(name, data, version)
+
+    def delete(self, name: str) -> None:
+        self._delete([name])
+
+    def delete_all(self, folder: str) -> None:
+        with explained(self.url):
+            for batch in obstore.list(self.objects, folder, chunk_size=1000):
+                self._delete([item["path"] for item in batch])
+
+    def flush(self, names: Sequence[str]) -> None:
+        """Do nothing: what has been stored is durable."""
+
+    def sweep(self, folder: str) -> None:
+        """Do nothing: objects are complete or do not exist."""
+
+    def journal(self, name: str) -> Journal:
+        return ObjectJournal(self, name)
+
+    # --- lock -------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def lock(self, waiting: Callable[[str], object]) -> Iterator[None]:
+        """Hold the lease. While it is held, `put` and `delete` raise DiffSynthError once it has been lost."""
+        lease = Lease(self, DURATION)
+        lease.acquire(waiting)
+        self.lease = lease
+        try:
+            yield
+        finally:
+            self.lease = None
+            lease.release()
+
+    def holder(self) -> str | None:
+        return holder(self)
+
+    @cached_property
+    def has_conditions(self) -> bool:
+        """True. Raises UsageError if the store ignores the conditions of writes, as some do without saying so."""
+        name = f"probe-{uuid4().hex}"
+        try:
+            written = [self._put_if(name, b"probe", version) for version in (None, None, ('"0"', "0"))]
+        finally:
+            self._delete([name])
+        if written[0] is None or any(written[1:]):
+            raise UsageError(
+                f"{self}: this store ignores conditional writes, so it cannot keep two runs apart",
+                "use a store that supports If-None-Match and If-Match, or a folder",
+            )
+        return True
+
+    def _put_if(self, name: str, data: bytes, version: Version | None) -> Version | None:
+        with explained(self.url):
+            try:
+                put = obstore.put(self.objects, name, data, mode=_condition(version))
+                return put["e_tag"], put["version"]
+            except (AlreadyExistsError, PreconditionError):
+                return None
+
+    def _check_lease(self) -> None:
+        if self.lease is not None:
+            self.lease.check()
+
+    def _delete(self, names: Sequence[str]) -> None:
+        self._check_lease()
+        with explained(self.url):
+            try:
+                obstore.delete(self.objects, names)
+            except FileNotFoundError:  # some stores say so
+                return
+
+
+def _condition(version: Version | None) -> obstore.PutMode:
+    """Return the condition that an object has this version or, for None, does not exist."""
+    if version is None:
+        return "create"
+    condition: obstore.UpdateVersion = {}
+    if version[0] is not None:
+        condition["e_tag"] = version[0]
+    if version[1] is not None:
+        condition["version"] = version[1]
+    return condition
+
+
+class ZarrObjects(ZarrObjectStore[Objects]):
+    """Zarr's view of an object store, with errors for users. A chunk is one request, whatever its size."""
+
+    def __init__(self, store: Objects, url: str, *, read_only: bool = False):
+        super().__init__(store, read_only=read_only)
+        self.url = url
+
+    def with_read_only(self, read_only: bool = False) -> ZarrObjects:
+        return ZarrObjects(self.store, self.url, read_only=read_only)
+
+    async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
+        with explained(self.url):
+            return await super().get(key, prototype, byte_range)
+
+    async def set(self, key: str, value: Buffer) -> None:
+        with explained(self.url):
+            await obstore.put_async(self.store, key, value.as_buffer_like(), use_multipart=False)
+
+    async def delete_dir(self, prefix: str) -> None:
+        with explained(self.url):
+            found = await obstore.list(self.store, prefix).collect_async()
+            if found:
+                await obstore.delete_async(self.store, [item["path"] for item in found])
+
+
+# --- marks ----------------------------------------------------------------------------------------------
+
+
+class ObjectJournal:
+    """A journal in one object and, for lines added since the last `commit`, a group of further ones.
+
+    Lines are stored at most once a second. A process that is killed loses those that it added since then.
+
+    Args:
+        store: The store.
+        name: Name of the journal. The group has the same name without its suffix.
+        now: How time passes, in seconds.
+    """
+
+    def __init__(self, store: ObjectStore, name: str, now: Callable[[], float] = time.monotonic):
+        self.store, self.name, self.group, self.now = store, name, name.rpartition(".")[0], now
+        self.stored, self.pending = "", ""
+        self.groups, self.written = 0, now()
+
+    def read(self) -> str:
+        added = sorted(self.store.children(self.group))
+        parts = self.store.get_many([self.name, *(f"{self.group}/{part}" for part in added)])
+        try:
+            text = "".join((part or b"").decode() for part in parts)
+        except UnicodeDecodeError:
+            return ""
+        self.stored, self.groups = text, len(added)
+        return text
+
+    def start(self, line: str) -> None:
+        self.remove()
+        self.stored, self.pending = line + "\n", ""
+        self.store.put(self.name, self.stored.encode())
+
+    def append(self, line: str) -> None:
+        self.pending += line + "\n"
+        if self.now() - self.written >= COMMIT_INTERVAL:
+            self.store.put(f"{self.group}/{self.groups:08}.jsonl", self.pending.encode())
+            self.stored, self.pending = self.stored + self.pending, ""
+            self.groups, self.written = self.groups + 1, self.now()
+
+    def commit(self) -> None:
+        """Store all lines as one object."""
+        if not (self.groups or self.pending):
+            return
+        text = self.stored + self.pending
+        self.store.put(self.name, text.encode())
+        if self.groups:
+            self.store.delete_all(self.group)
+        self.stored, self.pending, self.groups, self.written = text, "", 0, self.now()
+
+    def remove(self) -> None:
+        self.store.delete_all(self.group)
+        self.store.delete(self.name)
+        self.stored, self.pending, self.groups = "", "", 0
+
+
+# --- errors ---------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def explained(url: str) -> Iterator[None]:
+    """Turn errors of the store at `url` into DiffSynthError."""
+    try:
+        yield
+    except (BaseError, FileNotFoundError) as error:
+        reason, hint = _explanation(str(error))
+        raise DiffSynthError(f"{url}: {reason}", hint) from error
+
+
+def _explanation(text: str) -> tuple[str, str]:
+    """Return what an error of obstore means, and what to do about it."""
+    if "169.254.169.254" in text or "metadata.google" in text:  # where cloud machines look for credentials
+        return "no credentials were found", "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or those of your store"
+    code, message = (re.search(f"<{tag}>(.*?)</{tag}>", text) for tag in ("Code", "Message"))
+    if code is not None:
+        reason = f"{message[1].rstrip('.')} ({code[1]})" if message is not None else code[1]
+        return reason, "check the URL, AWS_ENDPOINT_URL and the credentials, then run the same command to resume"
+    if "builder error" in text and os.environ.get("AWS_ENDPOINT_URL", "").startswith("http:"):
+        return "the endpoint is not encrypted", "set AWS_ALLOW_HTTP=true to allow that, or give an https:// endpoint"
+    return (
+        f"the store cannot be reached ({_first_line(text).rpartition(' - ')[2]})",
+        "check the connection, the URL and AWS_ENDPOINT_URL, then run the same command to resume",
+    )
+
+
+def _first_line(error: object) -> str:
+    return str(error).partition("\n")[0]

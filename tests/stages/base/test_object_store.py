@@ -1,0 +1,130 @@
+"""What is special about object stores: requests, marks, missing and wrong servers."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from stages.base.cache import ArraySpec, FrameCache
+from stages.base.engine import LocalEngine, Task
+from stages.base.errors import DiffSynthError, UsageError
+from stages.base.overlap import Reads
+from tests.object_stores import Server
+
+FRAMES = 12
+CHUNKS = [(0, 4), (4, 8), (8, 12)]
+
+pytest.importorskip("obstore")
+from stages.base.object_store import ObjectJournal, ObjectStore  # noqa: E402
+
+
+class Copy(Task):
+    """Copy each frame, which needs the array of the frames three times."""
+
+    def reads(self, start: int, stop: int) -> Reads:
+        return [("source", range(start, stop))]
+
+    def run(self, cache: FrameCache, start: int, stop: int) -> None:
+        assert len(cache["source"]) == FRAMES
+        cache["target"].write(start, cache["source"].read(range(start, stop)))
+
+
+def test_a_phase_takes_one_request_per_frame_and_array_read_or_written(moto: Server) -> None:
+    cache = FrameCache(moto.new_url())
+    for name in ("source", "target"):
+        cache.create(ArraySpec(name, (FRAMES, 8, 8, 3), "uint8"))
+    cache["source"].write(0, np.ones((FRAMES, 8, 8, 3), np.uint8))
+    _ = cache.group
+    before = len(moto.requests())
+    assert list(LocalEngine().map(Copy(), cache, CHUNKS)) == CHUNKS
+    made = Counter((method, path.rpartition("job.zarr/")[2]) for method, path in moto.requests()[before:])
+    chunks = {(method, f"{name}/c.{index}.0.0.0"): 1
+              for method, name in (("GET", "source"), ("PUT", "target")) for index in range(FRAMES)}  # fmt: skip
+    assert chunks.items() <= made.items()
+    others = made - Counter(chunks)
+    assert set(others) == {("GET", "source/zarr.json"), ("GET", "target/zarr.json")}
+    assert others.total() <= 8  # once per phase, not once per chunk
+
+
+def test_large_frames_are_one_request_too(moto: Server) -> None:
+    shape = (1, 1200, 1800, 3)  # more than the 5 MB from which obstore would upload parts
+    noise = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    array = FrameCache(moto.new_url()).create(ArraySpec("frames", shape, "uint8"))
+    before = len(moto.requests())
+    array.write(0, noise)
+    np.testing.assert_array_equal(array[:], noise)
+    assert [method for method, _ in moto.requests()[before:]] == ["PUT", "GET"]
+
+
+def test_marks_are_stored_once_a_second_and_folded(moto: Server) -> None:
+    store, seconds = ObjectStore(moto.new_url()), [0.0]
+    journal = ObjectJournal(store, "marks/render.jsonl", lambda: seconds[0])
+    journal.start("header")
+    for mark in range(30):  # 10 a second
+        seconds[0] = 0.1 * mark
+        journal.append(str(mark))
+    assert store.children("marks/render") == ["00000000.jsonl", "00000001.jsonl"]
+    survivor = store.journal("marks/render.jsonl")  # of a kill
+    assert survivor.read().split() == ["header", *map(str, range(21))]
+    survivor.append("again")
+    survivor.commit()
+    assert store.journal("marks/render.jsonl").read().split() == ["header", *map(str, range(21)), "again"]
+    assert sorted(store.children("marks")) == ["render.jsonl"]
+
+
+def test_marks_that_a_kill_left_folded_and_in_groups_count_once(moto: Server) -> None:
+    store = ObjectStore(moto.new_url())
+    record = FrameCache(store).record("render")
+    record.begin({"keys": {}, "after": {}}, chunks=2)
+    record.mark("step 1", 0, 0.5)
+    record.commit()
+    store.put("marks/render/00000000.jsonl", b'{"phase": "step 1", "start": 0, "seconds": 0.5}\n')
+    again = FrameCache(store).record("render")
+    assert again.done == {("step 1", 0)} and again.seconds == 0.5
+
+
+def test_a_bucket_that_does_not_exist_is_named(moto: Server) -> None:
+    store = ObjectStore("s3://no-such-bucket/job.zarr")
+    for use in (lambda: store.children(""), lambda: store.put("a", b""), lambda: store.lock(str).__enter__()):
+        with pytest.raises(DiffSynthError, match=r"s3://no-such-bucket/job.zarr: .*NoSuchBucket") as error:
+            use()
+        assert "\n" not in error.value.message and "AWS_ENDPOINT_URL" in error.value.hint
+
+
+def test_wrong_credentials_are_named(rclone: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    cache = FrameCache(rclone.new_url())
+    for use in (cache.is_cache, lambda: cache.create(ArraySpec("frames", (1, 1), "uint8")), lambda: "frames" in cache):
+        with pytest.raises(DiffSynthError, match="SignatureDoesNotMatch") as error:
+            use()
+        assert "\n" not in error.value.message and "credentials" in error.value.hint
+
+
+def test_a_server_that_does_not_answer_is_named(moto: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    array = FrameCache(moto.new_url()).create(ArraySpec("frames", (2, 1), "uint8"))
+    url = str(array.store)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    broken = FrameCache(url)
+    for use in (lambda: broken["frames"], lambda: broken.create(ArraySpec("frames", (2, 1), "uint8"))):
+        with pytest.raises(DiffSynthError, match="the store cannot be reached") as error:
+            use()
+        assert "\n" not in error.value.message and "resume" in error.value.hint
+
+
+def test_an_endpoint_without_encryption_needs_consent(moto: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_ALLOW_HTTP")
+    with pytest.raises(DiffSynthError, match="not encrypted") as error:
+        ObjectStore(moto.new_url()).get("a")
+    assert "AWS_ALLOW_HTTP" in error.value.hint
+
+
+def test_without_obstore_a_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.delitem(sys.modules, "stages.base.object_store")
+    monkeypatch.setitem(sys.modules, "obstore", None)
+    with pytest.raises(UsageError, match="need the package obstore") as error:
+        FrameCache("s3://bucket/job.zarr")
+    assert "diffsynth-cli[cloud]" in error.value.hint
