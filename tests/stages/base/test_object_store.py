@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -87,7 +88,12 @@ def test_marks_that_a_kill_left_folded_and_in_groups_count_once(moto: Server) ->
 
 def test_a_bucket_that_does_not_exist_is_named(moto: Server) -> None:
     store = ObjectStore("s3://no-such-bucket/job.zarr")
-    for use in (lambda: store.children(""), lambda: store.put("a", b""), lambda: store.lock(str).__enter__()):
+    uses: list[Callable[[], object]] = [
+        lambda: store.children(""),
+        lambda: store.put("a", b""),
+        store.lock(str).__enter__,
+    ]
+    for use in uses:
         with pytest.raises(DiffSynthError, match=r"s3://no-such-bucket/job.zarr: .*NoSuchBucket") as error:
             use()
         assert "\n" not in error.value.message and "AWS_ENDPOINT_URL" in error.value.hint
