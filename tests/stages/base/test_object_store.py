@@ -16,6 +16,7 @@ from tests.object_stores import Server
 
 FRAMES = 12
 CHUNKS = [(0, 4), (4, 8), (8, 12)]
+Use = Callable[[], object]
 
 pytest.importorskip("obstore")
 from stages.base.object_store import ObjectJournal, ObjectStore  # noqa: E402
@@ -113,7 +114,8 @@ def test_a_server_that_does_not_answer_is_named(moto: Server, monkeypatch: pytes
     url = str(array.store)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     broken = FrameCache(url)
-    for use in (lambda: broken["frames"], lambda: broken.create(ArraySpec("frames", (2, 1), "uint8"))):
+    uses: list[Use] = [lambda: broken["frames"], lambda: broken.create(ArraySpec("frames", (2, 1), "uint8"))]
+    for use in uses:
         with pytest.raises(DiffSynthError, match="the store cannot be reached") as error:
             use()
         assert "\n" not in error.value.message and "resume" in error.value.hint
