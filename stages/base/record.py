@@ -91,7 +91,7 @@ class StageRecord:
         self.receipt = {
             "stage": self.stage, "fingerprint": fingerprint, "frames": frames, "seconds": round(self.seconds, 3),
             "arrays": sorted(arrays),
-            "finished": time.strftime("%Y-%m-%d %H:%M:%S"), "versions": _versions(), "inputs": self.inputs,
+            "finished": time.strftime("%Y-%m-%d %H:%M:%S"), "versions": versions(), "inputs": self.inputs,
         }  # fmt: skip
         write_json(self.receipt_path, self.receipt)
         self.marks_path.unlink(missing_ok=True)
@@ -179,7 +179,8 @@ def read_json(path: Path) -> Json:
         return None
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that can change a frame."""
     found = {"python": platform.python_version()}
     for package in NOTED_PACKAGES:
         try:
