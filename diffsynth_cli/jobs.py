@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from diffsynth_cli.engines import EngineName, open_engine
 from diffsynth_cli.results import (
     FilePath,
     JobSource,
@@ -29,7 +30,7 @@ from stages.codecs import Codec
 
 if TYPE_CHECKING:
     from stages.base.cache import FrameCache
-    from stages.base.engine import Stage
+    from stages.base.engine import Options, Run, Stage
     from stages.jobs.job import Job
 
 
@@ -50,6 +51,10 @@ def run(
     restart: bool = False,
     preview: bool = False,
     force: bool = False,
+    engine: EngineName | str = EngineName.LOCAL,
+    ray_address: str = "auto",
+    workers: int | None = None,
+    gpus_per_worker: int | None = None,
     reporter: Reporter | None = None,
 ) -> RunResult:
     """Run a job, resuming an earlier run of it.
@@ -62,18 +67,28 @@ def run(
         restart: Redo `stages`; if no stages are given, redo those that are stale or damaged.
         preview: Also write a contact sheet.
         force: Overwrite existing files, but never an input.
+        engine: local: run in this process. ray: run on the machines of a Ray cluster.
+        ray_address: HOST:PORT of the cluster; auto: the one in RAY_ADDRESS or on this machine; local: start one.
+        workers: Number of workers on the cluster; None for as many as it can hold.
+        gpus_per_worker: GPUs for each worker; None for 1 if the cluster has GPUs and the device is not cpu, else 0.
         reporter: Receives progress and warnings.
 
     Raises:
         UsageError: The job is wrong, or files are in the way.
-        DiffSynthError: A stage failed or is stale.
+        DiffSynthError: A stage failed or is stale, or the cluster cannot be used.
     """
     from diffsynth_cli.outputs import PREVIEW, check_job_outputs
+    from stages.all_stages import all_stages
+    from stages.base.cluster import ClusterOptions
+    from stages.base.engine import Run
 
     chosen, reporter = _stages(stages), reporter or SilentReporter()
     opened = _open(job, overrides, reporter, chosen)
     check_job_outputs(opened.job, opened.cache, opened.file, chosen, preview=preview, force=force)
-    _run_stages(chosen, opened, reporter, restart, stale_only=stages is None)
+    cluster, device = ClusterOptions(ray_address, workers, gpus_per_worker), opened.job.device
+    with closing(reporter), open_engine(member(EngineName, engine, "engine"), cluster, device, reporter) as runner:
+        started = Run(opened.job, opened.cache, reporter, _options(opened.job), runner, stages=all_stages())
+        _run_stages(chosen, started, opened.file, restart=restart, stale_only=stages is None)
     folder = Path(opened.job.output_path)
     if preview:
         from diffsynth_cli.contact_sheet import states, write_contact_sheet
@@ -242,34 +257,45 @@ def _status(opened: Opened, stages: Sequence[Stage[Job]] | None = None) -> JobSt
     return JobStatus(states, video if video.exists() else None, command, cache.holder())
 
 
+def _options(job: Job) -> Options:
+    from stages.base.engine import Options
+
+    return Options(job.batch_size, job.low_vram, job.compile, job.attention_backend)
+
+
 def _run_stages(
-    stages: Sequence[Stage[Job]], opened: Opened, reporter: Reporter, restart: bool, stale_only: bool
+    stages: Sequence[Stage[Job]], run: Run[Job], file: Path | None, *, restart: bool, stale_only: bool
 ) -> None:
-    """Run stages one after the other. `restart` redoes them; with `stale_only`, only stale and damaged ones."""
+    """Run stages one after the other.
+
+    Args:
+        stages: The stages.
+        run: What they run on.
+        file: The job file, if there is one.
+        restart: Redo the stages.
+        stale_only: Redo only those that are stale or damaged.
+    """
     from diffsynth_cli.outputs import CONFIG, is_same_file
-    from stages.all_stages import all_stages
-    from stages.base.engine import Options, Run, progress, run_stage
+    from stages.base.engine import progress, run_stage
     from stages.base.preflight import check_ahead
     from stages.base.record import write_json
 
-    job, cache = opened.job, opened.cache
-    options = Options(job.batch_size, job.low_vram, job.compile, job.attention_backend)
-    run = Run(job, cache, reporter, options, stages=all_stages())
+    job, cache = run.job, run.cache
     redone = [
         stage.name
         for stage in stages
         if restart and (not stale_only or progress(stage, run.stages, job, cache).state == "stale")
     ]
     check_ahead(stages, run, Path(job.output_path), redone)
-    with closing(reporter), cache.lock(reporter.warn):
+    with cache.lock(run.reporter.warn):
         Path(job.output_path).mkdir(parents=True, exist_ok=True)
         for stage in stages:
             redo = restart
             if restart and stale_only and stage.name not in redone:
-                reporter.begin(stage.name, None)
-                reporter.phase("look for damage")
+                run.reporter.begin(stage.name, None)
+                run.reporter.phase("look for damage")
                 redo = any(cache.damage(stage.name))
             run_stage(stage, run, redo)
             config = Path(job.output_path) / CONFIG
-            if opened.file is None or not is_same_file(config, opened.file):
+            if file is None or not is_same_file(config, file):
                 write_json(config, job.model_dump())

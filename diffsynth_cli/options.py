@@ -11,6 +11,8 @@ import typer
 from pydantic import BaseModel, ValidationError
 from rich.markup import escape
 
+from diffsynth_cli.engines import EngineName
+from stages.base.cluster import CPUS_PER_WORKER
 from stages.base.mistakes import explain, unknown
 from stages.base.numbers import MOST
 from stages.jobs.machine import MachineSettings
@@ -20,7 +22,21 @@ Function = TypeVar("Function", bound=Callable[..., None])
 
 JsonSchema = dict[str, Any]  # pydantic's type
 
-INPUT, OUTPUT, MACHINE, ADVANCED = "Input", "Output", "Machine", "Advanced"  # panels of a command's help
+# Panels of a command's help.
+INPUT, OUTPUT, MACHINE, ENGINE, ADVANCED = "Input", "Output", "Machine", "Where it runs", "Advanced"
+
+
+def one_of(names: Iterable[T], noun: str) -> Callable[[str], T]:
+    """Return a parser for one of these names. Its message about any other name suggests the nearest."""
+    known = {str(name): name for name in names}
+
+    def parse(text: str) -> T:
+        if text not in known:
+            raise typer.BadParameter(unknown(noun, text, known))
+        return known[text]
+
+    return parse
+
 
 JobFile = Annotated[Path, typer.Argument(metavar="JOB.json", help="Job file.", show_default=False)]
 Set = Annotated[
@@ -42,21 +58,44 @@ Preview = Annotated[
 Force = Annotated[
     bool, typer.Option("--force", help="Overwrite existing files, but never an input.", rich_help_panel=OUTPUT)
 ]
+Engine = Annotated[
+    EngineName,
+    typer.Option(
+        parser=one_of(EngineName, "engine"),
+        help="local: in this process. ray: on the machines of a Ray cluster.",
+        rich_help_panel=ENGINE,
+    ),
+]
+RayAddress = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|local|HOST:PORT",
+        help="Ray cluster. auto: the one in RAY_ADDRESS or on this machine. local: start one for this run.",
+        rich_help_panel=ENGINE,
+    ),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        max=100_000,
+        help=f"Workers on the Ray cluster. Default: one per GPU or, without GPUs, per {CPUS_PER_WORKER} CPU cores.",
+        rich_help_panel=ENGINE,
+    ),
+]
+GpusPerWorker = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        max=1024,
+        help="GPUs for each worker, which computes on one. Default: 1 if the Ray cluster has GPUs and the device is "
+        "not cpu, else 0.",
+        rich_help_panel=ENGINE,
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show only warnings and errors.")]
 Json = Annotated[bool, typer.Option("--json", help="Print events as JSON lines to stdout.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback if the command fails.")]
-
-
-def one_of(names: Iterable[T], noun: str) -> Callable[[str], T]:
-    """Return a parser for one of these names. Its message about any other name suggests the nearest."""
-    known = {str(name): name for name in names}
-
-    def parse(text: str) -> T:
-        if text not in known:
-            raise typer.BadParameter(unknown(noun, text, known))
-        return known[text]
-
-    return parse
 
 
 def odd(number: int) -> int:

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +42,7 @@ class PassTask(Task):
 
 def check(run: Run[Job], footage: Footage) -> list[ArraySpec]:
     job, task = run.job, _task(run.job, footage.count or 1)
-    check_device(job.device)
+    run.engine.call(partial(check_device, job.device))
     if isinstance(task, SmoothTask):
         build(task.smoother.name, dict(task.smoother.config), [], [])
     rate = footage.fps if job.fps is None else _rate(job.fps)
@@ -55,13 +56,18 @@ def plan(run: Run[Job], resume: bool) -> Plan:
     shape = run.cache["rendered"].shape
     task = _task(run.job, shape[0])
     if isinstance(task, SmoothTask) and SMOOTHERS[task.smoother.name].on_gpu:
-        pick_gpu(run.job.device)  # fail on a missing GPU before any work starts
+        run.engine.call(partial(_try_gpu, run.job.device))
     return Plan(
         frames=shape[0],
         arrays=[ArraySpec("deflickered", shape, "uint8")],
         phases=[Phase("smooth", shape[0], task)],
         begin=_forget_outputs,
     )
+
+
+def _try_gpu(device: str) -> None:
+    """Raise DiffSynthError if an NVIDIA GPU of this name is missing, before any work starts."""
+    pick_gpu(device)
 
 
 def _task(job: Job, frames: int) -> SmoothTask | PassTask:

@@ -122,6 +122,11 @@ class ChunkSmoother:
         """How many frames the smoother returns at once."""
         return SMOOTHERS[self.name].chunk
 
+    @property
+    def warm_up(self) -> int:
+        """What the first frame costs in addition to any other, as a number of frames."""
+        return SMOOTHERS[self.name].model_validate(self.config).warm_up
+
     def smooth(self, guides: Frames, styles: Frames, start: int, stop: int) -> np.ndarray:
         """Frames start..stop-1 of the whole video `styles`, deflickered."""
         if self._smoother is None or self._next != start:
@@ -147,6 +152,10 @@ class SmoothTask(Task):
     @property
     def chunk(self) -> int:
         return self.smoother.chunk
+
+    @property
+    def warm_up(self) -> int:
+        return -(-self.smoother.warm_up // self.chunk)
 
     def run(self, cache: FrameCache, start: int, stop: int) -> None:
         styles = cache[self.styles]

@@ -6,16 +6,21 @@ from collections.abc import Callable
 
 from diffsynth_cli import jobs
 from diffsynth_cli.console import reporter
+from diffsynth_cli.engines import EngineName
 from diffsynth_cli.options import (
     MACHINE_OPTIONS,
     Debug,
+    Engine,
     Force,
+    GpusPerWorker,
     JobFile,
     Json,
     Preview,
     Quiet,
+    RayAddress,
     Restart,
     Set,
+    Workers,
     with_options,
 )
 
@@ -26,11 +31,16 @@ def stage_command(name: str) -> Callable[..., None]:
     @with_options(*MACHINE_OPTIONS)
     def command(
         job: JobFile,
+        *,
         overrides: Set = None,
         preview: Preview = False,
         force: Force = False,
         restart: Restart = False,
         quiet: Quiet = False,
+        engine: Engine = EngineName.LOCAL,
+        ray_address: RayAddress = "auto",
+        workers: Workers = None,
+        gpus_per_worker: GpusPerWorker = None,
         events: Json = False,
         debug: Debug = False,
         **machine: object,
@@ -42,6 +52,10 @@ def stage_command(name: str) -> Callable[..., None]:
             restart=restart,
             preview=preview,
             force=force,
+            engine=engine,
+            ray_address=ray_address,
+            workers=workers,
+            gpus_per_worker=gpus_per_worker,
             reporter=reporter(quiet, events),
         )
 

@@ -40,6 +40,11 @@ class Task(Protocol):
         """How many frames are done at once. At most two chunks are redone after a kill."""
         return CHUNK
 
+    @property
+    def warm_up(self) -> int:
+        """What the first chunk costs in addition to any other, as a number of chunks."""
+        return 0
+
     def reads(self, start: int, stop: int) -> Reads:
         """Return what `run` is going to read, so that it can be read ahead. What is left out is read when needed."""
         return ()
@@ -128,6 +133,7 @@ class Options:
     backend: str = "auto"
 
 
+Result = TypeVar("Result")
 Chunk = tuple[int, int]
 """The first frame of a chunk, and the first one after it."""
 
@@ -141,6 +147,9 @@ class Engine(Protocol):
         Yields:
             Each chunk once its data is on the disk, in any order.
         """
+
+    def call(self, function: Callable[[], Result]) -> Result:
+        """Return the result of a function that asks about the machine where chunks run. The function pickles."""
 
 
 class LocalEngine:
@@ -163,6 +172,9 @@ class LocalEngine:
                     yield from _written(computed)
                 computed.append((chunk, overlapped.take_writes()))
             yield from _written(computed)
+
+    def call(self, function: Callable[[], Result]) -> Result:
+        return function()
 
 
 def _written(computed: deque[tuple[Chunk, list[Future[None]]]]) -> Generator[Chunk]:

@@ -102,7 +102,7 @@ class StageRecord:
         self.receipt = {
             "stage": self.stage, "fingerprint": fingerprint, "frames": frames, "seconds": round(self.seconds, 3),
             "arrays": sorted(arrays),
-            "finished": time.strftime("%Y-%m-%d %H:%M:%S"), "versions": _versions(), "inputs": self.inputs,
+            "finished": time.strftime("%Y-%m-%d %H:%M:%S"), "versions": versions(), "inputs": self.inputs,
         }  # fmt: skip
         self.store.put(receipt_name(self.stage), as_json(self.receipt))
         self.marks.remove()
@@ -164,7 +164,8 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that can change a frame."""
     found = {"python": platform.python_version()}
     for package in NOTED_PACKAGES:
         try:

@@ -11,8 +11,11 @@ Frame = TypeVar("Frame")
 class Reporter:
     """Receive progress and warnings. This class ignores them; subclass it and override what you want to show.
 
-    A frame counts once in each phase.
+    A frame counts once in each phase. In another process, a copy shows nothing.
     """
+
+    def __reduce__(self) -> tuple[type[Reporter], tuple[()]]:
+        return Reporter, ()
 
     def begin(self, stage: str, total: int | None, done: int = 0) -> None:
         """Start a stage. `total` is its number of frames, None if unknown; `done` of them are finished."""

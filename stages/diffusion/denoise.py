@@ -78,6 +78,12 @@ class Denoiser:
             compile_blocks(networks.unet, *networks.controlnets)
         self.anchors: tuple[Frames, float, str, torch.Tensor, Kept] | None = None  # the latest, and their keys
 
+    @property
+    def device_name(self) -> str:
+        """The model of the GPU that the networks run on, or the name of another device."""
+        device = self.networks.device
+        return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
     def try_backend(self, name: str) -> None:
         """Raise DiffSynthError if this attention backend cannot run here."""
         try_backend(name, self._attention_inputs(tokens=64, group=1, joint=True))

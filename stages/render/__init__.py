@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-from stages.base.cache import ArraySpec, FrameArray, FrameCache
+from stages.base.cache import ArraySpec, FrameCache
 from stages.base.engine import Footage, Options, Phase, Plan, Reporter, Run, Stage
 from stages.base.errors import DiffSynthError, UsageError
 from stages.base.json_types import Values
@@ -44,19 +45,23 @@ def running_nets(job: Job) -> list[int]:
     return [index for index, runs in enumerate(job.networks_run) if runs]
 
 
-def rendered_frames(job: Job, guides: FrameArray, reporter: Reporter) -> tuple[int, ...]:
-    """The numbers of the frames that are rendered, ascending."""
-    count = len(guides)
+def rendered_frames(run: Run[Job], count: int) -> tuple[int, ...]:
+    """The numbers of the frames that are rendered, ascending. There are `count` in the video."""
+    job = run.job
     if job.keyframes == "auto":
-        from stages.smoothers.images.keyframes import choose
-
-        reporter.begin("render", count)
-        reporter.phase("choose keyframes")
-        return tuple(choose(frames_on_device(guides, job.device), reporter.advance))
+        run.reporter.begin("render", count)
+        run.reporter.phase("choose keyframes")
+        return run.engine.call(partial(_choose_keyframes, run.cache, job.device, run.reporter))
     if isinstance(job.keyframes, list):
         check_keyframes(job.keyframes, count)
         return tuple(sorted(set(job.keyframes)))
     return (*range(0, count - 1, job.keyframes), count - 1)
+
+
+def _choose_keyframes(cache: FrameCache, device: str, reporter: Reporter) -> tuple[int, ...]:
+    from stages.smoothers.images.keyframes import choose
+
+    return tuple(choose(frames_on_device(cache["frames"], device), reporter.advance))
 
 
 def check_keyframes(listed: Sequence[int], count: float) -> None:
@@ -69,8 +74,8 @@ def check(run: Run[Job], footage: Footage) -> list[ArraySpec]:
     job = run.job
     if isinstance(job.keyframes, list):
         check_keyframes(job.keyframes, footage.most)
-    check_device(job.device)
-    check_backend(job.attention_backend, job.device)
+    run.engine.call(partial(check_device, job.device))
+    run.engine.call(partial(check_backend, job.attention_backend, job.device))
     check_model("model_id", job.model_id, NETWORKS, job.allow_pickle)
     for index in running_nets(job):
         check_model(f"controlnet_model_id[{index}]", job.controlnet_model_id[index], ("",), job.allow_pickle)
@@ -102,7 +107,7 @@ def plan(run: Run[Job], resume: bool) -> Plan:
         job,
         _resumed(run.options, begun),
         (count, height, width),
-        keys=tuple(begun["keys"]) if resume else rendered_frames(job, cache["frames"], run.reporter),
+        keys=tuple(begun["keys"]) if resume else rendered_frames(run, count),
         maps=tuple(recorded_maps(cache)),
         multistep=SAMPLERS[job.scheduler].multistep,
     )

@@ -63,11 +63,18 @@ class RenderTask(Task):
     @contextmanager
     def batches(self, cache: FrameCache) -> Iterator[Batches]:
         """Batch sizes for a chunk. If memory runs out, the reduced sizes are stored for later chunks."""
-        batches = self._batches = self._batches or self.plan.batches(cache)
+        batches = self._batches = self._batches or self._first_batches(cache)
         before = replace(batches)
         yield batches
         if batches != before:
             cache["rendered"].note(reduced={"batch_size": batches.size, "passes_apart": batches.passes_apart})
+
+    def _first_batches(self, cache: FrameCache) -> Batches:
+        """Batch sizes for the first chunk. Notes which device computes, since results of others can differ."""
+        device, noted = self.denoiser.device_name, cache["rendered"].attrs.asdict().get("devices", [])
+        if device not in noted:
+            cache["rendered"].note(devices=[*noted, device])
+        return self.plan.batches(cache)
 
     def close(self) -> None:
         self._batches = None
@@ -265,6 +272,10 @@ class SmoothStepTask(StepTask):
     def chunk(self) -> int:
         """As many frames as the networks take at once, in whole chunks of the smoother."""
         return self.smoother.chunk * max(super().chunk // self.smoother.chunk, 1)
+
+    @property
+    def warm_up(self) -> int:
+        return -(-self.smoother.warm_up // self.chunk)
 
     def reads(self, start: int, stop: int) -> Reads:
         return [*self.reads_of_latents(range(start, stop)), *self.reads_of_clean(range(start, stop))]

@@ -66,6 +66,11 @@ class SmootherOptions(Strict):
     postprocessing: Enhancement = Field(default_factory=dict)
     """Pillow's ImageEnhance factors (1 = unchanged), applied in the order given after smoothing."""
 
+    @property
+    def warm_up(self) -> int:
+        """What the first frame costs in addition to any other, as a number of frames. Others reuse its results."""
+        return 0
+
     @abstractmethod
     def build(self, guides: Frames, styles: Frames, device: str) -> Smoother:
         """Build the smoother for one video.

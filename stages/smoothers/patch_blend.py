@@ -61,6 +61,7 @@ BLUR = 1.5  # px; finer detail is sharpened
 FINEST = 0.6  # px; finer detail determines by how much
 CRISP = 1.2  # times the frame's own sharpness is the aim, since images without noise look softer
 MAX_SHARPENING = 0.6
+WINDOW_PER_FRAME = 4  # frames of the window whose light takes as long as smoothing one frame; measured at 15
 
 
 @SMOOTHERS.register
@@ -79,6 +80,10 @@ class PatchBlend(SmootherOptions):
     """Side of matched patches in pixels, odd."""
     guide_weight: float = Field(1.0, ge=0, le=100)
     """Weight of the original video in matching (0 = none). Lower it if that video is grainy."""
+
+    @property
+    def warm_up(self) -> int:
+        return (WHOLE_VIDEO_REACH if self.window is None else self.window) // WINDOW_PER_FRAME
 
     def build(self, guides: Frames, styles: Frames, device: str) -> PatchBlendSmoother:
         return PatchBlendSmoother(guides, styles, self)

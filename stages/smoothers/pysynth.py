@@ -20,11 +20,13 @@ from stages.base.arrays import Image, Images
 from stages.base.errors import DiffSynthError
 from stages.base.numbers import Count
 from stages.smoothers import CACHED_FRAMES, OBSOLETE_KEYS, SMOOTHERS, Frames, MatchingOptions, SmootherOptions
+from stages.smoothers.images.tables import WHOLE_VIDEO_REACH
 
 CACHE_BYTES = 128 * 2**20  # of blended frames per side ...
 MIN_CACHED = 32  # ... but at least this many, since each level of the tables needs one
 PIXELS_ON_GPU = 8 * 512 * 960  # of the pairs in one call, which bounds the memory ...
 PAIRS_ON_GPU = 8  # ... and how many they are at most
+WINDOW_PER_FRAME = 6  # frames of the window whose tables take as long as smoothing one frame; measured at 63
 
 Read = Callable[[int], Image]
 """Reads a frame by its index."""
@@ -63,6 +65,11 @@ class PySynth(SmootherOptions):
         moved = {key: data[key] for key in MatchingOptions.model_fields if key in data}
         rest = {key: value for key, value in data.items() if key not in moved}
         return {**rest, "ebsynth_config": {**moved, **rest.get("ebsynth_config", {})}} if moved else data
+
+    @property
+    def warm_up(self) -> int:
+        reach = WHOLE_VIDEO_REACH if self.window_size is None else min(self.window_size, WHOLE_VIDEO_REACH)
+        return reach // WINDOW_PER_FRAME if self.speed == "fastest" else 0
 
     def build(self, guides: Frames, styles: Frames, device: str) -> PySynthSmoother:
         return PySynthSmoother(

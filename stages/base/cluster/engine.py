@@ -1,0 +1,189 @@
+"""Runs chunks on the workers of a Ray cluster."""
+
+from __future__ import annotations
+
+import pickle
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TypeVar, cast
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from stages.base.cache import FrameCache
+from stages.base.cluster import ClusterOptions
+from stages.base.cluster.crew import Crew, Hired, reason
+from stages.base.cluster.dealer import Dealer
+from stages.base.cluster.worker import Identity
+from stages.base.engine import Chunk, Task
+from stages.base.errors import DiffSynthError
+from stages.base.reporting import Reporter
+from stages.base.words import counted
+
+if TYPE_CHECKING:
+    from stages.base.cluster.crew import Call
+
+T = TypeVar("T")
+
+MOST_FAILURES = 3  # of one chunk
+
+
+class RayEngine:
+    """Runs chunks on workers, which keep networks loaded between chunks and phases.
+
+    The chunks of a lost worker run again on another one. An error of a chunk that the user can act on ends the run at
+    once, any other one when the chunk has failed MOST_FAILURES times.
+
+    Args:
+        crew: The workers.
+    """
+
+    def __init__(self, crew: Crew):
+        self.crew = crew
+
+    def start(self) -> None:
+        """Wait for the first worker. Others may arrive later."""
+        reporter = self.crew.reporter
+        reporter.begin("ray", None)
+        reporter.phase("start workers")
+        first = self._any()
+        reporter.end("ray", f"up to {counted(self.crew.size, 'worker')}, {first.identity.processor}")
+
+    def call(self, function: Callable[[], T]) -> T:
+        """Return the result of a function that pickles, called by a worker.
+
+        Raises:
+            Exception: What the function raises.
+        """
+        try:
+            return cast(T, ray.get(self._any().handle.call.remote(pickle.dumps(function))))
+        except RayTaskError as error:
+            raise error.cause from error
+        except RayError as error:
+            raise DiffSynthError(f"a worker was lost: {reason(error)}", "run the same command to resume") from error
+
+    def map(self, task: Task, cache: FrameCache, chunks: Iterable[Chunk]) -> Generator[Chunk]:
+        """Run `task` on every chunk, then close it on all workers. If that fails or stops early, end the workers.
+
+        Yields:
+            Each chunk once its data is on the disk, in any order.
+        """
+        in_order = [*chunks]
+        if not in_order:
+            return
+        try:
+            yield from PhaseRun(self.crew, task, cache, in_order).run()
+        except BaseException:  # also when the caller closes the generator
+            self.crew.dismiss_all()
+            raise
+
+    def _any(self) -> Hired:
+        """Return a worker, after waiting for one if necessary."""
+        self.crew.hire()
+        while not self.crew.hired:
+            self.crew.wait(())
+            self.crew.hire()
+        return next(iter(self.crew.hired.values()))
+
+
+class PhaseRun:
+    """The chunks of one phase while workers run them. Each worker has one call at a time."""
+
+    def __init__(self, crew: Crew, task: Task, cache: FrameCache, chunks: list[Chunk]):
+        self.crew, self.left = crew, len(chunks)
+        self.task, self.cache = pickle.dumps(task), pickle.dumps(cache)
+        self.dealer = Dealer(chunks, crew.size, task.warm_up)
+        self.begun: dict[int, ray.ObjectRef[None]] = {}
+        self.calls: dict[Call, int] = {}
+        self.held: dict[int, list[Chunk]] = {}
+        """Chunks that workers have been given and whose data is not known to be on the disk."""
+        self.failures: Counter[Chunk] = Counter()
+
+    def run(self) -> Iterator[Chunk]:
+        """Yield each chunk once its data is on the disk."""
+        written: list[Chunk] = []
+        while self.left:
+            self.crew.hire()
+            for number in self.crew.hired.keys() - self.calls.values():
+                self._give(number)
+            yield from written  # while the workers work
+            written = [chunk for call in self.crew.wait(self.calls) for chunk in self._result(call)]
+            self.left -= len(written)
+        yield from written
+        self._end()
+
+    def _give(self, number: int) -> None:
+        """Give a worker its next chunk. If there is none for it, have it finish those that it has computed."""
+        chunk, held = self.dealer.next(number), self.held.setdefault(number, [])
+        if chunk is None and not held:
+            return
+        handle = self.crew.hired[number].handle
+        if number not in self.begun:
+            self.begun[number] = handle.begin.remote(self.task, self.cache)
+        call: Call
+        if chunk is None:
+            call = handle.finish.remote()
+        else:
+            held.append(chunk)
+            call = handle.run.remote(self.begun[number], chunk, self.dealer.following(number))
+        self.calls[call] = number
+
+    def _result(self, call: Call) -> list[Chunk]:
+        """Return the chunks that a call has finished. If it failed, replace the worker."""
+        number = self.calls.pop(call)
+        try:
+            written = ray.get(call)
+        except RayError as error:
+            self._failed(number, error)
+            return []
+        for chunk in written:
+            self.held[number].remove(chunk)
+        return written
+
+    def _failed(self, number: int, error: RayError) -> None:
+        """Have another worker do what this one has not finished.
+
+        A worker that raised an unexpected error is replaced, too: its GPU may be in a state that it cannot leave.
+        """
+        cause = error.cause if isinstance(error, RayTaskError) else None
+        if isinstance(cause, DiffSynthError):
+            raise cause from error
+        chunks = self.held.pop(number)
+        self.failures.update(chunks)
+        where = f"frames {chunks[0][0]} to {chunks[-1][1] - 1}"
+        if any(self.failures[chunk] >= MOST_FAILURES for chunk in chunks):
+            raise cause or DiffSynthError(
+                f"{where} failed {MOST_FAILURES} times, the last time because {reason(error)}",
+                "the logs of Ray, in /tmp/ray/session_latest/logs on each machine, may say more",
+            ) from error
+        host = self.crew.hired[number].identity.host
+        self.crew.reporter.warn(f"a worker on {host} was lost ({reason(error)}); {where} are done again by another one")
+        self.crew.dismiss(number)
+        self.dealer.give_back(number, chunks)
+        self.begun.pop(number, None)
+
+    def _end(self) -> None:
+        """End the phase on all workers that took part in it."""
+        ends = [(number, self.crew.hired[number].handle.end.remote()) for number in self.begun]
+        for number, end in ends:
+            try:
+                ray.get(end)
+            except RayError:  # nothing is lost, and the next phase hires another one
+                self.crew.dismiss(number)
+
+
+@contextmanager
+def ray_engine(
+    options: ClusterOptions, identify: Callable[[], Identity], versions: Mapping[str, str], reporter: Reporter
+) -> Iterator[RayEngine]:
+    """Yield an engine with at least one worker on the cluster that this process is connected to.
+
+    The arguments are those of `Crew`. On exit, the workers end.
+    """
+    engine = RayEngine(Crew(options, identify, versions, reporter))
+    try:
+        engine.start()
+        yield engine
+    finally:
+        engine.crew.dismiss_all()
