@@ -279,7 +279,7 @@ def plain(job: Job, clock: Clock) -> tuple[Latents, float]:
     (pair,) = recorded_maps(cache)
     maps = torch.from_numpy(cache[pair[0]][:]).permute(0, 3, 1, 2).to(device, ready.networks.dtype) / 255
     latents = ready.initial_noise(*frames.shape[1:3]).repeat(len(frames), 1, 1, 1)
-    attended = attended_frames(job.combine_pattern, range(len(frames)), len(frames))
+    attended = attended_frames(job.combine_pattern, range(len(frames)), range(len(frames)))
     groups = [[int(frame) for frame in group] for group in attended]
     began = 0.0
     with torch.inference_mode():

@@ -254,7 +254,20 @@ def _status(opened: Opened, stages: Sequence[Stage[Job]] | None = None) -> JobSt
     command = None
     if any(stage.state != "done" for stage in states):
         command = cache.command("run") + (" --restart" if any(stage.state == "stale" for stage in states) else "")
-    return JobStatus(states, video if video.exists() else None, command, cache.holder())
+    return JobStatus(states, video if video.exists() else None, command, cache.holder(), _scenes(opened))
+
+
+def _scenes(opened: Opened) -> tuple[range, ...]:
+    """Return the frames of each scene. Empty if the job has no scenes, or if they are not known or stale."""
+    from stages.all_stages import all_stages
+    from stages.base.engine import progress
+    from stages.base.scenes import split
+    from stages.scenes import recorded_cuts
+
+    job, cache, known = opened.job, opened.cache, all_stages()
+    if job.scenes is None or progress(known["control"], known, job, cache).state in ("to do", "stale"):
+        return ()
+    return tuple(split(len(cache["frames"]), recorded_cuts(job, cache)))
 
 
 def _options(job: Job) -> Options:

@@ -71,12 +71,14 @@ class JobStatus:
         video: The finished video, if it exists.
         next_command: The command line that resumes the job; None if nothing is left to do.
         holder: The process that is working on the job, if any.
+        scenes: The frames of each scene; empty without `scenes`, and before `control` has found them.
     """
 
     stages: tuple[Progress, ...]
     video: Path | None
     next_command: str | None
     holder: str | None
+    scenes: tuple[range, ...]
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from diffsynth_cli.results import (
 from native import Backend
 from stages.base.errors import UsageError
 from stages.base.reporting import Reporter
+from stages.base.scenes import Scenes, check_scenes
 
 if TYPE_CHECKING:
     from stages.smooth.request import Smoothing
@@ -35,6 +36,7 @@ def smooth(
     *,
     mode: Mode | str = Mode.BLEND,
     offset: float | None = None,
+    scenes: Scenes = None,
     window: int = 15,
     strength: float = 1.0,
     detail: float = 0.5,
@@ -54,6 +56,7 @@ def smooth(
         output: A video file or, with any other suffix, a folder of images.
         mode: Smooth all frames, or paint those between keyframes.
         offset: Frames by which the style is ahead of the guide; None to detect it.
+        scenes: The first frame of each scene after the first, or "auto" to find them in the guide; None for one scene.
         window: Frames to each side that light is averaged over.
         strength: 0 leaves the frames as they are, 1 removes all flicker.
         detail: 0 keeps only what neighbouring frames agree on, 1 all detail of each frame.
@@ -76,7 +79,14 @@ def smooth(
     config = {"window": window, "strength": strength, "detail": detail, **matching}
     mode, sheet, reporter = member(Mode, mode, "mode"), as_path(report), reporter or SilentReporter()
     smoothing = Smoothing(
-        as_path(guide), Path(style), Path(output), config, mode is Mode.INTERPOLATE, device=device, offset=offset
+        guide=as_path(guide),
+        style=Path(style),
+        output=Path(output),
+        config=config,
+        interpolate=mode is Mode.INTERPOLATE,
+        device=device,
+        offset=offset,
+        scenes=scenes,
     )
     _check_smoothing(smoothing)
     if sheet is not None:
@@ -94,6 +104,8 @@ def _arguments(smoothing: Smoothing, mode: Mode, force: bool) -> str:
     offset = "auto" if smoothing.offset is None else f"{smoothing.offset:g}"
     options = {"mode": mode, **smoothing.config, "device": smoothing.device, "offset": offset}
     words = [f"--{name.replace('_', '-')}={value}" for name, value in options.items() if value != "auto"]
+    if smoothing.scenes is not None:
+        words.append(f"--scenes={'auto' if smoothing.scenes == 'auto' else ','.join(map(str, smoothing.scenes))}")
     paths = [*map(as_argument, smoothing.inputs), "-o", as_argument(smoothing.output)]
     return shlex.join([*paths, *words, *["--force"] * force])
 
@@ -107,6 +119,10 @@ def _check_smoothing(smoothing: Smoothing) -> None:
         checked(PatchBlend, smoothing.config)
     except ValueError as error:
         raise UsageError(str(error)) from None
+    try:
+        check_scenes(smoothing.scenes)
+    except ValueError as error:
+        raise UsageError(f"scenes: {error}") from None
     if not smoothing.interpolate:
         return
     if smoothing.guide is None:

@@ -1,4 +1,7 @@
-"""Make control maps from the frames, one for each ControlNet."""
+"""Make control maps from the frames, one for each ControlNet.
+
+It also finds the scenes, which all stages but extraction depend on, so that other scenes need no other extraction.
+"""
 
 from __future__ import annotations
 
@@ -10,18 +13,19 @@ from typing import cast
 import numpy as np
 
 from stages.annotators import Annotator, FromFiles, VideoAnnotator, build
-from stages.base.arrays import Floats
 from stages.base.cache import ArraySpec, FrameCache
 from stages.base.engine import Footage, Phase, Plan, Reporter, Run, Stage, Task
 from stages.base.errors import DiffSynthError, UsageError
 from stages.base.fingerprint import fingerprint
-from stages.base.json_types import Values
+from stages.base.json_types import JsonObject, Values
 from stages.base.overlap import Reads
+from stages.base.scenes import check_cuts, scene_of
 from stages.base.words import counted
 from stages.jobs.job import Job
 from stages.jobs.maps import map_names
 from stages.models.weights import Weights
-from stages.tasks import DecodeTask
+from stages.scenes import choose_cuts, recorded_cuts
+from stages.tasks import DecodeTask, Picked
 from stages.video import Shot, certain_length, fit, open_source, read_image
 
 COMPRESSED = (0.01, 0.5)  # edge maps need 0.02 to 0.04 of their size in memory on the disk, grey depth 0.3 to 0.5
@@ -99,20 +103,23 @@ class LookTask(AnnotatorTask):
 class DrawTask(AnnotatorTask):
     """Draw maps from the notes of an annotator that needs the whole video.
 
-    `video` is the map of the frames; `target` may be that of the references.
+    `video` is the map of the frames; `target` may be that of the references. Scenes of the frames begin at `cuts`.
     """
 
     target: str
     video: str
+    cuts: Sequence[int]
     _measures: np.ndarray | None = field(default=None, init=False, repr=False)
 
     def run(self, cache: FrameCache, start: int, stop: int) -> None:
         annotator = cast(VideoAnnotator, self.annotator)
-        notes = cast("Sequence[Floats]", cache[part_array("notes", self.target)])
+        notes = cache[part_array("notes", self.target)]
         if self._measures is None:
             self._measures = cache[part_array("measures", self.video)][:]
         if self.target == self.video:
-            maps = annotator.draw(notes, start, stop, self._measures, self.maker.size)
+            scene = scene_of(start, len(notes), self.cuts)
+            measures, first = self._measures[scene.start : scene.stop], scene.start
+            maps = annotator.draw(Picked(notes, scene), start - first, stop - first, measures, self.maker.size)
         else:
             stills = [annotator.draw_still(notes[k], self._measures, self.maker.size) for k in range(start, stop)]
             maps = np.stack(stills)
@@ -141,6 +148,8 @@ def map_shots(path: str) -> Iterator[Shot]:
 
 def check(run: Run[Job], footage: Footage) -> list[ArraySpec]:
     job, size = run.job, (footage.height, footage.width)
+    if isinstance(job.scenes, list):
+        check_cuts(job.scenes, footage.most)
     for path in (*job.frames_reference, *([job.style_image] if job.style_image else [])):
         read_image(path)
     arrays = []
@@ -185,8 +194,13 @@ def plan(run: Run[Job], resume: bool) -> Plan:
     references = [fit(read_image(path), height, width) for path in job.frames_reference]
     if job.style_image:
         read_image(job.style_image)
+    cuts = (
+        recorded_cuts(job, cache)
+        if resume
+        else choose_cuts(job.scenes, cache["frames"], count=count, stage=STAGE.name, reporter=run.reporter)
+    )
     of_frames = {"frames": fingerprint(run.inputs["after"]["extract"])}
-    kept = [] if run.rebuild else _finished_maps(cache, of_frames)
+    kept = [] if run.rebuild else _finished_maps(cache, of_frames, cuts)
     names = map_names(run.inputs)
     arrays: list[ArraySpec] = []
     phases: list[Phase] = []
@@ -194,45 +208,60 @@ def plan(run: Run[Job], resume: bool) -> Plan:
         if pair is None or pair in names[:index]:  # not run; or the map of an earlier ControlNet does
             continue
         counts = {"frames": count, "references": len(references)}
-        requests = [MapRequest(source, target, counts[source]) for source, target in zip(counts, pair, strict=True)]
-        requests = [request for request in requests if request.count and request.target not in kept]
+        both = [MapRequest(*named, counts[named[0]], cuts) for named in zip(counts, pair, strict=True)]
+        requests = [request for request in both if request.count and request.target not in kept]
         if requests:
             arrays += [ArraySpec(request.target, (request.count, height, width, 3), "uint8") for request in requests]
             needed, more = _phases(run, index, requests, pair[0], (height, width), resume)
             arrays += needed
             phases += more
-    if references:
-        arrays.append(ArraySpec("references", (len(references), height, width, 3), "uint8"))
+    known = {"references": np.stack(references)} if references else {}
+    if job.scenes is not None:
+        known["scenes"] = np.array([0, *cuts], np.int64)
+    arrays += [ArraySpec(name, values.shape, values.dtype.name) for name, values in known.items()]
+    arrays = [replace(spec, attributes={**spec.attributes, **of_frames}) for spec in arrays]
 
     def begin(cache: FrameCache) -> None:
-        if references:
-            cache["references"].write(0, np.stack(references))
+        for name, values in known.items():
+            cache[name].write(0, values)
 
-    arrays = [replace(spec, attributes=of_frames) for spec in arrays]
     return Plan(count, arrays, phases, begin=begin, kept=tuple(kept))
 
 
 @dataclass(frozen=True)
 class MapRequest:
-    """Maps to make: the source array, the target array and their number."""
+    """Maps to make: the source array, the target array, their number, and the cuts of the frames."""
 
     source: str
     target: str
     count: int
+    cuts: tuple[int, ...]
+
+    def look(self, name: str, task: Task) -> Phase:
+        """Return a phase that reads the source."""
+        return Phase(f"{name} {self.source}", self.count, task, cuts=self.cuts if self.source == "frames" else ())
+
+    def draw(self, name: str, task: Task, drops: tuple[str, ...] = ()) -> Phase:
+        """Return a phase that completes the maps."""
+        return replace(self.look(name, task), completes=self.target, drops=drops)
 
 
-def _finished_maps(cache: FrameCache, of_frames: Values) -> list[str]:
-    """List the finished maps that earlier jobs made of these frames, and their measures."""
-    maps = cache.arrays("control/*", "control_reference/*")
+def _finished_maps(cache: FrameCache, of_frames: Values, cuts: Sequence[int]) -> list[str]:
+    """List the finished maps that earlier jobs made of these frames, and their measures.
 
-    def is_whole(name: str) -> bool:
+    Maps with measures are not listed if they were drawn for other scenes.
+    """
+    maps = {name: part_array("measures", name) for name in cache.arrays("control/*", "control_reference/*")}
+
+    def is_whole(name: str, measures: str) -> bool:
         try:
-            return dict(cache[name].attrs) == of_frames | {"whole": True}
+            same_scenes = measures not in cache or cache[measures].attrs.get("scenes", []) == [*cuts]
+            return same_scenes and dict(cache[name].attrs) == of_frames | {"whole": True}
         except DiffSynthError:  # damaged, so it is redone
             return False
 
-    whole = [name for name in maps if is_whole(name)]
-    return whole + [part_array("measures", name) for name in whole if part_array("measures", name) in cache]
+    whole = {name: measures for name, measures in maps.items() if is_whole(name, measures)}
+    return [*whole, *(measures for measures in whole.values() if measures in cache)]
 
 
 def _phases(
@@ -249,21 +278,14 @@ def _phases(
     if isinstance(settings, FromFiles):
         if not resume:
             _check_files(where, settings, requests, size, len(job.frames_reference), run.reporter)
-        return [], [
-            Phase(f"{label}: {request.source}", request.count, _decode(settings, request), completes=request.target)
-            for request in requests
-        ]
+        return [], [request.draw(f"{label}:", _decode(settings, request)) for request in requests]
     maker = _maker(job, index, size)
     if maker.weights and not resume:
         maker.weights.folder()
     annotator = maker.build()
     if isinstance(annotator, VideoAnnotator):
         return _two_pass_phases(maker, annotator, label, requests, video)
-    return [], [
-        Phase(f"{label}: {request.source}", request.count,
-              AnnotateTask(maker, request.source, request.target), completes=request.target)
-        for request in requests
-    ]  # fmt: skip
+    return [], [request.draw(f"{label}:", AnnotateTask(maker, request.source, request.target)) for request in requests]
 
 
 def _decode(settings: FromFiles, request: MapRequest) -> DecodeTask:
@@ -286,15 +308,12 @@ def _two_pass_phases(
     note = annotator.note_shape(*maker.size)
     arrays, look, draw = [], [], []
     for request in requests:
-        arrays.append(ArraySpec(part_array("notes", request.target), (request.count, *note), "float32"))
-        arrays.append(ArraySpec(part_array("measures", request.target), (request.count, annotator.MEASURES), "float64"))
-        looking = LookTask(maker, request.source, request.target)
-        drawing = DrawTask(maker, request.target, video)
-        look.append(Phase(f"{label}: look at {request.source}", request.count, looking))
-        notes = (part_array("notes", request.target),)
-        draw.append(
-            Phase(f"{label}: draw {request.source}", request.count, drawing, completes=request.target, drops=notes)
-        )
+        notes, measures = (part_array(part, request.target) for part in ("notes", "measures"))
+        drawn_for: JsonObject = {"scenes": [*request.cuts]} if request.cuts else {}
+        arrays.append(ArraySpec(notes, (request.count, *note), "float32"))
+        arrays.append(ArraySpec(measures, (request.count, annotator.MEASURES), "float64", drawn_for))
+        look.append(request.look(f"{label}: look at", LookTask(maker, request.source, request.target)))
+        draw.append(request.draw(f"{label}: draw", DrawTask(maker, request.target, video, request.cuts), (notes,)))
     return arrays, look + draw
 
 
@@ -341,9 +360,9 @@ def shown(cache: FrameCache) -> dict[str, str]:
 
 STAGE = Stage(
     name="control",
-    reads=("controlnet_processor", "style_image", "frames_reference"),
+    reads=("scenes", "controlnet_processor", "style_image", "frames_reference"),
     after=("extract",),
-    arrays=("references", "control/*", "control_reference/*", "notes/*", "measures/*"),
+    arrays=("scenes", "references", "control/*", "control_reference/*", "notes/*", "measures/*"),
     plan=plan,
     check=check,
     shown=shown,

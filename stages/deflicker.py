@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
@@ -21,6 +21,7 @@ from stages.base.store import as_json, from_json
 from stages.base.words import counted, per_second
 from stages.jobs.job import Job
 from stages.models.weights import check_device, pick_gpu
+from stages.scenes import recorded_cuts
 from stages.smoothers import SMOOTHERS, build
 from stages.smoothers.ebsynth import Ebsynth
 from stages.tasks import ChunkSmoother, SmoothTask
@@ -53,14 +54,14 @@ def check(run: Run[Job], footage: Footage) -> list[ArraySpec]:
 
 
 def plan(run: Run[Job], resume: bool) -> Plan:
-    shape = run.cache["rendered"].shape
-    task = _task(run.job, shape[0])
+    shape, cuts = run.cache["rendered"].shape, recorded_cuts(run.job, run.cache)
+    task = _task(run.job, shape[0], cuts)
     if isinstance(task, SmoothTask) and SMOOTHERS[task.smoother.name].on_gpu:
         run.engine.call(partial(_try_gpu, run.job.device))
     return Plan(
         frames=shape[0],
         arrays=[ArraySpec("deflickered", shape, "uint8")],
-        phases=[Phase("smooth", shape[0], task)],
+        phases=[Phase("smooth", shape[0], task, cuts=cuts)],
         begin=_forget_outputs,
     )
 
@@ -70,17 +71,17 @@ def _try_gpu(device: str) -> None:
     pick_gpu(device)
 
 
-def _task(job: Job, frames: int) -> SmoothTask | PassTask:
+def _task(job: Job, frames: int, cuts: Sequence[int] = ()) -> SmoothTask | PassTask:
     if job.post_smoother is not None:
-        return _smoothed(ChunkSmoother(job.post_smoother, job.post_smoother_config, job.device))
+        return _smoothed(ChunkSmoother(job.post_smoother, job.post_smoother_config, job.device), cuts)
     if job.extra_deflickering_range:  # Ebsynth's, as published, whatever the job's smoother is
         reach = min(job.extra_deflickering_range, frames - 1)
-        return _smoothed(ChunkSmoother(Ebsynth.name, {"smooth_index": [*range(-reach, reach + 1)]}, job.device))
+        return _smoothed(ChunkSmoother(Ebsynth.name, {"smooth_index": [*range(-reach, reach + 1)]}, job.device), cuts)
     return PassTask()
 
 
-def _smoothed(smoother: ChunkSmoother) -> SmoothTask:
-    return SmoothTask(smoother, "frames", "rendered", "deflickered")
+def _smoothed(smoother: ChunkSmoother, cuts: Sequence[int]) -> SmoothTask:
+    return SmoothTask(smoother, "frames", "rendered", "deflickered", cuts)
 
 
 def deliver(run: Run[Job], fingerprint: str) -> None:

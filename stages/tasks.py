@@ -5,20 +5,22 @@ A task pickles, runs its chunks in any order and in any process, and drops what 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 
 from stages.base.arrays import Image
-from stages.base.cache import FrameCache
+from stages.base.cache import FrameArray, FrameCache
 from stages.base.engine import Task
 from stages.base.errors import DiffSynthError
 from stages.base.json_types import Values
+from stages.base.scenes import scene_of
 from stages.smoothers import SMOOTHERS, Frames, Smoother, build, frames_on_device
 from stages.video import Shot, fit
 
@@ -74,6 +76,22 @@ class DecodeTask(Task):
         self._left = None
 
 
+class Picked(Sequence[np.ndarray]):
+    """A subset of the frames of an array, such as those of a scene."""
+
+    def __init__(self, frames: FrameArray, keys: Sequence[int]):
+        self.frames, self.keys = frames, keys
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.frames[self.keys[index]]
+
+    def read(self, indices: Iterable[int]) -> np.ndarray:
+        return self.frames.read(self.keys[index] for index in indices)
+
+
 class ReadAhead(Sequence[Image]):
     """Frames that are read by another thread: with each, the one after it. The last few are kept."""
 
@@ -104,8 +122,8 @@ class ReadAhead(Sequence[Image]):
 class ChunkSmoother:
     """A smoother that is built when the first chunk needs it.
 
-    It is kept for the chunk that follows, for which it may hold results; any other chunk gets a new one, which bounds
-    the memory whatever the order is.
+    It is kept for the chunk that follows in the same scene, for which it may hold results. Any other chunk gets a new
+    one, which bounds the memory whatever the order is.
     """
 
     name: str
@@ -127,14 +145,22 @@ class ChunkSmoother:
         """What the first frame costs in addition to any other, as a number of frames."""
         return SMOOTHERS[self.name].model_validate(self.config).warm_up
 
-    def smooth(self, guides: Frames, styles: Frames, start: int, stop: int) -> np.ndarray:
-        """Frames start..stop-1 of the whole video `styles`, deflickered."""
-        if self._smoother is None or self._next != start:
+    def smooth(self, guides: Frames, styles: Frames, *, start: int, stop: int, first: int) -> np.ndarray:
+        """Deflicker frames start..stop-1 of a video, which belong to a scene.
+
+        Args:
+            guides: The frames of the scene in the original video.
+            styles: The frames of the scene in the stylised video.
+            start: The first frame to deflicker.
+            stop: The first frame after it.
+            first: The first frame of the scene.
+        """
+        if self._smoother is None or start == first or self._next != start:
             ahead = ReadAhead(styles)
             guides = ahead if guides is styles else ReadAhead(guides)
             self._smoother = build(self.name, dict(self.config), guides, ahead, self.device)
         self._next = stop
-        return self._smoother.smooth(start, stop)
+        return self._smoother.smooth(start - first, stop - first)
 
     def close(self) -> None:
         self._smoother = None
@@ -142,12 +168,13 @@ class ChunkSmoother:
 
 @dataclass
 class SmoothTask(Task):
-    """Deflicker a chunk of the array `styles`; `guides` may name the same array."""
+    """Deflicker a chunk of the array `styles`; `guides` may name the same array. Scenes begin at `cuts`."""
 
     smoother: ChunkSmoother
     guides: str
     styles: str
     target: str
+    cuts: Sequence[int] = ()
 
     @property
     def chunk(self) -> int:
@@ -158,9 +185,11 @@ class SmoothTask(Task):
         return -(-self.smoother.warm_up // self.chunk)
 
     def run(self, cache: FrameCache, start: int, stop: int) -> None:
-        styles = cache[self.styles]
-        guides = styles if self.guides == self.styles else cache[self.guides]
-        cache[self.target].write(start, self.smoother.smooth(guides, styles, start, stop))
+        scene = scene_of(start, len(cache[self.styles]), self.cuts)
+        styles = Picked(cache[self.styles], scene)
+        guides = styles if self.guides == self.styles else Picked(cache[self.guides], scene)
+        smoothed = self.smoother.smooth(guides, styles, start=start, stop=stop, first=scene.start)
+        cache[self.target].write(start, smoothed)
 
     def close(self) -> None:
         self.smoother.close()
@@ -168,7 +197,7 @@ class SmoothTask(Task):
 
 @dataclass
 class PaintTask(Task):
-    """Paint a chunk from keyframes.
+    """Paint a chunk from the keyframes of its scene.
 
     Args:
         guides: The array of the original video's frames.
@@ -178,6 +207,7 @@ class PaintTask(Task):
         unseen: The array of the share of each frame that no keyframe shows.
         device: Device of the job.
         patch_size: Side of the patches in pixels.
+        cuts: The first frame of each scene after the first. Every scene has a keyframe.
     """
 
     guides: str
@@ -187,6 +217,7 @@ class PaintTask(Task):
     unseen: str
     device: str
     patch_size: int
+    cuts: Sequence[int] = ()
 
     @property
     def chunk(self) -> int:
@@ -195,8 +226,11 @@ class PaintTask(Task):
     def run(self, cache: FrameCache, start: int, stop: int) -> None:
         from stages.smoothers.images.keyframes import Interpolator
 
-        guides, styles = (frames_on_device(cache[name], self.device) for name in (self.guides, self.styles))
-        painter = Interpolator(guides, styles, self.keys, self.patch_size)
+        scene = scene_of(start, len(cache[self.guides]), self.cuts)
+        inside = range(*(bisect_left(self.keys, frame) for frame in (scene.start, scene.stop)))
+        guides = frames_on_device(cache[self.guides], self.device)
+        styles = frames_on_device(Picked(cache[self.styles], inside), self.device)
+        painter = Interpolator(guides, styles, self.keys[inside.start : inside.stop], self.patch_size)
         frames, unseen = zip(*(painter.paint(index) for index in range(start, stop)), strict=True)
         cache[self.target].write(start, np.stack(frames))
         cache[self.unseen].write(start, np.array(unseen, np.float32))

@@ -26,6 +26,7 @@ DOORS = {  # only these modules may import these libraries
     "av": ["stages.video"],
     "controlnet_aux": ["stages.annotators"],
     "onnxruntime": ["stages.annotators.dwpose"],
+    "scenedetect": ["stages.video.cuts"],
     "diffusers": ["stages.diffusion"],
     "transformers": ["stages.diffusion", "stages.annotators.depth"],
     "huggingface_hub": ["stages.models.weights"],

@@ -25,6 +25,7 @@ from diffsynth_cli.options import (
     with_options,
 )
 from diffsynth_cli.results import JobStatus
+from stages.base.scenes import described
 from stages.base.words import counted
 from stages.codecs import Codec
 
@@ -121,11 +122,15 @@ def show_status(status: JobStatus, as_json: bool) -> None:
             for stage in status.stages
         ]
         video = str(status.video) if status.video else None
-        print(json.dumps({"stages": stages, "video": video, "next": status.next_command, "holder": status.holder}))
+        scenes = [[scene[0], scene[-1]] for scene in status.scenes]
+        shown = {"stages": stages, "scenes": scenes, "video": video, "next": status.next_command}
+        print(json.dumps({**shown, "holder": status.holder}))
         return
     out = Console(highlight=False, soft_wrap=True)
     for stage in status.stages:
         out.print(f"{stage.stage:10}[{COLOURS[stage.state]}]{stage.state:7}[/] {escape(_detail(stage))}")
+    if status.scenes:
+        out.print(described(status.scenes))
     if status.video:
         out.print(f"{'video':10}{escape(str(status.video))}")
     if status.holder:

@@ -24,6 +24,7 @@ from diffsynth_cli.options import (
 )
 from diffsynth_cli.results import Mode
 from stages.base.errors import UsageError
+from stages.base.scenes import Scenes, check_scenes
 from stages.smoothers import SmootherOptions
 from stages.smoothers.patch_blend import PatchBlend
 
@@ -44,6 +45,16 @@ def frames(text: str) -> float | None:
     if not math.isfinite(number):
         raise typer.BadParameter(f"{text} is not a number of frames; give auto, or a number such as 3 or -1.5")
     return number
+
+
+def cuts(text: str) -> Scenes:
+    """Parse --scenes: auto, or frame numbers with commas between them."""
+    try:
+        return check_scenes("auto" if text == "auto" else [int(number) for number in text.split(",")])
+    except ValueError:
+        raise typer.BadParameter(
+            f"{text} is neither auto nor the first frame of each scene after the first, ascending, such as 40,81"
+        ) from None
 
 
 VideosArgument = Annotated[
@@ -70,6 +81,17 @@ Offset = Annotated[
         metavar="auto|FRAMES",
         help="Frames by which STYLE is ahead of GUIDE; negative if it is behind. auto: detect it.",
         show_default="auto",
+        rich_help_panel=INPUT,
+    ),
+]
+ScenesOption = Annotated[
+    Any,  # what `cuts` returns, since Typer knows no unions
+    typer.Option(
+        parser=cuts,
+        metavar="auto|FRAMES",
+        help="Smooth or paint every scene by itself. auto: find the cuts in GUIDE, or in STYLE if there is no GUIDE. "
+        "FRAMES: the first frame of each scene after the first, such as 40,81.",
+        show_default="one scene",
         rich_help_panel=INPUT,
     ),
 ]
@@ -101,6 +123,7 @@ def smooth(
     *,
     mode: ModeOption = Mode.BLEND,
     offset: Offset = None,
+    scenes: ScenesOption = None,
     output: OutputOption,
     report: Report = None,
     restart: RestartOption = False,
@@ -121,6 +144,7 @@ def smooth(
         output,
         mode=mode,
         offset=offset,
+        scenes=scenes,
         report=report,
         restart=restart,
         force=force,

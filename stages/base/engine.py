@@ -1,7 +1,7 @@
 """Stages and how they run: start or resume, run tasks on chunks of frames, mark chunks as done, write a receipt.
 
 A stage is a list of phases. A phase maps one task over chunks of frames. Where chunks begin depends only on the
-number of frames, never on where a run was interrupted.
+number of frames and the scenes, never on where a run was interrupted.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Generator, Iterable, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -24,6 +24,7 @@ from stages.base.overlap import OverlappedCache, Reads
 from stages.base.record import Receipt
 from stages.base.reporting import Reporter as Reporter
 from stages.base.reporting import with_progress as with_progress
+from stages.base.scenes import split
 from stages.base.words import counted
 
 CHUNK = 8  # frames; at 4K that is 200 MB
@@ -71,6 +72,7 @@ class Phase:
         completes: The array that is complete when the phase ends and may outlive the run. Gets the attribute `whole`.
         drops: Arrays that no later phase reads. They are removed when the phase ends.
         note: Returns what the reporter shows once the phase has ended, such as what a measurement found.
+        cuts: The first frame of each scene after the first. No chunk contains frames of two scenes.
     """
 
     name: str
@@ -79,11 +81,13 @@ class Phase:
     completes: str | None = None
     drops: tuple[str, ...] = ()
     note: Callable[[FrameCache], str] = lambda cache: ""
+    cuts: Sequence[int] = ()
 
     def chunks(self) -> list[Chunk]:
         """All chunks, in order."""
         size = self.task.chunk
-        return [(start, min(start + size, self.frames)) for start in range(0, self.frames, size)]
+        scenes = split(self.frames, self.cuts)
+        return [(start, min(start + size, scene.stop)) for scene in scenes for start in scene[::size]]
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ CACHE_NAME = "cache.zarr"  # in the job's output folder
 # Packages that can change a frame's bytes. Receipts note their versions.
 NOTED_PACKAGES = (
     "diffsynth-cli", "torch", "diffusers", "transformers", "controlnet_aux", "zarr", "av", "opencv-python-headless",
-    "onnxruntime",
+    "onnxruntime", "scenedetect-headless",
 )  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from stages.base.numbers import MOST, Count, Positive, Seconds
 from stages.base.paths import InputFile, ModelName, OutputFolder, TensorFile, identified
 from stages.base.record import CACHE_NAME
 from stages.base.registry import NameIn, OptionsIn
+from stages.base.scenes import check_scenes
 from stages.diffusion.sampler import SAMPLERS
 from stages.jobs.machine import MachineSettings
 from stages.smoothers import SMOOTHERS
@@ -184,6 +185,9 @@ class Job(MachineSettings):
     """Start of the used part, in seconds. The first frame at or after it is the first one used."""
     end_time: Annotated[Seconds, Field(gt=0)] | None = None
     """End of the used part, in seconds. Only frames before it are used."""
+    scenes: Annotated[Literal["auto"] | list[Positive] | None, BeforeValidator(check_scenes)] = None
+    """Process every scene as if it were a video of its own: auto finds the cuts, or list the first frame of each scene
+    after the first, counted in used frames from 0. See [scenes](rendering.md#scenes). null = the video is one scene."""
 
     prompt: str
     """Prompt. May be longer than the text encoder's window."""
@@ -205,11 +209,11 @@ class Job(MachineSettings):
     combine_pattern: list[Annotated[int | str, BeforeValidator(_pattern_item)]] = Field(
         [0], min_length=1, max_length=64
     )
-    """The frames that each frame attends to: offsets, clamped to the first and last frame (-10000 is the first frame),
-    or "reference_k" for frames_reference[k]. Must contain 0 exactly once."""
+    """The frames that each frame attends to: offsets, clamped to the first and last frame of the scene (-10000 is the
+    first frame), or "reference_k" for frames_reference[k]. Must contain 0 exactly once."""
     keyframes: Annotated[Positive | Literal["auto"] | list[Count], BeforeValidator(_keyframes)] = 1
     """Render only every k-th frame, the frames listed, or (auto) those with content that the last one lacks. The others
-    are painted from the two keyframes around them. 1 = render all."""
+    are painted from the two keyframes around them, in the same scene. 1 = render all."""
     attention: Literal["joint", "shared"] = "joint"
     """joint: all tokens of the pattern's frames attend to each other, and each frame passes through the networks once
     per frame that attends to it. shared: each frame passes through once and attends to the other frames' keys and

@@ -16,6 +16,7 @@ from stages.base.cache import ArraySpec, FrameCache
 from stages.base.engine import Footage, Options, Phase, Plan, Reporter, Run, Stage
 from stages.base.errors import DiffSynthError, UsageError
 from stages.base.json_types import Values
+from stages.base.scenes import scene_without, split
 from stages.diffusion.attention_backends import check_backend
 from stages.diffusion.layout import NETWORKS, check_model, guidance_is_input, vae_part
 from stages.diffusion.sampler import SAMPLERS
@@ -31,11 +32,13 @@ from stages.render.tasks import (
     LoadTask,
     MeasureTask,
     NoiseFramesTask,
+    RenderTask,
     SmoothStepTask,
     StepTask,
 )
+from stages.scenes import recorded_cuts
 from stages.smoothers import build, frames_on_device
-from stages.tasks import ChunkSmoother, PaintTask
+from stages.tasks import ChunkSmoother, PaintTask, Picked
 
 STEP = "step"  # how the names of phases of denoising steps begin
 
@@ -45,35 +48,42 @@ def running_nets(job: Job) -> list[int]:
     return [index for index, runs in enumerate(job.networks_run) if runs]
 
 
-def rendered_frames(run: Run[Job], count: int) -> tuple[int, ...]:
-    """The numbers of the frames that are rendered, ascending. There are `count` in the video."""
-    job = run.job
+def rendered_frames(run: Run[Job], count: int, cuts: Sequence[int]) -> tuple[int, ...]:
+    """The numbers of the frames that are rendered, ascending, at least one of each scene. `count` are in the video."""
+    job, scenes = run.job, split(count, cuts)
     if job.keyframes == "auto":
         run.reporter.begin("render", count)
         run.reporter.phase("choose keyframes")
-        return run.engine.call(partial(_choose_keyframes, run.cache, job.device, run.reporter))
+        return run.engine.call(partial(_choose_keyframes, run.cache, scenes, job.device, run.reporter))
     if isinstance(job.keyframes, list):
-        check_keyframes(job.keyframes, count)
+        check_keyframes(job.keyframes, count, cuts)
         return tuple(sorted(set(job.keyframes)))
-    return (*range(0, count - 1, job.keyframes), count - 1)
+    return tuple(key for scene in scenes for key in (*scene[: -1 : job.keyframes], scene[-1]))
 
 
-def _choose_keyframes(cache: FrameCache, device: str, reporter: Reporter) -> tuple[int, ...]:
+def _choose_keyframes(cache: FrameCache, scenes: Sequence[range], device: str, reporter: Reporter) -> tuple[int, ...]:
     from stages.smoothers.images.keyframes import choose
 
-    return tuple(choose(frames_on_device(cache["frames"], device), reporter.advance))
+    guides = cache["frames"]
+    chosen = [choose(frames_on_device(Picked(guides, scene), device), reporter.advance) for scene in scenes]
+    return tuple(scene[key] for scene, keys in zip(scenes, chosen, strict=True) for key in keys)
 
 
-def check_keyframes(listed: Sequence[int], count: float) -> None:
-    """Raise UsageError if `listed` is empty or exceeds the indexes of `count` frames."""
+def check_keyframes(listed: Sequence[int], count: float, cuts: Sequence[int]) -> None:
+    """Raise UsageError if `listed` exceeds the indexes of `count` frames, or contains no frame of a scene."""
     if not listed or max(listed) >= count:
         raise UsageError(f"keyframes: the frames are numbered 0 to {int(count) - 1}", "list numbers in this range")
+    if (start := scene_without(listed, cuts)) is not None:
+        raise UsageError(
+            f"keyframes: none is in the scene that begins at frame {start}",
+            "list at least one frame of every scene, since scenes are not painted from each other",
+        )
 
 
 def check(run: Run[Job], footage: Footage) -> list[ArraySpec]:
     job = run.job
     if isinstance(job.keyframes, list):
-        check_keyframes(job.keyframes, footage.most)
+        check_keyframes(job.keyframes, footage.most, job.scenes if isinstance(job.scenes, list) else ())
     run.engine.call(partial(check_device, job.device))
     run.engine.call(partial(check_backend, job.attention_backend, job.device))
     check_model("model_id", job.model_id, NETWORKS, job.allow_pickle)
@@ -102,12 +112,13 @@ def plan(run: Run[Job], resume: bool) -> Plan:
         raise _older(cache)
     run.reporter.begin("render", None)
     _warn_of_guidance(job, run.reporter)
-    count, height, width, _ = cache["frames"].shape
+    (count, height, width, _), cuts = cache["frames"].shape, recorded_cuts(job, cache)
     rendering = make_plan(
         job,
         _resumed(run.options, begun),
         (count, height, width),
-        keys=tuple(begun["keys"]) if resume else rendered_frames(run, count),
+        keys=tuple(begun["keys"]) if resume else rendered_frames(run, count, cuts),
+        cuts=cuts,
         maps=tuple(recorded_maps(cache)),
         multistep=SAMPLERS[job.scheduler].multistep,
     )
@@ -138,10 +149,11 @@ def make_plan(
     shape: tuple[int, int, int],
     *,
     keys: tuple[int, ...],
+    cuts: tuple[int, ...] = (),
     maps: tuple[tuple[str, str], ...],
     multistep: bool,
 ) -> RenderPlan:
-    """What rendering the frames `keys` of a video of this shape (count, height, width) takes."""
+    """What rendering the frames `keys` of a video of this shape (count, height, width), cut at `cuts`, takes."""
     count, height, width = shape
     return RenderPlan(
         settings=denoiser_settings(job, options),
@@ -149,6 +161,7 @@ def make_plan(
         joint=job.attention == "joint",
         size=(height, width),
         frames=count,
+        cuts=cuts,
         keys=keys,
         references=len(job.frames_reference),
         maps=maps,
@@ -225,7 +238,7 @@ def _resumed(options: Options, begun: Values) -> Options:
 
 
 def _phases(plan: RenderPlan) -> list[Phase]:
-    keys, phases = len(plan.keys), []
+    phases: list[Phase] = []
     if plan.backend == "auto":
         phases.append(Phase("choose attention", 1, ChooseBackendTask(plan), note=_chosen_backend))
     if plan.batch_size is None:
@@ -233,10 +246,10 @@ def _phases(plan: RenderPlan) -> list[Phase]:
     if plan.references:
         phases.append(Phase("encode references", plan.references, EncodeReferencesTask(plan)))
     if plan.img2img:
-        phases.append(Phase("noise the frames", keys, NoiseFramesTask(plan)))
+        phases.append(_key_phase("noise the frames", NoiseFramesTask(plan)))
     for step in range(plan.steps):
         phases += _step_phases(plan, step)
-    phases.append(Phase("decode", keys, DecodeLatentsTask(plan)))
+    phases.append(_key_phase("decode", DecodeLatentsTask(plan)))
     if plan.decoded == "keyframes":
         phases.append(_paint_phase(plan))
     return phases
@@ -250,20 +263,25 @@ def _chosen_backend(cache: FrameCache) -> str:
 
 
 def _step_phases(plan: RenderPlan, step: int) -> list[Phase]:
-    name, keys = f"{STEP} {step + 1}/{plan.steps}", len(plan.keys)
-    phases = [Phase(name, keys, StepTask(plan, step))]
+    name = f"{STEP} {step + 1}/{plan.steps}"
+    phases = [_key_phase(name, StepTask(plan, step))]
     if plan.smoother is not None and plan.is_smoothed(step):
         smoother = ChunkSmoother(*plan.smoother, plan.settings.models.device)
-        phases.append(Phase(f"{name}: smooth", keys, SmoothStepTask(plan, step, smoother)))
+        phases.append(_key_phase(f"{name}: smooth", SmoothStepTask(plan, step, smoother)))
     return [*phases[:-1], replace(phases[-1], drops=plan.drops(step))]
+
+
+def _key_phase(name: str, task: RenderTask) -> Phase:
+    """A phase over the rendered frames."""
+    return Phase(name, len(task.plan.keys), task, cuts=task.plan.key_cuts)
 
 
 def _paint_phase(plan: RenderPlan) -> Phase:
     from stages.smoothers.images.matching import PATCH
 
     device = plan.settings.models.device
-    task = PaintTask("frames", "keyframes", plan.keys, "rendered", "unseen", device, PATCH)
-    return Phase("paint the frames between", plan.frames, task, drops=("keyframes",))
+    task = PaintTask("frames", "keyframes", plan.keys, "rendered", "unseen", device, PATCH, plan.cuts)
+    return Phase("paint the frames between", plan.frames, task, drops=("keyframes",), cuts=plan.cuts)
 
 
 def deliver(run: Run[Job], fingerprint: str) -> None:

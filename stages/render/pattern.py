@@ -9,29 +9,29 @@ Item = int | str
 """A frame number, an offset to a frame, or "reference_k"."""
 
 
-def attended_frames(pattern: Sequence[Item], frames: Sequence[int], count: int) -> list[list[Item]]:
-    """Return what each of `frames` attends to: frame numbers, clamped to 0..count-1, and references."""
+def attended_frames(pattern: Sequence[Item], frames: Sequence[int], scene: range) -> list[list[Item]]:
+    """Return what each of `frames` attends to: frame numbers, clamped to those of their scene, and references."""
     return [
-        [item if isinstance(item, str) else min(max(frame + item, 0), count - 1) for item in pattern]
+        [item if isinstance(item, str) else min(max(frame + item, scene.start), scene.stop - 1) for item in pattern]
         for frame in frames
     ]
 
 
 def shared_window(
-    pattern: Sequence[Item], chunk: Sequence[int], count: int
+    pattern: Sequence[Item], chunk: Sequence[int], scene: range
 ) -> tuple[list[int], list[Item], list[list[int]]]:
     """Return the window of frames that go through the networks together for `chunk`, with shared attention.
 
     Returns:
         - The frames of the window: those of the chunk and the neighbours that they attend to.
-        - The anchors, which all frames of the video attend to.
+        - The anchors, which all frames of the scene attend to.
         - What each frame of the window attends to, as indexes into the frames followed by the anchors. A neighbour that
           would attend to a frame outside the window attends to the nearest frame of the window instead.
     """
-    anchored = [isinstance(item, str) or (item != 0 and abs(item) >= count - 1) for item in pattern]
+    anchored = [isinstance(item, str) or (item != 0 and abs(item) >= len(scene) - 1) for item in pattern]
     near = [item for item, far in zip(pattern, anchored, strict=True) if not far]
-    frames = ordered(item for group in attended_frames(near, chunk, count) for item in group)
-    groups = attended_frames(pattern, frames, count)
+    frames = ordered(item for group in attended_frames(near, chunk, scene) for item in group)
+    groups = attended_frames(pattern, frames, scene)
     anchors = ordered(item for group in groups for item, far in zip(group, anchored, strict=True) if far)
 
     def place(item: Item, far: bool) -> int:

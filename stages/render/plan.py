@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass
 
 from stages.base.cache import ArraySpec, FrameCache
 from stages.base.json_types import Values
+from stages.base.scenes import scene_of
 from stages.diffusion import LATENT_CHANNELS, LATENT_FACTOR
 from stages.diffusion.settings import Batches, Settings
 from stages.render.pattern import Item
@@ -27,6 +29,7 @@ class RenderPlan:
         joint: Whether these frames form groups (`attention`: joint). Otherwise, each goes through the networks once.
         size: (height, width) of the frames.
         frames: Number of frames of the video.
+        cuts: The first frame of each scene after the first.
         keys: Numbers of the frames that are rendered. Arrays of latents have one item for each.
         references: Number of reference images.
         maps: For each ControlNet that runs, the names of the arrays with its maps of the frames and of the references.
@@ -45,6 +48,7 @@ class RenderPlan:
     joint: bool
     size: tuple[int, int]
     frames: int
+    cuts: tuple[int, ...]
     keys: tuple[int, ...]
     references: int
     maps: tuple[tuple[str, str], ...]
@@ -61,6 +65,15 @@ class RenderPlan:
     def img2img(self) -> bool:
         """Whether rendering starts from the frames themselves."""
         return self.settings.strength < 1
+
+    @property
+    def key_cuts(self) -> tuple[int, ...]:
+        """The cuts in arrays of latents: the place in `keys` at which each scene after the first begins."""
+        return tuple(bisect_left(self.keys, cut) for cut in self.cuts)
+
+    def scene(self, key: int) -> range:
+        """The places in `keys` of the rendered frames of the scene that contains the one at place `key`."""
+        return scene_of(key, len(self.keys), self.key_cuts)
 
     def is_smoothed(self, step: int) -> bool:
         """Whether the predicted frames of this step are smoothed."""

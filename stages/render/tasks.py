@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stages.base.cache import FrameArray, FrameCache
+from stages.base.cache import FrameCache
 from stages.base.engine import Task
 from stages.base.overlap import Reads
 from stages.diffusion.settings import Batches
 from stages.render.pattern import Item, attended_frames, ordered, shared_window, split
 from stages.render.plan import RenderPlan
-from stages.tasks import ChunkSmoother
+from stages.tasks import ChunkSmoother, Picked
 
 SHARED_PIXELS = 16 * 512 * 960  # of the frames that go through the networks together with shared attention
 SHARED_CHUNK = 4, 16  # minimum and maximum number of these frames
@@ -25,22 +25,6 @@ if TYPE_CHECKING:  # importing torch takes seconds, so tasks import it when they
     import torch
 
     from stages.diffusion.denoise import Denoiser, Frames
-
-
-class Picked(Sequence[np.ndarray]):
-    """A subset of the frames of an array."""
-
-    def __init__(self, frames: FrameArray, keys: Sequence[int]):
-        self.frames, self.keys = frames, keys
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self.frames[self.keys[index]]
-
-    def read(self, indices: Iterable[int]) -> np.ndarray:
-        return self.frames.read(self.keys[index] for index in indices)
 
 
 @dataclass
@@ -211,14 +195,14 @@ class StepTask(RenderTask):
         self, cache: FrameCache, chunk: range, timestep: float, batches: Batches
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The latents of the chunk and their predicted noise, both float32 [len(chunk), 4, h, w]."""
-        pattern, count = self.plan.pattern, len(self.plan.keys)
+        pattern, scene = self.plan.pattern, self.plan.scene(chunk.start)
         if not self.plan.joint:
-            frames, anchors, sources = shared_window(pattern, chunk, count)
+            frames, anchors, sources = shared_window(pattern, chunk, scene)
             inputs, fixed = (self._inputs(cache, items, timestep) for items in (frames, anchors))
             noise = self.denoiser.predict_shared_noise(inputs, sources, fixed, timestep, batches)
             own = [frames.index(frame) for frame in chunk]
             return inputs.latents[own], noise[own]
-        groups = attended_frames(pattern, chunk, count)
+        groups = attended_frames(pattern, chunk, scene)
         members = ordered(item for group in groups for item in group)
         inputs = self._inputs(cache, members, timestep)
         indexes = [[members.index(item) for item in group] for group in groups]
@@ -227,10 +211,10 @@ class StepTask(RenderTask):
 
     def _reads_of_noise(self, chunk: range) -> Reads:
         """What `_predict` reads."""
-        pattern, count = self.plan.pattern, len(self.plan.keys)
+        pattern, scene = self.plan.pattern, self.plan.scene(chunk.start)
         if self.plan.joint:
-            return self._reads_of_inputs(ordered(chain(*attended_frames(pattern, chunk, count))))
-        frames, anchors, _ = shared_window(pattern, chunk, count)
+            return self._reads_of_inputs(ordered(chain(*attended_frames(pattern, chunk, scene))))
+        frames, anchors, _ = shared_window(pattern, chunk, scene)
         return chain(self._reads_of_inputs(frames), self._reads_of_inputs(anchors))
 
     def _inputs(self, cache: FrameCache, items: Sequence[Item], timestep: float) -> Frames:
@@ -281,9 +265,13 @@ class SmoothStepTask(StepTask):
         return [*self.reads_of_latents(range(start, stop)), *self.reads_of_clean(range(start, stop))]
 
     def run(self, cache: FrameCache, start: int, stop: int) -> None:
-        guides, styles = self.rendered_frames(cache, "frames"), cache[self.plan.predicted(self.step)]
-        frames, size = range(start, stop), self.smoother.chunk
-        parts = [self.smoother.smooth(guides, styles, k, min(k + size, stop)) for k in range(start, stop, size)]
+        scene, frames, size = self.plan.scene(start), range(start, stop), self.smoother.chunk
+        guides = Picked(cache["frames"], self.plan.keys[scene.start : scene.stop])
+        styles = Picked(cache[self.plan.predicted(self.step)], scene)
+        parts = [
+            self.smoother.smooth(guides, styles, start=part, stop=min(part + size, stop), first=scene.start)
+            for part in frames[::size]
+        ]
         with self.batches(cache) as batches:
             clean = self.denoiser.encode(np.concatenate(parts), batches, predicted=True)
             self.write_next(cache, frames, self.latents(cache, frames), clean)

@@ -6,7 +6,7 @@ Unfinished work is kept in a cache next to the output, which is removed when the
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import islice
@@ -16,8 +16,11 @@ from stages.base.cache import ArraySpec, FrameCache
 from stages.base.engine import Phase, Plan, Reporter, Run, Stage, fill
 from stages.base.errors import DiffSynthError, UsageError
 from stages.base.fingerprint import Inputs, fingerprint, identify
+from stages.base.json_types import JsonObject, Values
+from stages.base.scenes import scene_without
 from stages.models.weights import pick_gpu
 from stages.pairing import GuideShots
+from stages.scenes import choose_cuts
 from stages.smooth.guidance import Guidance, find_guidance, frame_times, recorded_guidance
 from stages.smooth.keys import keys_inside
 from stages.smooth.output import check_smoothing_output, deliver, finished_from
@@ -119,6 +122,8 @@ def _identified(smoothing: Smoothing, known: dict[str, object]) -> tuple[Smoothi
         "interpolate": smoothing.interpolate,
         "offset": smoothing.offset if guide is not None else None,
     }
+    if smoothing.scenes is not None:  # outputs of earlier versions, which knew no scenes, remain complete
+        keys["scenes"] = smoothing.scenes
     return smoothing, {"keys": keys, "after": {}}
 
 
@@ -131,43 +136,65 @@ def plan(run: Run[Smoothing], resume: bool) -> Plan:
     style = open_source(smoothing.style)
     if smoothing.guide is not None:
         check_shape(open_source(smoothing.guide), style.height, style.width)
+    notes: JsonObject = {}
     if resume:
-        count, notes, guidance = len(cache["smoothed"]), {}, recorded_guidance(run)
+        noted: Values = cache["smoothed"].attrs.asdict()
+        count, cuts, guidance = len(cache["smoothed"]), tuple(noted.get("cuts", ())), recorded_guidance(run)
     else:
         guidance = find_guidance(run)
         times, clock = frame_times(guidance, run)
         _warn_of_padding(smoothing, style, run.reporter)
-        count, notes = len(times), {**describe(clock, times), **asdict(guidance)}
-    work = (_painting if smoothing.interpolate else _smoothing)(run, guidance, count)
-    images = [ArraySpec(task.target, (frames, style.height, style.width, 3), "uint8") for _, frames, task in work]
+        count = len(times)
+        guides = _guide_shots(smoothing, guidance) or partial(_shots, smoothing.style)
+        images = (shot.image() for shot in guides())
+        cuts = choose_cuts(smoothing.scenes, images, count=count, stage=NAME, reporter=run.reporter)
+        notes = {**describe(clock, times), **asdict(guidance), "cuts": [*cuts]}
+    work = (_painting if smoothing.interpolate else _smoothing)(run, guidance, count, cuts)
+    arrays = [ArraySpec(task.target, (frames, style.height, style.width, 3), "uint8") for _, frames, task in work]
     shares = [ArraySpec("unseen", (count,), "float32")] if smoothing.interpolate else []
     return Plan(
         frames=count,
-        arrays=images + shares,
-        phases=[Phase(name, frames, task) for name, frames, task in work],
+        arrays=arrays + shares,
+        phases=[
+            Phase(name, frames, task, cuts=() if isinstance(task, DecodeTask) else cuts) for name, frames, task in work
+        ],
         begin=lambda cache: cache["smoothed"].attrs.update(notes),
     )
 
 
-def _smoothing(run: Run[Smoothing], guidance: Guidance, count: int) -> list[Work]:
+def _guide_shots(smoothing: Smoothing, guidance: Guidance) -> Callable[[], Iterator[Shot]] | None:
+    """Return what opens the frames of the guide, one for each frame of the output. None if the style has no guide."""
+    if smoothing.guide is None or not guidance.guided:
+        return None
+    if smoothing.interpolate:
+        return partial(_shots, smoothing.guide)
+    return GuideShots(smoothing.guide, smoothing.style, guidance.offset)
+
+
+def _smoothing(run: Run[Smoothing], guidance: Guidance, count: int, cuts: tuple[int, ...]) -> list[Work]:
     smoothing = run.job
     work: list[Work] = []
-    if guidance.guided and smoothing.guide is not None:
-        shots = GuideShots(smoothing.guide, smoothing.style, guidance.offset)
+    if (shots := _guide_shots(smoothing, guidance)) is not None:
         work.append(("decode the guide", count, DecodeTask(str(smoothing.guide), shots, "guides")))
     style = DecodeTask(str(smoothing.style), partial(_shots, smoothing.style), "styles")
     smoother = ChunkSmoother(SMOOTHER, smoothing.config, smoothing.device)
-    task = SmoothTask(smoother, "guides" if work else "styles", "styles", "smoothed")
+    task = SmoothTask(smoother, "guides" if work else "styles", "styles", "smoothed", cuts)
     return [*work, ("decode the style", count, style), ("smooth", count, task)]
 
 
-def _painting(run: Run[Smoothing], guidance: Guidance, count: int) -> list[Work]:
-    smoothing = run.job
-    assert smoothing.guide is not None
+def _painting(run: Run[Smoothing], guidance: Guidance, count: int, cuts: tuple[int, ...]) -> list[Work]:
+    smoothing, shots = run.job, _guide_shots(run.job, guidance)
+    assert shots is not None
     first, keys = keys_inside(int(guidance.offset), count, smoothing, run.reporter)
-    guide = DecodeTask(str(smoothing.guide), partial(_shots, smoothing.guide), "guides")
+    if (start := scene_without(keys, cuts)) is not None:
+        raise UsageError(
+            f"{smoothing.style}: no keyframe is in the scene that begins at frame {start}",
+            "add one, since scenes are not painted from each other",
+        )
+    guide = DecodeTask(str(smoothing.guide), shots, "guides")
     style = DecodeTask(str(smoothing.style), partial(_shots, smoothing.style, first), "styles")
-    task = PaintTask("guides", "styles", keys, "smoothed", "unseen", smoothing.device, smoothing.config["patch_size"])
+    patch_size = smoothing.config["patch_size"]
+    task = PaintTask("guides", "styles", keys, "smoothed", "unseen", smoothing.device, patch_size, cuts)
     return [("decode the guide", count, guide), ("decode the style", len(keys), style), ("paint", count, task)]
 
 

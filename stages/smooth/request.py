@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stages.base.json_types import Values
+from stages.base.scenes import Scenes
 from stages.video import is_video_name
 
 NAME = "smooth"  # of the stage
@@ -23,6 +24,7 @@ class Smoothing:
         interpolate: `style` holds keyframes, named by their frame numbers in the guide; the other frames are painted.
         device: auto, cpu, cuda or cuda:N.
         offset: Frames by which the style is ahead of the guide. None to detect it.
+        scenes: The first frame of each scene of the output after the first, auto to find them in the guide, or None.
     """
 
     guide: Path | None
@@ -32,6 +34,7 @@ class Smoothing:
     interpolate: bool = False
     device: str = "auto"
     offset: float | None = None
+    scenes: Scenes = None
 
     @property
     def makes_video(self) -> bool:

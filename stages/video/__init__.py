@@ -1,5 +1,6 @@
 """Sources of frames (video files, image folders), fitting, and encoding with audio. Only this package uses PyAV."""
 
+from stages.video.cuts import find_cuts
 from stages.video.encoding import (
     ENCODERS,
     Encoding,
@@ -44,6 +45,7 @@ __all__ = [
     "default_codec",
     "describe",
     "encode",
+    "find_cuts",
     "fit",
     "frame_files",
     "is_video_name",

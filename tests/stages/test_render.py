@@ -43,11 +43,12 @@ def assert_same(one: FrameCache, other: FrameCache) -> None:
 
 
 def test_pattern_is_clamped_and_references_are_kept() -> None:
-    assert attended_frames([-10000, -1, 0, 1, "reference_1"], range(2, 5), 5) == [
+    assert attended_frames([-10000, -1, 0, 1, "reference_1"], range(2, 5), range(5)) == [
         [0, 1, 2, 3, "reference_1"],
         [0, 2, 3, 4, "reference_1"],
         [0, 3, 4, 4, "reference_1"],
     ]
+    assert attended_frames([-10000, -1, 0, 1], range(5, 8), range(5, 8)) == [[5, 5, 5, 6], [5, 5, 6, 7], [5, 6, 7, 7]]
 
 
 @pytest.mark.parametrize(
@@ -176,9 +177,11 @@ def test_smoothed_frames_are_encoded_in_the_networks_batches(
     smoothed, encoded = [], []
     smooth, encode = ChunkSmoother.smooth, denoise.Denoiser.encode
 
-    def watched_smooth(self: ChunkSmoother, guides: Frames, styles: Frames, start: int, stop: int) -> np.ndarray:
+    def watched_smooth(
+        self: ChunkSmoother, guides: Frames, styles: Frames, *, start: int, stop: int, first: int
+    ) -> np.ndarray:
         smoothed.append((start, stop))
-        return smooth(self, guides, styles, start, stop)
+        return smooth(self, guides, styles, start=start, stop=stop, first=first)
 
     def watched_encode(
         self: denoise.Denoiser, images: np.ndarray, batches: Batches, predicted: bool = False
@@ -228,11 +231,12 @@ def test_float16_and_bfloat16_run(render: Render) -> None:
 
 
 def test_a_shared_window_holds_the_frames_in_view_and_separate_anchors() -> None:
-    frames, anchors, sources = shared_window([-10000, -1, 0, 1, "reference_1"], range(4, 6), 20)
+    frames, anchors, sources = shared_window([-10000, -1, 0, 1, "reference_1"], range(4, 6), range(20))
     assert frames == [3, 4, 5, 6] and anchors == [0, "reference_1"]
     assert sources == [[4, 0, 0, 1, 5], [4, 0, 1, 2, 5], [4, 1, 2, 3, 5], [4, 2, 3, 3, 5]]  # the rim sees no further
-    assert shared_window([-1, 0], range(2), 4) == ([0, 1], [], [[0, 0], [0, 1]])
-    assert shared_window([-1, 0], range(1), 1) == ([0], [0], [[1, 0]])
+    assert shared_window([-1, 0], range(2), range(4)) == ([0, 1], [], [[0, 0], [0, 1]])
+    assert shared_window([-1, 0], range(1), range(1)) == ([0], [0], [[1, 0]])
+    assert shared_window([-10000, -1, 0], range(5, 7), range(5, 9)) == ([5, 6], [5], [[2, 0, 0], [2, 0, 1]])
 
 
 def test_windows_of_large_frames_are_smaller() -> None:

@@ -40,6 +40,7 @@ JOBS: dict[str, tuple[Keys, set[str]]] = {
             ],
             "frames_reference": ["reference/0.png"],
             "combine_pattern": ["reference_0", -1, 0, 1],
+            "scenes": [5, 14],
             "img2img_strength": 0.7,
             "num_inference_steps": 3,
             "scheduler": "dpm++2m",
@@ -56,12 +57,12 @@ JOBS: dict[str, tuple[Keys, set[str]]] = {
         },
     ),
     "keyframes, shared attention": (
-        {"attention": "shared", "combine_pattern": [-10000, -1, 0], "keyframes": 3},
+        {"attention": "shared", "combine_pattern": [-10000, -1, 0], "keyframes": 3, "scenes": [7]},
         {*RENDERED, "AnnotateTask", "PaintTask", "PassTask"},
     ),
 }  # fmt: skip
 CALLS: dict[str, tuple[list[object], set[str]]] = {
-    "smooth": (["guide", "style", "--window", 2], {"DecodeTask", "SmoothTask"}),
+    "smooth": (["guide", "style", "--window", 2, "--scenes", "5,14"], {"DecodeTask", "SmoothTask"}),
     "interpolate": (["guide", "keys", "--mode", "interpolate"], {"DecodeTask", "PaintTask"}),
 }
 

@@ -60,3 +60,8 @@ def test_dropped_arrays_are_not_results() -> None:
     phases = [Phase("one", 1, Counting(), drops=("a/1",)), Phase("two", 1, Counting())]
     plan = Plan(1, [], phases, kept=("a/1", "a/2"))
     assert plan.results == ["a/2"]
+
+
+def test_no_chunk_contains_frames_of_two_scenes() -> None:
+    assert Phase("one", 12, Counting()).chunks() == CHUNKS
+    assert Phase("one", 12, Counting(), cuts=(1, 10)).chunks() == [(0, 1), (1, 9), (9, 10), (10, 12)]
