@@ -7,10 +7,7 @@ number of frames and the scenes, never on where a run was interrupted.
 from __future__ import annotations
 
 import math
-import time
-from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
-from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -20,6 +17,7 @@ from typing import Generic, Protocol, TypeVar
 from stages.base.cache import ArraySpec, FrameCache
 from stages.base.errors import DiffSynthError
 from stages.base.fingerprint import Inputs, changes, fingerprint
+from stages.base.ledger import Ledger
 from stages.base.overlap import OverlappedCache, Reads
 from stages.base.record import Receipt
 from stages.base.reporting import Reporter as Reporter
@@ -141,6 +139,9 @@ Result = TypeVar("Result")
 Chunk = tuple[int, int]
 """The first frame of a chunk, and the first one after it."""
 
+PhaseChunks = tuple[Phase, list[Chunk]]
+"""A phase with those of its chunks that have to run."""
+
 
 class Engine(Protocol):
     """Where chunks run."""
@@ -152,42 +153,51 @@ class Engine(Protocol):
             Each chunk once its data is on the disk, in any order.
         """
 
+    def run(self, work: Sequence[PhaseChunks], cache: FrameCache, ledger: Ledger) -> None:
+        """Run phases one after the other, and record what is finished. A chunk reads what earlier phases wrote."""
+        for phase, chunks in work:
+            ledger.begin(phase)
+            with closing(self.map(phase.task, cache, chunks)) as finished:
+                for chunk in finished:
+                    ledger.mark(phase, chunk)
+                    ledger.report()
+            ledger.end(phase)
+        ledger.report()
+
     def call(self, function: Callable[[], Result]) -> Result:
         """Return the result of a function that asks about the machine where chunks run. The function pickles."""
 
 
-class LocalEngine:
+class LocalEngine(Engine):
     """Run chunks one after the other in this process.
 
-    While a chunk is computed, one thread reads the frames of the next chunk and another writes those of the last one.
+    While a chunk is computed, one thread reads the frames of the next chunk, and another writes and marks the last one.
+    Both continue into the next phase, which begins before the last chunk of a phase is on the disk.
     """
 
     def map(self, task: Task, cache: FrameCache, chunks: Iterable[Chunk]) -> Generator[Chunk]:
-        in_order, computed = [*chunks], deque[tuple[Chunk, list[Future[None]]]]()
         with closing(task), OverlappedCache(cache) as overlapped:
-            announced = (list(task.reads(*chunk)) for chunk in in_order)
-            following = next(announced, [])
-            for chunk in in_order:
-                reads, following = following, next(announced, [])
-                overlapped.read_ahead(reads, following)
-                try:
-                    task.run(overlapped, *chunk)
-                finally:  # even if this chunk failed, the one before is complete
-                    yield from _written(computed)
-                computed.append((chunk, overlapped.take_writes()))
-            yield from _written(computed)
+            for chunk in overlapped.reading_ahead([*chunks], task.reads, ()):
+                task.run(overlapped, *chunk)
+                overlapped.finish()
+                yield chunk
+
+    def run(self, work: Sequence[PhaseChunks], cache: FrameCache, ledger: Ledger) -> None:
+        openings = [list(phase.task.reads(*chunks[0])) for phase, chunks in work]
+        with OverlappedCache(cache) as overlapped:
+            for (phase, chunks), opening in zip(work, [*openings[1:], []], strict=False):
+                ledger.begin(phase)
+                with closing(phase.task):
+                    for chunk in overlapped.reading_ahead(chunks, phase.task.reads, opening):
+                        phase.task.run(overlapped, *chunk)
+                        overlapped.end_chunk(ledger.mark, phase, chunk)
+                        ledger.report()
+                overlapped.then(ledger.end, phase)
+            overlapped.finish()
+        ledger.report()
 
     def call(self, function: Callable[[], Result]) -> Result:
         return function()
-
-
-def _written(computed: deque[tuple[Chunk, list[Future[None]]]]) -> Generator[Chunk]:
-    """Yield each chunk once its writes have ended."""
-    while computed:
-        chunk, writes = computed.popleft()
-        for write in writes:
-            write.result()
-        yield chunk
 
 
 class HasInputs(Protocol):
@@ -347,8 +357,9 @@ def fill(stage: Stage[Work], run: Run[Work], resume: bool) -> None:
     cache, reporter, inputs = run.cache, run.reporter, run.inputs
     record = cache.record(stage.name)
     plan = stage.plan(run, resume)
+    working = cache.keeping(plan.rereads)
     if plan.trial is not None:
-        list(run.engine.map(plan.trial, cache, [(0, 0)]))
+        list(run.engine.map(plan.trial, working, [(0, 0)]))
     cache.sweep(spec.name for spec in plan.arrays)
     if not resume:  # old results are removed only after every check has passed
         record.clear()
@@ -357,29 +368,15 @@ def fill(stage: Stage[Work], run: Run[Work], resume: bool) -> None:
             cache.create(spec)
         plan.begin(cache)
         record.begin(inputs, sum(len(phase.chunks()) for phase in plan.phases))
-    todo = [
-        (phase, [chunk for chunk in phase.chunks() if (phase.name, chunk[0]) not in record.done])
-        for phase in plan.phases
-    ]
-    working = cache.keeping(plan.rereads)
+    ledger, done = Ledger(record, cache, reporter), record.done
+    todo = [(phase, [chunk for chunk in phase.chunks() if (phase.name, chunk[0]) not in done]) for phase in plan.phases]
     total = sum(phase.frames for phase in plan.phases)
     left = sum(stop - start for _, chunks in todo for start, stop in chunks)
     reporter.begin(stage.name, total, total - left)
-    for phase, chunks in todo:
-        if chunks:
-            reporter.phase(phase.name)
-        started = time.monotonic()
-        with closing(run.engine.map(phase.task, working, chunks)) as finished, record.committing():
-            for start, stop in finished:
-                record.mark(phase.name, start, time.monotonic() - started)
-                reporter.advance(stop - start)
-                started = time.monotonic()
-        if chunks and (found := phase.note(cache)):
-            reporter.note(found)
-        if phase.completes:
-            cache[phase.completes].attrs["whole"] = True
-        for name in phase.drops:
-            cache.remove(name)
+    with record.committing():
+        for phase in (phase for phase, chunks in todo if not chunks):
+            ledger.tidy(phase)  # the run may have been killed in between
+        run.engine.run([work for work in todo if work[1]], working, ledger)
     for name in (name for phase in plan.phases for name in phase.drops):
         cache.remove(name)  # again, since a worker that was taken for dead may have written to it
     if stage.deliver is not None:  # before the receipt, which tells make that the stage is complete

@@ -1,25 +1,42 @@
-"""Reading what the next chunk needs and writing what the last one made, while a chunk is computed."""
+"""Reading what the next chunk needs and writing what the last ones made, while a chunk is computed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from itertools import chain
 from types import TracebackType
-from typing import TypeAlias
+from typing import TYPE_CHECKING, ParamSpec, TypeAlias
 
 import numpy as np
 
 from stages.base.cache import FrameArray, FrameCache
+from stages.base.errors import DiffSynthError
 from stages.base.json_types import Json
+
+if TYPE_CHECKING:  # the engine imports this module
+    from stages.base.engine import Chunk
 
 Reads: TypeAlias = Iterable[tuple[str, Sequence[int]]]
 """Arguments of `FrameArray.read`, each with the array's name."""
+
+Key: TypeAlias = tuple[str, int]
+"""The name of an array and the index of one of its frames."""
+
+P = ParamSpec("P")
 
 
 class OverlappedCache(FrameCache):
     """A cache from which one thread reads ahead, and to which another writes.
 
-    A read that was not announced is done when it is asked for. Leaving the context ends both threads.
+    Everything that changes the disk is done by the writing thread, in the order in which it was asked for. A kill
+    therefore leaves what it would leave without threads. A frame can be read as soon as `write` has returned: it is
+    held in memory until it is on the disk.
+
+    A read that was not announced is done when it is asked for. Leaving the context ends both threads, after the last
+    write.
 
     Args:
         cache: Where frames are read and written.
@@ -30,7 +47,10 @@ class OverlappedCache(FrameCache):
         self.plain = cache
         self.opened: dict[str, FrameArray] = {}
         self.ahead: dict[tuple[str, tuple[int, ...]], Future[np.ndarray]] = {}
-        self.writes: list[Future[None]] = []
+        self.held: dict[Key, np.ndarray] = {}
+        self.expected: set[Key] = set()
+        self.ended: Future[None] | None = None
+        self.failure: BaseException | None = None
         self.reader, self.writer = ThreadPoolExecutor(1, "read ahead"), ThreadPoolExecutor(1, "write behind")
 
     def __enter__(self) -> OverlappedCache:
@@ -48,18 +68,94 @@ class OverlappedCache(FrameCache):
     def _open_once(self, name: str) -> FrameArray:
         return self.opened.get(name) or self.opened.setdefault(name, self.plain[name])
 
+    # --- reading ----------------------------------------------------------------------------------------
+
+    def reading_ahead(
+        self, chunks: Sequence[Chunk], reads: Callable[[int, int], Reads], opening: Reads
+    ) -> Iterator[Chunk]:
+        """Yield the chunks of a phase. While one is computed, the next one is read.
+
+        Args:
+            chunks: The chunks.
+            reads: Returns what a chunk reads.
+            opening: What the first chunk of the next phase reads.
+        """
+        unchanging = [(name, indices) for name, indices in opening if name in self.plain.kept.names]
+        announced = chain((list(reads(*chunk)) for chunk in chunks), [unchanging])
+        following = next(announced)
+        for chunk in chunks:
+            needed, following = following, next(announced)
+            self.read_ahead(needed, following)
+            if chunk == chunks[0]:
+                self.expect(opening)  # not before, since the chunk reads what is held
+            yield chunk
+
     def read_ahead(self, *chunks: Reads) -> None:
         """Start the reads of these chunks that have not been started, and forget all others."""
         wanted = dict.fromkeys((name, tuple(indices)) for reads in chunks for name, indices in reads)
-        self.ahead = {key: self.ahead.get(key) or self.reader.submit(self._read, *key) for key in wanted}
+        self.ahead = {key: self.ahead.get(key) or self.reader.submit(self.read, *key) for key in wanted}
 
-    def _read(self, name: str, indices: tuple[int, ...]) -> np.ndarray:
-        return self._open_once(name).read(indices)
+    def read(self, name: str, indices: tuple[int, ...]) -> np.ndarray:
+        """Return frames of an array, those that are held from memory and the others from the disk."""
+        array = self._open_once(name)
+        held = {index: frame for index in indices if (frame := self.held.get((name, index))) is not None}
+        if not held:
+            return array.read(indices)
+        stored = [index for index in indices if index not in held]
+        frames = held | dict(zip(stored, array.read(stored), strict=True))
+        return np.stack([frames[index] for index in indices])
 
-    def take_writes(self) -> list[Future[None]]:
-        """Return the writes since the last call, whether they have ended or not."""
-        writes, self.writes = self.writes, []
-        return writes
+    def expect(self, reads: Reads) -> None:
+        """Announce what the next phase reads first. What is written of it from now on is held until the next call."""
+        past, self.expected = self.expected, {(name, index) for name, indices in reads for index in indices}
+        self.writer.submit(self._prepare, past - self.expected, {name for name, _ in self.expected})
+
+    def _prepare(self, released: Collection[Key], names: Collection[str]) -> None:
+        """Release frames, all of which have been written by now, and open arrays that are going to be used."""
+        for key in released:
+            self.held.pop(key, None)
+        for name in names:
+            with suppress(DiffSynthError):  # raised again where the array is used
+                self._open_once(name)
+
+    # --- writing ----------------------------------------------------------------------------------------
+
+    def then(self, operation: Callable[P, object], *arguments: P.args, **options: P.kwargs) -> Future[None]:
+        """Call `operation` on the writing thread after everything that was asked for before, unless that failed."""
+        return self.writer.submit(self._unless_failed, partial(operation, *arguments, **options))
+
+    def _unless_failed(self, operation: Callable[[], object]) -> None:
+        if self.failure is not None:
+            raise self.failure
+        try:
+            operation()
+        except BaseException as error:
+            self.failure = error
+            raise
+
+    def end_chunk(self, operation: Callable[P, object], *arguments: P.args, **options: P.kwargs) -> None:
+        """Call `operation` once this chunk has been written, and wait until that was done for the chunk before."""
+        before, self.ended = self.ended, self.then(operation, *arguments, **options)
+        if before is not None:
+            before.result()
+
+    def finish(self) -> None:
+        """Wait until everything has been written."""
+        self.then(lambda: None).result()
+
+    def write(self, name: str, start: int, frames: np.ndarray) -> None:
+        """Hold frames [K, ...] and write them later, from index `start` on."""
+        array = self._open_once(name)
+        frames = np.asarray(frames, array.array.dtype)  # what reading them from the disk would return
+        keys = [(name, start + offset) for offset in range(len(frames))]
+        # A frame that is held for longer must not hold its whole chunk.
+        self.held |= {k: frame.copy() if k in self.expected else frame for k, frame in zip(keys, frames, strict=True)}
+        self.then(self._write, array, start, frames)
+
+    def _write(self, array: FrameArray, start: int, frames: np.ndarray) -> None:
+        array.write(start, frames)
+        for key in {(array.name, start + offset) for offset in range(len(frames))} - self.expected:
+            self.held.pop(key, None)
 
 
 class OverlappedArray(FrameArray):
@@ -72,10 +168,15 @@ class OverlappedArray(FrameArray):
     def read(self, indices: Iterable[int]) -> np.ndarray:
         indices = tuple(indices)
         ahead = self.cache.ahead.get((self.name, indices))
-        return self.plain.read(indices) if ahead is None else ahead.result()
+        held = all((self.name, index) in self.cache.held for index in indices)
+        return self.cache.read(self.name, indices) if ahead is None or held else ahead.result()
 
     def write(self, start: int, frames: np.ndarray) -> None:
-        self.cache.writes.append(self.cache.writer.submit(self.plain.write, start, frames))
+        self.cache.write(self.name, start, frames)
 
     def note(self, **attributes: Json) -> None:
-        self.cache.writes.append(self.cache.writer.submit(self.plain.note, **attributes))
+        self.cache.then(self.plain.note, **attributes).result()
+
+    def _frame(self, index: int) -> np.ndarray:
+        frame: np.ndarray = self.read((index,))[0]
+        return frame

@@ -138,7 +138,7 @@ def plan(run: Run[Job], resume: bool) -> Plan:
         arrays=rendering.arrays(),
         phases=phases,
         begin=lambda cache: cache["rendered"].attrs.update(noted),
-        rereads=tuple(name for pair in rendering.maps for name in pair),
+        rereads=(*rendering.control_maps, *(["frames"] if rendering.smoother else [])),
         trial=LoadTask(rendering),
     )
 

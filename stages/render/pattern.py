@@ -33,11 +33,12 @@ def shared_window(
     frames = ordered(item for group in attended_frames(near, chunk, scene) for item in group)
     groups = attended_frames(pattern, frames, scene)
     anchors = ordered(item for group in groups for item, far in zip(group, anchored, strict=True) if far)
+    indexes = {frame: index for index, frame in enumerate(frames)}
 
     def place(item: Item, far: bool) -> int:
         if far or isinstance(item, str):
             return len(frames) + anchors.index(item)
-        return min(range(len(frames)), key=lambda index: abs(frames[index] - item))
+        return indexes[item] if item in indexes else min(indexes.values(), key=lambda index: abs(frames[index] - item))
 
     return frames, anchors, [[place(*pair) for pair in zip(group, anchored, strict=True)] for group in groups]
 

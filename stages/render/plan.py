@@ -95,6 +95,11 @@ class RenderPlan:
         return f"{STEP_PREDICTED}/{step + 1:04}"
 
     @property
+    def control_maps(self) -> list[str]:
+        """The arrays of control maps of the frames and of the references."""
+        return [name for pair in self.maps for name in pair]
+
+    @property
     def decoded(self) -> str:
         """The array into which the final latents are decoded."""
         return "rendered" if len(self.keys) == self.frames else "keyframes"

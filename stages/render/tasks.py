@@ -20,6 +20,7 @@ from stages.tasks import ChunkSmoother, Picked
 
 SHARED_PIXELS = 16 * 512 * 960  # of the frames that go through the networks together with shared attention
 SHARED_CHUNK = 4, 16  # minimum and maximum number of these frames
+FIRST_FRAMES = 2  # of a video, which a smoother would wait for before it reads ahead
 
 if TYPE_CHECKING:  # importing torch takes seconds, so tasks import it when they run
     import torch
@@ -68,6 +69,12 @@ class RenderTask(Task):
 class LoadTask(RenderTask):
     """Load the networks and try the attention backend. Raises DiffSynthError if that fails."""
 
+    def reads(self, start: int, stop: int) -> Reads:
+        """The control maps that the first step reads first. They stay in memory."""
+        first = StepTask(self.plan, 0)
+        opening = first.reads(0, min(first.chunk, len(self.plan.keys)))
+        return [(name, frames) for name, frames in opening if name in self.plan.control_maps]
+
     def run(self, cache: FrameCache, start: int, stop: int) -> None:
         self.denoiser.try_backend(self.plan.backend)
 
@@ -112,15 +119,20 @@ class NoiseFramesTask(RenderTask):
     """Encode the frames and add the noise of the first timestep, for img2img."""
 
     def reads(self, start: int, stop: int) -> Reads:
-        return [("frames", self.plan.keys[start:stop])]
+        return one_by_one("frames", self.plan.keys[start:stop])
 
     def run(self, cache: FrameCache, start: int, stop: int) -> None:
-        denoiser = self.denoiser
+        denoiser, frames = self.denoiser, self.rendered_frames(cache, "frames")
         with self.batches(cache) as batches:
-            clean = denoiser.encode(self.rendered_frames(cache, "frames").read(range(start, stop)), batches)
+            clean = denoiser.encode(np.stack([frames[index] for index in range(start, stop)]), batches)
             noise = denoiser.initial_noise(*self.plan.size)
             latents = denoiser.sampler.add_noise(clean, noise, denoiser.sampler.timesteps[0])
             cache[self.plan.latents(-1)].write(start, latents.numpy())
+
+
+def one_by_one(name: str, frames: Sequence[int]) -> Reads:
+    """The reads of single frames of an array. A smoother reads the same ones, so they are kept in memory once."""
+    return [(name, (frame,)) for frame in frames]
 
 
 def shared_chunk(height: int, width: int) -> int:
@@ -262,7 +274,14 @@ class SmoothStepTask(StepTask):
         return -(-self.smoother.warm_up // self.chunk)
 
     def reads(self, start: int, stop: int) -> Reads:
-        return [*self.reads_of_latents(range(start, stop)), *self.reads_of_clean(range(start, stop))]
+        """What `run` reads, except for most frames of both videos, which the smoother reads ahead itself."""
+        first = range(min(stop, FIRST_FRAMES)) if start == 0 else range(0)
+        return [
+            *one_by_one("frames", self.plan.keys[: len(first)]),
+            *one_by_one(self.plan.predicted(self.step), first),
+            *self.reads_of_latents(range(start, stop)),
+            *self.reads_of_clean(range(start, stop)),
+        ]
 
     def run(self, cache: FrameCache, start: int, stop: int) -> None:
         scene, frames, size = self.plan.scene(start), range(start, stop), self.smoother.chunk

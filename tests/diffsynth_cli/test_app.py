@@ -162,7 +162,7 @@ def test_unexpected_errors_are_one_message_unless_debugging(
     def fail(*_: object) -> None:
         raise RuntimeError("boom")
 
-    monkeypatch.setattr("stages.base.engine.LocalEngine.map", fail)
+    monkeypatch.setattr("stages.base.engine.LocalEngine.run", fail)
     code, output = cli("extract", make_job())
     assert code == 1 and "RuntimeError: boom" in output and "Traceback" not in output
     with pytest.raises(RuntimeError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
 from typing import Never
 
@@ -15,8 +15,9 @@ import pytest
 from diffsynth_cli.failures import Interrupted
 from stages import render as stage
 from stages.base.cache import ArraySpec, FrameArray, FrameCache
-from stages.base.engine import Chunk, LocalEngine, Options, Task
+from stages.base.engine import Chunk, Engine, LocalEngine, Options, Task
 from stages.base.errors import DiffSynthError
+from stages.base.overlap import OverlappedCache
 from stages.diffusion import denoise
 from stages.jobs.job import Job
 from stages.render import tasks as render_tasks
@@ -31,6 +32,7 @@ CASES: dict[str, Keys] = {
     "kept": {**SMOOTHED, "keep_steps": True},
 }
 STEPS = {"num_inference_steps": 5, "guidance_scale": 1.0}
+PATIENCE = 10  # s, after which a test that waits for another thread fails
 GROUPS = ("step_latents", "step_clean", "step_predicted")
 
 
@@ -85,6 +87,7 @@ def test_a_late_writer_changes_no_byte(case: str, render: Render, monkeypatch: p
     straight = render("straight", **keys)
     late = LateWriter()
     monkeypatch.setattr(LocalEngine, "map", lambda self, *arguments: late.map(*arguments))
+    monkeypatch.setattr(LocalEngine, "run", Engine.run)
     disturbed = render("disturbed", **keys)
     assert late.ran == {} and (late.refused or case == "kept")
     assert all("is missing" in message for message in late.refused)
@@ -184,6 +187,27 @@ def test_a_smoothing_step_that_an_earlier_version_started_is_redone_only_when_as
     code, said = cli("run", job)
     assert code == 1 and "was started by an earlier version" in said and f"render {job} --restart" in said
     assert cli("render", job, "-q", "--restart") == (0, "")
+
+
+def test_the_first_control_maps_are_read_while_networks_load(render: Render, monkeypatch: pytest.MonkeyPatch) -> None:
+    loading: list[str] = []
+    loaded: list[tuple[str, int]] = []
+    real = FrameArray.read_stored
+
+    def run(task: render_tasks.LoadTask, cache: FrameCache, start: int, stop: int) -> None:
+        assert isinstance(cache, OverlappedCache)
+        loading.extend(name for (name, _), read in cache.ahead.items() if len(read.result(PATIENCE)) == 9)
+
+    def read_stored(array: FrameArray, indices: Sequence[int]) -> np.ndarray:
+        if array.name.startswith("control/"):
+            loaded.append((array.name, indices[0]))
+        return real(array, indices)
+
+    monkeypatch.setattr(render_tasks.LoadTask, "run", run)
+    monkeypatch.setattr(FrameArray, "read_stored", read_stored)
+    cache = render(frames=10, num_inference_steps=2, combine_pattern=[0, 1])
+    assert loading == cache.arrays("control/*")
+    assert loaded == [(loading[0], 0), (loading[0], 8)]  # once in two steps of two chunks
 
 
 def test_models_that_cannot_be_loaded_cost_no_earlier_result(make_job: MakeJob, cli: Cli, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from stages.all_stages import all_stages, arrays
 from stages.annotators import ANNOTATORS, Weighted
 from stages.base.arrays import Image as RGBImage
 from stages.base.cache import FrameCache
-from stages.base.engine import LocalEngine, Run, Task, run_stage
+from stages.base.engine import Engine, LocalEngine, Run, Task, run_stage
 from stages.base.json_types import JsonObject
 from stages.jobs.job_file import read_job
 from stages.video import Encoding, encode
@@ -37,14 +37,14 @@ class _Stopped(Exception):
     """Interrupts a run, as if it had been killed."""
 
 
-class _StoppingEngine(LocalEngine):
+class _StoppingEngine(Engine):
     """Runs a number of chunks, then stops."""
 
     def __init__(self, chunks: int):
         self.left = chunks
 
     def map(self, task: Task, cache: FrameCache, chunks: Iterable[tuple[int, int]]) -> Generator[tuple[int, int]]:
-        for done in super().map(task, cache, chunks):
+        for done in LocalEngine().map(task, cache, chunks):
             if not self.left:
                 raise _Stopped
             self.left -= 1

@@ -16,7 +16,7 @@ from stages.base.cluster import ClusterOptions
 from stages.base.cluster.crew import Crew, Hired, reason
 from stages.base.cluster.dealer import Dealer
 from stages.base.cluster.worker import Identity
-from stages.base.engine import Chunk, Task
+from stages.base.engine import Chunk, Engine, Task
 from stages.base.errors import DiffSynthError
 from stages.base.reporting import Reporter
 from stages.base.words import counted
@@ -29,7 +29,7 @@ T = TypeVar("T")
 MOST_FAILURES = 3  # of one chunk
 
 
-class RayEngine:
+class RayEngine(Engine):
     """Runs chunks on workers, which keep networks loaded between chunks and phases.
 
     The chunks of a lost worker run again on another one. An error of a chunk that the user can act on ends the run at

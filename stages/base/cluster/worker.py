@@ -50,7 +50,7 @@ class Worker:
         self.task: Task
         self.cache: OverlappedCache
         self.sent: tuple[bytes, FrameCache] | None = None  # the cache, pickled and not
-        self.computed: list[tuple[Chunk, list[Future[None]]]] = []
+        self.computed: list[tuple[Chunk, Future[None]]] = []
 
     def begin(self, task: bytes, cache: bytes) -> None:
         """Begin a phase.
@@ -79,14 +79,13 @@ class Worker:
         self.cache.read_ahead(*(self.task.reads(*each) for each in (chunk, following) if each is not None))
         self.task.run(self.cache, *chunk)
         written = self.finish()
-        self.computed.append((chunk, self.cache.take_writes()))
+        self.computed.append((chunk, self.cache.then(lambda: None)))  # which waits for the writes
         return written
 
     def finish(self) -> list[Chunk]:
         """Wait until the data of all computed chunks is on the disk. Return those that no call has returned yet."""
-        for _, writes in self.computed:
-            for write in writes:
-                write.result()
+        for _, written in self.computed:
+            written.result()
         finished = [chunk for chunk, _ in self.computed]
         self.computed.clear()
         return finished
