@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from tests.object_stores import Server
 
 FRAMES = 12
 CHUNKS = [(0, 4), (4, 8), (8, 12)]
+Use = Callable[[], object]
 
 pytest.importorskip("obstore")
 from stages.base.object_store import ObjectJournal, ObjectStore  # noqa: E402
@@ -87,7 +89,12 @@ def test_marks_that_a_kill_left_folded_and_in_groups_count_once(moto: Server) ->
 
 def test_a_bucket_that_does_not_exist_is_named(moto: Server) -> None:
     store = ObjectStore("s3://no-such-bucket/job.zarr")
-    for use in (lambda: store.children(""), lambda: store.put("a", b""), lambda: store.lock(str).__enter__()):
+    uses: list[Callable[[], object]] = [
+        lambda: store.children(""),
+        lambda: store.put("a", b""),
+        store.lock(str).__enter__,
+    ]
+    for use in uses:
         with pytest.raises(DiffSynthError, match=r"s3://no-such-bucket/job.zarr: .*NoSuchBucket") as error:
             use()
         assert "\n" not in error.value.message and "AWS_ENDPOINT_URL" in error.value.hint
@@ -107,7 +114,8 @@ def test_a_server_that_does_not_answer_is_named(moto: Server, monkeypatch: pytes
     url = str(array.store)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     broken = FrameCache(url)
-    for use in (lambda: broken["frames"], lambda: broken.create(ArraySpec("frames", (2, 1), "uint8"))):
+    uses: list[Use] = [lambda: broken["frames"], lambda: broken.create(ArraySpec("frames", (2, 1), "uint8"))]
+    for use in uses:
         with pytest.raises(DiffSynthError, match="the store cannot be reached") as error:
             use()
         assert "\n" not in error.value.message and "resume" in error.value.hint
