@@ -165,4 +165,5 @@ def _unchecked(kind: object) -> Callable[[str], object]:
 
 
 DEVICE_OPTION = options_of(MachineSettings, MACHINE, ["device"])
+SMOOTHING_OPTIONS = options_of(MachineSettings, MACHINE, ["device", "compile"])
 MACHINE_OPTIONS = options_of(MachineSettings, MACHINE, overrides=True)

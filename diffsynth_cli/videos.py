@@ -41,6 +41,7 @@ def smooth(
     patch_size: int = 5,
     guide_weight: float = 1.0,
     device: str = "auto",
+    compile: bool = False,
     report: FilePath | None = None,
     restart: bool = False,
     force: bool = False,
@@ -60,6 +61,7 @@ def smooth(
         patch_size: Side of matched patches in pixels, odd.
         guide_weight: Weight of the guide in matching.
         device: auto, cpu, cuda or cuda:N.
+        compile: Compile smoothing on a GPU, which takes minutes at the start.
         report: Where to write a .png sheet of the places that changed most.
         restart: Redo everything, even if the output is complete.
         force: Overwrite existing files, but never an input.
@@ -76,8 +78,9 @@ def smooth(
     config = {"window": window, "strength": strength, "detail": detail, **matching}
     mode, sheet, reporter = member(Mode, mode, "mode"), as_path(report), reporter or SilentReporter()
     smoothing = Smoothing(
-        as_path(guide), Path(style), Path(output), config, mode is Mode.INTERPOLATE, device=device, offset=offset
-    )
+        as_path(guide), Path(style), Path(output), config, mode is Mode.INTERPOLATE, device=device, offset=offset,
+        compiled=compile,
+    )  # fmt: skip
     _check_smoothing(smoothing)
     if sheet is not None:
         change_report.check_report(sheet, mode, [*smoothing.inputs, smoothing.output], force)
@@ -95,7 +98,7 @@ def _arguments(smoothing: Smoothing, mode: Mode, force: bool) -> str:
     options = {"mode": mode, **smoothing.config, "device": smoothing.device, "offset": offset}
     words = [f"--{name.replace('_', '-')}={value}" for name, value in options.items() if value != "auto"]
     paths = [*map(as_argument, smoothing.inputs), "-o", as_argument(smoothing.output)]
-    return shlex.join([*paths, *words, *["--force"] * force])
+    return shlex.join([*paths, *words, *["--compile"] * smoothing.compiled, *["--force"] * force])
 
 
 def _check_smoothing(smoothing: Smoothing) -> None:

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,7 @@ class PassTask(Task):
 
 
 def check(run: Run[Job], footage: Footage) -> list[ArraySpec]:
-    job, task = run.job, _task(run.job, footage.count or 1)
+    job, task = run.job, _task(run.job, footage.count or 1, compiled=False)
     check_device(job.device)
     if isinstance(task, SmoothTask):
         build(task.smoother.name, dict(task.smoother.config), [], [])
@@ -52,20 +53,22 @@ def check(run: Run[Job], footage: Footage) -> list[ArraySpec]:
 
 def plan(run: Run[Job], resume: bool) -> Plan:
     shape = run.cache["rendered"].shape
-    task = _task(run.job, shape[0])
+    begun: Values = run.cache["deflickered"].attrs.asdict() if resume else {}
+    compiled = run.options.compiled or begun.get("compiled", False)  # what is resumed rounds as it did
+    task = _task(run.job, shape[0], compiled)
     if isinstance(task, SmoothTask) and SMOOTHERS[task.smoother.name].on_gpu:
         pick_gpu(run.job.device)  # fail on a missing GPU before any work starts
     return Plan(
         frames=shape[0],
         arrays=[ArraySpec("deflickered", shape, "uint8")],
         phases=[Phase("smooth", shape[0], task)],
-        begin=_forget_outputs,
+        begin=partial(_begin, compiled=compiled),
     )
 
 
-def _task(job: Job, frames: int) -> SmoothTask | PassTask:
+def _task(job: Job, frames: int, compiled: bool) -> SmoothTask | PassTask:
     if job.post_smoother is not None:
-        return _smoothed(ChunkSmoother(job.post_smoother, job.post_smoother_config, job.device))
+        return _smoothed(ChunkSmoother(job.post_smoother, job.post_smoother_config, job.device, compiled))
     if job.extra_deflickering_range:  # Ebsynth's, as published, whatever the job's smoother is
         reach = min(job.extra_deflickering_range, frames - 1)
         return _smoothed(ChunkSmoother(Ebsynth.name, {"smooth_index": [*range(-reach, reach + 1)]}, job.device))
@@ -141,7 +144,9 @@ def _files(output: Path) -> list[Path]:
     return frame_files(output) if output.is_dir() else [output]
 
 
-def _forget_outputs(cache: FrameCache) -> None:
+def _begin(cache: FrameCache, compiled: bool) -> None:
+    """Note how the frames are smoothed, and forget the outputs of an earlier run."""
+    cache["deflickered"].attrs["compiled"] = compiled
     for output in (VIDEO, FRAMES):
         _note_path(output, cache).unlink(missing_ok=True)
 

@@ -22,7 +22,7 @@ from stages.base.json_types import Values
 from stages.smoothers import SMOOTHERS, Frames, Smoother, build, frames_on_device
 from stages.video import Shot, fit
 
-PAINT_CHUNK = 2  # frames that are painted at once
+PAINT_CHUNK = 4  # frames that are painted at once, most of them from two keyframes
 KEPT_FRAMES = 4  # of those that a smoother has read, per video
 
 
@@ -111,11 +111,12 @@ class ChunkSmoother:
     name: str
     config: Values
     device: str
+    compiled: bool = False
     _smoother: Smoother | None = field(default=None, init=False, repr=False)
     _next: int = field(default=0, init=False, repr=False)
 
-    def __reduce__(self) -> tuple[type[ChunkSmoother], tuple[str, Values, str]]:
-        return ChunkSmoother, (self.name, self.config, self.device)  # another process builds its own
+    def __reduce__(self) -> tuple[type[ChunkSmoother], tuple[str, Values, str, bool]]:
+        return ChunkSmoother, (self.name, self.config, self.device, self.compiled)  # another process builds its own
 
     @property
     def chunk(self) -> int:
@@ -127,7 +128,7 @@ class ChunkSmoother:
         if self._smoother is None or self._next != start:
             ahead = ReadAhead(styles)
             guides = ahead if guides is styles else ReadAhead(guides)
-            self._smoother = build(self.name, dict(self.config), guides, ahead, self.device)
+            self._smoother = build(self.name, dict(self.config), guides, ahead, self.device, compiled=self.compiled)
         self._next = stop
         return self._smoother.smooth(start, stop)
 
@@ -188,6 +189,6 @@ class PaintTask(Task):
 
         guides, styles = (frames_on_device(cache[name], self.device) for name in (self.guides, self.styles))
         painter = Interpolator(guides, styles, self.keys, self.patch_size)
-        frames, unseen = zip(*(painter.paint(index) for index in range(start, stop)), strict=True)
+        frames, unseen = zip(*painter.paint(range(start, stop)), strict=True)
         cache[self.target].write(start, np.stack(frames))
         cache[self.unseen].write(start, np.array(unseen, np.float32))

@@ -248,7 +248,7 @@ def _step_phases(plan: RenderPlan, step: int) -> list[Phase]:
     name, keys = f"{STEP} {step + 1}/{plan.steps}", len(plan.keys)
     phases = [Phase(name, keys, StepTask(plan, step))]
     if plan.smoother is not None and plan.is_smoothed(step):
-        smoother = ChunkSmoother(*plan.smoother, plan.settings.models.device)
+        smoother = ChunkSmoother(*plan.smoother, plan.settings.models.device, plan.settings.compiled)
         phases.append(Phase(f"{name}: smooth", keys, SmoothStepTask(plan, step, smoother)))
     return [*phases[:-1], replace(phases[-1], drops=plan.drops(step))]
 
@@ -258,7 +258,7 @@ def _paint_phase(plan: RenderPlan) -> Phase:
 
     device = plan.settings.models.device
     task = PaintTask("frames", "keyframes", plan.keys, "rendered", "unseen", device, PATCH)
-    return Phase("paint the frames between", plan.frames, task, drops=("keyframes",))
+    return Phase("paint frames between keyframes", plan.frames, task, drops=("keyframes",))
 
 
 def deliver(run: Run[Job], fingerprint: str) -> None:

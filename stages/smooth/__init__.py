@@ -133,11 +133,14 @@ def plan(run: Run[Smoothing], resume: bool) -> Plan:
         check_shape(open_source(smoothing.guide), style.height, style.width)
     if resume:
         count, notes, guidance = len(cache["smoothed"]), {}, recorded_guidance(run)
+        compiled = smoothing.compiled or bool(cache["smoothed"].attrs.get("compiled"))  # it rounds as it did
+        run = replace(run, job=replace(smoothing, compiled=compiled))
     else:
         guidance = find_guidance(run)
         times, clock = frame_times(guidance, run)
         _warn_of_padding(smoothing, style, run.reporter)
-        count, notes = len(times), {**describe(clock, times), **asdict(guidance)}
+        count = len(times)
+        notes = {**describe(clock, times), **asdict(guidance), "compiled": smoothing.compiled}
     work = (_painting if smoothing.interpolate else _smoothing)(run, guidance, count)
     images = [ArraySpec(task.target, (frames, style.height, style.width, 3), "uint8") for _, frames, task in work]
     shares = [ArraySpec("unseen", (count,), "float32")] if smoothing.interpolate else []
@@ -156,7 +159,7 @@ def _smoothing(run: Run[Smoothing], guidance: Guidance, count: int) -> list[Work
         shots = GuideShots(smoothing.guide, smoothing.style, guidance.offset)
         work.append(("decode the guide", count, DecodeTask(str(smoothing.guide), shots, "guides")))
     style = DecodeTask(str(smoothing.style), partial(_shots, smoothing.style), "styles")
-    smoother = ChunkSmoother(SMOOTHER, smoothing.config, smoothing.device)
+    smoother = ChunkSmoother(SMOOTHER, smoothing.config, smoothing.device, smoothing.compiled)
     task = SmoothTask(smoother, "guides" if work else "styles", "styles", "smoothed")
     return [*work, ("decode the style", count, style), ("smooth", count, task)]
 
@@ -168,7 +171,7 @@ def _painting(run: Run[Smoothing], guidance: Guidance, count: int) -> list[Work]
     guide = DecodeTask(str(smoothing.guide), partial(_shots, smoothing.guide), "guides")
     style = DecodeTask(str(smoothing.style), partial(_shots, smoothing.style, first), "styles")
     task = PaintTask("guides", "styles", keys, "smoothed", "unseen", smoothing.device, smoothing.config["patch_size"])
-    return [("decode the guide", count, guide), ("decode the style", len(keys), style), ("paint", count, task)]
+    return [("decode the guide", count, guide), ("decode the style", len(keys), style), ("paint frames", count, task)]
 
 
 def _warn_of_padding(smoothing: Smoothing, style: Source, reporter: Reporter) -> None:

@@ -23,6 +23,7 @@ class Smoothing:
         interpolate: `style` holds keyframes, named by their frame numbers in the guide; the other frames are painted.
         device: auto, cpu, cuda or cuda:N.
         offset: Frames by which the style is ahead of the guide. None to detect it.
+        compiled: Compile smoothing on a GPU.
     """
 
     guide: Path | None
@@ -32,6 +33,7 @@ class Smoothing:
     interpolate: bool = False
     device: str = "auto"
     offset: float | None = None
+    compiled: bool = False
 
     @property
     def makes_video(self) -> bool:
