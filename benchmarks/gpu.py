@@ -92,7 +92,7 @@ def steps(report: Path) -> list[Step]:
     return [
         Step("Build the library for this GPU", ["sh", "-c", install], 4, "nvcc", emulate),
         Step("Tests of the library on CUDA", [*on_card, "tests/native"], 3, small=emulated),
-        Step("Tests of everything else that needs a GPU", [*on_card, "tests", "--ignore", "tests/native"], 4),
+        Step("Tests of everything else that needs a GPU", [*on_card, "tests", "--ignore", "tests/native"], 8),
         *(
             Step(
                 f"compute-sanitizer, {tool}",
@@ -116,13 +116,21 @@ def steps(report: Path) -> list[Step]:
             3,
             small=benchmark("emulated", "--side", "32"),
         ),
-        Step(
-            "Smoothing a long video",
-            benchmark("smoothing", "--devices", "cuda", "--lengths", "236", "--size", "512", "768", "--window", "30"),
-            4,
-            small=benchmark("smoothing", "--lengths", "8", "--size", "64", "96", "--window", "4"),
-        ),
+        *smoothings(),
         *renders(),
+    ]
+
+
+def smoothings() -> list[Step]:
+    """Return the steps that smooth videos and paint between keyframes. Two lengths show how long the start takes."""
+    long = ("smoothing", "--devices", "cuda", "--lengths", "60", "236", "--size", "512", "768", "--window", "30")
+    small = ("smoothing", "--lengths", "8", "--size", "64", "96", "--window", "4")
+    compiled, keyframes = benchmark(*long, "--compile"), ("--keyframes", "4")
+    return [
+        Step("Smoothing a long video", benchmark(*long), 4, small=benchmark(*small)),
+        Step("Painting between keyframes", benchmark(*long, *keyframes), 4, small=benchmark(*small, *keyframes)),
+        Step("Compiled smoothing", compiled, 6, small=benchmark(*small, "--compile")),
+        Step("Compiled smoothing with CUDA graphs", ["env", "TORCHINDUCTOR_CUDAGRAPHS=1", *compiled], 6),
     ]
 
 

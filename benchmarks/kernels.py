@@ -1,8 +1,12 @@
-"""Count the kernels that torch launches for a frame. No GPU is needed: tensors are simulated and have no contents."""
+"""Count the kernels that torch launches for a frame, and the memory that it takes.
+
+No GPU is needed: tensors are simulated and have no contents.
+"""
 
 from __future__ import annotations
 
 import sys
+import weakref
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -33,12 +37,21 @@ class KernelCount(TorchDispatchMode):
     Attributes:
         kernels: The count by function of this project (module and name).
         waits: The count of operations whose result the CPU has to wait for, by function.
+        live_bytes, peak_bytes: Memory of a GPU's tensors, now and at most, without what torch's allocator adds.
     """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch has no type for it
         self.kernels: Counter[str] = Counter()
         self.waits: Counter[str] = Counter()
+        self.live_bytes = self.peak_bytes = 0
+        self._storages: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+
+    def restart(self) -> None:
+        """Forget what has been counted, but not what is still in memory."""
+        self.kernels.clear()
+        self.waits.clear()
+        self.peak_bytes = self.live_bytes
 
     def __torch_dispatch__(
         self,
@@ -53,7 +66,23 @@ class KernelCount(TorchDispatchMode):
             self.waits[_caller()] += 1
         if not (name in FREE or _is_view(func, args, result)):
             self.kernels[_caller()] += 1
+        for tensor in _tensors(result):
+            if tensor.device.type != "cpu":
+                self._hold(tensor.untyped_storage())
         return result
+
+    def _hold(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._storages:
+            return
+
+        def release(_: object) -> None:
+            del self._storages[key]
+            self.live_bytes -= size
+
+        self._storages[key] = weakref.ref(storage, release)
+        self.live_bytes += size
+        self.peak_bytes = max(self.peak_bytes, self.live_bytes)
 
 
 def _leaves_gpu(args: Sequence[object], result: object) -> bool:
@@ -90,9 +119,9 @@ def count_kernels(height: int, width: int, window: int, frames: int) -> KernelCo
     video = np.zeros((first + frames + 3 * before, height, width, 3), np.uint8)
     with simulated_gpu():
         smoother = build("PatchBlendSmoother", {"window": window}, video, video.copy(), device="cuda")
-        smoother.smooth(first - before, first)
-        counted = KernelCount()
-        with counted:
+        with KernelCount() as counted:
+            smoother.smooth(first - before, first)
+            counted.restart()
             smoother.smooth(first, first + frames)
     return counted
 

@@ -2,6 +2,7 @@
 
     python -m benchmarks.smoothing FOLDER... [--smoothers NAME...] [--devices cpu cuda]
                                              [--lengths 32 128 512] [--size HEIGHT WIDTH] [--window FRAMES]
+                                             [--compile] [--keyframes 4]
     python -m benchmarks.smoothing --pairs GUIDE STYLE [--pairs ...] [--smoothers NAME...] [--devices cpu cuda]
     python -m benchmarks.smoothing --kernels [--size HEIGHT WIDTH] [--window FRAMES]
 
@@ -10,8 +11,9 @@ frames, and those without flicker. `ends` is the squared error of the first and 
 relative to those in the middle. Compare `warp1` and `flicker` with those of the truth: lower values
 are due to blur. A pair is a video and its stylised version without known truth. Lost and invented
 detail are measured; `light` is the mean absolute second difference of the mean level of frames.
-With --lengths, `diffsynth smooth` runs on a generated video in a process of its own. With --kernels,
-the kernels that PatchBlendSmoother launches on a GPU are counted; this needs no GPU.
+With --lengths, `diffsynth smooth` runs on a generated video in a process of its own; with --keyframes
+N, it paints the frames between every Nth one. With --kernels, the kernels that PatchBlendSmoother
+launches on a GPU are counted; this needs no GPU.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from collections.abc import Iterable
 from fractions import Fraction
 from itertools import product
 from pathlib import Path
@@ -33,7 +36,7 @@ from stages.base.arrays import Image, Images
 from stages.base.json_types import JsonObject
 from stages.smoothers import build
 from stages.smoothers.images.metrics import Curves, measure
-from stages.video import Encoding, encode, fit, open_source
+from stages.video import Encoding, encode, fit, open_source, save_png
 
 SMOOTHERS: dict[str, tuple[str, JsonObject]] = {
     "PatchBlend": ("PatchBlendSmoother", {}),
@@ -52,6 +55,8 @@ def main() -> None:
     parser.add_argument("--smoothers", nargs="+", choices=SMOOTHERS, default=list(SMOOTHERS))
     parser.add_argument("--devices", nargs="+", default=["cpu"])
     parser.add_argument("--lengths", nargs="*", type=int, default=[])
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--keyframes", type=int, default=0, metavar="N")
     parser.add_argument("--kernels", action="store_true")
     parser.add_argument("--window", type=int, default=15)
     parser.add_argument("--size", type=int, nargs=2, default=(128, 160), metavar=("HEIGHT", "WIDTH"))
@@ -71,7 +76,8 @@ def main() -> None:
     if given.kernels:
         out.print(kernels(height, width, given.window))
     for device in given.devices if given.lengths else ():
-        out.print(lengths(given.lengths, height, width, ["--device", device, "--window", str(given.window)]))
+        options = ["--device", device, "--window", str(given.window), *["--compile"] * given.compile]
+        out.print(lengths(given.lengths, height, width, given.keyframes, options))
 
 
 def compare(folder: Path, smoothers: list[tuple[str, str]], table: Table) -> None:
@@ -136,27 +142,41 @@ def load(folder: Path) -> Images:
     return np.stack([shot.image() for shot in open_source(folder).shots()])
 
 
-def lengths(counts: list[int], height: int, width: int, options: list[str]) -> Table:
+def lengths(counts: list[int], height: int, width: int, keyframes: int, options: list[str]) -> Table:
     """Measure time per frame and peak memory by number of frames."""
+    options = [*options, *["--mode", "interpolate"] * bool(keyframes)]
     title = f"diffsynth smooth {' '.join(options)}, {width}×{height}"
     table = Table("frames", "total seconds", "ms per frame", "peak MB", title=title)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for count in counts:
-            guide, style = folder / f"guide{count}.mp4", folder / f"style{count}.mp4"
+            guide = folder / f"guide{count}.mp4"
             encode(guide, (scene(index, height, width) for index in range(count)), Encoding(Fraction(25)))
-            encode(style, (flickering(index, height, width) for index in range(count)), Encoding(Fraction(25)))
+            style = folder / f"style{count}.mp4"
+            if keyframes:
+                style = write_keyframes(folder / f"keys{count}", range(0, count, keyframes), height, width)
+            else:
+                encode(style, (flickering(index, height, width) for index in range(count)), Encoding(Fraction(25)))
             arguments = ["smooth", str(guide), str(style), "-o", str(folder / f"out{count}.mp4"), "-q", *options]
             seconds, peak = run(arguments)
             table.add_row(str(count), f"{seconds:.1f}", f"{1e3 * seconds / count:.0f}", f"{peak:.0f}")
     return table
 
 
+def write_keyframes(folder: Path, indexes: Iterable[int], height: int, width: int) -> Path:
+    """Write frames with inverted colours as images, named by their numbers, and return the folder."""
+    folder.mkdir()
+    for index in indexes:
+        save_png(folder / f"{index:05d}.png", 255 - scene(index, height, width), "keyframe")
+    return folder
+
+
 def kernels(height: int, width: int, window: int) -> Table:
-    """List the functions that launch kernels on a GPU, most first."""
-    found = count_kernels(height, width, window, COUNTED_FRAMES).kernels
-    table = Table("function", "kernels per frame", title=f"PatchBlendSmoother, {width}×{height}, window {window}")
-    for function, count in (("all", found.total()), *found.most_common()):
+    """List the functions that launch kernels on a GPU, most first, and the memory of its tensors."""
+    found = count_kernels(height, width, window, COUNTED_FRAMES)
+    title = f"PatchBlendSmoother, {width}×{height}, window {window}, {found.peak_bytes / 2**20:.0f} MB of GPU memory"
+    table = Table("function", "kernels per frame", title=title)
+    for function, count in (("all", found.kernels.total()), *found.kernels.most_common()):
         table.add_row(function, f"{count / COUNTED_FRAMES:.1f}")
     return table
 

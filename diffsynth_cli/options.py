@@ -205,4 +205,5 @@ def _unchecked(kind: object) -> Callable[[str], object]:
 
 DEVICE_OPTION = options_of(MachineSettings, MACHINE, ["device"])
 CACHE_OPTION = options_of(MachineSettings, MACHINE, ["cache"], overrides=True)
+SMOOTHING_OPTIONS = options_of(MachineSettings, MACHINE, ["device", "compile"])
 MACHINE_OPTIONS = options_of(MachineSettings, MACHINE, overrides=True)

@@ -43,6 +43,7 @@ def smooth(
     patch_size: int = 5,
     guide_weight: float = 1.0,
     device: str = "auto",
+    compile: bool = False,
     report: FilePath | None = None,
     restart: bool = False,
     force: bool = False,
@@ -63,6 +64,7 @@ def smooth(
         patch_size: Side of matched patches in pixels, odd.
         guide_weight: Weight of the guide in matching.
         device: auto, cpu, cuda or cuda:N.
+        compile: Compile smoothing on a GPU, which takes minutes at the start.
         report: Where to write a .png sheet of the places that changed most.
         restart: Redo everything, even if the output is complete.
         force: Overwrite existing files, but never an input.
@@ -87,6 +89,7 @@ def smooth(
         device=device,
         offset=offset,
         scenes=scenes,
+        compiled=compile,
     )
     _check_smoothing(smoothing)
     if sheet is not None:
@@ -107,7 +110,7 @@ def _arguments(smoothing: Smoothing, mode: Mode, force: bool) -> str:
     if smoothing.scenes is not None:
         words.append(f"--scenes={'auto' if smoothing.scenes == 'auto' else ','.join(map(str, smoothing.scenes))}")
     paths = [*map(as_argument, smoothing.inputs), "-o", as_argument(smoothing.output)]
-    return shlex.join([*paths, *words, *["--force"] * force])
+    return shlex.join([*paths, *words, *["--compile"] * smoothing.compiled, *["--force"] * force])
 
 
 def _check_smoothing(smoothing: Smoothing) -> None:

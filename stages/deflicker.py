@@ -42,7 +42,7 @@ class PassTask(Task):
 
 
 def check(run: Run[Job], footage: Footage) -> list[ArraySpec]:
-    job, task = run.job, _task(run.job, footage.count or 1)
+    job, task = run.job, _task(run.job, footage.count or 1, compiled=False)
     run.engine.call(partial(check_device, job.device))
     if isinstance(task, SmoothTask):
         build(task.smoother.name, dict(task.smoother.config), [], [])
@@ -55,14 +55,16 @@ def check(run: Run[Job], footage: Footage) -> list[ArraySpec]:
 
 def plan(run: Run[Job], resume: bool) -> Plan:
     shape, cuts = run.cache["rendered"].shape, recorded_cuts(run.job, run.cache)
-    task = _task(run.job, shape[0], cuts)
+    begun: Values = run.cache["deflickered"].attrs.asdict() if resume else {}
+    compiled = run.options.compiled or begun.get("compiled", False)  # what is resumed rounds as it did
+    task = _task(run.job, shape[0], compiled=compiled, cuts=cuts)
     if isinstance(task, SmoothTask) and SMOOTHERS[task.smoother.name].on_gpu:
         run.engine.call(partial(_try_gpu, run.job.device))
     return Plan(
         frames=shape[0],
         arrays=[ArraySpec("deflickered", shape, "uint8")],
         phases=[Phase("smooth", shape[0], task, cuts=cuts)],
-        begin=_forget_outputs,
+        begin=partial(_begin, compiled=compiled),
     )
 
 
@@ -71,9 +73,9 @@ def _try_gpu(device: str) -> None:
     pick_gpu(device)
 
 
-def _task(job: Job, frames: int, cuts: Sequence[int] = ()) -> SmoothTask | PassTask:
+def _task(job: Job, frames: int, *, compiled: bool, cuts: Sequence[int] = ()) -> SmoothTask | PassTask:
     if job.post_smoother is not None:
-        return _smoothed(ChunkSmoother(job.post_smoother, job.post_smoother_config, job.device), cuts)
+        return _smoothed(ChunkSmoother(job.post_smoother, job.post_smoother_config, job.device, compiled), cuts)
     if job.extra_deflickering_range:  # Ebsynth's, as published, whatever the job's smoother is
         reach = min(job.extra_deflickering_range, frames - 1)
         return _smoothed(ChunkSmoother(Ebsynth.name, {"smooth_index": [*range(-reach, reach + 1)]}, job.device), cuts)
@@ -144,7 +146,9 @@ def _files(output: Path) -> list[Path]:
     return frame_files(output) if output.is_dir() else [output]
 
 
-def _forget_outputs(cache: FrameCache) -> None:
+def _begin(cache: FrameCache, compiled: bool) -> None:
+    """Note how the frames are smoothed, and forget the outputs of an earlier run."""
+    cache["deflickered"].attrs["compiled"] = compiled
     for output in (VIDEO, FRAMES):
         cache.store.delete(receipt_name(Path(output).stem))
 

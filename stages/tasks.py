@@ -24,7 +24,7 @@ from stages.base.scenes import scene_of
 from stages.smoothers import SMOOTHERS, Frames, Smoother, build, frames_on_device
 from stages.video import Shot, fit
 
-PAINT_CHUNK = 2  # frames that are painted at once
+PAINT_CHUNK = 4  # frames that are painted at once, most of them from two keyframes
 KEPT_FRAMES = 4  # of those that a smoother has read, per video
 
 
@@ -129,11 +129,12 @@ class ChunkSmoother:
     name: str
     config: Values
     device: str
+    compiled: bool = False
     _smoother: Smoother | None = field(default=None, init=False, repr=False)
     _next: int = field(default=0, init=False, repr=False)
 
-    def __reduce__(self) -> tuple[type[ChunkSmoother], tuple[str, Values, str]]:
-        return ChunkSmoother, (self.name, self.config, self.device)  # another process builds its own
+    def __reduce__(self) -> tuple[type[ChunkSmoother], tuple[str, Values, str, bool]]:
+        return ChunkSmoother, (self.name, self.config, self.device, self.compiled)  # another process builds its own
 
     @property
     def chunk(self) -> int:
@@ -158,7 +159,7 @@ class ChunkSmoother:
         if self._smoother is None or start == first or self._next != start:
             ahead = ReadAhead(styles)
             guides = ahead if guides is styles else ReadAhead(guides)
-            self._smoother = build(self.name, dict(self.config), guides, ahead, self.device)
+            self._smoother = build(self.name, dict(self.config), guides, ahead, self.device, compiled=self.compiled)
         self._next = stop
         return self._smoother.smooth(start - first, stop - first)
 
@@ -231,6 +232,6 @@ class PaintTask(Task):
         guides = frames_on_device(cache[self.guides], self.device)
         styles = frames_on_device(Picked(cache[self.styles], inside), self.device)
         painter = Interpolator(guides, styles, self.keys[inside.start : inside.stop], self.patch_size)
-        frames, unseen = zip(*(painter.paint(index) for index in range(start, stop)), strict=True)
+        frames, unseen = zip(*painter.paint(range(start, stop)), strict=True)
         cache[self.target].write(start, np.stack(frames))
         cache[self.unseen].write(start, np.array(unseen, np.float32))

@@ -68,6 +68,13 @@ MUTANTS = (
     Mutant(
         "a row counts twice in sums over patches", "cuda.cu", "to[c] = (float)sum;", "to[c] = (float)(sum + from[c]);"
     ),
+    Mutant("no barrier between rows and columns", "cuda_box.cuh", "    __syncthreads();\n", ""),
+    Mutant(
+        "nothing stands for what is beyond the border",
+        "cuda_box.cuh",
+        "return common + before + after;",
+        "return common + before;",
+    ),
     Mutant("a tile is read past its end", "cuda_search.cuh", "lane < width;", "lane <= width;"),
     Mutant("usage is not taken back", "cuda_search.cuh", "atomicSub(level.used", "(void)(level.used"),
     Mutant(

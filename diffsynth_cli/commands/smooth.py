@@ -11,9 +11,9 @@ import typer
 from diffsynth_cli import videos as videos_api
 from diffsynth_cli.console import reporter
 from diffsynth_cli.options import (
-    DEVICE_OPTION,
     INPUT,
     OUTPUT,
+    SMOOTHING_OPTIONS,
     Debug,
     Force,
     Json,
@@ -117,7 +117,7 @@ Report = Annotated[
 RestartOption = Annotated[bool, typer.Option("--restart", help="Redo everything, even if the output is complete.")]
 
 
-@with_options(*SMOOTHER_OPTIONS, *DEVICE_OPTION)
+@with_options(*SMOOTHER_OPTIONS, *SMOOTHING_OPTIONS)
 def smooth(
     videos: VideosArgument,
     *,

@@ -128,13 +128,14 @@ class CpuBackend {
     }
   }
 
-  // As plain_box. Sums along rows and along columns commute, so two passes over the memory suffice.
-  // `most` is the largest possible sum; larger ones than 32 bits need plain_box, which saturates.
-  void box(uint32_t *out, const uint32_t *in, uint32_t *scratch, int batch, int height, int width, int patch, int times, int64_t most) {
-    if (most > UINT32_MAX) return plain_box(*this, out, in, scratch, batch, height, width, patch, times);
+  // Sums along rows and along columns commute, so two passes over the memory suffice.
+  void box(uint32_t *out, const uint32_t *in, int batch, int height, int width, int patch, int times, int64_t most) {
+    if (most > UINT32_MAX) return saturating_box(out, in, batch, height, width, patch, times);
     const int strips = (width + kStrip - 1) / kStrip;
     const size_t pixels = (size_t)height * width;
-    Buffer<uint32_t> row_sums = buffer<uint32_t>((size_t)width * threads_), sums = buffer<uint32_t>(pixels * batch);
+    Buffer<uint32_t> row_sums = buffer<uint32_t>((size_t)width * threads_), along_rows = buffer<uint32_t>(pixels * batch);
+    Buffer<uint32_t> sums = buffer<uint32_t>(pixels * batch);
+    uint32_t *scratch = along_rows.data();
 #pragma omp parallel num_threads(batch * pixels < kMinParallel ? 1 : threads_)
     {
 #pragma omp for schedule(dynamic, 16)
@@ -193,6 +194,14 @@ class CpuBackend {
   }
 
  private:
+  void saturating_box(uint32_t *out, const uint32_t *in, int batch, int height, int width, int patch, int times) {
+    Buffer<uint32_t> along_rows = buffer<uint32_t>((size_t)batch * height * width);
+    for (int k = 0; k < times; ++k) {
+      each(batch, height, width, BoxSum{along_rows.data(), k ? out : in, height, width, patch, true, k > 0});
+      each(batch, height, width, BoxSum{out, along_rows.data(), height, width, patch, false, k > 0});
+    }
+  }
+
   static int thread() {
 #ifdef _OPENMP
     return omp_get_thread_num();

@@ -5,6 +5,7 @@
 #include <type_traits>
 
 #include "context.h"
+#include "cuda_box.cuh"
 #include "cuda_memory.cuh"
 #include "cuda_search.cuh"
 #include "solver.h"
@@ -164,8 +165,10 @@ class CudaBackend {
     each(batch, height, width, SumColumn{out, by_row.data(), height, width, stride, patch});
   }
 
-  void box(uint32_t *out, const uint32_t *in, uint32_t *scratch, int batch, int height, int width, int patch, int times, int64_t) {
-    plain_box(*this, out, in, scratch, batch, height, width, patch, times);
+  void box(uint32_t *out, const uint32_t *in, int batch, int height, int width, int patch, int times, int64_t) {
+    if (batch <= 0 || height <= 0 || width <= 0) return;
+    const dim3 blocks = grid((width + kBoxSide - 1) / kBoxSide, (height + kBoxSide - 1) / kBoxSide, batch);
+    launch(pool_.stream, blocks, dim3(kBoxSide, kBoxRows), box_kernel, Box{out, in, batch, height, width, patch / 2, times == 2});
   }
 
   void count(const Level &l, uint32_t *used) {

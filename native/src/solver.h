@@ -5,7 +5,8 @@
 //   errors(level)                     patch errors of the field
 //   sweep(level, forward, shift, colour, key)   PatchMatch over the tiles of one colour, or of all
 //   count(level, used)                how many field entries point to each source pixel
-//   box(out, in, scratch, ..., times, most)   like plain_box, but faster; no sum exceeds `most`
+//   box(out, in, batch, height, width, patch, times, most)   sums over squares of `patch` pixels, applied once or twice. The
+//       first time, outside is 0; the second time, the nearest pixel. Sums beyond 32 bits saturate; none exceeds `most`.
 //   sums(...)                         sums of features over patches, for early rejection
 //   vote(batch, height, width, op)    like each(), but faster
 //   copy(to, from, bytes), progress(fraction)   progress throws to cancel
@@ -19,15 +20,6 @@
 namespace ebsynth {
 
 constexpr int kSlack = 64;  // bytes that vector loads may read beyond features
-
-// Box sums along both axes, applied `times` (1 or 2) times. The second time, the nearest pixel is repeated outside.
-template <class Backend>
-void plain_box(Backend &backend, uint32_t *out, const uint32_t *in, uint32_t *scratch, int batch, int height, int width, int patch, int times) {
-  for (int k = 0; k < times; ++k) {
-    backend.each(batch, height, width, BoxSum{scratch, k ? out : in, height, width, patch, true, k > 0});
-    backend.each(batch, height, width, BoxSum{out, scratch, height, width, patch, false, k > 0});
-  }
-}
 
 // Features with `border` pixels around that repeat the nearest pixel or (zero) are `none`.
 template <class Backend>
@@ -158,10 +150,9 @@ class Solver {
     level.source_sums = sums(source_, patch, level.source_height, level.source_width);
     level.target_sums = sums(target_, patch, level.target_height, level.target_width);
     const size_t pixels = (size_t)p_.batch * level.source_height * level.source_width;
-    Buffer<uint32_t> used, usage, scratch;
+    Buffer<uint32_t> used, usage;
     if (uniform) {
       used = backend_.template buffer<uint32_t>(pixels), usage = backend_.template buffer<uint32_t>(pixels);
-      scratch = backend_.template buffer<uint32_t>(pixels);
       backend_.count(level, used.data());
       level.used = used.data(), level.usage = usage.data();
       level.usage_cost = usage_cost(level);
@@ -174,7 +165,7 @@ class Solver {
       if (!uniform) backend_.sweep(level, forward, shift, kAllColours, key);
       for (int colour = 0; uniform && colour < kColours; ++colour) {
         // For each source pixel, sums over its patch how many patches of the field cover each pixel.
-        backend_.box(usage.data(), used.data(), scratch.data(), p_.batch, level.source_height, level.source_width, patch, 2, most);
+        backend_.box(usage.data(), used.data(), p_.batch, level.source_height, level.source_width, patch, 2, most);
         backend_.sweep(level, forward, shift, colour, key);
       }
     }
@@ -226,9 +217,8 @@ class Solver {
                                        border_, stride, p_.style_channels, patch});
     if (find_active) {
       Buffer<uint32_t> moved = backend_.template buffer<uint32_t>(pixels), sum = backend_.template buffer<uint32_t>(pixels);
-      Buffer<uint32_t> scratch = backend_.template buffer<uint32_t>(pixels);
       backend_.each(p_.batch, h, w, Moved{moved.data(), style_.data(), style.data(), h, w, p_.style_channels, p_.threshold});
-      backend_.box(sum.data(), moved.data(), scratch.data(), p_.batch, h, w, patch, 1, patch * patch);
+      backend_.box(sum.data(), moved.data(), p_.batch, h, w, patch, 1, patch * patch);
       active_ = backend_.template buffer<uint8_t>(pixels);
       backend_.each(p_.batch, h, w, IsNotZero{active_.data(), sum.data(), h, w});
       all_active_ = false;

@@ -125,7 +125,7 @@ class Options:
     Args:
         batch_size: Groups of frames per pass. None for as many as fit in memory.
         low_vram: Offload idle networks to CPU memory.
-        compiled: Compile the networks before the first pass.
+        compiled: Compile networks before the first pass, and smoothing on a GPU.
         backend: The attention backend. auto: the fastest, which is measured.
     """
 

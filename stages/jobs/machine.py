@@ -35,7 +35,7 @@ class MachineSettings(Strict):
     low_vram: bool = False
     """Offload idle networks to CPU memory. Needs less GPU memory but takes longer."""
     compile: bool = False
-    """Compile the networks, which takes minutes at the start. Meant for GPUs."""
+    """Compile networks and, on a GPU, smoothing, which takes minutes at the start. Meant for GPUs."""
     attention_backend: Annotated[str, NameIn(BACKENDS)] = "auto"
     """Attention implementation. auto: on an NVIDIA GPU, the fastest, measured when the render starts; elsewhere sdpa,
     PyTorch's choice."""

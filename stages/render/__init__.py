@@ -266,7 +266,7 @@ def _step_phases(plan: RenderPlan, step: int) -> list[Phase]:
     name = f"{STEP} {step + 1}/{plan.steps}"
     phases = [_key_phase(name, StepTask(plan, step))]
     if plan.smoother is not None and plan.is_smoothed(step):
-        smoother = ChunkSmoother(*plan.smoother, plan.settings.models.device)
+        smoother = ChunkSmoother(*plan.smoother, plan.settings.models.device, plan.settings.compiled)
         phases.append(_key_phase(f"{name}: smooth", SmoothStepTask(plan, step, smoother)))
     return [*phases[:-1], replace(phases[-1], drops=plan.drops(step))]
 
@@ -281,7 +281,7 @@ def _paint_phase(plan: RenderPlan) -> Phase:
 
     device = plan.settings.models.device
     task = PaintTask("frames", "keyframes", plan.keys, "rendered", "unseen", device, PATCH, plan.cuts)
-    return Phase("paint the frames between", plan.frames, task, drops=("keyframes",), cuts=plan.cuts)
+    return Phase("paint frames between keyframes", plan.frames, task, drops=("keyframes",), cuts=plan.cuts)
 
 
 def deliver(run: Run[Job], fingerprint: str) -> None:

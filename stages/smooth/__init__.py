@@ -139,7 +139,10 @@ def plan(run: Run[Smoothing], resume: bool) -> Plan:
     notes: JsonObject = {}
     if resume:
         noted: Values = cache["smoothed"].attrs.asdict()
-        count, cuts, guidance = len(cache["smoothed"]), tuple(noted.get("cuts", ())), recorded_guidance(run)
+        count, guidance = len(cache["smoothed"]), recorded_guidance(run)
+        cuts = tuple(noted.get("cuts", ()))
+        compiled = smoothing.compiled or bool(noted.get("compiled"))  # it rounds as it did
+        run = replace(run, job=replace(smoothing, compiled=compiled))
     else:
         guidance = find_guidance(run)
         times, clock = frame_times(guidance, run)
@@ -148,7 +151,8 @@ def plan(run: Run[Smoothing], resume: bool) -> Plan:
         guides = _guide_shots(smoothing, guidance) or partial(_shots, smoothing.style)
         images = (shot.image() for shot in guides())
         cuts = choose_cuts(smoothing.scenes, images, count=count, stage=NAME, reporter=run.reporter)
-        notes = {**describe(clock, times), **asdict(guidance), "cuts": [*cuts]}
+        chosen = {"compiled": smoothing.compiled, "cuts": [*cuts]}
+        notes = {**describe(clock, times), **asdict(guidance), **chosen}
     work = (_painting if smoothing.interpolate else _smoothing)(run, guidance, count, cuts)
     arrays = [ArraySpec(task.target, (frames, style.height, style.width, 3), "uint8") for _, frames, task in work]
     shares = [ArraySpec("unseen", (count,), "float32")] if smoothing.interpolate else []
@@ -177,7 +181,7 @@ def _smoothing(run: Run[Smoothing], guidance: Guidance, count: int, cuts: tuple[
     if (shots := _guide_shots(smoothing, guidance)) is not None:
         work.append(("decode the guide", count, DecodeTask(str(smoothing.guide), shots, "guides")))
     style = DecodeTask(str(smoothing.style), partial(_shots, smoothing.style), "styles")
-    smoother = ChunkSmoother(SMOOTHER, smoothing.config, smoothing.device)
+    smoother = ChunkSmoother(SMOOTHER, smoothing.config, smoothing.device, smoothing.compiled)
     task = SmoothTask(smoother, "guides" if work else "styles", "styles", "smoothed", cuts)
     return [*work, ("decode the style", count, style), ("smooth", count, task)]
 
@@ -195,7 +199,7 @@ def _painting(run: Run[Smoothing], guidance: Guidance, count: int, cuts: tuple[i
     style = DecodeTask(str(smoothing.style), partial(_shots, smoothing.style, first), "styles")
     patch_size = smoothing.config["patch_size"]
     task = PaintTask("guides", "styles", keys, "smoothed", "unseen", smoothing.device, patch_size, cuts)
-    return [("decode the guide", count, guide), ("decode the style", len(keys), style), ("paint", count, task)]
+    return [("decode the guide", count, guide), ("decode the style", len(keys), style), ("paint frames", count, task)]
 
 
 def _warn_of_padding(smoothing: Smoothing, style: Source, reporter: Reporter) -> None:

@@ -25,6 +25,7 @@ class Smoothing:
         device: auto, cpu, cuda or cuda:N.
         offset: Frames by which the style is ahead of the guide. None to detect it.
         scenes: The first frame of each scene of the output after the first, auto to find them in the guide, or None.
+        compiled: Compile smoothing on a GPU.
     """
 
     guide: Path | None
@@ -35,6 +36,7 @@ class Smoothing:
     device: str = "auto"
     offset: float | None = None
     scenes: Scenes = None
+    compiled: bool = False
 
     @property
     def makes_video(self) -> bool:

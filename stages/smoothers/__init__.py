@@ -81,6 +81,10 @@ class SmootherOptions(Strict):
             device: Device of the job: auto, cpu, cuda, cuda:N or mps.
         """
 
+    def build_compiled(self, guides: Frames, styles: Frames, device: str) -> Smoother:
+        """Build the smoother with its functions of tensors compiled. By default, it has none."""
+        return self.build(guides, styles, device)
+
 
 SMOOTHERS: Registry[SmootherOptions] = Registry(
     "smoother",
@@ -91,12 +95,29 @@ SMOOTHERS: Registry[SmootherOptions] = Registry(
 )
 
 
-def build(name: str, config: Mapping[str, Json], guides: Frames, styles: Frames, device: str = "cpu") -> Smoother:
+def build(
+    name: str,
+    config: Mapping[str, Json],
+    guides: Frames,
+    styles: Frames,
+    device: str = "cpu",
+    *,
+    compiled: bool = False,
+) -> Smoother:
     """Build the smoother `name` with the options `config` for one video.
+
+    Args:
+        name: A registered name.
+        config: Its options.
+        guides: Frames of the original video.
+        styles: Frames of the stylised video.
+        device: Device of the job: auto, cpu, cuda, cuda:N or mps.
+        compiled: Compile what it does with tensors, so on an NVIDIA GPU only.
 
     Raises:
         UsageError: There is no such smoother.
         ValidationError: An option is wrong.
+        DiffSynthError: PyTorch cannot compile here.
     """
     options = SMOOTHERS[name].model_validate(config)
     if options.on_gpu:
@@ -104,7 +125,7 @@ def build(name: str, config: Mapping[str, Json], guides: Frames, styles: Frames,
         guides, styles = loaded if guides is styles else frames_on_device(guides, device), loaded
     if options.enhances_first and options.postprocessing:
         styles = CachedFrames(styles, partial(enhance, postprocessing=options.postprocessing))
-    smoother = options.build(guides, styles, device)
+    smoother = (options.build_compiled if compiled else options.build)(guides, styles, device)
     return Enhanced(smoother, options.postprocessing) if options.postprocessing else smoother
 
 

@@ -9,10 +9,9 @@ from pydantic import Field
 
 from native import binding
 from stages.base.arrays import Image, Images
-from stages.base.errors import DiffSynthError
 from stages.base.numbers import Offset
 from stages.smoothers import SMOOTHERS, Frames, PatchOptions, SmootherOptions
-from stages.smoothers.pysynth import batched, library_options, pairs_at_once
+from stages.smoothers.images.library import batched, library_errors, library_options, pairs_at_once
 
 CHANNELS = 3
 
@@ -68,7 +67,7 @@ class EbsynthSmoother:
 
     def _warped(self, sources: Sequence[int], target: int) -> Images:
         styles, guides = (np.stack([frames[index] for index in sources]) for frames in (self.styles, self.guides))
-        try:
+        with library_errors():
             painted = binding.synthesize(
                 styles,
                 guides,
@@ -77,7 +76,5 @@ class EbsynthSmoother:
                 patch_size=self.patch_size,
                 **library_options(self.device),
             )
-        except binding.EbsynthError as error:
-            raise DiffSynthError(str(error)) from error
         images: Images = painted.image
         return images

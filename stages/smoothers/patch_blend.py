@@ -10,6 +10,7 @@ make up for averaging. docs/smoothers.md gives reasons and measurements.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 
 import numpy as np
 from array_api_compat import array_namespace
@@ -19,9 +20,10 @@ from stages.base.arrays import Image, Images
 from stages.smoothers import SMOOTHERS, Frames, PatchSize, SmootherOptions
 from stages.smoothers.images.evidence import FINE, flicker_level, flicker_line, keep_structure, misfit, support
 from stages.smoothers.images.light import WindowLight
-from stages.smoothers.images.matching import PATCH, agreement, grain, mean_square, motion
+from stages.smoothers.images.matching import PATCH, agreement, corrected, field, grain
 from stages.smoothers.images.pixels import (
     Array,
+    as_it_is,
     box,
     each,
     enlarge,
@@ -29,8 +31,10 @@ from stages.smoothers.images.pixels import (
     floats,
     flow,
     frames_at_once,
+    fuse,
     gauss,
     mean,
+    mean_square,
     median,
     numbers,
     percentile,
@@ -88,17 +92,23 @@ class PatchBlend(SmootherOptions):
     def build(self, guides: Frames, styles: Frames, device: str) -> PatchBlendSmoother:
         return PatchBlendSmoother(guides, styles, self)
 
+    def build_compiled(self, guides: Frames, styles: Frames, device: str) -> PatchBlendSmoother:
+        return PatchBlendSmoother(guides, styles, self, compiled=True)
+
 
 class PatchBlendSmoother:
     """The smoother that `PatchBlend` configures. If `guides` is `styles`, the video is its own guide."""
 
-    def __init__(self, guides: Frames, styles: Frames, options: PatchBlend):
+    def __init__(self, guides: Frames, styles: Frames, options: PatchBlend, compiled: bool = False):
         self.guides, self.styles = guides, styles
         self.strength, self.detail = options.strength, options.detail
         self.patch_size, self.guide_weight = options.patch_size, options.guide_weight
         reach = WHOLE_VIDEO_REACH if options.window is None else options.window
         count, size = len(styles), frames_at_once(styles[0]) if len(styles) else 1
-        self.light = WindowLight(guides, styles, reach, options.guide_weight, size)
+        fused = partial(fuse, styles[0]) if compiled and len(styles) else as_it_is
+        self.flow, self.corrected, self.fit = map(fused, (_flows, _corrected, _fits))
+        self.line, self.level, self.follow, self.merge = map(fused, (_flicker_lines, _flicker_levels, _follow, _merged))
+        self.light = WindowLight(guides, styles, reach, options.guide_weight, size, fused)
         self.lit = Memo(self.light.frames, count, size)
         self.lines = Memo(self._lines, count, size)
         self.grains = Memo(lambda block: each(self._guides(block), grain), count, size)
@@ -139,31 +149,17 @@ class PatchBlendSmoother:
         own = _rows([[self.lit[index]] for index in block])
         layers = _rows([[self.lit[other] for other in row] for row in others])
         distances = _distances(own, block, others)
-        level = each(own, flicker_level, median(lines))
-        xp = array_namespace(own)
         led, agreed = self._matches(block, others)
-        motions, trust = _follow(own, layers, level, led, agreed, distances)
-        layers = xp.concat([own, layers], axis=1)
-        motions, distances = (xp.concat([xp.zeros_like(row[:, :1]), row], axis=1) for row in (motions, distances))
-        trust = xp.concat([xp.ones_like(trust[:, :1]), trust], axis=1)
-        copies = each(layers, _carried, motions)
-        rough = mean(copies, trust)
-        swum = each(rough, registration, copies)
-        # Layers are moved to their mean position, not to the apparent position of their blurred mean.
-        registered = each(layers, _carried, motions + swum - mean(swum, trust))
-        own_moved = registered[:, :1]
-        fits = each(own_moved, _registered_support, registered, level)
-        consensus = mean(registered, trust * fits)
-        steady = _steadiness(swum, trust, distances, rough)
-        return each(own, self._kept, own_moved, consensus, steady, level)[:, 0]
-
-    def _kept(self, own: Array, own_moved: Array, consensus: Array, steady: Array, level: Array) -> Array:
-        return keep_structure(own_moved, _keep(own, consensus, steady, self.detail), level)
+        level = self.level(own, lines)
+        motions, trust = self.follow(own, layers, level, led, agreed, distances)
+        del led, agreed  # large, as is what follows
+        layers, motions, trust, distances = _with_own(own, layers, motions, trust, distances)
+        return self.merge(own, layers, level, motions, trust, distances, self.detail)
 
     def _lines(self, block: range) -> Array:
         """Fit the flicker lines of frames and those before them; the first frame gets the line of the second."""
         before, after = (stacked([self.lit[max(index, 1) - step] for index in block]) for step in (1, 0))
-        return each(before, _line, after)
+        return self.line(before, after)
 
     def _matches(self, block: range, others: list[list[int]]) -> tuple[Array, Array]:
         """Return the guide's motion from each frame to its neighbours and how well it fits, as stacks."""
@@ -173,12 +169,13 @@ class PatchBlendSmoother:
             _rows([[self.grains[index] for index in row] for row in rows])
             for rows in ([[index] for index in block], others)
         )
-        moved = each(guides, lambda here, there: motion(here, there, self.patch_size, threads=1), theirs)
+        smooth = self.flow(guides, theirs)
+        moved = self.corrected(smooth, each(guides, self._field, theirs, smooth))
+        del smooth
+        return moved, self.fit(guides, theirs, moved, grains + their_grains, self.guide_weight)
 
-        def fit(here: Array, there: Array, moved: Array, noise: Array) -> Array:
-            return agreement(here, there, moved, self.guide_weight, noise)
-
-        return moved, each(guides, fit, theirs, moved, grains + their_grains)
+    def _field(self, here: Array, there: Array, start: Array) -> Array:
+        return field(here, there, start, self.patch_size, threads=1)
 
     def _guides(self, indexes: Iterable[int]) -> Array:
         """Return the guides of frames, uint8. A video that is its own guide is used in steady light."""
@@ -199,6 +196,29 @@ def _distances(image: Array, block: range, others: list[list[int]]) -> Array:
     """Return the distances in frames from each frame to its neighbours, float32 [N, neighbours, 1, 1, 1]."""
     values = [other - index for index, row in zip(block, others, strict=True) for other in row]
     return numbers(image, tuple(values)).reshape(len(block), -1, 1, 1, 1)
+
+
+def _flows(guides: Array, theirs: Array) -> Array:
+    return each(guides, flow, theirs)
+
+
+def _corrected(smooth: Array, found: Array) -> Array:
+    return each(smooth, corrected, found)
+
+
+def _fits(guides: Array, theirs: Array, moved: Array, noise: Array, strictness: float) -> Array:
+    def fit(here: Array, there: Array, moved: Array, noise: Array) -> Array:
+        return agreement(here, there, moved, strictness, noise)
+
+    return each(guides, fit, theirs, moved, noise)
+
+
+def _flicker_levels(own: Array, lines: Array) -> Array:
+    return each(own, flicker_level, median(lines))
+
+
+def _flicker_lines(before: Array, after: Array) -> Array:
+    return each(before, _line, after)
 
 
 def _line(own: Array, other: Array) -> Array:
@@ -227,6 +247,34 @@ def _follow(
     fits = support(xp.where(follow, seen_misfit, led_misfit), level, MATCHED)
     nearness = 1 / (1 + (distances / NEAR) ** 2)
     return xp.where(follow, seen, led), nearness * fits * xp.where(follow, xp.ones_like(agreed), agreed)
+
+
+def _with_own(own: Array, layers: Array, motions: Array, trust: Array, distances: Array) -> tuple[Array, ...]:
+    """Put each frame itself before its neighbours, at no distance, unmoved and trusted."""
+    xp = array_namespace(own)
+    motions, distances = (xp.concat([xp.zeros_like(row[:, :1]), row], axis=1) for row in (motions, distances))
+    return xp.concat([own, layers], axis=1), motions, xp.concat([xp.ones_like(trust[:, :1]), trust], axis=1), distances
+
+
+def _merged(
+    own: Array, layers: Array, level: Array, motions: Array, trust: Array, distances: Array, detail: float
+) -> Array:
+    """Combine the detail of frames and their neighbours, whose stacks begin with the frames; float32 [N, H, W, 3]."""
+    copies = each(layers, _carried, motions)
+    rough = mean(copies, trust)
+    swum = each(rough, registration, copies)
+    del copies  # which are large
+    # Layers are moved to their mean position, not to the apparent position of their blurred mean.
+    registered = each(layers, _carried, motions + swum - mean(swum, trust))
+    own_moved = registered[:, :1]
+    fits = each(own_moved, _registered_support, registered, level)
+    consensus = mean(registered, trust * fits)
+    steady = _steadiness(swum, trust, distances, rough)
+
+    def kept(own: Array, own_moved: Array, consensus: Array, steady: Array, level: Array) -> Array:
+        return keep_structure(own_moved, _keep(own, consensus, steady, detail), level)
+
+    return each(own, kept, own_moved, consensus, steady, level)[:, 0]
 
 
 def registration(consensus: Array, layer: Array) -> Array:

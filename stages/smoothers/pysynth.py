@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
-from itertools import chain, islice
-from typing import Literal, NamedTuple, TypedDict, TypeVar
+from itertools import chain
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,15 +17,13 @@ from pydantic import model_validator
 
 from native import binding
 from stages.base.arrays import Image, Images
-from stages.base.errors import DiffSynthError
 from stages.base.numbers import Count
 from stages.smoothers import CACHED_FRAMES, OBSOLETE_KEYS, SMOOTHERS, Frames, MatchingOptions, SmootherOptions
+from stages.smoothers.images.library import batched, library_errors, library_options, pairs_at_once
 from stages.smoothers.images.tables import WHOLE_VIDEO_REACH
 
 CACHE_BYTES = 128 * 2**20  # of blended frames per side ...
 MIN_CACHED = 32  # ... but at least this many, since each level of the tables needs one
-PIXELS_ON_GPU = 8 * 512 * 960  # of the pairs in one call, which bounds the memory ...
-PAIRS_ON_GPU = 8  # ... and how many they are at most
 WINDOW_PER_FRAME = 6  # frames of the window whose tables take as long as smoothing one frame; measured at 63
 
 Read = Callable[[int], Image]
@@ -33,15 +31,6 @@ Read = Callable[[int], Image]
 
 Warp = Callable[[Iterable[tuple[Image, int]], int], Iterable[Image]]
 """warp([(image, i), ...], j) warps images that belong to frames i onto frame j."""
-
-Item = TypeVar("Item")
-
-
-class LibraryOptions(TypedDict):
-    """Where the patch-matching library runs: arguments of `native.binding`."""
-
-    backend: str
-    device: int
 
 
 @SMOOTHERS.register
@@ -159,7 +148,7 @@ class PatchMatching:
 
     def _warped(self, images: Sequence[tuple[Image, int]], target: int) -> Images:
         where, styles = library_options(self.device), np.stack([image for image, _ in images])
-        try:
+        with library_errors():
             found = binding.match(
                 np.stack([self.guide(source) for _, source in images]),
                 np.stack([self.guide(target)] * len(images)),
@@ -171,32 +160,7 @@ class PatchMatching:
                 **where,
             )
             warped: Images = binding.remap(styles, found.nnf, patch_size=self.patch_size, border="zero", **where)
-        except binding.EbsynthError as error:
-            raise DiffSynthError(str(error)) from error
         return warped
-
-
-def library_options(device: str) -> LibraryOptions:
-    """Choose the back end and device of the patch-matching library for the `device` of a job."""
-    if device in ("cpu", "mps"):
-        return {"backend": binding.on_cpu(), "device": 0}
-    return {"backend": "auto", "device": int(device.partition(":")[2] or 0)}
-
-
-def pairs_at_once(device: str, image: Image) -> int:
-    """Return how many pairs of such images to match in one call. One alone does not fill a GPU."""
-    where = library_options(device)
-    if where["backend"] != "auto" or not binding.runs_on_gpu(where["device"]):
-        return 1
-    fitting: int = PIXELS_ON_GPU // (image.shape[0] * image.shape[1])
-    return min(max(fitting, 1), PAIRS_ON_GPU)
-
-
-def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    """Split into lists of `size` items. The last may be shorter. (Python 3.12 has this as itertools.batched.)"""
-    remaining = iter(items)
-    while batch := list(islice(remaining, size)):
-        yield batch
 
 
 def recent(frames: Frames) -> Read:

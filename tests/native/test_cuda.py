@@ -8,10 +8,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from native import arguments, binding, library
-from stages.smoothers import build, pysynth
-from stages.smoothers.images import pixels
-from stages.smoothers.pysynth import library_options
+from native import arguments, binding
+from native.library import _CONTEXTS
+from stages.smoothers import build
+from stages.smoothers.images import keyframes, library, pixels
+from stages.smoothers.images.library import library_options
 from tests.native.conftest import backends, forget_contexts
 from tests.native.emulator import Emulator
 from tests.native.test_binding import images
@@ -218,7 +219,7 @@ def test_frames_on_the_cpu_are_never_sent_to_a_gpu(gpu: Emulator) -> None:
     launches = gpu.counts.launches
     source, target = images(12, 14, 3), images(12, 14, 3)
     pixels.match(source, target, np.zeros((12, 14, 2), np.int32), patch_sizes=(3,))
-    pixels.synthesize(source, target, target, patch_size=3, search_vote_iterations=1)
+    pixels.synthesize(source[None], target[None], target[None], patch_size=3, search_vote_iterations=1)
     binding.match(source[None], target[None], **library_options("cpu"))
     assert gpu.counts.launches == launches
     binding.match(source[None], target[None], **library_options("auto"))
@@ -231,7 +232,7 @@ def test_contexts_are_kept_between_calls_of_a_thread(gpu: Emulator) -> None:
         assert gpu.counts.pools == 1
     for threads in range(1, 9):
         binding.match(images(1, 5, 5, 1), images(1, 5, 5, 1), backend="cuda", threads=threads)
-    assert gpu.counts.pools == library._CONTEXTS
+    assert gpu.counts.pools == _CONTEXTS
     forget_contexts()
     assert gpu.counts.pools == gpu.counts.live == 0
 
@@ -258,10 +259,29 @@ def test_smoothers_give_a_gpu_several_pairs_at_once_and_get_the_same_frames(
     smoothed, launches = [], [gpu.counts.launches]
     for pairs in (1, 8):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(pysynth, "PAIRS_ON_GPU", pairs)
+            patch.setattr(library, "PAIRS_ON_GPU", pairs)
             smoothed.append(build(name, config, frames, frames, device="auto").smooth(5, 7))
         launches.append(gpu.counts.launches)
     on_cpu = build(name, config, frames, frames, device="cpu").smooth(5, 7)
     np.testing.assert_array_equal(smoothed[0], on_cpu)
     np.testing.assert_array_equal(smoothed[1], on_cpu)
     assert launches[2] - launches[1] < launches[1] - launches[0]
+
+
+def test_keyframes_give_a_gpu_several_pairs_at_once_and_get_the_same_frames(
+    gpu: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guides, styles = images(5, 24, 20, 3), images(2, 24, 20, 3, seed=1)
+    painter, painted = keyframes.Interpolator(guides, styles, [0, 4], patch_size=3), []
+    on_cpu = [*painter.paint(range(5))]
+    monkeypatch.setattr(binding, "on_cpu", lambda: "cuda")  # arrays stand for tensors on a GPU
+    launches = [gpu.counts.launches]
+    for pairs in (1, 8):
+        monkeypatch.setattr(keyframes, "pairs_at_once", lambda device, image, pairs=pairs: pairs)
+        painted.append([*painter.paint(range(5))])
+        launches.append(gpu.counts.launches)
+    for frames in painted:
+        for (frame, unseen), (expected, expected_unseen) in zip(frames, on_cpu, strict=True):
+            np.testing.assert_array_equal(frame, expected)
+            assert unseen == expected_unseen
+    assert launches[2] - launches[1] == (launches[1] - launches[0]) // 6  # three frames from two keyframes each

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from fractions import Fraction
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import av
 import numpy as np
 import pytest
 
+from stages import tasks
 from stages.all_stages import all_stages
 from stages.base.cache import ArraySpec, FrameCache
 from stages.base.engine import stage_inputs
 from stages.jobs.job_file import read_job
-from stages.smoothers import SMOOTHERS, build
+from stages.smoothers import SMOOTHERS, Smoother, build
 from stages.video import Encoding, encode, open_source, write_frames
 from tests.conftest import scene, write_images
+from tests.stages.test_smooth import stopped
 from tests.stages.video.clips import onsets, tone
 from tests.typing import Cli, Images, Keys, MakeJob
 
@@ -90,6 +92,28 @@ def test_the_extra_range_is_ebsynths_window_whatever_the_jobs_smoother_is(smooth
     published: Keys = {"smooth_index": [-2, -1, 0, 1, 2], "patch_size": 21, "guide_weight": 100.0}
     expected = build("EbsynthSmoother", published, guides, rendered).smooth(0, 4)
     np.testing.assert_array_equal(cache["deflickered"][:], expected)
+
+
+def test_what_was_compiled_stays_compiled_when_resumed(
+    deflicker: Deflicker, make_job: MakeJob, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys: Keys = {"post_smoother": "TemporalMeanSmoother", "post_smoother_config": {"radius": 2}}
+    asked, real = [], tasks.SmoothTask.run
+
+    def build_as_asked(*arguments: Any, compiled: bool) -> Smoother:
+        asked.append(compiled)
+        return build(*arguments)
+
+    deflicker(**keys)
+    job = make_job(10, **NO_MAPS, **keys)
+    monkeypatch.setattr(tasks, "build", build_as_asked)
+    monkeypatch.setattr(tasks.SmoothTask, "run", stopped(real, 2))
+    assert cli("deflicker", job, "--restart", "--compile")[0] == 130
+    monkeypatch.setattr(tasks.SmoothTask, "run", real)
+    assert cli("deflicker", job, "-q") == (0, "")
+    assert asked == [True, True]
+    assert cli("deflicker", job, "--restart", "-q") == (0, "")
+    assert asked == [True, True, False]
 
 
 def test_an_extra_range_beyond_the_video_is_the_whole_video(deflicker: Deflicker) -> None:

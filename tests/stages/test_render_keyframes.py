@@ -30,8 +30,7 @@ def test_only_keyframes_are_rendered_and_the_others_painted(render: Render, tmp_
     assert rendered.shape == (11, 64, 64, 3) and "keyframes" not in keys
     np.testing.assert_array_equal(rendered.read([0, 4, 8, 10]), alone["rendered"][:])
     painter = Interpolator(keys["frames"], alone["rendered"], [0, 4, 8, 10])
-    for index in (1, 6, 9):
-        frame, unseen = painter.paint(index)
+    for index, (frame, unseen) in zip((1, 6, 9), painter.paint((1, 6, 9)), strict=True):
         np.testing.assert_array_equal(rendered[index], frame)
         assert keys["unseen"][index] == np.float32(unseen)
 

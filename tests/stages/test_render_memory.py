@@ -12,9 +12,10 @@ import torch
 
 from diffsynth_cli.failures import Interrupted
 from stages.base.cache import FrameCache
-from stages.diffusion import compilation, denoise
+from stages.diffusion import denoise
 from stages.diffusion.attention import View
 from stages.diffusion.denoise import Denoiser
+from stages.models import compiler
 from stages.render import tasks as render_tasks
 from tests.conftest import CONTROLNET
 from tests.stages.test_render import POOLING_CONTROLNET, assert_same
@@ -113,7 +114,7 @@ def test_shared_attention_separates_passes_when_memory_runs_out(
 def test_compiled_networks_give_the_same_and_stay_compiled(
     render: Render, make_job: MakeJob, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compilation, "BACKEND", "eager")  # captured and guarded, but not built: that takes minutes
+    monkeypatch.setattr(compiler, "BACKEND", "eager")  # captured and guarded, but not built: that takes minutes
     plain = render("plain")["latents"][:]
     real, runs = render_tasks.StepTask.run, []
 

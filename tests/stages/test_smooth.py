@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable, Iterable
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -18,7 +19,7 @@ from stages.base.cache import FrameCache
 from stages.base.engine import Task
 from stages.pairing import GuideShots, align
 from stages.smooth import guidance
-from stages.smoothers import build
+from stages.smoothers import Smoother, build
 from stages.smoothers.images.offset import Alignment
 from stages.video import Encoding, encode, open_source
 from stages.video.sources import Source
@@ -70,6 +71,26 @@ def test_the_device_is_what_smooths(
     for mode in ("blend", "interpolate"):
         with pytest.raises(pytest.fail.Exception, match="cuda is asked"):
             cli("smooth", *folders, "-o", tmp_path / mode, "--mode", mode, "--device", "cuda", *OPTIONS)
+
+
+def test_smoothing_is_compiled_if_asked_and_stays_so_when_resumed(
+    tmp_path: Path, folders: tuple[Path, Path], cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, real = [], tasks.SmoothTask.run
+
+    def build_as_asked(*arguments: Any, compiled: bool) -> Smoother:
+        asked.append(compiled)
+        return build(*arguments)
+
+    monkeypatch.setattr(tasks, "build", build_as_asked)
+    monkeypatch.setattr(tasks.SmoothTask, "run", stopped(real, 3))
+    command = ("smooth", *folders, "-o", tmp_path / "out", *OPTIONS)
+    code, output = cli(*command, "--compile")
+    assert code == 130 and "--compile" in output  # in the command that resumes it
+    monkeypatch.setattr(tasks.SmoothTask, "run", real)
+    assert cli(*command)[0] == 0
+    assert cli(*command, "--restart")[0] == 0
+    assert asked == [True, True, False]
 
 
 def test_a_video_keeps_rate_and_sound_of_the_style(tmp_path: Path, cli: Cli) -> None:

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 from array_api_compat import array_namespace
 
-from stages.smoothers.images.matching import mean_square
-from stages.smoothers.images.pixels import Array, gauss, percentile
+from stages.smoothers.images.pixels import Array, gauss, mean_square, percentile
 
 REACH = 3.0  # px, standard deviation of the area over which images are compared
 FLOOR = 4.0  # levels², a negligible difference

@@ -17,11 +17,13 @@ from torch.backends import cudnn
 from torch.nn import functional
 
 from native import binding
+from stages.models.compiler import check_compiler, compiled, compiler_errors
 from stages.smoothers.images import pixels
 
 # Optical flow compares luminance only. Patch matching takes care of colours.
 LUMINANCE = (0.299, 0.587, 0.114)
-PIXELS_AT_ONCE = 2**20  # of the frames smoothed together, which bounds the memory
+PIXELS_AT_ONCE = 2 * 2**20  # of the frames smoothed together, which bounds the memory, ...
+PIXELS_TRACKED_AT_ONCE = 6 * 2**20  # ... as does this for those of the pairs of which the flow is found together
 MAX_FRAMES_AT_ONCE = 8
 MIN_SIDE = 8  # px of the smallest pyramid level
 PYRAMID_BLUR = 1.0  # px, before an image is halved
@@ -32,6 +34,8 @@ AREA, STIFF_AREA = 2.0, 4.0  # px over which motion is constant
 DAMPING, STIFF_DAMPING = 3.0, 100.0  # levels²/px², added to the squared gradients
 HALF_WEIGHT = 20.0  # levels of difference at which the weight of a pixel is halved
 
+
+Tensors = TypeVar("Tensors", torch.Tensor, tuple[torch.Tensor, ...])
 Options = TypeVar("Options", pixels.MatchOptions, pixels.SynthesisOptions)
 
 
@@ -54,6 +58,26 @@ def _filled(image: torch.Tensor, items: list[pixels.T], size: int) -> list[pixel
 @pixels.each.register
 def _each(stack: torch.Tensor, function: Callable[..., torch.Tensor], *stacks: torch.Tensor) -> torch.Tensor:
     return function(stack, *stacks)
+
+
+@pixels.fuse.register
+def _fuse(image: torch.Tensor, function: Callable[..., Tensors]) -> Callable[..., Tensors]:
+    check_compiler(image.device)
+    graphs: dict[object, Callable[..., Tensors]] = {}
+
+    def fused(*arguments: torch.Tensor | float) -> Tensors:
+        layout = tuple(map(_layout, arguments))
+        with cudnn.flags(enabled=False), compiler_errors(image.device):
+            if layout not in graphs:
+                graphs[layout] = compiled(function, arguments)
+            return graphs[layout](*arguments)
+
+    return fused
+
+
+def _layout(argument: torch.Tensor | float) -> object:
+    """Return what a compiled function takes for granted of an argument."""
+    return (argument.shape, argument.stride(), argument.dtype) if isinstance(argument, torch.Tensor) else argument
 
 
 @pixels.floats.register
@@ -82,16 +106,16 @@ def _flow(a: torch.Tensor, b: torch.Tensor, stiff: bool = False) -> torch.Tensor
         return a.new_zeros((*shape[:-1], 2), dtype=torch.float32)
     luminance = _constant(LUMINANCE, a.device)
     pair = torch.stack([(image.float() @ luminance).expand(shape[:-1]) for image in (a, b)])
-    sizes = [pair.reshape(-1, *shape[-3:-1])]  # the first half of the batch is a, the second b
-    while min(sizes[-1].shape[1:]) >= 2 * MIN_SIDE:
-        sizes.append(_halved(sizes[-1]))
-    places = _grid(*sizes[-1].shape[1:], a.device).expand(len(sizes[-1]) // 2, -1, -1, -1)
-    for level in reversed(sizes):
-        if places.shape[1:3] != level.shape[1:]:
-            places = _scaled_up(places, *level.shape[1:])
-        here, there = _with_gradients(level).chunk(2)
-        for _ in range(STEPS):
-            places = _step(here, there, places, stiff)
+    levels = [pair.reshape(-1, *shape[-3:-1])]  # the first half of the batch is a, the second b
+    del pair  # so that a level can be freed
+    while min(levels[-1].shape[1:]) >= 2 * MIN_SIDE:
+        levels.append(_halved(levels[-1]))
+    places = _grid(*levels[-1].shape[1:], a.device).expand(len(levels[-1]) // 2, -1, -1, -1)
+    while levels:
+        planes = _with_gradients(levels.pop())
+        if places.shape[1:3] != planes.shape[2:]:
+            places = _scaled_up(places, *planes.shape[2:])
+        places = _tracked(planes, places, stiff)
     moved = _moved(places) * _constant((places.shape[2] / 2, places.shape[1] / 2), a.device)
     return moved.reshape(*shape[:-1], 2)
 
@@ -117,20 +141,43 @@ def _gradients(batch: int, device: torch.device) -> torch.Tensor:
     return torch.as_tensor(np.repeat(kernels, batch // 2, axis=0).reshape(-1, 1, 3, 3), device=device)
 
 
+def _tracked(planes: torch.Tensor, places: torch.Tensor, stiff: bool) -> torch.Tensor:
+    """Move `places` to where they look alike. `planes` are those of `_with_gradients`.
+
+    Only so many pairs are processed together that what the steps need in between stays small.
+    """
+    parts = -(-places[..., 0].numel() // PIXELS_TRACKED_AT_ONCE)
+    moved = []
+    for here, there, part in zip(*(array.tensor_split(parts) for array in (*planes.chunk(2), places)), strict=True):
+        for _ in range(STEPS):
+            part = _step(here, there, part, stiff)
+        moved.append(part)
+    return torch.cat(moved) if parts > 1 else moved[0]
+
+
 def _step(here: torch.Tensor, there: torch.Tensor, places: torch.Tensor, stiff: bool) -> torch.Tensor:
     """Return places in `there` that look more like `here`; both [B, 3, H, W], as `_with_gradients` returns them."""
-    device, (height, width) = here.device, here.shape[2:]
-    sums = here + _sampled(there, places)
+    area, damping = (STIFF_AREA, STIFF_DAMPING) if stiff else (AREA, DAMPING)
+    kernel = _gaussian(area)
+    products = _convolved(_products(here + _sampled(there, places)), kernel, padding=len(kernel) // 2)
+    step = _solved(products.unflatten(1, (2, 3)), damping)
+    del products  # so that no more is in memory than needed
+    height, width = here.shape[2:]
+    return torch.addcmul(places, step.permute(0, 2, 3, 1), _constant((-2 / width, -2 / height), here.device))
+
+
+def _products(sums: torch.Tensor) -> torch.Tensor:
+    """Multiply both gradients, weighted, by what is missing and by both: what is wanted, and two of a matrix, each."""
     missing, gradients = sums[:, :1], sums[:, 1:]
-    weighted = gradients / torch.addcmul(_constant((1.0,), device), missing, missing, value=HALF_WEIGHT**-2)
-    products = (weighted[:, :, None] * sums[:, None]).flatten(1, 2)  # for both gradients: wanted, and two of a matrix
-    area = _gaussian(STIFF_AREA if stiff else AREA)
-    equations = _convolved(products, area, padding=len(area) // 2).unflatten(1, (2, 3))
-    damping = STIFF_DAMPING if stiff else DAMPING
-    equations += _constant((0.0, damping, 0.0, 0.0, 0.0, damping), device).reshape(2, 3, 1, 1)
+    weights = torch.addcmul(_constant((1.0,), sums.device), missing, missing, value=HALF_WEIGHT**-2)
+    return ((gradients / weights)[:, :, None] * sums[:, None]).flatten(1, 2)
+
+
+def _solved(equations: torch.Tensor, damping: float) -> torch.Tensor:
+    """Solve two damped equations for a step in pixels, [B, 2, H, W]. They are [B, 2, 3, H, W], and are changed."""
+    equations += _constant((0.0, damping, 0.0, 0.0, 0.0, damping), equations.device).reshape(2, 3, 1, 1)
     solved = torch.linalg.cross(*equations.unbind(1), dim=1)  # Cramer's rule: the determinant, minus the numerators
-    step = (solved[:, 1:] / solved[:, :1]).clip_(-MAX_STEP, MAX_STEP)
-    return torch.addcmul(places, step.permute(0, 2, 3, 1), _constant((-2 / width, -2 / height), device))
+    return (solved[:, 1:] / solved[:, :1]).clip_(-MAX_STEP, MAX_STEP)
 
 
 @pixels.match.register
@@ -150,9 +197,9 @@ def _match(
 def _synthesize(
     style: torch.Tensor, guide: torch.Tensor, target: torch.Tensor, **options: Unpack[pixels.SynthesisOptions]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    arrays, options = _for_library([image[None].contiguous() for image in (style, guide, target)], options)
+    arrays, options = _for_library([images.contiguous() for images in (style, guide, target)], options)
     made = binding.synthesize(*arrays, **options)
-    image, nnf = (torch.as_tensor(array[0], device=style.device) for array in (made.image, made.nnf))
+    image, nnf = (torch.as_tensor(array, device=style.device) for array in (made.image, made.nnf))
     return image, nnf
 
 
@@ -202,6 +249,11 @@ def _shrink(values: torch.Tensor, height: int, width: int) -> torch.Tensor:
 @pixels.enlarge.register
 def _enlarge(values: torch.Tensor, height: int, width: int) -> torch.Tensor:
     return _images(_enlarged(_planes(values), height, width), values.shape[:-3])
+
+
+@pixels.mean_square.register
+def _mean_square(values: torch.Tensor) -> torch.Tensor:
+    return values.square().mean(-1, keepdim=True)
 
 
 @pixels.percentile.register
@@ -275,13 +327,14 @@ def _blurred(planes: torch.Tensor, weights: tuple[float, ...]) -> torch.Tensor:
 
 def _convolved(planes: torch.Tensor, weights: tuple[float, ...], padding: int = 0) -> torch.Tensor:
     """Convolve both axes with `weights`. Planes are zero outside."""
-    stack = planes.reshape(1, -1, *planes.shape[2:])
-    kernel = _kernels(weights, stack.shape[1], planes.device)
+    batch, stack = planes.shape[:2], planes.reshape(1, -1, *planes.shape[2:])
+    del planes  # so that they can be freed after the first pass
+    kernel = _kernels(weights, stack.shape[1], stack.device)
     # torch's own kernel, unlike cuDNN's, never rounds to TF32, and a plane is the same in every batch.
     with cudnn.flags(enabled=False):
         stack = functional.conv2d(stack, kernel[..., None], padding=(padding, 0), groups=stack.shape[1])
         stack = functional.conv2d(stack, kernel[:, :, None], padding=(0, padding), groups=stack.shape[1])
-    return stack.reshape(*planes.shape[:2], *stack.shape[2:])
+    return stack.reshape(*batch, *stack.shape[2:])
 
 
 @lru_cache(maxsize=256)

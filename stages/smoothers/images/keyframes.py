@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from typing import NamedTuple
 
-from array_api_compat import array_namespace
+from array_api_compat import array_namespace, device
 
 from stages.base.arrays import Frames, Image
+from stages.smoothers.images.library import batched, library_errors, pairs_at_once
 from stages.smoothers.images.light import fit_light
-from stages.smoothers.images.matching import PATCH, agreement, library_errors
-from stages.smoothers.images.pixels import Array, fetch, floats, flow, gauss, positions, synthesize, warp
+from stages.smoothers.images.matching import PATCH, agreement
+from stages.smoothers.images.pixels import Array, fetch, floats, flow, gauss, positions, stacked, synthesize, warp
 from stages.smoothers.patch_blend import registration
 
 SEAM = 2.0  # px over which keyframes are blended
@@ -51,6 +54,15 @@ def unseen_warning(unseen: Sequence[float]) -> str:
     return f"{what}: {', '.join(worst[:MAX_LISTED])}{more}"
 
 
+class Copy(NamedTuple):
+    """A frame made from one keyframe."""
+
+    image: Array
+    """float32 [H, W, 3]."""
+    fit: Array
+    """How well it fits the guide, [H, W, 1]."""
+
+
 class Interpolator:
     """Paints frames from the keyframes before and after them.
 
@@ -68,34 +80,74 @@ class Interpolator:
     def __init__(self, guides: Frames, keyframes: Frames, keys: Sequence[int], patch_size: int = PATCH):
         self.guides, self.keyframes, self.keys, self.patch_size = guides, keyframes, keys, patch_size
 
-    def paint(self, index: int) -> tuple[Image, float]:
-        """Paint a frame.
+    def paint(self, indexes: Iterable[int]) -> Iterator[tuple[Image, float]]:
+        """Paint frames. A GPU works on several of them at once.
 
-        Returns:
-            The frame uint8 [H, W, 3], and the share of it, 0..1, that neither keyframe shows.
+        Yields:
+            Each frame uint8 [H, W, 3], and the share of it, 0..1, that neither keyframe shows.
         """
-        after = bisect_right(self.keys, index)
-        if after > 0 and self.keys[after - 1] == index:
-            return fetch(self.keyframes[after - 1]), 0.0
-        around = [place for place in (after - 1, after) if 0 <= place < len(self.keys)]
-        copies, fits = zip(*(self._copy(index, place) for place in around), strict=True)
-        if len(around) == 1:  # before the first or after the last keyframe
-            return fetch(copies[0]), _share(fits[0] < MIN_AGREEMENT)
-        first, last = (self.keys[place] for place in around)
-        painted = _mix(copies, fits, (index - first) / (last - first))
+        around = {index: self._around(index) for index in indexes}
+        copies = self._copies([(index, place) for index, places in around.items() for place in places])
+        for index, places in around.items():
+            yield self._blended(index, places, [*islice(copies, len(places))]) if places else self._keyframe(index)
+
+    def _around(self, index: int) -> list[int]:
+        """Return the places in `keys` of the keyframes before and after a frame. None if it is one itself."""
+        after = bisect_left(self.keys, index)
+        if index in self.keys[after : after + 1]:
+            return []
+        return [place for place in (after - 1, after) if 0 <= place < len(self.keys)]
+
+    def _keyframe(self, index: int) -> tuple[Image, float]:
+        return fetch(self.keyframes[bisect_left(self.keys, index)]), 0.0
+
+    def _blended(self, index: int, places: Sequence[int], copies: Sequence[Copy]) -> tuple[Image, float]:
+        images, fits = zip(*copies, strict=True)
+        if len(copies) == 1:  # before the first or after the last keyframe
+            return fetch(images[0]), _share(fits[0] < MIN_AGREEMENT)
+        first, last = (self.keys[place] for place in places)
+        painted = _mix(images, fits, (index - first) / (last - first))
         return fetch(painted), _share(array_namespace(painted).maximum(*fits) < MIN_AGREEMENT)
 
-    def _copy(self, index: int, place: int) -> tuple[Array, Array]:
-        """Return frame `index` made from one keyframe, float32 [H, W, 3], and how well it fits the guide, [H, W, 1]."""
+    def _copies(self, pairs: Iterable[tuple[int, int]]) -> Iterator[Copy]:
+        """Yield a copy for each pair of a frame and a keyframe, which is given by its place in `keys`."""
+        guide = self.guides[0]
+        for group in batched(pairs, pairs_at_once(str(device(guide)), guide)):
+            warped = [self._warped(*pair) for pair in group]
+            torn = [pair for pair, (_, reliable) in zip(group, warped, strict=True) if _share(reliable) != 1]
+            painted = dict(zip(torn, self._painted(torn), strict=True))
+            for pair, (copy, reliable) in zip(group, warped, strict=True):
+                yield _patched(copy, reliable, painted[pair]) if pair in painted else copy
+
+    def _warped(self, index: int, place: int) -> tuple[Copy, Array]:
+        """Return a copy by optical flow, and where that is reliable, 0..1, [H, W, 1]."""
         guide, there, style = self.guides[index], self.guides[self.keys[place]], self.keyframes[place]
         moved = flow(guide, there)
         fit = agreement(guide, there, moved)
-        reliable = _reliable(fit, moved, flow(there, guide))
-        copy = warp(style, moved, cubic=True)
-        if _share(reliable) == 1:
-            return copy, fit
-        painted, jumps = _painted(style, there, guide, self.patch_size)
-        return _between(reliable, copy, painted), _between(reliable, fit, agreement(guide, there, jumps))
+        return Copy(warp(style, moved, cubic=True), fit), _reliable(fit, moved, flow(there, guide))
+
+    def _painted(self, pairs: Sequence[tuple[int, int]]) -> list[Copy]:
+        """Return copies by guided synthesis, all painted in one call."""
+        if not pairs:
+            return []
+        guides = [(self.guides[index], self.guides[self.keys[place]]) for index, place in pairs]
+        targets, sources = (stacked([_outlined(guide) for guide in side]) for side in zip(*guides, strict=True))
+        with library_errors():
+            images, fields = synthesize(
+                stacked([self.keyframes[place] for _, place in pairs]), sources, targets,
+                guide_weights=[GUIDE_WEIGHT / 3] * 3 + [EDGE_WEIGHT], patch_size=self.patch_size,
+                search_vote_iterations=ROUNDS, patch_match_iterations=SWEEPS,
+            )  # fmt: skip
+        jumps = (floats(array_namespace(field).flip(field, axis=-1)) - positions(field) for field in fields)
+        return [
+            Copy(floats(image), agreement(*pair, moved))
+            for image, pair, moved in zip(images, guides, jumps, strict=True)
+        ]
+
+
+def _patched(copy: Copy, reliable: Array, painted: Copy) -> Copy:
+    """Replace what is not reliable."""
+    return Copy(_between(reliable, copy.image, painted.image), _between(reliable, copy.fit, painted.fit))
 
 
 def _reliable(fit: Array, moved: Array, back: Array) -> Array:
@@ -108,26 +160,6 @@ def _reliable(fit: Array, moved: Array, back: Array) -> Array:
     xp = array_namespace(fit)
     flow_error = xp.linalg.vector_norm(moved + warp(back, moved), axis=-1, keepdims=True)
     return xp.clip(2 * gauss(floats((fit > MIN_AGREEMENT) & (flow_error < MAX_FLOW_ERROR)), FLOW_BORDER) - 1, 0, 1)
-
-
-def _painted(style: Array, guide: Array, target: Array, patch_size: int) -> tuple[Array, Array]:
-    """Paint `target` as `style` paints `guide`, by guided synthesis.
-
-    Returns:
-        The image float32 [H, W, 3], and the displacement of each patch, float32 [H, W, 2], x then y.
-    """
-    weights = [GUIDE_WEIGHT / 3] * 3 + [EDGE_WEIGHT]
-    guides = _outlined(guide), _outlined(target)
-    with library_errors():
-        image, field = synthesize(
-            style,
-            *guides,
-            guide_weights=weights,
-            patch_size=patch_size,
-            search_vote_iterations=ROUNDS,
-            patch_match_iterations=SWEEPS,
-        )
-    return floats(image), floats(array_namespace(field).flip(field, axis=-1)) - positions(field)
 
 
 def _outlined(guide: Array) -> Array:

@@ -6,7 +6,7 @@ window is. Where the frame and the mean show different things, the correction of
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from array_api_compat import array_namespace
 
@@ -16,6 +16,8 @@ from stages.smoothers.images.matching import agreement
 from stages.smoothers.images.pixels import (
     AT_ONCE,
     Array,
+    Function,
+    as_it_is,
     box,
     each,
     enlarge,
@@ -50,10 +52,20 @@ class WindowLight:
     Args:
         strictness: That of `agreement`.
         size: Frames processed together.
+        fused: Turns functions of stacks into faster ones.
     """
 
-    def __init__(self, guides: Frames, styles: Frames, reach: int, strictness: float = 1, size: int = 1):
+    def __init__(
+        self,
+        guides: Frames,
+        styles: Frames,
+        reach: int,
+        strictness: float = 1,
+        size: int = 1,
+        fused: Callable[[Function], Function] = as_it_is,
+    ):
         self.guides, self.styles, self.reach, self.strictness = guides, styles, reach, strictness
+        self.linked, self.in_light = fused(_links), fused(_in_lights)
         self.batch = AT_ONCE * size
         self.small = Memo(self._shrunk, len(styles), size)
         self.sums = WindowSums(lambda index: self.small[index][1], self._link, _carry, self.batch)
@@ -65,7 +77,7 @@ class WindowLight:
         small = stacked([self.small[index][1] for index in block])
         self.sums.forget(block[-1], windows[block[-1]])
         self.small.forget(windows[block[-1]].start)
-        return each(stacked([self.styles[index] for index in block]), _in_light, small, totals)
+        return self.in_light(stacked([self.styles[index] for index in block]), small, totals)
 
     def clear(self) -> None:
         self.small.clear()
@@ -86,15 +98,25 @@ class WindowLight:
             [stacked(list(images)) for images in zip(*(self.small[index] for index in side), strict=True)]
             for side in zip(*filled_pairs, strict=True)
         )
-        return each(guide, self._linked, guides, style, styles)[: len(pairs)]
+        return self.linked(guide, guides, style, styles, self.strictness)[: len(pairs)]
 
-    def _linked(self, guide: Array, other_guide: Array, style: Array, other: Array) -> Array:
-        moved = flow(guide, other_guide)
-        fit = agreement(guide, other_guide, moved, self.strictness)
-        size = style.shape[-3:-1]
-        moved = _small_motion(moved, *size)
-        alike = _likeness(style[..., :3], warp(other[..., :3], moved))
-        return array_namespace(moved).concat([moved, shrink(fit, *size) * alike], axis=-1)
+
+def _links(guide: Array, guides: Array, style: Array, styles: Array, strictness: float) -> Array:
+    return each(guide, lambda *images: _link(*images, strictness), guides, style, styles)
+
+
+def _link(guide: Array, other_guide: Array, style: Array, other: Array, strictness: float) -> Array:
+    """Find the motion between two frames and their similarity, at the style's shrunk size, [h, w, 3]."""
+    moved = flow(guide, other_guide)
+    fit = agreement(guide, other_guide, moved, strictness)
+    size = style.shape[-3:-1]
+    moved = _small_motion(moved, *size)
+    alike = _likeness(style[..., :3], warp(other[..., :3], moved))
+    return array_namespace(moved).concat([moved, shrink(fit, *size) * alike], axis=-1)
+
+
+def _in_lights(images: Array, small: Array, totals: Array) -> Array:
+    return each(images, _in_light, small, totals)
 
 
 def _in_light(image: Array, small: Array, total: Array) -> Array:

@@ -8,15 +8,23 @@ Arrays are those of stages.smoothers.images.pixels. On a GPU, frames and results
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Unpack
 
 from array_api_compat import array_namespace
 
-from native import binding
-from stages.base.errors import DiffSynthError
-from stages.smoothers.images.pixels import Array, Where, box, floats, flow, match, percentile, positions, warp
+from stages.smoothers.images.library import library_errors
+from stages.smoothers.images.pixels import (
+    Array,
+    Where,
+    box,
+    floats,
+    flow,
+    match,
+    mean_square,
+    percentile,
+    positions,
+    warp,
+)
 
 PATCH = 5  # px
 SEARCH_RADIUS = 64  # px of the random search around a match: how far objects may jump
@@ -41,9 +49,14 @@ def motion(guide: Array, other: Array, patch_size: int = PATCH, threads: int = 0
     Returns:
         As `flow`.
     """
-    xp = array_namespace(guide)
     smooth = flow(guide, other)
-    found = floats(xp.flip(field(guide, other, smooth, patch_size, threads=threads), axis=-1)) - positions(guide)
+    return corrected(smooth, field(guide, other, smooth, patch_size, threads=threads))
+
+
+def corrected(smooth: Array, field: Array) -> Array:
+    """Replace the motion `smooth` by that of a nearest-neighbour field where that goes elsewhere."""
+    xp = array_namespace(smooth)
+    found = floats(xp.flip(field, axis=-1)) - positions(smooth)
     jumped = xp.max(xp.abs(found - smooth), axis=-1, keepdims=True) > JUMP
     most = box(xp.astype(jumped, xp.float32), PATCH) > 0.5  # single pixels may jump by chance
     return xp.where(most, found, smooth)
@@ -61,15 +74,6 @@ def field(guide: Array, other: Array, start: Array, patch_size: int = PATCH, **w
             other, guide, places, patch_sizes=(patch_size,) * SWEEPS, patch_match_iterations=1,
             pyramid_levels=LEVELS, search_radius=SEARCH_RADIUS, **where,
         )  # fmt: skip
-
-
-@contextmanager
-def library_errors() -> Iterator[None]:
-    """Turn errors of the patch-matching library into DiffSynthError."""
-    try:
-        yield
-    except binding.EbsynthError as error:
-        raise DiffSynthError(str(error)) from error
 
 
 def carry(image: Array, motion: Array, cubic: bool = False) -> tuple[Array, Array]:
@@ -93,10 +97,10 @@ def agreement(guide: Array, other: Array, motion: Array, strictness: float = 1, 
         noise: The sum of both images' `grain`, if already known.
     """
     xp = array_namespace(motion)
-    guide, other = floats(guide), floats(other)
-    carried, inside = carry(other, motion)
     noise = grain(guide) + grain(other) if noise is None else noise
-    off = carried - guide
+    carried, inside = carry(floats(other), motion)
+    off = carried - floats(guide)
+    del carried  # which may be a large stack
     seen, in_one_light = (box(mean_square(values), PATCH) for values in (off, off - box(off, LIGHT)))
     difference = xp.clip(xp.minimum(seen, in_one_light) - noise, min=0)
     return xp.exp(difference * (strictness / (-2 * LIKENESS**2))) * inside + NEVER
@@ -114,8 +118,3 @@ def grain(image: Array) -> Array:
     rest = rest[..., 2:, :, :] - 2 * rest[..., 1:-1, :, :] + rest[..., :-2, :, :]
     rest = rest[..., 2:, :] - 2 * rest[..., 1:-1, :] + rest[..., :-2, :]
     return percentile(box(mean_square(rest), GRAIN), EVEN) / (1 + 4 + 1) ** 2
-
-
-def mean_square(values: Array) -> Array:
-    """Average the squares over channels: [H, W, C] to [H, W, 1]."""
-    return array_namespace(values).vecdot(values, values)[..., None] / values.shape[-1]

@@ -26,6 +26,7 @@ Array: TypeAlias = Any
 """A NumPy array, or a torch tensor on a GPU. The array API that both are used through has no types."""
 
 T = TypeVar("T")
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 AT_ONCE = 8  # pairs of frames processed together, for each frame that is smoothed at once
 MIN_FLOW_SIDE = 12  # px; optical flow cannot process smaller images
@@ -92,6 +93,24 @@ def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(os.cpu_count())
 
 
+def as_it_is(function: Function) -> Function:
+    """Return a function itself."""
+    return function
+
+
+@singledispatch
+def fuse(image: Array, function: Function) -> Function:
+    """Compile a function of stacks of images like `image`, so that it runs as few kernels. Only tensors need that.
+
+    The function may call `each`, and all others here but `match`, `synthesize` and `fetch`. Other arguments are numbers
+    that are always the same.
+
+    Raises:
+        DiffSynthError: PyTorch cannot compile here. The function raises it, too, if it cannot be compiled.
+    """
+    return function
+
+
 def stacked(images: list[Array]) -> Array:
     """Join images to a stack."""
     return array_namespace(images[0]).stack(images)
@@ -152,17 +171,16 @@ def match(source: Array, target: Array, start: Array, **options: Unpack[MatchOpt
 
 @singledispatch
 def synthesize(style: Array, guide: Array, target: Array, **options: Unpack[SynthesisOptions]) -> tuple[Array, Array]:
-    """Paint `target` in the way `style` paints `guide`. All images are uint8.
+    """Paint each image of `target` in the way that of `style` paints that of `guide`. All are stacks, uint8.
 
     Returns:
-        The image uint8 [H, W, C], and the position of each patch in the style, int32 [H, W, 2] (row, column).
+        The images uint8 [N, H, W, C], and the position of each patch in its style, int32 [N, H, W, 2] (row, column).
 
     Raises what `native.binding.synthesize` raises.
     """
     options["backend"] = binding.on_cpu()
-    images = (np.ascontiguousarray(image)[None] for image in (style, guide, target))
-    made = binding.synthesize(*images, **options)
-    return made.image[0], made.nnf[0]
+    made = binding.synthesize(*map(np.ascontiguousarray, (style, guide, target)), **options)
+    return made.image, made.nnf
 
 
 @singledispatch
@@ -212,6 +230,12 @@ def enlarge(values: Array, height: int, width: int) -> Array:
     import cv2
 
     return cv2.resize(values, (width, height), interpolation=cv2.INTER_LINEAR).reshape(height, width, -1)
+
+
+@singledispatch
+def mean_square(values: Array) -> Array:
+    """Average the squares over channels: [H, W, C] to [H, W, 1]."""
+    return array_namespace(values).vecdot(values, values)[..., None] / values.shape[-1]
 
 
 @singledispatch

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 
 import numpy as np
 import pytest
 import torch
+from torch._inductor import config
 from torch._subclasses.fake_tensor import FakeTensor
 
 from benchmarks.kernels import count_kernels, simulated_gpu
 from native import binding
+from stages.models import compiler
 from stages.smoothers import SMOOTHERS, build, frames_on_device
-from stages.smoothers.images import gpu, pixels
+from stages.smoothers.images import gpu, keyframes, pixels
 from stages.smoothers.images.keyframes import Interpolator
 from tests.stages.smoothers.scenes import HEIGHT, SPEED, WIDTH, Scene, scene, squared_error
 from tests.typing import Floats, Image, Images
@@ -151,6 +155,51 @@ def test_smoothers_do_what_they_do_on_the_processor(name: str, swimming: Scene, 
     assert errors[1] < 1.15 * errors[0]
 
 
+@pytest.mark.parametrize(
+    ("setting", "pixels_at_once"), [("PIXELS_AT_ONCE", 4 * 48 * 64), ("PIXELS_TRACKED_AT_ONCE", 7 * 48 * 64)]
+)
+def test_memory_may_be_bounded_otherwise(
+    setting: str, pixels_at_once: int, on_torch: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu, setting, pixels_at_once)
+    off = np.abs(smooth_long(0, 8).astype(int) - smooth_whole(on_torch)[:8])
+    assert off.max() <= 1 and (off > 0).mean() < 1e-3  # rounding
+
+
+def test_smoothing_is_compiled_if_asked(
+    swimming: Scene, on_torch: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if on_torch.type == "cpu":
+        monkeypatch.setattr(torch, "compile", lambda graph, **options: graph)  # captured only: the rest takes minutes
+    real, made = compiler.compiled, []
+
+    def compiled(function: Callable[..., torch.Tensor], arguments: tuple[object, ...]) -> Callable[..., torch.Tensor]:
+        made.append(function.__name__)
+        return real(function, arguments)
+
+    monkeypatch.setattr(gpu, "compiled", compiled)
+    guides, styles = (frames[:11, :16, :24] for frames in (swimming.guides, swimming.styles))
+    eager, fused = (
+        build("PatchBlendSmoother", {"window": 2}, guides, styles, device="cuda", compiled=asked)
+        for asked in (False, True)
+    )
+    expected = eager.smooth(0, 11).astype(int)
+    assert not made
+    with config.patch({"triton.cudagraphs": on_torch.type == "cuda"}):
+        off = np.abs(fused.smooth(0, 11) - expected)
+    assert off.max() <= 1 and (off > 0).mean() < 1e-3
+    shapes = Counter(made)  # of a block of eight frames and one of three
+    assert shapes.pop("_links") == 1 and set(shapes.values()) == {2} and len(shapes) == 8
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="no compiler")
+def test_compiled_flow_is_the_same_but_for_rounding(swimming: Scene) -> None:
+    here, there = (torch.from_numpy(swimming.guides[index][:12, :12].copy())[None] for index in (0, 1))
+    found = pixels.fuse(here, pixels.flow)(here, there)
+    torch.testing.assert_close(found, pixels.flow(here, there), atol=1e-3, rtol=0)
+
+
 @pytest.mark.parametrize("first", [3, 11, 17])
 def test_chunks_do_not_change_the_result(first: int, on_torch: torch.device) -> None:
     np.testing.assert_array_equal(smooth_long(first, first + 2), smooth_whole(on_torch)[first : first + 2])
@@ -160,7 +209,7 @@ def test_frames_between_keyframes_are_painted_as_on_the_processor(swimming: Scen
     keys, errors = [0, 6, 11], []
     for device in ("cpu", "cuda"):
         guides, keyframes = (frames_on_device(frames, device) for frames in (swimming.guides, swimming.truth[keys]))
-        frames, _ = zip(*(Interpolator(guides, keyframes, keys).paint(index) for index in range(12)), strict=True)
+        frames, _ = zip(*Interpolator(guides, keyframes, keys).paint(range(12)), strict=True)
         errors.append(squared_error(np.stack(frames), swimming.truth))
     assert max(errors) < 4  # frames that stood still would have hundreds
 
@@ -194,6 +243,25 @@ def test_nothing_leaves_the_gpu_but_finished_frames(
     assert smoothed.shape == frames.shape
     assert fetched == [(8, HEIGHT, WIDTH, 3), (1, HEIGHT, WIDTH, 3)]
     assert matched == [(8 * 6, HEIGHT, WIDTH, 2), (6, HEIGHT, WIDTH, 2)]
+
+
+def test_keyframes_are_repainted_several_at_once_on_the_gpu(
+    no_gpu_needed: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cuda, painted = torch.device("cuda:0"), []
+
+    def synthesize(style: torch.Tensor, *guides: torch.Tensor, **options: object) -> binding.Synthesis:
+        assert {array.device for array in (style, *guides)} == {cuda} and "backend" not in options
+        painted.append(tuple(style.shape))
+        return binding.Synthesis(
+            torch.empty_like(style), style.new_empty((*style.shape[:3], 2), dtype=torch.int32), None
+        )
+
+    monkeypatch.setattr(binding, "synthesize", synthesize)
+    monkeypatch.setattr(keyframes, "_share", lambda pixels: 0.5)  # simulated pixels have no values
+    guides, styles = (frames_on_device(np.zeros((7, 16, 16, 3), np.uint8), "cuda") for _ in range(2))
+    frames = [*Interpolator(guides, styles, [0, 5]).paint(range(7))]
+    assert len(frames) == 7 and painted == [(8, 16, 16, 3), (1, 16, 16, 3)]
 
 
 @pytest.mark.slow

@@ -23,13 +23,13 @@ def clip() -> Scene:
 def test_frames_between_keyframes_follow_the_guide(clip: Scene) -> None:
     keys = [0, 6, 12]
     painter = Interpolator(clip.guides, clip.truth[keys], keys)
-    for index in (1, 3, 8, 11):
-        frame, unseen = painter.paint(index)
+    between = (1, 3, 8, 11)
+    for index, (frame, unseen) in zip(between, painter.paint(between), strict=True):
         first = max(key for key in keys if key < index)
         faded = clip.truth[first] + (clip.truth[first + 6].astype(float) - clip.truth[first]) * (index - first) / 6
         assert unseen < 0.1
         assert squared_error(frame, clip.truth[index]) < 0.05 * squared_error(faded, clip.truth[index])
-    frame, unseen = painter.paint(6)
+    ((frame, unseen),) = painter.paint([6])
     np.testing.assert_array_equal(frame, clip.truth[6])
     assert unseen == 0
 
@@ -37,22 +37,21 @@ def test_frames_between_keyframes_follow_the_guide(clip: Scene) -> None:
 def test_light_goes_over_from_one_keyframe_to_the_other(clip: Scene) -> None:
     dark, bright = clip.truth[0] // 2, clip.truth[6]
     painter = Interpolator(clip.guides, [dark, bright], [0, 6])
-    means = [painter.paint(index)[0].mean() for index in range(7)]
+    means = [frame.mean() for frame, _ in painter.paint(range(7))]
     steps = np.diff(means)
     assert np.all(steps > 0) and steps.max() < 2 * steps.mean()
 
 
 def test_outside_the_keyframes_the_nearest_is_carried(clip: Scene) -> None:
     painter = Interpolator(clip.guides, clip.truth[[4]], [4])
-    for index in (2, 5):
-        frame, _ = painter.paint(index)
+    for index, (frame, _) in zip((2, 5), painter.paint((2, 5)), strict=True):
         assert squared_error(frame, clip.truth[index]) < 0.2 * squared_error(clip.truth[4], clip.truth[index])
 
 
 def test_areas_that_no_keyframe_shows_are_measured(clip: Scene) -> None:
     guides = clip.guides.copy()
     guides[6, 20:70, 30:90] = 0
-    _, unseen = Interpolator(guides, clip.truth[[4, 8]], [4, 8]).paint(6)
+    ((_, unseen),) = Interpolator(guides, clip.truth[[4, 8]], [4, 8]).paint([6])
     assert 0.8 < unseen / (50 * 60 / guides[0, ..., 0].size) < 1.5  # patches reach beyond the hole
 
 
@@ -79,8 +78,7 @@ def test_what_moves_too_fast_for_flow_keeps_its_shape() -> None:
     guides = np.clip(clean + grain, 0, 255).astype(np.uint8)
     style = np.clip(clean[..., ::-1] * 0.8, 0, 255).astype(np.uint8)
     painter = Interpolator(guides, style[[0, 4]], [0, 4])
-    for index in (1, 2, 3):
-        painted, _ = painter.paint(index)
+    for index, (painted, _) in enumerate(painter.paint((1, 2, 3)), 1):
         edges, there = (
             cv2.Laplacian(image.mean(axis=2), cv2.CV_64F) for image in (painted, style[index].astype(float))
         )
@@ -95,4 +93,4 @@ def test_library_errors_become_one_message(clip: Scene, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(keyframes, "synthesize", fail)
     with pytest.raises(DiffSynthError, match="no memory left"):
-        Interpolator(clip.guides[::6], clip.truth[[0, 12]], [0, 2]).paint(1)
+        next(Interpolator(clip.guides[::6], clip.truth[[0, 12]], [0, 2]).paint([1]))
