@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
-from typing import overload
 
 import numpy as np
 
@@ -19,7 +18,7 @@ from stages.base.cache import FrameCache
 from stages.base.engine import Task
 from stages.base.errors import DiffSynthError
 from stages.base.json_types import Values
-from stages.smoothers import SMOOTHERS, Frames, Smoother, build, frames_on_device
+from stages.smoothers import SMOOTHERS, Frames, LoadedFrames, Smoother, build, frames_on_device
 from stages.video import Shot, fit
 
 PAINT_CHUNK = 2  # frames that are painted at once
@@ -74,30 +73,18 @@ class DecodeTask(Task):
         self._left = None
 
 
-class ReadAhead(Sequence[Image]):
-    """Frames that are read by another thread: with each, the one after it. The last few are kept."""
+def read_ahead(frames: Frames) -> LoadedFrames:
+    """Return frames that another thread reads: with each, the one after it. The last few are kept."""
+    reader = ThreadPoolExecutor(1, "read ahead")
+    read = lru_cache(KEPT_FRAMES)(lambda index: reader.submit(frames.__getitem__, index))
 
-    def __init__(self, frames: Frames):
-        self.length, reader = len(frames), ThreadPoolExecutor(1, "read ahead")
-        self.read = lru_cache(KEPT_FRAMES)(lambda index: reader.submit(frames.__getitem__, index))
-
-    def __len__(self) -> int:
-        return self.length
-
-    @overload
-    def __getitem__(self, index: int) -> Image: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Image]: ...
-
-    def __getitem__(self, index: int | slice) -> Image | list[Image]:
-        if isinstance(index, slice):
-            return [self[k] for k in range(*index.indices(self.length))]
-        index = range(self.length)[index]
-        frame = self.read(index)
-        if index + 1 < self.length:
-            self.read(index + 1)
+    def load(index: int) -> Image:
+        frame = read(index)
+        if index + 1 < len(frames):
+            read(index + 1)
         return frame.result()
+
+    return LoadedFrames(len(frames), load)
 
 
 @dataclass
@@ -125,8 +112,8 @@ class ChunkSmoother:
     def smooth(self, guides: Frames, styles: Frames, start: int, stop: int) -> np.ndarray:
         """Frames start..stop-1 of the whole video `styles`, deflickered."""
         if self._smoother is None or self._next != start:
-            ahead = ReadAhead(styles)
-            guides = ahead if guides is styles else ReadAhead(guides)
+            ahead = read_ahead(styles)
+            guides = ahead if guides is styles else read_ahead(guides)
             self._smoother = build(self.name, dict(self.config), guides, ahead, self.device)
         self._next = stop
         return self._smoother.smooth(start, stop)

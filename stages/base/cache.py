@@ -22,19 +22,20 @@ from fnmatch import fnmatch
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
-from typing import overload
+from typing import TYPE_CHECKING, overload
 
 import numpy as np
 import psutil
-import zarr
 from filelock import FileLock, Timeout
-from zarr.codecs import Crc32cCodec, ZstdCodec
-from zarr.types import AnyArray
 
 from stages.base.errors import DiffSynthError
 from stages.base.fingerprint import Inputs
 from stages.base.json_types import Json
 from stages.base.record import StageRecord, write_json
+
+if TYPE_CHECKING:  # imported where an array is used, which `status` does not do
+    import zarr
+    from zarr.types import AnyArray
 
 HOLDER = "holder.json"
 ZSTD_LEVEL = 1  # on real footage, level 3 is 9 % smaller and takes twice as long, level 6 16 % and five times as long
@@ -213,6 +214,8 @@ class FrameCache:
 
     def _open(self, folder: Path) -> zarr.Group:
         """Open a group of the cache. Damaged metadata is rewritten, since it says only that this is a group."""
+        import zarr
+
         try:
             return zarr.open_group(str(folder), mode="a", zarr_format=3)
         except DAMAGED_METADATA as error:
@@ -239,6 +242,8 @@ class FrameCache:
         return (self.path / name / "zarr.json").exists()
 
     def __getitem__(self, name: str) -> FrameArray:
+        import zarr
+
         makers = (stage for stage, patterns in self.made_by.items() if any(fnmatch(name, part) for part in patterns))
         mend = f"rebuild it with {self.command(next(makers, 'run'))} --restart"
         if name not in self:
@@ -254,6 +259,8 @@ class FrameCache:
 
     def create(self, spec: ArraySpec) -> FrameArray:
         """Create an empty array, replacing one of the same name."""
+        from zarr.codecs import Crc32cCodec, ZstdCodec
+
         place = self.path / spec.name
         group = self.group if place.parent == self.path else self._open(place.parent)
         group.create_array(
