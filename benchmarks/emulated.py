@@ -21,7 +21,8 @@ from rich.table import Table
 
 from native import binding
 from stages.smoothers.images import matching
-from stages.video import VideoFile, fit
+from stages.video import fit
+from stages.video.video_file import VideoFile
 from tests.native import emulator
 
 SHUFFLES = 3  # per comparison: the lanes of a team add up their shares

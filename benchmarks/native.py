@@ -28,7 +28,8 @@ from native import binding
 from stages.base.arrays import Field, Image, Images
 from stages.smoothers.images import matching
 from stages.smoothers.images.pixels import flow
-from stages.video import VideoFile, fit, read_image
+from stages.video import fit, read_image
+from stages.video.video_file import VideoFile
 
 SAMPLES, PATCH = 3000, 5
 DEMO = Path(__file__).resolve().parents[1] / "templates" / "demo.mp4"

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from stages.base.engine import Task
 from stages.base.errors import DiffSynthError
 from stages.base.json_types import Values
 from stages.base.scenes import scene_of
-from stages.smoothers import SMOOTHERS, Frames, Smoother, build, frames_on_device
+from stages.smoothers import SMOOTHERS, Frames, LoadedFrames, Smoother, build, frames_on_device
 from stages.video import Shot, fit
 
 PAINT_CHUNK = 4  # frames that are painted at once, most of them from two keyframes
@@ -92,30 +92,18 @@ class Picked(Sequence[np.ndarray]):
         return self.frames.read(self.keys[index] for index in indices)
 
 
-class ReadAhead(Sequence[Image]):
-    """Frames that are read by another thread: with each, the one after it. The last few are kept."""
+def read_ahead(frames: Frames) -> LoadedFrames:
+    """Return frames that another thread reads: with each, the one after it. The last few are kept."""
+    reader = ThreadPoolExecutor(1, "read ahead")
+    read = lru_cache(KEPT_FRAMES)(lambda index: reader.submit(frames.__getitem__, index))
 
-    def __init__(self, frames: Frames):
-        self.length, reader = len(frames), ThreadPoolExecutor(1, "read ahead")
-        self.read = lru_cache(KEPT_FRAMES)(lambda index: reader.submit(frames.__getitem__, index))
-
-    def __len__(self) -> int:
-        return self.length
-
-    @overload
-    def __getitem__(self, index: int) -> Image: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Image]: ...
-
-    def __getitem__(self, index: int | slice) -> Image | list[Image]:
-        if isinstance(index, slice):
-            return [self[k] for k in range(*index.indices(self.length))]
-        index = range(self.length)[index]
-        frame = self.read(index)
-        if index + 1 < self.length:
-            self.read(index + 1)
+    def load(index: int) -> Image:
+        frame = read(index)
+        if index + 1 < len(frames):
+            read(index + 1)
         return frame.result()
+
+    return LoadedFrames(len(frames), load)
 
 
 @dataclass
@@ -157,8 +145,8 @@ class ChunkSmoother:
             first: The first frame of the scene.
         """
         if self._smoother is None or start == first or self._next != start:
-            ahead = ReadAhead(styles)
-            guides = ahead if guides is styles else ReadAhead(guides)
+            ahead = read_ahead(styles)
+            guides = ahead if guides is styles else read_ahead(guides)
             self._smoother = build(self.name, dict(self.config), guides, ahead, self.device, compiled=self.compiled)
         self._next = stop
         return self._smoother.smooth(start - first, stop - first)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 from cv2.typing import MatLike
@@ -44,24 +45,25 @@ def write_images(folder: Path, images: Iterable[MatLike]) -> Path:
     return folder
 
 
+def write_job(folder: Path, frames: int = 6, /, **keys: object) -> Path:
+    """Write a job file for a folder of `frames` images. Keywords add or replace keys; `...` removes one."""
+    frames = int(str(keys.pop("frames", frames)))
+    images = folder / "images"
+    if not images.exists():
+        write_images(images, (scene(i) for i in range(frames)))
+    job = {
+        "model_id": str(MODEL), "controlnet_model_id": [str(CONTROLNET)], "controlnet_processor": ["canny"],
+        "input_video": "images", "output_path": "out", "prompt": "winter", "num_inference_steps": 2,
+    } | keys  # fmt: skip
+    path = folder / "job.json"
+    path.write_text(json.dumps({key: value for key, value in job.items() if value is not ...}))
+    return path
+
+
 @pytest.fixture
 def make_job(tmp_path: Path) -> MakeJob:
-    """Write a job file for a folder of `frames` images. Keywords add or replace keys; `...` removes one."""
-
-    def make(frames: int = 6, /, **keys: object) -> Path:
-        frames = int(str(keys.pop("frames", frames)))
-        images = tmp_path / "images"
-        if not images.exists():
-            write_images(images, (scene(i) for i in range(frames)))
-        job = {
-            "model_id": str(MODEL), "controlnet_model_id": [str(CONTROLNET)], "controlnet_processor": ["canny"],
-            "input_video": "images", "output_path": "out", "prompt": "winter", "num_inference_steps": 2,
-        } | keys  # fmt: skip
-        path = tmp_path / "job.json"
-        path.write_text(json.dumps({key: value for key, value in job.items() if value is not ...}))
-        return path
-
-    return make
+    """`write_job` into the test's folder."""
+    return partial(write_job, tmp_path)
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 
 from stages.base.cache import FrameCache
+from tests.processes import Program
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "docs/examples/diffsynth-extras"
@@ -45,10 +45,8 @@ def diffsynth(site: Path) -> Run:
     """Run the program with the package installed; return its exit code and output."""
 
     def run(*arguments: object) -> tuple[int, str]:
-        path = {"PYTHONPATH": f"{ROOT}{os.pathsep}{site}"}
-        command = [sys.executable, "-m", "diffsynth_cli", *map(str, arguments)]
-        done = subprocess.run(command, env={**os.environ, **path}, capture_output=True, text=True, timeout=120)
-        return done.returncode, done.stdout + done.stderr
+        code, out, err = Program(*arguments, path=[str(site)]).finish()
+        return code, out + err
 
     return run
 

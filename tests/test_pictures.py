@@ -14,9 +14,11 @@ from diffsynth_cli.demo import write_demo
 from stages.base.cache import FrameCache
 from stages.smoothers import build
 from stages.smoothers.images.metrics import measure
+from tests.typing import Images, Keys
 from tools.train_mini.evaluate import agreement
 
 FRAMES = 4
+FPS = 12
 ALONE = {"combine_pattern": "[0]", "smoother": "null", "post_smoother": "null"}
 
 
@@ -26,7 +28,7 @@ class Restyle(Protocol):
 
 @pytest.fixture(scope="module")
 def restyle(tmp_path_factory: pytest.TempPathFactory) -> Restyle:
-    """Run the demo's job with this prompt and these keys on the first frames of its clip, once for each."""
+    """Run the demo's job with this prompt and these keys on two frames of its clip, once for each."""
     caches: dict[str, FrameCache] = {}
 
     def run(prompt: str, **keys: object) -> FrameCache:
@@ -35,13 +37,21 @@ def restyle(tmp_path_factory: pytest.TempPathFactory) -> Restyle:
             folder: Path = tmp_path_factory.mktemp("demo")
             job = write_demo(folder, None, prompt)
             given = {
-                "frame_maximum_count": FRAMES, "frame_height": 96, "frame_width": 160, "num_inference_steps": 8,
+                "frame_maximum_count": 2, "frame_height": 96, "frame_width": 160, "num_inference_steps": 8,
             } | keys  # fmt: skip
             assert main(["run", str(job), "-q", *(f"--set={key}={value}" for key, value in given.items())]) == 0
             caches[name] = FrameCache(folder / "output/cache.zarr")
         return caches[name]
 
     return run
+
+
+def flickering(restyle: Restyle, prompt: str) -> tuple[Images, Images]:
+    """Guides, and frames that were rendered from noise of their own, uint8 [FRAMES, H, W, 3] each."""
+    one: Keys = {"frame_maximum_count": 1, **ALONE}
+    caches = [restyle(prompt, seed_of_noise=k + 1, start_time=k / FPS, **one) for k in range(FRAMES)]
+    guides, frames = (np.stack([cache[name][0] for cache in caches]) for name in ("frames", "rendered"))
+    return guides, frames
 
 
 def brightness(cache: FrameCache) -> float:
@@ -79,21 +89,19 @@ def test_edges_are_where_the_map_has_them(restyle: Restyle) -> None:
 
 def test_frames_that_see_each_other_and_are_smoothed_flicker_less(restyle: Restyle) -> None:
     prompt = "winter, snow, night"
-    together = restyle(prompt)
-    alone = [restyle(prompt, seed_of_noise=k + 1, **ALONE)["rendered"][k] for k in range(FRAMES)]
-    guides = together["frames"][:]
-    flicker = measure(guides, [np.stack(alone), together["rendered"][:], together["deflickered"][:]])
+    together = restyle(prompt, frame_maximum_count=FRAMES)
+    guides, alone = flickering(restyle, prompt)
+    np.testing.assert_array_equal(guides, together["frames"][:])
+    flicker = measure(guides, [alone, together["rendered"][:], together["deflickered"][:]])
     own_noise, rendered, deflickered = (np.nanmean(curves.warp[1]) for curves in flicker)
     print(f"warp error {own_noise:.1f}, rendered {rendered:.1f}, deflickered {deflickered:.1f}")
     assert rendered < 0.5 * own_noise and deflickered < 0.35 * own_noise
 
 
 def test_diffusion_flicker_is_smoothed_and_detail_stays(restyle: Restyle) -> None:
-    prompt = "winter, snow, night"
-    flickering = np.stack([restyle(prompt, seed_of_noise=k + 1, **ALONE)["rendered"][k] for k in range(FRAMES)])
-    guides = restyle(prompt, seed_of_noise=1, **ALONE)["frames"][:]
-    smooth = build("PatchBlendSmoother", {}, guides, flickering).smooth(0, FRAMES)
-    before, after = measure(guides, [flickering, smooth])
+    guides, frames = flickering(restyle, "winter, snow, night")
+    smooth = build("PatchBlendSmoother", {}, guides, frames).smooth(0, FRAMES)
+    before, after = measure(guides, [frames, smooth])
     found = after.summary(style=before)
     print(found, before.summary())
     assert found["warp1"] < 0.3 * before.summary()["warp1"] and found["sharp"] > 0.7

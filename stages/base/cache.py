@@ -17,19 +17,20 @@ from fnmatch import fnmatch
 from functools import cached_property, partial
 from itertools import groupby
 from pathlib import Path
-from typing import TypeVar, overload
+from typing import TYPE_CHECKING, TypeVar, overload
 
 import numpy as np
 import psutil
-import zarr
-from zarr.codecs import Crc32cCodec, ZstdCodec
-from zarr.types import AnyArray
 
 from stages.base.errors import DiffSynthError
 from stages.base.fingerprint import Inputs
 from stages.base.json_types import Json
 from stages.base.record import StageRecord
 from stages.base.store import CHUNK, LOCK, FolderStore, MissingChunk, Store, open_store
+
+if TYPE_CHECKING:  # imported where an array is used, which `status` does not do
+    import zarr
+    from zarr.types import AnyArray
 
 ZSTD_LEVEL = 1  # on real footage, level 3 is 9 % smaller and takes twice as long, level 6 16 % and five times as long
 RUN = 10  # frames that are read in one call; Zarr reads so many chunks of a call at once
@@ -254,6 +255,8 @@ class FrameCache:
         return self._open_group(name)
 
     def _open_group(self, name: str) -> zarr.Group:
+        import zarr
+
         return zarr.open_group(self.store.arrays, path=name, mode="a", zarr_format=3)
 
     def keeping(self, names: Collection[str]) -> FrameCache:
@@ -272,6 +275,8 @@ class FrameCache:
         return self.store.get(f"{name}/{METADATA}") is not None
 
     def __getitem__(self, name: str) -> FrameArray:
+        import zarr
+
         makers = (stage for stage, patterns in self.made_by.items() if any(fnmatch(name, part) for part in patterns))
         mend = f"rebuild it with {self.command(next(makers, 'run'))} --restart"
         if name not in self:
@@ -287,6 +292,8 @@ class FrameCache:
 
     def create(self, spec: ArraySpec) -> FrameArray:
         """Create an empty array, replacing one of the same name."""
+        from zarr.codecs import Crc32cCodec, ZstdCodec
+
         parent, _, own_name = spec.name.rpartition("/")
         group = self._open(parent) if parent else self.group
         group.create_array(

@@ -22,9 +22,10 @@ from zarr.abc.store import Store as ZarrStore
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import ObjectStore as ZarrObjectStore
 
+from stages.base.chunks import Chunks
 from stages.base.errors import DiffSynthError, UsageError
 from stages.base.lease import DURATION, Lease, Version, holder
-from stages.base.store import Chunks, Journal
+from stages.base.store import Journal
 
 SCHEMES = ("s3://", "s3a://", "gs://", "az://", "abfs://", "abfss://")
 COMMIT_INTERVAL = 1.0  # s between objects of a journal

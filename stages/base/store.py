@@ -11,20 +11,20 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 import psutil
 from filelock import FileLock, Timeout
-from zarr.abc.store import ByteRequest
-from zarr.abc.store import Store as ZarrStore
-from zarr.core.buffer import Buffer, BufferPrototype
-from zarr.storage import LocalStore, WrapperStore
 
 from stages.base.errors import DiffSynthError, UsageError
 from stages.base.json_types import Json, Values
+
+if TYPE_CHECKING:  # imported where an array is used, which `status` does not do
+    from zarr.abc.store import Store as ZarrStore
 
 LOCK, HOLDER = "lock", "holder.json"
 CHUNK = "c."  # the start of the names of chunks
@@ -98,6 +98,10 @@ class Journal(Protocol):
         """Remove the journal, if it exists."""
 
 
+class MissingChunk(Exception):
+    """A chunk does not exist."""
+
+
 def open_store(place: str | Path) -> Store:
     """Return the store at a folder or URL.
 
@@ -118,23 +122,6 @@ def open_store(place: str | Path) -> Store:
     return ObjectStore(url)
 
 
-# --- chunks ---------------------------------------------------------------------------------------------
-
-
-class MissingChunk(Exception):
-    """A chunk does not exist."""
-
-
-class Chunks(WrapperStore[ZarrStore]):
-    """A Zarr store in which missing chunks raise MissingChunk. Zarr would return zeros, a black frame."""
-
-    async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
-        found = await super().get(key, prototype, byte_range)
-        if found is None and key.rpartition("/")[2].startswith(CHUNK):
-            raise MissingChunk(key)
-        return found
-
-
 # --- a folder -------------------------------------------------------------------------------------------
 
 
@@ -149,10 +136,17 @@ class FolderStore:
 
     def __init__(self, path: Path):
         self.path = path
-        self.arrays: ZarrStore = Chunks(LocalStore(path))
 
     def __str__(self) -> str:
         return str(self.path)
+
+    @cached_property
+    def arrays(self) -> ZarrStore:
+        from zarr.storage import LocalStore
+
+        from stages.base.chunks import Chunks
+
+        return Chunks(LocalStore(self.path))
 
     def get(self, name: str) -> bytes | None:
         try:

@@ -24,13 +24,13 @@ from stages.video import (
     Audio,
     Encoding,
     ImageFolder,
-    count_packets,
     default_codec,
     encode,
     open_source,
     read_comment,
     save_png,
 )
+from stages.video.video_file import count_packets
 
 
 def check_smoothing_output(smoothing: Smoothing, force: bool) -> None:

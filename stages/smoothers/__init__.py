@@ -124,7 +124,7 @@ def build(
         loaded = frames_on_device(styles, device)
         guides, styles = loaded if guides is styles else frames_on_device(guides, device), loaded
     if options.enhances_first and options.postprocessing:
-        styles = CachedFrames(styles, partial(enhance, postprocessing=options.postprocessing))
+        styles = cached(styles, partial(enhance, postprocessing=options.postprocessing))
     smoother = (options.build_compiled if compiled else options.build)(guides, styles, device)
     return Enhanced(smoother, options.postprocessing) if options.postprocessing else smoother
 
@@ -150,11 +150,11 @@ def enhance(frame: Image, postprocessing: Enhancement) -> Image:
     return np.asarray(image)
 
 
-class CachedFrames(Sequence[Image]):
-    """Frames converted by `load` when they are first read. The last few are cached."""
+class LoadedFrames(Sequence[Image]):
+    """As many frames as `length` says, which the function `load` returns by index."""
 
-    def __init__(self, frames: Frames, load: Callable[[Image], Image], cached: int = CACHED_FRAMES):
-        self.length, self.frame = len(frames), lru_cache(cached)(lambda index: load(frames[index]))
+    def __init__(self, length: int, load: Callable[[int], Image]):
+        self.length, self.load = length, load
 
     def __len__(self) -> int:
         return self.length
@@ -164,9 +164,13 @@ class CachedFrames(Sequence[Image]):
     @overload
     def __getitem__(self, index: slice) -> list[Image]: ...
     def __getitem__(self, index: int | slice) -> Image | list[Image]:
-        if isinstance(index, slice):
-            return [self.frame(k) for k in range(*index.indices(self.length))]
-        return self.frame(index)
+        chosen = range(self.length)[index]
+        return self.load(chosen) if isinstance(chosen, int) else [self.load(k) for k in chosen]
+
+
+def cached(frames: Frames, convert: Callable[[Image], Image], kept: int = CACHED_FRAMES) -> LoadedFrames:
+    """Return frames that are converted when they are first read. The last few are kept."""
+    return LoadedFrames(len(frames), lru_cache(kept)(lambda index: convert(frames[index])))
 
 
 def frames_on_device(frames: Frames, device: str) -> Frames:
@@ -178,12 +182,12 @@ def frames_on_device(frames: Frames, device: str) -> Frames:
 
     gpu = pick_gpu(device)
     if gpu is None:
-        return CachedFrames(frames, np.asarray)
+        return cached(frames, np.asarray)
     from stages.smoothers.images.gpu import load
     from stages.smoothers.images.pixels import frames_at_once
 
     load_here = cast(Callable[[Image], Image], partial(load, device=gpu))
-    return CachedFrames(frames, load_here, CACHED_FRAMES * frames_at_once(load_here(frames[0])))
+    return cached(frames, load_here, CACHED_FRAMES * frames_at_once(load_here(frames[0])))
 
 
 # --- shared options -------------------------------------------------------------------------------------

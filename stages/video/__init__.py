@@ -3,6 +3,7 @@
 from stages.video.cuts import find_cuts
 from stages.video.encoding import (
     ENCODERS,
+    Audio,
     Encoding,
     check_encoder,
     check_encoding,
@@ -13,16 +14,13 @@ from stages.video.encoding import (
     read_comment,
 )
 from stages.video.images import fit, frame_files, read_image, save_png, write_frames
-from stages.video.sound import Audio
 from stages.video.sources import (
     TIME_TOLERANCE,
     ImageFolder,
     Shot,
     Source,
-    VideoFile,
     certain_length,
     check_shape,
-    count_packets,
     describe,
     open_source,
     stated_length,
@@ -36,12 +34,10 @@ __all__ = [
     "ImageFolder",
     "Shot",
     "Source",
-    "VideoFile",
     "certain_length",
     "check_encoder",
     "check_encoding",
     "check_shape",
-    "count_packets",
     "default_codec",
     "describe",
     "encode",

@@ -8,19 +8,18 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from io import BytesIO
 from pathlib import Path
-from typing import TypeAlias, cast
+from typing import TYPE_CHECKING, TypeAlias, cast
 
-import av
-import av.codec
 import numpy as np
-from av.container import OutputContainer
-from av.video.reformatter import Colorspace
 
 from stages.base.errors import DiffSynthError, UsageError
 from stages.codecs import Codec
 from stages.video.images import IMAGE_SUFFIXES, read_png_comment
-from stages.video.sound import Audio, SoundTrack
 from stages.video.sources import url
+
+if TYPE_CHECKING:
+    import av
+    from av.container import OutputContainer
 
 
 @dataclass(frozen=True)
@@ -70,6 +69,15 @@ TIMESTAMP_RATE = 90_000  # ticks a second for frames without a constant rate
 
 
 @dataclass(frozen=True)
+class Audio:
+    """The part of a file's audio from `start` to `stop`, in seconds."""
+
+    path: Path
+    start: float
+    stop: float
+
+
+@dataclass(frozen=True)
 class Encoding:
     """How to write a video.
 
@@ -111,6 +119,10 @@ def encode(path: Path, frames: Iterable[np.ndarray], how: Encoding) -> None:
         UsageError: The container cannot hold the codec.
         DiffSynthError: There are no frames, or writing failed.
     """
+    import av
+
+    from stages.video.sound import SoundTrack
+
     muxer, audio_codec, options = check_encoding(path, how.codec)
     part = path.with_name(f".{path.name}.part")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -139,6 +151,8 @@ def encode(path: Path, frames: Iterable[np.ndarray], how: Encoding) -> None:
 
 def check_encoding(path: Path, codec: str) -> tuple[str, str, dict[str, str]]:
     """Return the muxer, audio encoder and options for `path`. Raise UsageError if it cannot hold the codec."""
+    from av.codec import codecs_available
+
     suffix = path.suffix.lower()
     if suffix not in CONTAINERS:
         raise UsageError(f"{path}: cannot write {suffix or 'a video without a suffix'}", f"use {_listed(CONTAINERS)}")
@@ -146,7 +160,7 @@ def check_encoding(path: Path, codec: str) -> tuple[str, str, dict[str, str]]:
         raise UsageError(
             f"{path}: a {suffix} file cannot hold {codec}", f"it can hold {_listed(CONTAINER_CODECS[suffix])}"
         )
-    if ENCODERS[codec].ffmpeg not in av.codec.codecs_available:
+    if ENCODERS[codec].ffmpeg not in codecs_available:
         raise UsageError(f"{codec}: FFmpeg was built without {ENCODERS[codec].ffmpeg}", "choose another codec")
     return CONTAINERS[suffix]
 
@@ -157,6 +171,8 @@ def check_encoder(path: Path, codec: str, height: int, width: int, fps: Fraction
     Raises:
         UsageError: The container cannot hold the codec, or the encoder does not support the size or rate.
     """
+    import av
+
     muxer, *_ = check_encoding(path, codec)
     try:
         if not SLOWEST <= fps <= FASTEST:
@@ -202,6 +218,8 @@ def read_comment(path: Path) -> str:
     """Return the comment in the metadata of a video or PNG file. Empty if there is none or the file is unreadable."""
     if path.suffix.lower() == ".png":
         return read_png_comment(path)
+    import av
+
     try:
         with av.open(url(path), metadata_errors="ignore") as container:
             tags = {name.lower(): value for name, value in container.metadata.items()}
@@ -239,6 +257,9 @@ def _picture_stream(container: OutputContainer, shape: tuple[int, ...], how: Enc
 
 
 def _picture_frame(image: np.ndarray, stream: av.VideoStream, how: Encoding, index: int) -> av.VideoFrame:
+    import av
+    from av.video.reformatter import Colorspace
+
     pad = ((0, stream.height - image.shape[0]), (0, stream.width - image.shape[1]), (0, 0))
     frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(np.pad(image, pad, mode="edge")), format="rgb24")
     if not (stream.pix_fmt or "").startswith("bgr"):

@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
-import cv2
 import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -22,18 +21,21 @@ VALUE_SUFFIXES = {".exr"}  # data rather than pictures
 
 def read_image(path: str | Path) -> np.ndarray:
     """Read an image as uint8 RGB [H, W, 3]. Applies the EXIF rotation and converts 16-bit and grey images."""
-    return _decode(Path(path), cv2.IMREAD_COLOR)
+    return _decode(Path(path), full_depth=False)
 
 
 def read_values(path: str | Path) -> np.ndarray:
     """Read an image's unconverted values, RGB [H, W, 3], as uint8, uint16 or, for EXR, float32. Grey is repeated."""
     os.environ.setdefault("OPENCV_IO_ENABLE_OPENEXR", "1")  # read by OpenCV when it opens the first EXR file
-    return _decode(Path(path), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+    return _decode(Path(path), full_depth=True)
 
 
-def _decode(path: Path, flags: int) -> np.ndarray:
+def _decode(path: Path, full_depth: bool) -> np.ndarray:
+    import cv2
+
     image_size(path)
     data = np.frombuffer(path.read_bytes(), np.uint8)  # OpenCV cannot open files whose names are not UTF-8
+    flags = cv2.IMREAD_COLOR | (cv2.IMREAD_ANYDEPTH if full_depth else 0)
     try:
         image = cv2.imdecode(data, flags) if len(data) else None
     except cv2.error:  # a failed assertion about the file
@@ -76,6 +78,8 @@ def fit(image: np.ndarray, height: int, width: int, shown: tuple[int, int] | Non
         width: Width of the result.
         shown: (height, width) at which the image is displayed, if its pixels are not square.
     """
+    import cv2
+
     rows, columns = image.shape[:2]
     shown_height, shown_width = shown or (rows, columns)
     crop_rows = round(min(rows, rows * shown_width * height / (shown_height * width)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import cast
@@ -12,19 +11,12 @@ import av
 from av.container import InputContainer, OutputContainer
 from av.filter import Graph
 
-from stages.video.sources import seek, url
+from stages.video.encoding import Audio
+from stages.video.sources import url
+from stages.video.video_file import seek
 
 AUDIO_BIT_RATE = 192_000
 AUDIO_RATE = 48_000
-
-
-@dataclass(frozen=True)
-class Audio:
-    """The part of a file's audio from `start` to `stop`, in seconds."""
-
-    path: Path
-    start: float
-    stop: float
 
 
 class SoundTrack:

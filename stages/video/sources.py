@@ -8,26 +8,19 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
-from itertools import chain
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Protocol
 
-import av
 import numpy as np
-from av.container import InputContainer
-from av.video.reformatter import Colorspace
 
-from stages.base.errors import DiffSynthError, UsageError
+from stages.base.errors import UsageError
 from stages.base.json_types import JsonObject
 from stages.video.images import IMAGE_SUFFIXES, VALUE_SUFFIXES, image_size, read_image, read_values
 
 IMAGE_FOLDER_FPS = Fraction(25)  # images have no time stamps; ffmpeg assumes 25, too
-HD_HEIGHT = 720  # like players, assume BT.709 for untagged video from this height on, else BT.601
-SEEK_WORTH = 10.0  # s; shorter distances are decoded as quickly as seeking takes
 SHAPE_TOLERANCE = 0.03  # relative difference up to which aspect ratios count as equal
 RATE_TOLERANCE = 0.5  # frames; deviation from a constant rate that is put down to rounding by the container
 TIME_TOLERANCE = 1e-4  # s; rounding error of time stamps
-TRUNCATION_TOLERANCE = 0.5  # s; containers round durations, and audio may be slightly longer
 
 
 @dataclass(frozen=True)
@@ -65,97 +58,11 @@ def open_source(path: str | Path, values: bool = False) -> Source:
         UsageError: `path` is neither.
     """
     path = Path(path)
-    return ImageFolder(path, read=read_values if values else read_image) if path.is_dir() else VideoFile(path)
+    if path.is_dir():
+        return ImageFolder(path, read=read_values if values else read_image)
+    from stages.video.video_file import VideoFile
 
-
-class VideoFile:
-    """A file that FFmpeg can read. Applies rotation and pixel aspect ratio, keeps time stamps."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self.damage: list[str] = []
-        with self._open() as container:
-            stream = _best_stream(container, path)
-            self.fps = Fraction(stream.average_rate or stream.guessed_rate or 25)
-            self.estimate: int | None = stream.frames or None
-            self.has_audio = bool(container.streams.audio)
-            self.ends: float | None = _stated_end(container, stream)
-            first = next(self._decode(container, stream), None)
-            if first is None:
-                raise UsageError(f"{path} holds no frame that can be decoded", "is the file complete?")
-            self._turns = (first.rotation // 90) % 4
-            aspect = float(stream.sample_aspect_ratio or 1) or 1.0
-            size = (first.height, max(1, round(first.width * aspect)))
-            self.height, self.width = size[::-1] if self._turns % 2 else size
-
-    def shots(self, start_time: float = 0.0) -> Iterator[Shot]:
-        self.damage.clear()
-        with self._open() as container:
-            stream = _best_stream(container, self.path)
-            zero = (container.start_time or 0) / av.time_base
-            end, length, count = 0.0, float(1 / self.fps), 0  # s; end and duration of the previous frame
-            for frame in self._frames_before(container, stream, start_time + zero):
-                time = frame.time - zero if frame.pts is not None else end
-                if count and time <= end - length:  # a broken time stamp, not after the previous one
-                    time = end
-                length = (
-                    float(frame.duration * cast(Fraction, frame.time_base)) if frame.duration else float(1 / self.fps)
-                )
-                end = time + length
-                count += 1
-                if time < start_time - TIME_TOLERANCE:
-                    continue
-                yield Shot(time, partial(self._pixels, frame))
-            if count and self.ends is not None and end < self.ends - max(TRUNCATION_TOLERANCE, float(2 / self.fps)):
-                raise DiffSynthError(
-                    f"{self.path} is truncated or damaged: "
-                    f"it ends after {end:.2f} s, but its header says {self.ends:.2f} s",
-                    f'set "end_time": {time:.3f} to use what there is',
-                )
-
-    def _open(self) -> InputContainer:
-        try:
-            return av.open(url(self.path), metadata_errors="ignore")
-        except FileNotFoundError:
-            raise UsageError(f"{self.path}: no such file") from None
-        except (av.error.FFmpegError, OSError) as error:
-            raise UsageError(
-                f"{self.path} is not a video that can be read ({error.strerror or error})",
-                "check that the file is complete; FFmpeg cannot read it either",
-            ) from None
-
-    def _frames_before(self, container: InputContainer, stream: av.VideoStream, time: float) -> Iterator[av.VideoFrame]:
-        """Yield frames from a keyframe before `time` on, or from the first one if seeking fails."""
-        if time <= SEEK_WORTH:
-            yield from self._decode(container, stream)
-            return
-        if seek(container, stream, time):
-            frames = self._decode(container, stream)
-            first = next(frames, None)
-            if first is not None and first.pts is not None and first.time <= time:
-                yield from chain([first], frames)
-                return
-        with self._open() as again:  # the first container may be anywhere after seeking
-            yield from self._decode(again, _best_stream(again, self.path))
-
-    def _decode(self, container: InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
-        """Yield the frames of a stream. Damaged packets are skipped and noted."""
-        stream.thread_type = "AUTO"
-        try:
-            for packet in container.demux(stream):
-                try:
-                    yield from packet.decode()
-                except av.error.InvalidDataError:
-                    where = f" at {float(packet.pts * packet.time_base):.2f} s" if packet.pts is not None else ""
-                    self.damage.append(f"damaged data{where}")
-        except (av.error.FFmpegError, OSError) as error:
-            self.damage.append(f"reading stopped: {error.strerror or error}")
-
-    def _pixels(self, frame: av.VideoFrame) -> np.ndarray:
-        untagged = Colorspace.ITU709 if frame.height >= HD_HEIGHT else Colorspace.ITU601
-        tagged = frame.colorspace in {int(space) for space in Colorspace}
-        image = frame.reformat(format="rgb24", src_colorspace=None if tagged else untagged).to_ndarray()
-        return np.ascontiguousarray(np.rot90(image, self._turns))
+    return VideoFile(path)
 
 
 class ImageFolder:
@@ -256,43 +163,6 @@ def _runs_at(fps: Fraction, since: np.ndarray) -> bool:
 def url(path: Path) -> str:
     """Return a file's URL for FFmpeg, since a name may look like a protocol (`a:b.mp4`)."""
     return f"file:{path}"
-
-
-def count_packets(path: Path) -> int:
-    """Count the frames of a video file, damaged ones included, without decoding. 0 if it is unreadable."""
-    try:
-        with av.open(url(path), metadata_errors="ignore") as container:
-            return sum(packet.size > 0 for packet in container.demux(video=0))
-    except (av.error.FFmpegError, OSError, IndexError):
-        return 0
-
-
-def _best_stream(container: InputContainer, path: Path) -> av.VideoStream:
-    stream = cast("av.VideoStream | None", container.streams.best("video"))
-    if stream is None:
-        raise UsageError(f"{path} holds no video", "give a video file or a folder of images")
-    return stream
-
-
-def seek(container: InputContainer, stream: av.VideoStream | av.AudioStream, time: float) -> bool:
-    """Seek to the last keyframe before `time`. Return False if the file does not support it."""
-    try:
-        container.seek(int(time / cast(Fraction, stream.time_base)), stream=stream)
-    except (av.error.FFmpegError, OSError):
-        return False
-    return True
-
-
-def _stated_end(container: InputContainer, stream: av.VideoStream) -> float | None:
-    """Return when the picture ends according to the header, in seconds since the start of the file."""
-    zero = (container.start_time or 0) / av.time_base
-    if stream.duration:
-        return float(((stream.start_time or 0) + stream.duration) * cast(Fraction, stream.time_base)) - zero
-    if match := re.fullmatch(r"(\d+):(\d+):([\d.]+)", stream.metadata.get("DURATION", "")):  # Matroska
-        return int(match[1]) * 3600 + int(match[2]) * 60 + float(match[3]) - zero
-    if container.duration and not container.streams.audio:
-        return float(container.duration) / av.time_base
-    return None
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:

@@ -34,12 +34,13 @@ def test_another_video_keeps_its_aspect_ratio(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_from_prompt_to_contact_sheet(tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("diffsynth_cli.demo.FRAMES", 4)
+    monkeypatch.setattr("diffsynth_cli.demo.FRAMES", 3)
+    monkeypatch.setattr("diffsynth_cli.demo.AREA", 64 * 64)
     video, folder = tmp_path / "mine.mp4", tmp_path / "demo"
-    encode(video, (scene(i, 160, 160) for i in range(6)), Encoding(fps=Fraction(25)))
+    encode(video, (scene(i, 64, 64) for i in range(5)), Encoding(fps=Fraction(25)))
     code, output = cli("demo", "--video", video, "-o", folder, "--prompt", "winter")
     assert code == 0 and "video.mp4" in output and "contact-sheet.png" in output and "diffsynth demo --video" in output
-    assert len(list(open_source(folder / "output/video.mp4").shots())) == 4
+    assert len(list(open_source(folder / "output/video.mp4").shots())) == 3
     assert (folder / "contact-sheet.png").exists()
     winter = FrameCache(folder / "output/cache.zarr")["rendered"][:]
     code, output = cli("demo", "--video", video, "-o", folder, "--prompt", "winter")

@@ -7,16 +7,28 @@ from pathlib import Path
 
 import pytest
 
+from diffsynth_cli.__main__ import main
 from stages.all_stages import NAMES
+from tests.conftest import write_job
 from tests.typing import Cli, MakeJob
 
 
-@pytest.fixture
-def finished(make_job: MakeJob, cli: Cli) -> Path:
-    """A job that is done."""
-    job = make_job(3, keep_frames=True, keep_steps=True, num_inference_steps=2)
-    assert cli("run", job, "-q") == (0, "")
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A job that is done, in the folder `work`, of which `kept` is a copy."""
+    folder = tmp_path_factory.mktemp("done")
+    job = write_job(folder / "work", 3, keep_frames=True, keep_steps=True, num_inference_steps=2)
+    assert main(["run", str(job), "-q"]) == 0
+    shutil.copytree(folder / "work", folder / "kept")
     return job
+
+
+@pytest.fixture
+def finished(done: Path) -> Path:
+    """A job that is done, for a test to damage."""
+    shutil.rmtree(done.parent)
+    shutil.copytree(done.parent.with_name("kept"), done.parent)
+    return done
 
 
 def flip_bit(path: Path) -> None:
@@ -47,17 +59,16 @@ def test_a_job_that_was_not_started_has_nothing_to_verify(make_job: MakeJob, cli
 
 
 @pytest.mark.parametrize(
-    ("pattern", "stage"),
+    ("damage", "pattern", "stage"),
     [
-        ("frames/c.*", "extract"),
-        ("control/*/c.*", "control"),
-        ("step_latents/0001/c.*", "render"),
-        ("rendered/c.*", "render"),
-        ("deflickered/c.*", "deflicker"),
+        ("flipped", "frames/c.*", "extract"),
+        ("gone", "control/*/c.*", "control"),
+        ("flipped", "step_latents/0001/c.*", "render"),
+        ("gone", "rendered/c.*", "render"),
+        ("flipped", "deflickered/c.*", "deflicker"),
     ],
 )
-@pytest.mark.parametrize("damage", ["flipped", "gone"])
-def test_damage_is_named_and_repaired(pattern: str, stage: str, damage: str, finished: Path, cli: Cli) -> None:
+def test_damage_is_named_and_repaired(damage: str, pattern: str, stage: str, finished: Path, cli: Cli) -> None:
     before, path = files(finished), chunk(finished, pattern)
     flip_bit(path) if damage == "flipped" else path.unlink()
     code, output = cli("verify", finished)
@@ -79,8 +90,10 @@ def test_a_missing_array_is_named(finished: Path, cli: Cli) -> None:
     assert files(finished) == before
 
 
-@pytest.mark.parametrize("group", ["zarr.json", "control/zarr.json"])
-@pytest.mark.parametrize("damage", [b"", b"[]", b"{}", b"\xff"])
+@pytest.mark.parametrize(
+    ("group", "damage"),
+    [("zarr.json", b""), ("zarr.json", b"{}"), ("control/zarr.json", b"[]"), ("control/zarr.json", b"\xff")],
+)
 def test_damaged_group_metadata_loses_no_frames(group: str, damage: bytes, finished: Path, cli: Cli) -> None:
     before = files(finished)
     (finished.parent / "out/cache.zarr" / group).write_bytes(damage)

@@ -10,7 +10,8 @@ import pytest
 from numpy.typing import NDArray
 
 from native import binding, library
-from stages.video import VideoFile, fit
+from stages.video import fit
+from stages.video.video_file import VideoFile
 from tests.conftest import scene
 from tests.native.conftest import HAS_CUDA, HAS_LIBRARY, backends, backends_but_cpu, every_backend
 from tests.typing import Image, Keys
@@ -209,11 +210,11 @@ def test_back_ends_agree_on_sources_narrower_than_a_patch(backend: str, source: 
 @pytest.mark.parametrize("start", binding.STARTS)
 @pytest.mark.parametrize("border", binding.BORDERS)
 def test_back_ends_agree_on_fields(backend: str, styles: str, start: str, border: str) -> None:
-    guides = images(2, 30, 33, 3), images(2, 28, 35, 3, seed=1)
-    style = {"none": (None, None), "given": (images(2, 30, 33, 2, seed=2), images(2, 28, 35, 2, seed=3))}.get(
-        styles, (images(2, 30, 33, 2, seed=2), None)
+    guides = images(2, 20, 23, 3), images(2, 19, 25, 3, seed=1)
+    style = {"none": (None, None), "given": (images(2, 20, 23, 2, seed=2), images(2, 19, 25, 2, seed=3))}.get(
+        styles, (images(2, 20, 23, 2, seed=2), None)
     )
-    nnf = np.random.default_rng(3).integers(0, 28, (2, 28, 35, 2)).astype(np.int32) if start == "given" else None
+    nnf = np.random.default_rng(3).integers(0, 19, (2, 19, 25, 2)).astype(np.int32) if start == "given" else None
     options: Keys = {
         "start": start,
         "nnf": nnf,

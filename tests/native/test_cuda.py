@@ -90,40 +90,33 @@ def test_candidates_that_are_a_little_better_are_not_ruled_out(backend: str) -> 
 # -- failures ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("has_pools", [True, False])
-def test_memory_that_is_used_up_anywhere_is_reported_and_given_back(gpu: Emulator, has_pools: bool) -> None:
+@pytest.mark.parametrize(
+    ("left", "has_pools", "message", "least"),
+    [
+        ("allocations_left", True, "out of memory", 20),
+        ("allocations_left", False, "out of memory", 20),
+        ("calls_left", True, "unknown error", 100),
+    ],
+)
+def test_whatever_fails_is_reported_and_all_memory_given_back(
+    gpu: Emulator, left: str, has_pools: bool, message: str, least: int
+) -> None:
     gpu.machine.has_pools = has_pools
-    expected = paint("cpu")
-    for allocations in range(100):
-        forget_contexts()
-        gpu.machine.allocations_left = allocations
-        try:
-            painted = paint()
-        except binding.EbsynthError as error:
-            assert "out of memory" in str(error)
-            assert gpu.counts.live == gpu.counts.pools == 0
-        else:
-            np.testing.assert_array_equal(painted.image, expected.image)
-            break
-    assert 20 < allocations < 99
-
-
-def test_any_call_that_fails_is_reported_and_all_memory_given_back(gpu: Emulator) -> None:
     expected, errors = paint("cpu"), 0
-    for calls in range(400):
+    for count in range(5 * least):
         forget_contexts()
-        gpu.machine.calls_left = calls
+        setattr(gpu.machine, left, count)
         try:
             painted = paint()
         except binding.EbsynthError as error:
-            assert "unknown error" in str(error)
+            assert message in str(error)
             assert gpu.counts.live == gpu.counts.pools == 0
             errors += 1
         else:
             np.testing.assert_array_equal(painted.image, expected.image)
-            if gpu.machine.calls_left >= 0:
-                break  # no call was left to fail
-    assert 100 < errors <= calls < 399
+            if getattr(gpu.machine, left) >= 0:
+                break  # nothing was left to fail
+    assert least < errors <= count < 4 * least
 
 
 def test_the_library_can_be_used_after_a_failure(gpu: Emulator) -> None:

@@ -17,6 +17,7 @@ from stages.diffusion.attention import View
 from stages.diffusion.attention_backends import AttentionBackend
 from stages.diffusion.denoise import Denoiser
 from stages.render import tasks as render_tasks
+from tests.stages.passes import watch_passes
 from tests.stages.test_render import assert_same
 from tests.typing import Cli, MakeJob, Render
 
@@ -27,21 +28,12 @@ Measured: TypeAlias = Callable[[dict[str, float]], None]
 def used(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """The names of the backends that passes through the networks use."""
     names: set[str] = set()
-    real = Denoiser._predict
 
-    def predict(
-        self: Denoiser,
-        latents: torch.Tensor,
-        embedded: list[torch.Tensor],
-        timestep: float,
-        text: torch.Tensor,
-        view: View,
-    ) -> torch.Tensor:
+    def look(latents: torch.Tensor, text: torch.Tensor, view: View) -> None:
         assert isinstance(view.kernel, MethodType) and isinstance(view.kernel.__self__, AttentionBackend)
         names.add(view.kernel.__self__.name)
-        return real(self, latents, embedded, timestep, text, view)
 
-    monkeypatch.setattr(Denoiser, "_predict", predict)
+    watch_passes(monkeypatch, look)
     return names
 
 

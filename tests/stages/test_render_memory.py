@@ -14,10 +14,10 @@ from diffsynth_cli.failures import Interrupted
 from stages.base.cache import FrameCache
 from stages.diffusion import denoise
 from stages.diffusion.attention import View
-from stages.diffusion.denoise import Denoiser
 from stages.models import compiler
 from stages.render import tasks as render_tasks
 from tests.conftest import CONTROLNET
+from tests.stages.passes import watch_passes
 from tests.stages.test_render import POOLING_CONTROLNET, assert_same
 from tests.typing import Cli, MakeJob, Render
 
@@ -28,25 +28,16 @@ Tried: TypeAlias = list[tuple[int, int]]
 @pytest.fixture
 def short_of_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], Tried]]:
     """Let passes of more than so many latents run out of memory, and return a list of the passes that were tried."""
-    real = denoise.Denoiser._predict
 
     def limit(most: int) -> Tried:
         tried: Tried = []
 
-        def predict(
-            self: Denoiser,
-            latents: torch.Tensor,
-            embedded: list[torch.Tensor],
-            timestep: float,
-            text: torch.Tensor,
-            view: View,
-        ) -> torch.Tensor:
+        def look(latents: torch.Tensor, text: torch.Tensor, view: View) -> None:
             tried.append((len(latents) * len(text), len(text)))
             if tried[-1][0] > most:
                 raise torch.OutOfMemoryError
-            return real(self, latents, embedded, timestep, text, view)
 
-        monkeypatch.setattr(denoise.Denoiser, "_predict", predict)
+        watch_passes(monkeypatch, look)
         denoise.denoiser.cache_clear()
         return tried
 

@@ -20,7 +20,7 @@ from stages.base.engine import Chunk, Engine, LocalEngine, Task
 from stages.base.overlap import OverlappedArray, OverlappedCache, Reads
 from stages.diffusion import denoise
 from stages.diffusion.loading import load_networks
-from stages.tasks import ReadAhead
+from stages.tasks import read_ahead
 from tests.conftest import CONTROLNET, scene, write_images
 from tests.stages.annotators.random_weights import write_depth_model
 from tests.typing import Cli, Keys, MakeJob
@@ -225,7 +225,7 @@ def test_frames_are_read_ahead_one_by_one() -> None:
             return super().__getitem__(index)
 
     images = [scene(k) for k in range(6)]
-    frames = ReadAhead(Watched(images))
+    frames = read_ahead(Watched(images))
     np.testing.assert_array_equal(frames[1], images[1])
     np.testing.assert_array_equal(frames[2], images[2])
     np.testing.assert_array_equal(frames[-1], images[5])

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from stages.base.errors import DiffSynthError
-from stages.video import Audio, Encoding, encode, fit, open_source, read_comment, sources
+from stages.video import Audio, Encoding, encode, fit, open_source, read_comment, video_file
 from tests.conftest import scene, write_images
 from tests.stages.video.clips import COUNT, FPS, clip, flat, mpeg_ts, tone
 
@@ -46,7 +46,7 @@ SOURCES: dict[str, Callable[[Path], Path]] = {
 def test_every_source_keeps_the_contract(
     kind: str, seek_worth: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sources, "SEEK_WORTH", seek_worth)  # 0: search even in these short clips
+    monkeypatch.setattr(video_file, "SEEK_WORTH", seek_worth)  # 0: search even in these short clips
     source = open_source(SOURCES[kind](tmp_path))
     shots = list(source.shots())
     times = [shot.time for shot in shots]

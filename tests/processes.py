@@ -1,0 +1,74 @@
+"""The program in processes of its own that start at once: forked from one that has imported the large libraries."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import resource
+import sys
+from collections.abc import Sequence
+from multiprocessing.connection import Connection, Pipe
+
+from diffsynth_cli.__main__ import entry
+
+IMPORTED = ["diffsynth_cli.commands.stages", "diffsynth_cli.outputs", "stages.video.video_file", "zarr"]
+IMPORTED += ["stages.all_stages", "stages.diffusion.denoise"]
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(IMPORTED)
+
+
+class Program:
+    """`diffsynth` with these arguments, running.
+
+    Args:
+        arguments: What follows `diffsynth` on the command line.
+        path: Folders to import from, before others.
+
+    Attributes:
+        out: What it prints.
+        err: What it prints on standard error.
+    """
+
+    def __init__(self, *arguments: object, path: Sequence[str] = ()):
+        pipes = [Pipe(duplex=False) for _ in range(3)]
+        ends = [end for _, end in pipes]
+        self.process = SERVER.Process(target=_run, args=([*map(str, arguments)], [*path], *ends))
+        self.process.start()
+        for end in ends:
+            end.close()
+        self.out, self.err = (os.fdopen(os.dup(end.fileno()), encoding="utf-8") for end, _ in pipes[:2])
+        self._peak = pipes[2][0]
+
+    @property
+    def pid(self) -> int:
+        """Its process ID."""
+        assert self.process.pid is not None
+        return self.process.pid
+
+    def finish(self) -> tuple[int, str, str]:
+        """Wait for its end. Return its exit code (minus a signal that ended it) and the rest of what it printed."""
+        with self.out, self.err:
+            printed = self.out.read(), self.err.read()
+        self.process.join()
+        assert self.process.exitcode is not None
+        return self.process.exitcode, *printed
+
+    def peak(self) -> float:
+        """Wait for its end and return its peak memory in MB, what it shares with its parent included."""
+        code, _, error = self.finish()
+        assert code == 0, error
+        peak: float = self._peak.recv()
+        return peak
+
+
+def _run(arguments: list[str], path: list[str], out: Connection, err: Connection, peak: Connection) -> None:
+    for number, end in enumerate((out, err), 1):
+        os.dup2(end.fileno(), number)
+        end.close()
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", encoding="utf-8", closefd=False) for number in (1, 2))
+    sys.path[:0] = path
+    sys.argv[1:] = arguments
+    try:
+        entry()
+    finally:
+        peak.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
