@@ -117,9 +117,10 @@ def count_kernels(height: int, width: int, window: int, frames: int) -> KernelCo
     before = -(-(window + 1) // gpu.MAX_FRAMES_AT_ONCE) * gpu.MAX_FRAMES_AT_ONCE
     first = 2 * before
     video = np.zeros((first + frames + 3 * before, height, width, 3), np.uint8)
+    counted = KernelCount()
     with simulated_gpu():
         smoother = build("PatchBlendSmoother", {"window": window}, video, video.copy(), device="cuda")
-        with KernelCount() as counted:
+        with counted:
             smoother.smooth(first - before, first)
             counted.restart()
             smoother.smooth(first, first + frames)

@@ -12,6 +12,7 @@ import numpy as np
 
 from stages.base.cache import FrameCache
 from stages.base.engine import Task
+from stages.base.json_types import Values
 from stages.base.overlap import Reads
 from stages.diffusion.settings import Batches
 from stages.render.pattern import Item, attended_frames, ordered, shared_window, split
@@ -56,7 +57,8 @@ class RenderTask(Task):
 
     def _first_batches(self, cache: FrameCache) -> Batches:
         """Batch sizes for the first chunk. Notes which device computes, since results of others can differ."""
-        device, noted = self.denoiser.device_name, cache["rendered"].attrs.asdict().get("devices", [])
+        attributes: Values = cache["rendered"].attrs.asdict()
+        device, noted = self.denoiser.device_name, attributes.get("devices", [])
         if device not in noted:
             cache["rendered"].note(devices=[*noted, device])
         return self.plan.batches(cache)

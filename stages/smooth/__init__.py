@@ -151,7 +151,7 @@ def plan(run: Run[Smoothing], resume: bool) -> Plan:
         guides = _guide_shots(smoothing, guidance) or partial(_shots, smoothing.style)
         images = (shot.image() for shot in guides())
         cuts = choose_cuts(smoothing.scenes, images, count=count, stage=NAME, reporter=run.reporter)
-        chosen = {"compiled": smoothing.compiled, "cuts": [*cuts]}
+        chosen: JsonObject = {"compiled": smoothing.compiled, "cuts": [*cuts]}
         notes = {**describe(clock, times), **asdict(guidance), **chosen}
     work = (_painting if smoothing.interpolate else _smoothing)(run, guidance, count, cuts)
     arrays = [ArraySpec(task.target, (frames, style.height, style.width, 3), "uint8") for _, frames, task in work]

@@ -24,7 +24,8 @@ from stages.smoothers.images.offset import Alignment
 from stages.video import Encoding, encode, open_source
 from stages.video.sources import Source
 from tests.conftest import write_images
-from tests.diffsynth_cli.test_interruption import start, wait_for
+from tests.diffsynth_cli.test_interruption import wait_for
+from tests.processes import Program
 from tests.stages.smoothers.images.test_offset import UNEVEN, pan, stylised
 from tests.stages.smoothers.scenes import HEIGHT, WIDTH, Scene, scene, squared_error
 from tests.stages.video.clips import onsets, tone
@@ -321,10 +322,10 @@ def test_a_killed_run_with_an_offset_gives_the_same_bytes(tmp_path: Path, ahead:
     assert cli("smooth", *ahead, "-o", tmp_path / "straight.mp4", *OPTIONS)[0] == 0
     arguments = ("smooth", *ahead, "-o", tmp_path / "killed.mp4", *OPTIONS)
     for advances in (12, 43, 8):  # while it compares outlines, decodes, and smooths
-        process = start(*arguments, "--json")
-        wait_for(process, "advance", advances)
-        process.kill()
-        process.communicate()
+        program = Program(*arguments, "--json")
+        wait_for(program, "advance", advances)
+        program.process.kill()
+        program.finish()
     code, output = cli(*arguments)
     assert code == 0, output
     assert (tmp_path / "killed.mp4").read_bytes() == (tmp_path / "straight.mp4").read_bytes()

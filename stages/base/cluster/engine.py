@@ -165,8 +165,10 @@ class PhaseRun:
 
     def _end(self) -> None:
         """End the phase on all workers that took part in it."""
-        ends = [(number, self.crew.hired[number].handle.end.remote()) for number in self.begun]
-        for number, end in ends:
+        ends: dict[int, ray.ObjectRef[None]] = {
+            number: self.crew.hired[number].handle.end.remote() for number in self.begun
+        }
+        for number, end in ends.items():
             try:
                 ray.get(end)
             except RayError:  # nothing is lost, and the next phase hires another one

@@ -170,14 +170,16 @@ def _products(sums: torch.Tensor) -> torch.Tensor:
     """Multiply both gradients, weighted, by what is missing and by both: what is wanted, and two of a matrix, each."""
     missing, gradients = sums[:, :1], sums[:, 1:]
     weights = torch.addcmul(_constant((1.0,), sums.device), missing, missing, value=HALF_WEIGHT**-2)
-    return ((gradients / weights)[:, :, None] * sums[:, None]).flatten(1, 2)
+    products: torch.Tensor = (gradients / weights)[:, :, None] * sums[:, None]
+    return products.flatten(1, 2)
 
 
 def _solved(equations: torch.Tensor, damping: float) -> torch.Tensor:
     """Solve two damped equations for a step in pixels, [B, 2, H, W]. They are [B, 2, 3, H, W], and are changed."""
     equations += _constant((0.0, damping, 0.0, 0.0, 0.0, damping), equations.device).reshape(2, 3, 1, 1)
     solved = torch.linalg.cross(*equations.unbind(1), dim=1)  # Cramer's rule: the determinant, minus the numerators
-    return (solved[:, 1:] / solved[:, :1]).clip_(-MAX_STEP, MAX_STEP)
+    step: torch.Tensor = solved[:, 1:] / solved[:, :1]
+    return step.clip_(-MAX_STEP, MAX_STEP)
 
 
 @pixels.match.register

@@ -6,7 +6,7 @@ window is. Where the frame and the mean show different things, the correction of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from array_api_compat import array_namespace
 
@@ -16,7 +16,7 @@ from stages.smoothers.images.matching import agreement
 from stages.smoothers.images.pixels import (
     AT_ONCE,
     Array,
-    Function,
+    Fuse,
     as_it_is,
     box,
     each,
@@ -62,7 +62,7 @@ class WindowLight:
         reach: int,
         strictness: float = 1,
         size: int = 1,
-        fused: Callable[[Function], Function] = as_it_is,
+        fused: Fuse = as_it_is,
     ):
         self.guides, self.styles, self.reach, self.strictness = guides, styles, reach, strictness
         self.linked, self.in_light = fused(_links), fused(_in_lights)
@@ -102,11 +102,17 @@ class WindowLight:
 
 
 def _links(guide: Array, guides: Array, style: Array, styles: Array, strictness: float) -> Array:
-    return each(guide, lambda *images: _link(*images, strictness), guides, style, styles)
+    return each(guide, lambda *images: _link(images, strictness), guides, style, styles)
 
 
-def _link(guide: Array, other_guide: Array, style: Array, other: Array, strictness: float) -> Array:
-    """Find the motion between two frames and their similarity, at the style's shrunk size, [h, w, 3]."""
+def _link(images: tuple[Array, ...], strictness: float) -> Array:
+    """Find the motion between two frames and their similarity, at the style's shrunk size, [h, w, 3].
+
+    Args:
+        images: The guide of a frame and of another one, and their styles, shrunk.
+        strictness: That of `agreement`.
+    """
+    guide, other_guide, style, other = images
     moved = flow(guide, other_guide)
     fit = agreement(guide, other_guide, moved, strictness)
     size = style.shape[-3:-1]

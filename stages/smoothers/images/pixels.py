@@ -27,6 +27,8 @@ Array: TypeAlias = Any
 
 T = TypeVar("T")
 Function = TypeVar("Function", bound=Callable[..., Any])
+Fuse: TypeAlias = Callable[[Callable[..., Any]], Callable[..., Any]]
+"""Turns a function of stacks into a faster one of the same kind."""
 
 AT_ONCE = 8  # pairs of frames processed together, for each frame that is smoothed at once
 MIN_FLOW_SIDE = 12  # px; optical flow cannot process smaller images

@@ -13,7 +13,8 @@ from safetensors.numpy import load_file
 
 from native import binding
 from stages.smoothers import build, pysynth
-from stages.smoothers.pysynth import BlendingTables, PySynthSmoother, Run, library_options, runs
+from stages.smoothers.images.library import library_options
+from stages.smoothers.pysynth import BlendingTables, PySynthSmoother, Run, runs
 from tests.stages.smoothers.scenes import scene, squared_error
 from tests.typing import Images, Keys
 

@@ -8,15 +8,16 @@ import os
 import pickle
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 import ray
@@ -34,6 +35,9 @@ from stages.jobs.job_file import read_job
 from tests.conftest import CONTROLNET, MODEL, scene, write_images
 from tests.stages.base.cluster.tasks import SIDE, Asking, Failing, Numbering, Waiting
 
+if TYPE_CHECKING:
+    from ray._private.node import Node
+
 ROOT = Path(__file__).parents[4]
 FRAMES = 24  # three chunks per phase
 KEYS = {
@@ -41,6 +45,7 @@ KEYS = {
     "smoother": "PatchBlendSmoother", "smoother_config": {"window": 2}, "post_smoother": "TemporalMeanSmoother",
 }  # fmt: skip
 MACHINE = {"num_cpus": 1, "node_ip_address": "127.0.0.1"}
+PORTS = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port", "runtime_env_agent_port")
 LEAN = {"include_dashboard": False, "include_log_monitor": False, "no_monitor": True}
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -63,14 +68,22 @@ def cluster() -> Iterator[Cluster]:
             started.shutdown()
 
 
-def add(cluster: Cluster, **options: object) -> object:
-    """Add a machine. Ray gives up after 30 seconds, which can be too short while other tests run."""
+def add(cluster: Cluster, **options: object) -> Node:
+    """Add a machine. Ray waits only so long for its daemons, which can be too short while other tests run."""
     for _ in range(3):
+        ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))  # if they are given, it need not wait for them
+        arguments: dict[str, Any] = {**MACHINE, **options, **ports}
         try:
-            return cluster.add_node(**MACHINE, **options)
+            return cast("Node", cluster.add_node(**arguments))
         except Exception as error:
             problem = error
     raise problem
+
+
+def free_ports(count: int) -> list[int]:
+    with ExitStack() as stack:
+        servers = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [server.getsockname()[1] for server in servers]
 
 
 class Noting(Reporter):
@@ -168,6 +181,7 @@ def test_a_machine_that_joins_is_used_and_its_chunk_runs_again_once_it_is_lost(
         machine = add(cluster)
         wait_until(lambda: len([*cache.path.glob("run-*")]) == 3)
         cluster.remove_node(machine, allow_graceful=False)
+        wait_until(lambda: reporter.warnings)
         (cache.path / "go").touch()
         assert sorted(phase.result()) == chunks(task)
     assert numbers(cache) == [*range(FRAMES)]

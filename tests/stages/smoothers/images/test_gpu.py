@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 
 import numpy as np
@@ -173,7 +173,9 @@ def test_smoothing_is_compiled_if_asked(
         monkeypatch.setattr(torch, "compile", lambda graph, **options: graph)  # captured only: the rest takes minutes
     real, made = compiler.compiled, []
 
-    def compiled(function: Callable[..., torch.Tensor], arguments: tuple[object, ...]) -> Callable[..., torch.Tensor]:
+    def compiled(
+        function: Callable[..., torch.Tensor], arguments: Sequence[torch.Tensor | float]
+    ) -> Callable[..., torch.Tensor]:
         made.append(function.__name__)
         return real(function, arguments)
 
