@@ -24,6 +24,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.lengths import DECODE, ENCODE, JOINT, SHARED, SMOOTH
 from benchmarks.render import PATTERNS, write_job
 from benchmarks.stages import MODELS, make_clip
 from stages.all_stages import all_stages, arrays
@@ -43,9 +44,6 @@ from stages.jobs.job_file import read_job
 from stages.render import STAGE
 from stages.smoothers import SMOOTHERS, Frames, SmootherOptions
 
-# Seconds for a frame of 512×960: guidance on, one ControlNet, groups of three frames.
-JOINT, SHARED = 0.08, 0.025
-DECODE, ENCODE, SMOOTH = 0.03, 0.02, 0.045
 GROUP, BATCH = 3, 8
 
 CASES: dict[str, JsonObject] = {
