@@ -52,6 +52,7 @@ LIGHT = (  # jobs are checked against what is registered here
 )
 NEEDED = (
     "stages.diffusion",
+    "stages.models.compiler",
     "stages.smoothers.images.gpu",
     "stages.base.object_store",
 )  # imported only when they are used
