@@ -8,13 +8,14 @@ from diffusers.models.attention import FeedForward
 from torch import nn
 
 from stages.diffusion import compilation
+from stages.models import compiler
 
 
 @pytest.mark.parametrize(("backend", "batches"), [("eager", [3, 1]), ("inductor", [3])])  # C++ takes seconds each time
 def test_a_compiled_block_gives_the_same_for_every_shape(
     backend: str, batches: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compilation, "BACKEND", backend)
+    monkeypatch.setattr(compiler, "BACKEND", backend)
     torch.manual_seed(0)
     network = nn.ModuleDict({"block": FeedForward(8)}).eval().requires_grad_(False)
     inputs = [torch.randn(frames, 5, 8) for frames in batches]
