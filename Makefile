@@ -2,6 +2,7 @@
 # make test      set up, then run the tests
 # make quick     the same without the tests that take 10 seconds or more
 # make chaos     kill a job at 24 random moments, among other tests that damage or interrupt it
+# make cluster   run jobs on a Ray cluster of processes, and kill some of them
 # make coverage  run the tests and write build/coverage/index.html
 # make lint      style, spelling and types
 # make hooks     run `make lint`'s checks before every commit
@@ -22,7 +23,7 @@ BIN    := $(VENV)/bin
 CMAKE  := PATH="$(abspath $(BIN)):$$PATH" cmake
 CUDA_ARCHITECTURES ?=
 
-.PHONY: setup demo test quick chaos coverage lint hooks bench native emulate mutants gpu sanitize clean
+.PHONY: setup demo test quick chaos cluster coverage lint hooks bench native emulate mutants gpu sanitize clean
 
 setup: $(VENV)/installed
 
@@ -45,6 +46,9 @@ quick: setup
 
 chaos: setup
 	OMP_NUM_THREADS=1 CHAOS_ROUNDS=4 $(BIN)/python -m pytest -n auto -m chaos -o faulthandler_timeout=900
+
+cluster: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m cluster -o faulthandler_timeout=1000
 
 coverage: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --cov --cov-report=term --cov-report=html:build/coverage

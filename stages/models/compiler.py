@@ -39,12 +39,13 @@ def compiler_errors(device: torch.device) -> Iterator[None]:
 def compiled(function: Callable[..., Tensors], arguments: Sequence[torch.Tensor | float]) -> Callable[..., Tensors]:
     """Compile what a function of tensors does with these arguments. It takes others of the same layout.
 
-    The function is run once and its operations are recorded, so it may do anything else, such as use OpenCV for
-    constants. Numbers among the arguments are constants, too.
+    The function is run and its operations on tensors are recorded, so it may also use anything else, such as OpenCV for
+    constants. What it caches, and numbers among the arguments, are constants of the recording.
     """
     from torch._inductor import config
     from torch.fx.experimental.proxy_tensor import make_fx
 
+    function(*arguments)  # fills its caches, or the recording would contain how
     graph = make_fx(function)(*arguments)
     run = torch.compile(graph, fullgraph=True, dynamic=False, backend=BACKEND, options={"layout_optimization": False})
     return _copied(run) if config.triton.cudagraphs else run

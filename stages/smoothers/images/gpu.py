@@ -17,13 +17,13 @@ from torch.backends import cudnn
 from torch.nn import functional
 
 from native import binding
-from stages.models.compiler import check_compiler, compiled, compiler_errors
+from stages.models.compiler import Tensors, check_compiler, compiled, compiler_errors
 from stages.smoothers.images import pixels
 
 # Optical flow compares luminance only. Patch matching takes care of colours.
 LUMINANCE = (0.299, 0.587, 0.114)
-PIXELS_AT_ONCE = 2 * 2**20  # of the frames smoothed together, which bounds the memory, ...
-PIXELS_TRACKED_AT_ONCE = 6 * 2**20  # ... as does this for those of the pairs of which the flow is found together
+PIXELS_AT_ONCE = 2 * 2**20  # of the frames smoothed together, which bounds the memory ...
+PIXELS_TRACKED_AT_ONCE = 6 * 2**20  # ... together with this, of the pairs whose flow is found together
 MAX_FRAMES_AT_ONCE = 8
 MIN_SIDE = 8  # px of the smallest pyramid level
 PYRAMID_BLUR = 1.0  # px, before an image is halved
@@ -34,8 +34,6 @@ AREA, STIFF_AREA = 2.0, 4.0  # px over which motion is constant
 DAMPING, STIFF_DAMPING = 3.0, 100.0  # levels²/px², added to the squared gradients
 HALF_WEIGHT = 20.0  # levels of difference at which the weight of a pixel is halved
 
-
-Tensors = TypeVar("Tensors", torch.Tensor, tuple[torch.Tensor, ...])
 Options = TypeVar("Options", pixels.MatchOptions, pixels.SynthesisOptions)
 
 
@@ -67,10 +65,12 @@ def _fuse(image: torch.Tensor, function: Callable[..., Tensors]) -> Callable[...
 
     def fused(*arguments: torch.Tensor | float) -> Tensors:
         layout = tuple(map(_layout, arguments))
-        with cudnn.flags(enabled=False), compiler_errors(image.device):
-            if layout not in graphs:
+        with cudnn.flags(enabled=False):
+            if layout in graphs:
+                return graphs[layout](*arguments)
+            with compiler_errors(image.device):
                 graphs[layout] = compiled(function, arguments)
-            return graphs[layout](*arguments)
+                return graphs[layout](*arguments)
 
     return fused
 

@@ -198,7 +198,7 @@ def test_smoothing_is_compiled_if_asked(
 @pytest.mark.skipif(not shutil.which("g++"), reason="no compiler")
 def test_compiled_flow_is_the_same_but_for_rounding(swimming: Scene) -> None:
     here, there = (torch.from_numpy(swimming.guides[index][:12, :12].copy())[None] for index in (0, 1))
-    found = pixels.fuse(here, pixels.flow)(here, there)
+    found = pixels.fuse(here, lambda a, b: pixels.flow(a, b))(here, there)
     torch.testing.assert_close(found, pixels.flow(here, there), atol=1e-3, rtol=0)
 
 
