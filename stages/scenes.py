@@ -38,5 +38,5 @@ def choose_cuts(
 
 
 def recorded_cuts(job: Job, cache: FrameCache) -> tuple[int, ...]:
-    """Return the first frame of each scene after the first, as control recorded it."""
+    """Return the first frame of each scene after the first, as recorded before the networks ran."""
     return () if job.scenes is None else tuple(cache["scenes"][1:].tolist())
