@@ -9,11 +9,14 @@ docs/python.md has more.
 """
 
 from diffsynth_cli.jobs import export, run, status, verify
+from diffsynth_cli.planning import plan
 from diffsynth_cli.results import (
     DiffSynthWarning,
+    JobPlan,
     JobStatus,
     MetricsResult,
     Mode,
+    PlannedWork,
     RunResult,
     SmoothResult,
     VideoMetrics,
@@ -31,9 +34,11 @@ __all__ = [
     "Codec",
     "DiffSynthError",
     "DiffSynthWarning",
+    "JobPlan",
     "JobStatus",
     "MetricsResult",
     "Mode",
+    "PlannedWork",
     "Reporter",
     "RunResult",
     "SmoothResult",
@@ -42,6 +47,7 @@ __all__ = [
     "ebsynth",
     "export",
     "metrics",
+    "plan",
     "run",
     "smooth",
     "status",

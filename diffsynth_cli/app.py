@@ -66,6 +66,14 @@ COMMANDS = {
         "job",
         ("diffsynth status job.json", "diffsynth status job.json --json"),
     ),
+    "plan": Entry(
+        "Show how much work a job is, how long it takes here or on a cluster, and what it costs.",
+        "plan",
+        (
+            "diffsynth plan job.json",
+            "diffsynth plan job.json --workers 1,8,64 --calibration h100.json --worker-price 2.50",
+        ),
+    ),
     "verify": Entry(
         "Check all results of a job for damage, and show how to repair them.", "job", ("diffsynth verify job.json",)
     ),

@@ -83,12 +83,12 @@ def run(
     from stages.base.engine import Run
 
     chosen, reporter = _stages(stages), reporter or SilentReporter()
-    opened = _open(job, overrides, reporter, chosen)
+    opened = open_job(job, overrides, reporter, chosen)
     check_job_outputs(opened.job, opened.cache, opened.file, chosen, preview=preview, force=force)
     cluster, device = ClusterOptions(ray_address, workers, gpus_per_worker), opened.job.device
     with closing(reporter), open_engine(member(EngineName, engine, "engine"), cluster, device, reporter) as runner:
-        started = Run(opened.job, opened.cache, reporter, _options(opened.job), runner, stages=all_stages())
-        _run_stages(chosen, started, opened.file, restart=restart, stale_only=stages is None)
+        started = Run(opened.job, opened.cache, reporter, options_of(opened.job), runner, stages=all_stages())
+        _run_stages(chosen, started, opened.file, restart=restart, stale_only=stages is None, workers=workers or 1)
     folder = Path(opened.job.output_path)
     if preview:
         from diffsynth_cli.contact_sheet import states, write_contact_sheet
@@ -104,7 +104,7 @@ def status(job: JobSource, *, overrides: Overrides = ()) -> JobStatus:
     Raises:
         UsageError: The job is wrong.
     """
-    return _status(_open(job, overrides, SilentReporter()))
+    return _status(open_job(job, overrides, SilentReporter()))
 
 
 def verify(job: JobSource, *, overrides: Overrides = (), reporter: Reporter | None = None) -> None:
@@ -117,7 +117,7 @@ def verify(job: JobSource, *, overrides: Overrides = (), reporter: Reporter | No
     from diffsynth_cli.verification import verify_job
 
     reporter = reporter or SilentReporter()
-    opened = _open(job, overrides, reporter)
+    opened = open_job(job, overrides, reporter)
     verify_job(opened.job, opened.cache, reporter)
 
 
@@ -155,7 +155,7 @@ def export(
     from stages.deflicker import write_images, write_video
 
     reporter = reporter or SilentReporter()
-    opened = _open(job, [*_texts(overrides), *([] if fps is None else [f"fps={fps}"])], reporter)
+    opened = open_job(job, [*_texts(overrides), *([] if fps is None else [f"fps={fps}"])], reporter)
     chosen = None if codec is None else member(Codec, codec, "codec")
     path, encoder = choose_export(as_path(output), chosen, opened.job, opened.file, force)
     if encoder is None and (crf is not None or fps is not None):
@@ -189,7 +189,7 @@ def _stages(names: Sequence[str] | None) -> list[Stage[Job]]:
     return list(known.values()) if names is None else [known[name] for name in names]
 
 
-def _open(job: JobSource, overrides: Overrides, reporter: Reporter, stages: Sequence[Stage[Job]] = ()) -> Opened:
+def open_job(job: JobSource, overrides: Overrides, reporter: Reporter, stages: Sequence[Stage[Job]] = ()) -> Opened:
     """Read a job. The files that `stages` read must exist, unless the stage is done.
 
     Raises:
@@ -245,8 +245,8 @@ def with_settings(overrides: Sequence[str] | None, settings: Mapping[str, object
 def _status(opened: Opened, stages: Sequence[Stage[Job]] | None = None) -> JobStatus:
     """Return how far `stages` are, by default all of them. Files that other stages read may be missing."""
     from stages.all_stages import all_stages
-    from stages.base.engine import progress
     from stages.base.outputs import VIDEO
+    from stages.base.progress import progress
 
     job, cache, known = opened.job, opened.cache, all_stages()
     states = tuple(progress(stage, known, job, cache) for stage in stages or known.values())
@@ -260,7 +260,7 @@ def _status(opened: Opened, stages: Sequence[Stage[Job]] | None = None) -> JobSt
 def _scenes(opened: Opened) -> tuple[range, ...]:
     """Return the frames of each scene. Empty if the job has no scenes, or if they are not known or stale."""
     from stages.all_stages import all_stages
-    from stages.base.engine import progress
+    from stages.base.progress import progress
     from stages.base.scenes import split
     from stages.scenes import recorded_cuts
 
@@ -270,14 +270,21 @@ def _scenes(opened: Opened) -> tuple[range, ...]:
     return tuple(split(len(cache["frames"]), recorded_cuts(job, cache)))
 
 
-def _options(job: Job) -> Options:
+def options_of(job: Job) -> Options:
+    """Return how networks run."""
     from stages.base.engine import Options
 
     return Options(job.batch_size, job.low_vram, job.compile, job.attention_backend)
 
 
 def _run_stages(
-    stages: Sequence[Stage[Job]], run: Run[Job], file: Path | None, *, restart: bool, stale_only: bool
+    stages: Sequence[Stage[Job]],
+    run: Run[Job],
+    file: Path | None,
+    *,
+    restart: bool,
+    stale_only: bool,
+    workers: int,
 ) -> None:
     """Run stages one after the other.
 
@@ -287,10 +294,12 @@ def _run_stages(
         file: The job file, if there is one.
         restart: Redo the stages.
         stale_only: Redo only those that are stale or damaged.
+        workers: For how many workers the expected time is shown, if all stages run.
     """
     from diffsynth_cli.outputs import CONFIG, is_same_file
-    from stages.base.engine import progress, run_stage
+    from stages.base.engine import run_stage
     from stages.base.preflight import check_ahead
+    from stages.base.progress import progress
     from stages.base.record import write_json
 
     job, cache = run.job, run.cache
@@ -299,7 +308,12 @@ def _run_stages(
         for stage in stages
         if restart and (not stale_only or progress(stage, run.stages, job, cache).state == "stale")
     ]
-    check_ahead(stages, run, Path(job.output_path), redone)
+    ahead, footage = check_ahead(stages, run, Path(job.output_path), redone)
+    if stale_only and footage is not None and footage.count:
+        from diffsynth_cli.planning import outline
+
+        run.reporter.begin("plan", None)
+        run.reporter.note(outline(job, ahead, footage, workers))
     with cache.lock(run.reporter.warn):
         Path(job.output_path).mkdir(parents=True, exist_ok=True)
         for stage in stages:

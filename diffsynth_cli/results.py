@@ -14,7 +14,7 @@ from stages.base.errors import UsageError
 from stages.base.reporting import Reporter
 
 if TYPE_CHECKING:
-    from stages.base.engine import Progress
+    from stages.base.progress import Progress
     from stages.jobs.job import Job
     from stages.smoothers.images.changes import Changes
 
@@ -79,6 +79,74 @@ class JobStatus:
     next_command: str | None
     holder: str | None
     scenes: tuple[range, ...]
+
+
+@dataclass(frozen=True)
+class PlannedWork:
+    """The work of one kind in a job.
+
+    Attributes:
+        kind: What it is.
+        phases: How often all frames go through it.
+        frames: How many frames go through it each time.
+        seconds: Expected seconds, for each number of workers.
+        bound: What limits it, for each number of workers: computing, reading, writing, bandwidth, too few chunks, or
+            one process.
+        gets: Frames read from the cache.
+        puts: Frames written to the cache.
+        bytes_read: Compressed bytes read.
+        bytes_written: Compressed bytes written.
+    """
+
+    kind: str
+    phases: int
+    frames: int
+    seconds: tuple[float, ...]
+    bound: tuple[str, ...]
+    gets: int
+    puts: int
+    bytes_read: int
+    bytes_written: int
+
+
+@dataclass(frozen=True)
+class JobPlan:
+    """Result of `plan`.
+
+    Attributes:
+        frames: Number of frames.
+        counts: How much of what takes time there is, such as pairs to match, by name.
+        disk: Bytes that the cache needs at the peak, about.
+        measured_on: The processor that was measured.
+        workers: The numbers of workers that are compared.
+        work: By kind, in order.
+        prices: Of a worker for an hour, of 1,000 PUT and of 1,000 GET requests; None if not given.
+    """
+
+    frames: int
+    counts: dict[str, float]
+    disk: float
+    measured_on: str
+    workers: tuple[int, ...]
+    work: tuple[PlannedWork, ...]
+    prices: tuple[float | None, float | None, float | None]
+
+    @property
+    def seconds(self) -> tuple[float, ...]:
+        """Expected seconds of the whole job, for each number of workers."""
+        return tuple(map(sum, zip(*(each.seconds for each in self.work), strict=True)))
+
+    @property
+    def costs(self) -> tuple[float, ...] | None:
+        """Cost of the whole job, for each number of workers. None if no price was given."""
+        if all(price is None for price in self.prices):
+            return None
+        worker, put, get = (price or 0.0 for price in self.prices)
+        requests = sum(put * each.puts + get * each.gets for each in self.work) / 1000
+        return tuple(
+            requests + worker * count * seconds / 3600
+            for count, seconds in zip(self.workers, self.seconds, strict=True)
+        )
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import numpy as np
 
 from stages.annotators import Annotator, FromFiles, VideoAnnotator, build
 from stages.base.cache import ArraySpec, FrameCache
-from stages.base.engine import Footage, Phase, Plan, Reporter, Run, Stage, Task
+from stages.base.engine import Ahead, Footage, Phase, Plan, Reporter, Run, Stage, Task
 from stages.base.errors import DiffSynthError, UsageError
 from stages.base.fingerprint import fingerprint
 from stages.base.json_types import JsonObject, Values
@@ -146,17 +146,21 @@ def map_shots(path: str) -> Iterator[Shot]:
 # --- the stage ------------------------------------------------------------------------------------------
 
 
-def check(run: Run[Job], footage: Footage) -> list[ArraySpec]:
+def check(run: Run[Job], footage: Footage) -> Ahead:
     job, size = run.job, (footage.height, footage.width)
+    counts = {"frames": footage.count or 0, "references": len(job.frames_reference)}
     if isinstance(job.scenes, list):
         check_cuts(job.scenes, footage.most)
     for path in (*job.frames_reference, *([job.style_image] if job.style_image else [])):
         read_image(path)
-    arrays = []
+    arrays, phases = [], []
     for index in (index for index, runs in enumerate(job.networks_run) if runs):
         _check_annotator(job, index, size, footage)
-        arrays.append(ArraySpec(f"control/{index}", (footage.count or 0, *size, 3), "uint8", compressed=COMPRESSED))
-    return arrays
+        name = f"control/{index}"
+        arrays.append(ArraySpec(name, (counts["frames"], *size, 3), "uint8", compressed=COMPRESSED))
+        requests = [MapRequest(source, name, count, ()) for source, count in counts.items() if count]
+        phases += _phases(run, index, requests, name, size, resume=True)[1]
+    return Ahead(arrays, phases)
 
 
 def _check_annotator(job: Job, index: int, size: tuple[int, int], footage: Footage) -> None:
@@ -239,7 +243,9 @@ class MapRequest:
 
     def look(self, name: str, task: Task) -> Phase:
         """Return a phase that reads the source."""
-        return Phase(f"{name} {self.source}", self.count, task, cuts=self.cuts if self.source == "frames" else ())
+        kind = DecodeTask.KIND if isinstance(task, DecodeTask) else ""
+        cuts = self.cuts if self.source == "frames" else ()
+        return Phase(f"{name} {self.source}", self.count, task, cuts=cuts, kind=kind)
 
     def draw(self, name: str, task: Task, drops: tuple[str, ...] = ()) -> Phase:
         """Return a phase that completes the maps."""

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from stages.base.cache import ArraySpec, FrameCache
-from stages.base.engine import Footage, Phase, Plan, Reporter, Run, Stage, Task, with_progress
+from stages.base.engine import Ahead, Footage, Phase, Plan, Reporter, Run, Stage, Task, with_progress
 from stages.base.json_types import Values
 from stages.base.outputs import FRAMES, SIGNATURE, VIDEO
 from stages.base.overlap import Reads
@@ -41,8 +41,8 @@ class PassTask(Task):
         cache["deflickered"].write(start, cache["rendered"].read(range(start, stop)))
 
 
-def check(run: Run[Job], footage: Footage) -> list[ArraySpec]:
-    job, task = run.job, _task(run.job, footage.count or 1, compiled=False)
+def check(run: Run[Job], footage: Footage) -> Ahead:
+    job, task = run.job, _task(run.job, footage.count or 1, compiled=run.options.compiled)
     run.engine.call(partial(check_device, job.device))
     if isinstance(task, SmoothTask):
         build(task.smoother.name, dict(task.smoother.config), [], [])
@@ -50,7 +50,7 @@ def check(run: Run[Job], footage: Footage) -> list[ArraySpec]:
     check_encoder(Path(job.output_path) / VIDEO, "h264", footage.height, footage.width, rate)
     shape = (footage.count or 0, footage.height, footage.width, 3)
     names = ("deflickered", *([FRAMES] if job.keep_frames else []))  # images need about what an array does
-    return [ArraySpec(name, shape, "uint8") for name in names]
+    return Ahead([ArraySpec(name, shape, "uint8") for name in names], [_phase(shape[0], task)])
 
 
 def plan(run: Run[Job], resume: bool) -> Plan:
@@ -63,9 +63,13 @@ def plan(run: Run[Job], resume: bool) -> Plan:
     return Plan(
         frames=shape[0],
         arrays=[ArraySpec("deflickered", shape, "uint8")],
-        phases=[Phase("smooth", shape[0], task, cuts=cuts)],
+        phases=[_phase(shape[0], task, cuts)],
         begin=partial(_begin, compiled=compiled),
     )
+
+
+def _phase(frames: int, task: SmoothTask | PassTask, cuts: Sequence[int] = ()) -> Phase:
+    return Phase("smooth", frames, task, cuts=cuts)
 
 
 def _try_gpu(device: str) -> None:

@@ -11,7 +11,7 @@ from itertools import islice
 import numpy as np
 
 from stages.base.cache import ArraySpec, FrameCache
-from stages.base.engine import Footage, Phase, Plan, Reporter, Run, Stage
+from stages.base.engine import Ahead, Footage, Phase, Plan, Reporter, Run, Stage
 from stages.base.errors import UsageError
 from stages.base.json_types import JsonObject
 from stages.base.words import counted
@@ -100,14 +100,20 @@ def _certain_count(job: Job, source: Source) -> tuple[float, float]:
     return 1, limit if most == math.inf else min(limit, math.ceil(most / job.frame_interval))
 
 
-def check(run: Run[Job], footage: Footage) -> list[ArraySpec]:
+def check(run: Run[Job], footage: Footage) -> Ahead:
     if footage.most == 0:
         raise _no_frames(run.job)
-    return [_frames_array(footage.count or 0, footage.height, footage.width)]
+    count = footage.count or 0
+    return Ahead([_frames_array(count, footage.height, footage.width)], [_phase(run.job, count)])
 
 
 def _frames_array(count: int, height: int, width: int) -> ArraySpec:
     return ArraySpec("frames", (count, height, width, 3), "uint8")
+
+
+def _phase(job: Job, count: int, shown: tuple[int, int] | None = None) -> Phase:
+    task = DecodeTask(job.input_video, partial(opened_shots, job), "frames", shown=shown)
+    return Phase("decode and fit", count, task, kind=DecodeTask.KIND)
 
 
 def plan(run: Run[Job], resume: bool) -> Plan:
@@ -124,13 +130,10 @@ def plan(run: Run[Job], resume: bool) -> Plan:
     def begin(cache: FrameCache) -> None:
         cache["frames"].attrs.update(attributes)
 
-    shown = (source.height, source.width)
-    task = DecodeTask(job.input_video, partial(opened_shots, job), "frames", shown=shown)
-
     return Plan(
         frames=count,
         arrays=[_frames_array(count, height, width)],
-        phases=[Phase("decode and fit", count, task)],
+        phases=[_phase(job, count, (source.height, source.width))],
         begin=begin,
     )
 

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -26,6 +26,7 @@ from stages.video import Shot, fit
 
 PAINT_CHUNK = 4  # frames that are painted at once, most of them from two keyframes
 KEPT_FRAMES = 4  # of those that a smoother has read, per video
+PAIRS = "pairs to match"  # in what tasks say of their work
 
 
 def unchanged(image: np.ndarray) -> np.ndarray:
@@ -46,6 +47,8 @@ class DecodeTask(Task):
         convert: Turns a decoded image into uint8 RGB [H, W, 3].
         shown: (height, width) at which the source is meant to be seen, if its pixels are not square.
     """
+
+    KIND: ClassVar[str] = "decode a video"  # of the phases that run it
 
     source: str
     shots: Callable[[], Iterator[Shot]]
@@ -134,6 +137,10 @@ class ChunkSmoother:
         """What the first frame costs in addition to any other, as a number of frames."""
         return SMOOTHERS[self.name].model_validate(self.config).warm_up
 
+    def work(self, frames: int) -> dict[str, float]:
+        """How many pairs of frames are matched to deflicker this many frames of one scene."""
+        return {PAIRS: SMOOTHERS[self.name].model_validate(self.config).pairs(frames)}
+
     def smooth(self, guides: Frames, styles: Frames, *, start: int, stop: int, first: int) -> np.ndarray:
         """Deflicker frames start..stop-1 of a video, which belong to a scene.
 
@@ -173,6 +180,9 @@ class SmoothTask(Task):
     def warm_up(self) -> int:
         return -(-self.smoother.warm_up // self.chunk)
 
+    def work(self, frames: int) -> dict[str, float]:
+        return self.smoother.work(frames)
+
     def run(self, cache: FrameCache, start: int, stop: int) -> None:
         scene = scene_of(start, len(cache[self.styles]), self.cuts)
         styles = Picked(cache[self.styles], scene)
@@ -211,6 +221,9 @@ class PaintTask(Task):
     @property
     def chunk(self) -> int:
         return PAINT_CHUNK
+
+    def work(self, frames: int) -> dict[str, float]:
+        return {PAIRS: 2.0 * (frames - len(self.keys))}
 
     def run(self, cache: FrameCache, start: int, stop: int) -> None:
         from stages.smoothers.images.keyframes import Interpolator

@@ -30,7 +30,7 @@ from stages.base.words import counted
 from stages.codecs import Codec
 
 if TYPE_CHECKING:
-    from stages.base.engine import Progress
+    from stages.base.progress import Progress
 
 COLOURS = {"done": "green", "partly": "yellow", "stale": "red", "to do": "dim"}
 

@@ -19,7 +19,6 @@ from stages.base.errors import DiffSynthError
 from stages.base.fingerprint import Inputs, changes, fingerprint
 from stages.base.ledger import Ledger
 from stages.base.overlap import OverlappedCache, Reads
-from stages.base.record import Receipt
 from stages.base.reporting import Reporter as Reporter
 from stages.base.reporting import with_progress as with_progress
 from stages.base.scenes import split
@@ -48,6 +47,10 @@ class Task(Protocol):
         """Return what `run` is going to read, so that it can be read ahead. What is left out is read when needed."""
         return ()
 
+    def work(self, frames: int) -> dict[str, float]:
+        """Return how much of what takes time there is in this many frames, such as pairs to match, for plans."""
+        return {}
+
     def run(self, cache: FrameCache, start: int, stop: int) -> None:
         """Write the results of frames start..stop-1 to the cache.
 
@@ -71,6 +74,7 @@ class Phase:
         drops: Arrays that no later phase reads. They are removed when the phase ends.
         note: Returns what the reporter shows once the phase has ended, such as what a measurement found.
         cuts: The first frame of each scene after the first. No chunk contains frames of two scenes.
+        kind: What it has in common with phases that take the same time per frame. By default, it is alone.
     """
 
     name: str
@@ -80,6 +84,7 @@ class Phase:
     drops: tuple[str, ...] = ()
     note: Callable[[FrameCache], str] = lambda cache: ""
     cuts: Sequence[int] = ()
+    kind: str = ""
 
     def chunks(self) -> list[Chunk]:
         """All chunks, in order."""
@@ -261,6 +266,19 @@ class Footage:
 
 
 @dataclass(frozen=True)
+class Ahead:
+    """What is known of a stage before the stages that it reads have run.
+
+    Args:
+        arrays: The arrays that are on the disk at the same time, at the peak.
+        phases: Its phases, with about as many frames as they are going to have.
+    """
+
+    arrays: list[ArraySpec]
+    phases: list[Phase]
+
+
+@dataclass(frozen=True)
 class Stage(Generic[Work]):
     """The declaration of a stage: its name, what it depends on and what it makes.
 
@@ -276,7 +294,7 @@ class Stage(Generic[Work]):
         deliver: `deliver(run, fingerprint)` writes results other than arrays, unless those that exist were made from
             frames with this fingerprint.
         check: `check(run, footage)` runs before the first of several stages. It raises DiffSynthError for missing
-            files, wrong options and missing devices, reads only headers, and returns the arrays the stage will make.
+            files, wrong options and missing devices, reads only headers, and returns what is known ahead.
         footage: `footage(run, ahead)` describes the job's frames, by the source if `ahead`, else by the cache. Only
             the stage that makes the frames has it.
         outputs: The names of the files and folders of images that it writes into the output folder of a job.
@@ -290,7 +308,7 @@ class Stage(Generic[Work]):
     after: tuple[str, ...] = ()
     arrays: tuple[str, ...] = ()
     deliver: Callable[[Run[Work], str], None] | None = None
-    check: Callable[[Run[Work], Footage], list[ArraySpec]] = lambda run, footage: []
+    check: Callable[[Run[Work], Footage], Ahead] = lambda run, footage: Ahead([], [])
     footage: Callable[[Run[Work], bool], Footage] | None = None
     outputs: Callable[[Work], tuple[str, ...]] = lambda job: ()
     changed_outputs: Callable[[Work, FrameCache], Iterable[Path]] = lambda job, cache: ()
@@ -402,35 +420,3 @@ def refuse_stale(stage: str, new: Inputs, cache: FrameCache) -> None:
             f"redo it with {cache.command(found[0].stage)} --restart, redo all stale stages with "
             f"{cache.command('run')} --restart, or restore the old values",
         )
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a stage is.
-
-    Args:
-        stage: Name of the stage.
-        state: done, partly, stale or to do.
-        share: Share of its chunks that are done, 0 to 1.
-        changes: What made it stale, one line per key.
-        receipt: Its receipt, if it was complete.
-    """
-
-    stage: str
-    state: str
-    share: float = 0.0
-    changes: tuple[str, ...] = ()
-    receipt: Receipt | None = None
-
-
-def progress(stage: Stage[JobType], stages: Mapping[str, Stage[JobType]], job: JobType, cache: FrameCache) -> Progress:
-    """Return how far `stage`, one of `stages`, is."""
-    record = cache.record(stage.name)
-    if record.inputs is None:
-        return Progress(stage.name, "to do")
-    found = changes(stage.name, record.inputs, stage_inputs(stage, stages, job, cache.recorded))
-    if found:
-        return Progress(stage.name, "stale", changes=tuple(map(str, found)), receipt=record.receipt)
-    if record.complete:
-        return Progress(stage.name, "done", 1.0, receipt=record.receipt)
-    return Progress(stage.name, "partly", len(record.done) / max(1, record.chunks))

@@ -18,7 +18,6 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 from obstore.store import ObjectStore as Objects
 from zarr.abc.store import ByteRequest
-from zarr.abc.store import Store as ZarrStore
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import ObjectStore as ZarrObjectStore
 
@@ -51,7 +50,7 @@ class ObjectStore:
             self.objects: Objects = obstore.store.from_url(self.url)
         except (BaseError, ValueError):
             raise UsageError(f"cache: unknown URL {url}", "give a folder, or a URL such as s3://BUCKET/NAME") from None
-        self.arrays: ZarrStore = Chunks(ZarrObjects(self.objects, self.url))
+        self.arrays = Chunks(ZarrObjects(self.objects, self.url))
         self.lease: Lease | None = None
 
     def __str__(self) -> str:

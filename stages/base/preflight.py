@@ -12,18 +12,18 @@ import numpy as np
 
 from stages.base.cache import ArraySpec
 from stages.base.engine import (
+    Ahead,
     Footage,
     JobType,
-    Progress,
     Run,
     Stage,
     Work,
     check_before,
-    progress,
     refuse_stale,
     stage_inputs,
 )
 from stages.base.errors import DiffSynthError, UsageError
+from stages.base.progress import Progress, progress
 
 # Size of an array on the disk as a share of its size in memory, at least and usually. Measured with the cache's
 # compression: 0.33 to 0.93 for photographs and video at 512x960, 0.92 for latents.
@@ -33,7 +33,7 @@ GB = 1e9
 
 def check_ahead(
     stages: Sequence[Stage[JobType]], run: Run[JobType], outputs: Path, restart: Collection[str] = ()
-) -> None:
+) -> tuple[dict[str, Ahead], Footage | None]:
     """Check that all `stages` can run and that the disk has room for their results.
 
     Downloads nothing, loads no model and does not decode the video.
@@ -43,6 +43,9 @@ def check_ahead(
         run: What they run on.
         outputs: The job's output folder, which need not exist.
         restart: Names of the stages to redo.
+
+    Returns:
+        What is known of the stages that are not done, by name, and of the frames. None if all are done.
 
     Raises:
         DiffSynthError: A stage cannot run, or the disk is too small for its results.
@@ -55,22 +58,24 @@ def check_ahead(
             refuse_stale(stage.name, stage_inputs(stage, run.stages, job, cache.recorded), cache)
     todo = [stage for stage in stages if stage.name in restart or states[stage.name].state != "done"]
     if not todo:
-        return
-    folder = _writable_folder("output_path", outputs)
+        return {}, None
+    folder = writable_folder("output_path", outputs)
     if cache.folder is not None:
-        folder = _writable_folder("output_path" if outputs in cache.folder.parents else "cache", cache.folder)
-    footage = _footage(todo, run)
+        folder = writable_folder("output_path" if outputs in cache.folder.parents else "cache", cache.folder)
+    footage = footage_of(run, todo)
+    ahead = {stage.name: stage.check(run, footage) for stage in todo}
     needed = [
-        _room(spec, _left(states[stage.name], stage.name in restart))
+        room(spec, _left(states[stage.name], stage.name in restart))
         for stage in todo
-        for spec in stage.check(run, footage)
+        for spec in ahead[stage.name].arrays
         if cache.folder is not None or spec.name in stage.outputs(job)
     ]
     _check_disk(folder, run, sum(least for least, _ in needed), sum(likely for _, likely in needed))
+    return ahead, footage
 
 
-def _footage(todo: Sequence[Stage[Work]], run: Run[Work]) -> Footage:
-    """Describe the job's frames, by the source if they have not been extracted yet."""
+def footage_of(run: Run[Work], todo: Sequence[Stage[Work]]) -> Footage:
+    """Describe the job's frames, by the source if `todo` contains the stage that makes them."""
     for stage in run.stages.values():
         if stage.footage is not None:
             return stage.footage(run, stage in todo)
@@ -84,7 +89,7 @@ def _left(state: Progress, redone: bool) -> float:
     return 0.0 if redone else 1 - state.share
 
 
-def _room(spec: ArraySpec, left: float) -> tuple[float, float]:
+def room(spec: ArraySpec, left: float = 1.0) -> tuple[float, float]:
     """Return the bytes that the remaining share of an array needs on the disk, at least and usually."""
     dtype = np.dtype(spec.dtype)
     size = math.prod(spec.shape) * dtype.itemsize * left
@@ -92,7 +97,7 @@ def _room(spec: ArraySpec, left: float) -> tuple[float, float]:
     return least * size, likely * size
 
 
-def _writable_folder(key: str, path: Path) -> Path:
+def writable_folder(key: str, path: Path) -> Path:
     """Return the folder that is or will hold `path`. Raise UsageError, which names the key, if it is not writable."""
     folder = next(path for path in (path, *path.parents) if path.exists())
     if not folder.is_dir():

@@ -24,7 +24,7 @@ from stages.base.errors import DiffSynthError, UsageError
 from stages.base.json_types import Json, Values
 
 if TYPE_CHECKING:  # imported where an array is used, which `status` does not do
-    from zarr.abc.store import Store as ZarrStore
+    from stages.base.chunks import Chunks
 
 LOCK, HOLDER = "lock", "holder.json"
 CHUNK = "c."  # the start of the names of chunks
@@ -38,7 +38,7 @@ class Store(Protocol):
     """How many reads at once are worthwhile."""
 
     @property
-    def arrays(self) -> ZarrStore:
+    def arrays(self) -> Chunks:
         """The same bytes, as Zarr wants them. Reading a missing chunk raises MissingChunk."""
 
     def get(self, name: str) -> bytes | None:
@@ -141,7 +141,7 @@ class FolderStore:
         return str(self.path)
 
     @cached_property
-    def arrays(self) -> ZarrStore:
+    def arrays(self) -> Chunks:
         from zarr.storage import LocalStore
 
         from stages.base.chunks import Chunks

@@ -13,3 +13,10 @@ def per_second(frames: float) -> str:
     if frames < 1:
         return f"{frames:.2g} frames/s"
     return f"{frames:.0f} frames/s" if frames >= 100 else f"{f'{frames:.2f}'.rstrip('0').rstrip('.')} frames/s"
+
+
+def duration(seconds: float) -> str:
+    """Format a time: "40 s", "12 min", "3.5 h"."""
+    if seconds < 100:
+        return f"{seconds:.2g} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.3g} h"

@@ -12,8 +12,8 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from stages.base.cache import ArraySpec, FrameCache
-from stages.base.engine import Footage, Options, Phase, Plan, Reporter, Run, Stage
+from stages.base.cache import FrameCache
+from stages.base.engine import Ahead, Footage, Options, Phase, Plan, Reporter, Run, Stage
 from stages.base.errors import DiffSynthError, UsageError
 from stages.base.json_types import Values
 from stages.base.scenes import scene_without, split
@@ -80,7 +80,7 @@ def check_keyframes(listed: Sequence[int], count: float, cuts: Sequence[int]) ->
         )
 
 
-def check(run: Run[Job], footage: Footage) -> list[ArraySpec]:
+def check(run: Run[Job], footage: Footage) -> Ahead:
     job = run.job
     if isinstance(job.keyframes, list):
         check_keyframes(job.keyframes, footage.most, job.scenes if isinstance(job.scenes, list) else ())
@@ -98,11 +98,22 @@ def check(run: Run[Job], footage: Footage) -> list[ArraySpec]:
     if job.smoother is not None:
         build(job.smoother, job.smoother_config, [], [])
     count = footage.count or 0
-    keys = -(-count // job.keyframes) if isinstance(job.keyframes, int) else count
-    size = (footage.height, footage.width)
-    return make_plan(
-        job, run.options, (count, *size), keys=tuple(range(keys)), maps=(), multistep=SAMPLERS[job.scheduler].multistep
-    ).most_at_once()
+    rendering = make_plan(
+        job,
+        run.options,
+        (count, footage.height, footage.width),
+        keys=_expected_keys(job, count),
+        maps=(),
+        multistep=SAMPLERS[job.scheduler].multistep,
+    )
+    return Ahead(rendering.most_at_once(), _phases(rendering))
+
+
+def _expected_keys(job: Job, count: int) -> tuple[int, ...]:
+    """The numbers of the frames that are rendered; all that may be, if they have yet to be chosen."""
+    if isinstance(job.keyframes, list):
+        return tuple(sorted(set(job.keyframes)))
+    return tuple(range(0, count, 1 if job.keyframes == "auto" else job.keyframes))
 
 
 def plan(run: Run[Job], resume: bool) -> Plan:
@@ -264,10 +275,11 @@ def _chosen_backend(cache: FrameCache) -> str:
 
 def _step_phases(plan: RenderPlan, step: int) -> list[Phase]:
     name = f"{STEP} {step + 1}/{plan.steps}"
-    phases = [_key_phase(name, StepTask(plan, step))]
+    phases = [replace(_key_phase(name, StepTask(plan, step)), kind="denoising step")]
     if plan.smoother is not None and plan.is_smoothed(step):
         smoother = ChunkSmoother(*plan.smoother, plan.settings.models.device, plan.settings.compiled)
-        phases.append(_key_phase(f"{name}: smooth", SmoothStepTask(plan, step, smoother)))
+        smooth = _key_phase(f"{name}: smooth", SmoothStepTask(plan, step, smoother))
+        phases = [replace(phases[0], kind="predict a smoothed step"), replace(smooth, kind="smooth a step")]
     return [*phases[:-1], replace(phases[-1], drops=plan.drops(step))]
 
 

@@ -9,6 +9,7 @@ from stages.base.cache import ArraySpec, FrameCache
 from stages.base.json_types import Values
 from stages.base.scenes import scene_of
 from stages.diffusion import LATENT_CHANNELS, LATENT_FACTOR
+from stages.diffusion.layout import guidance_is_input
 from stages.diffusion.settings import Batches, Settings
 from stages.render.pattern import Item
 
@@ -60,6 +61,12 @@ class RenderPlan:
     keep_steps: bool
     batch_size: int | None
     backend: str
+
+    @property
+    def passes(self) -> int:
+        """How often a frame goes through the networks for guidance."""
+        models, guidance = self.settings.models, self.settings.guidance
+        return 1 if guidance == 1 or guidance_is_input(models.model_id, models.allow_pickle) else 2
 
     @property
     def img2img(self) -> bool:

@@ -14,6 +14,7 @@ from stages.base.cache import FrameCache
 from stages.base.engine import Task
 from stages.base.json_types import Values
 from stages.base.overlap import Reads
+from stages.base.scenes import split as scenes_of
 from stages.diffusion.settings import Batches
 from stages.render.pattern import Item, attended_frames, ordered, shared_window, split
 from stages.render.plan import RenderPlan
@@ -22,6 +23,7 @@ from stages.tasks import ChunkSmoother, Picked
 SHARED_PIXELS = 16 * 512 * 960  # of the frames that go through the networks together with shared attention
 SHARED_CHUNK = 4, 16  # minimum and maximum number of these frames
 FIRST_FRAMES = 2  # of a video, which a smoother would wait for before it reads ahead
+SAMPLES = "frames through the networks"  # in what tasks say of their work
 
 if TYPE_CHECKING:  # importing torch takes seconds, so tasks import it when they run
     import torch
@@ -169,6 +171,19 @@ class StepTask(RenderTask):
             else:
                 self.write_next(cache, frames, latents, clean)
 
+    def work(self, frames: int) -> dict[str, float]:
+        scenes = scenes_of(len(self.plan.keys), self.plan.key_cuts)
+        chunks = (scene[start : start + self.chunk] for scene in scenes for start in range(0, len(scene), self.chunk))
+        return {SAMPLES: self.plan.passes * sum(map(self._samples, chunks))}
+
+    def _samples(self, chunk: range) -> int:
+        """How many frames go through the networks for a chunk, counting one that is in several groups several times."""
+        pattern = self.plan.pattern
+        if self.plan.joint:
+            return len(pattern) * len(chunk)
+        frames, anchors, _ = shared_window(pattern, chunk, self.plan.scene(chunk.start))
+        return len(frames) + len(anchors)
+
     def write_next(self, cache: FrameCache, frames: range, latents: torch.Tensor, clean: torch.Tensor) -> None:
         """Compute the next latents from the clean ones and write them."""
         sampler = self.denoiser.sampler
@@ -274,6 +289,9 @@ class SmoothStepTask(StepTask):
     @property
     def warm_up(self) -> int:
         return -(-self.smoother.warm_up // self.chunk)
+
+    def work(self, frames: int) -> dict[str, float]:
+        return self.smoother.work(frames)
 
     def reads(self, start: int, stop: int) -> Reads:
         """What `run` reads, except for most frames of both videos, which the smoother reads ahead itself."""

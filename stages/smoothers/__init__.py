@@ -71,6 +71,10 @@ class SmootherOptions(Strict):
         """What the first frame costs in addition to any other, as a number of frames. Others reuse its results."""
         return 0
 
+    def pairs(self, frames: int) -> float:
+        """Return how many pairs of frames are matched to smooth a video of this many, about."""
+        return 0.0
+
     @abstractmethod
     def build(self, guides: Frames, styles: Frames, device: str) -> Smoother:
         """Build the smoother for one video.

@@ -24,6 +24,9 @@ class Ebsynth(PatchOptions, SmootherOptions):
     smooth_index: list[Offset] = Field(default_factory=lambda: [-3, -2, -1, 1, 2, 3])
     """Neighbours to use, as frame offsets."""
 
+    def pairs(self, frames: int) -> float:
+        return float(sum(max(frames - abs(offset), 0) for offset in self.smooth_index if offset))
+
     def build(self, guides: Frames, styles: Frames, device: str) -> EbsynthSmoother:
         return EbsynthSmoother(
             guides,

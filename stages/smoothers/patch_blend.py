@@ -42,7 +42,7 @@ from stages.smoothers.images.pixels import (
     stacked,
     warp,
 )
-from stages.smoothers.images.tables import WHOLE_VIDEO_REACH, Memo, window
+from stages.smoothers.images.tables import WHOLE_VIDEO_REACH, Memo, per_frame_beyond, window, window_pairs
 
 NEIGHBOURS = 3  # frames to each side that detail is compared with
 NEAR = 4.0  # frames of distance at which trust is halved
@@ -88,6 +88,11 @@ class PatchBlend(SmootherOptions):
     @property
     def warm_up(self) -> int:
         return (WHOLE_VIDEO_REACH if self.window is None else self.window) // WINDOW_PER_FRAME
+
+    def pairs(self, frames: int) -> float:
+        reach = WHOLE_VIDEO_REACH if self.window is None else self.window
+        light = per_frame_beyond(lambda count: window_pairs(count, reach), frames, reach)
+        return light + frames * (len(window(0, frames, NEIGHBOURS)) - 1)
 
     def build(self, guides: Frames, styles: Frames, device: str) -> PatchBlendSmoother:
         return PatchBlendSmoother(guides, styles, self)

@@ -20,7 +20,7 @@ from stages.base.arrays import Image, Images
 from stages.base.numbers import Count
 from stages.smoothers import CACHED_FRAMES, OBSOLETE_KEYS, SMOOTHERS, Frames, MatchingOptions, SmootherOptions
 from stages.smoothers.images.library import batched, library_errors, library_options, pairs_at_once
-from stages.smoothers.images.tables import WHOLE_VIDEO_REACH
+from stages.smoothers.images.tables import WHOLE_VIDEO_REACH, per_frame_beyond
 
 CACHE_BYTES = 128 * 2**20  # of blended frames per side ...
 MIN_CACHED = 32  # ... but at least this many, since each level of the tables needs one
@@ -59,6 +59,12 @@ class PySynth(SmootherOptions):
     def warm_up(self) -> int:
         reach = WHOLE_VIDEO_REACH if self.window_size is None else min(self.window_size, WHOLE_VIDEO_REACH)
         return reach // WINDOW_PER_FRAME if self.speed == "fastest" else 0
+
+    def pairs(self, frames: int) -> float:
+        reach = frames if self.window_size is None else min(self.window_size, frames)
+        if self.speed == "slowest":
+            return float(sum(min(index, reach) + min(frames - 1 - index, reach) for index in range(frames)))
+        return per_frame_beyond(lambda count: table_pairs(count, reach), frames, reach)
 
     def build(self, guides: Frames, styles: Frames, device: str) -> PySynthSmoother:
         return PySynthSmoother(
@@ -161,6 +167,26 @@ class PatchMatching:
             )
             warped: Images = binding.remap(styles, found.nnf, patch_size=self.patch_size, border="zero", **where)
         return warped
+
+
+def table_pairs(count: int, reach: int) -> int:
+    """Return how many pairs are matched with blending tables for both sides of each of `count` frames."""
+    if reach >= count:  # each frame has a table entry for every 1 in the binary form of its place, and makes about one
+        return sum(2 * place.bit_count() for place in range(1, count))
+    pairs = 0
+
+    def warp(images: Iterable[tuple[Image, int]], target: int) -> list[Image]:
+        nonlocal pairs
+        warped = [image for image, _ in images]
+        pairs += len(warped)
+        return warped
+
+    blank = np.zeros((1, 1, 3), np.uint8)
+    left, right = (BlendingTables(lambda index: blank, count, warp, reach, ascending) for ascending in (True, False))
+    for index in range(count):
+        left.total(index)
+        right.total(count - 1 - index)
+    return pairs
 
 
 def recent(frames: Frames) -> Read:

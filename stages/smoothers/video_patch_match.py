@@ -15,5 +15,12 @@ class VideoPatchMatch(SmootherOptions):
     ebsynth_config: MatchingOptions = MatchingOptions()
     """Options of patch matching."""
 
+    def pairs(self, frames: int) -> float:
+        return self._whole_video.pairs(frames)
+
     def build(self, guides: Frames, styles: Frames, device: str) -> PySynthSmoother:
-        return PySynth(ebsynth_config=self.ebsynth_config).build(guides, styles, device)
+        return self._whole_video.build(guides, styles, device)
+
+    @property
+    def _whole_video(self) -> PySynth:
+        return PySynth(ebsynth_config=self.ebsynth_config)

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
 from typing import Generic, NamedTuple, TypeVar
 
+import numpy as np
+
 from stages.smoothers.images.pixels import AT_ONCE, Array, stacked
 
 WHOLE_VIDEO_REACH = 63  # frames to each side that stand for the whole video, so that time and memory stay bounded
@@ -118,6 +120,32 @@ class WindowSums(Generic[Motion]):
 
     def _sum(self, run: Run) -> Array:
         return self.hold(run.place) if run.level == 0 else self.runs[run]
+
+
+def window_pairs(count: int, reach: int) -> int:
+    """Return how many pairs are linked for the windows of `reach` frames to each side of all of `count` frames."""
+    pairs = 0
+
+    def link(linked: list[tuple[int, int]]) -> list[None]:
+        nonlocal pairs
+        pairs += len(linked)
+        return [None] * len(linked)
+
+    blank = np.zeros((1, 1, 1), np.float32)
+    sums: WindowSums[None] = WindowSums(lambda index: blank, link, lambda found, images: stacked(images))
+    for index in range(count):
+        frames = window(index, count, reach)
+        sums.totals({index: frames})
+        sums.forget(index, frames)
+    return pairs
+
+
+def per_frame_beyond(pairs: Callable[[int], int], count: int, reach: int) -> float:
+    """Return about `pairs(count)`, which is linear once `count` is several times the window of `reach` frames."""
+    short, long = (times * (2 << reach.bit_length()) for times in (1, 2))
+    if count <= long:
+        return float(pairs(count))
+    return pairs(long) + (count - long) * (pairs(long) - pairs(short)) / (long - short)
 
 
 def _parts(index: int, step: int, frames: int) -> Iterator[Run]:

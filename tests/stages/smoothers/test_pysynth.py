@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 from native import binding
 from stages.smoothers import build, pysynth
 from stages.smoothers.images.library import library_options
-from stages.smoothers.pysynth import BlendingTables, PySynthSmoother, Run, runs
+from stages.smoothers.pysynth import BlendingTables, PySynth, PySynthSmoother, Run, runs
 from tests.stages.smoothers.scenes import scene, squared_error
 from tests.typing import Images, Keys
 
@@ -116,6 +116,16 @@ class Counted:
         for index in frames:
             self.check(index)
         return (self.carried - before) / len(frames)
+
+
+@pytest.mark.parametrize("reach", [3, 15, LARGE])
+def test_the_carries_of_long_videos_are_known_ahead(reach: int) -> None:
+    sides = [Counted(VIDEO, reach, ascending) for ascending in (True, False)]
+    carried = sum(side.work(range(VIDEO)[:: 1 if side.ascending else -1]) for side in sides)
+    options = PySynth(window_size=reach)
+    assert options.pairs(VIDEO) / VIDEO == pytest.approx(carried, rel=0.01)
+    slowest = PySynth(window_size=reach, speed="slowest")
+    assert slowest.pairs(VIDEO) == sum(min(i, reach) + min(VIDEO - 1 - i, reach) for i in range(VIDEO))
 
 
 def test_windows_are_made_of_the_longest_runs_that_fit() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import cv2
@@ -10,7 +11,9 @@ import pytest
 from PIL import Image as PilImage
 from PIL import ImageEnhance
 
+from native import binding
 from stages.smoothers import SMOOTHERS, Enhancement, build, enhance
+from stages.smoothers.images.light import WindowLight
 from tests.typing import Image, Images, Keys
 
 CONFIGS: dict[str, list[Keys]] = {  # in addition to the defaults
@@ -52,6 +55,29 @@ def test_chunks_do_not_change_the_result(name: str, config: Keys, video: tuple[C
     fresh = build(name, config, frames, frames)  # as after a kill
     np.testing.assert_array_equal(fresh.smooth(7, 9), whole[7:9])
     np.testing.assert_array_equal(fresh.smooth(2, 4), whole[2:4])  # out of order
+
+
+@pytest.mark.parametrize(("name", "config"), CASES)
+def test_the_number_of_matched_pairs_is_known_ahead(
+    name: str, config: Keys, video: tuple[Counted, Images], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[int] = []
+
+    def count(owner: object, function: str, pairs: Callable[..., int]) -> None:
+        real = getattr(owner, function)
+
+        def counting(*given: object, **more: object) -> object:
+            found.append(pairs(*given))
+            return real(*given, **more)
+
+        monkeypatch.setattr(owner, function, counting)
+
+    count(binding, "match", lambda sources, *_: len(sources))
+    count(binding, "synthesize", lambda styles, *_: len(styles))
+    count(WindowLight, "_link", lambda self, pairs: len(pairs))
+    build(name, config, video[0], video[0]).smooth(0, 11)
+    assert sum(found) == SMOOTHERS[name].model_validate(config).pairs(11)
+    assert bool(found) == (name != "TemporalMeanSmoother")
 
 
 @pytest.mark.parametrize("name", SMOOTHERS.built_in)

@@ -1,0 +1,274 @@
+"""Python API for planning: how much work a job is, how long it takes and what it costs."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+from diffsynth_cli.jobs import open_job, options_of
+from diffsynth_cli.results import FilePath, JobPlan, JobSource, Overrides, PlannedWork, SilentReporter, as_path
+from stages.base.errors import DiffSynthError, UsageError
+from stages.base.reporting import Reporter
+from stages.base.words import counted, duration
+
+if TYPE_CHECKING:
+    from stages.base.cache import FrameCache
+    from stages.base.calibration import Calibration
+    from stages.base.engine import Ahead, Footage
+    from stages.base.forecast import Expectation
+    from stages.base.json_types import JsonObject
+    from stages.jobs.job import Job
+
+GB = 1e9
+CALIBRATION = "calibration.json"  # in the output folder
+FRAMES = 16  # that are measured
+# Job keys besides the networks and the size of frames that decide what a unit of work costs.
+DECISIVE = (
+    "dtype", "low_vram", "compile", "vae_tiling", "attention", "attention_backend", "guidance_scale", "smoother",
+    "smoother_config", "post_smoother", "post_smoother_config", "extra_deflickering_range",
+)  # fmt: skip
+
+
+def plan(
+    job: JobSource,
+    *,
+    workers: Sequence[int] = (1,),
+    calibration: FilePath | None = None,
+    bandwidth: float | None = None,
+    worker_price: float | None = None,
+    put_price: float | None = None,
+    get_price: float | None = None,
+    overrides: Overrides = (),
+    reporter: Reporter | None = None,
+) -> JobPlan:
+    """Return how much work a job is, how long it is expected to take and what it costs.
+
+    Unless a calibration is at hand, 16 frames are taken through all stages, with few steps, to measure what they take
+    on this machine. That is written nowhere but to the calibration.
+
+    Args:
+        job: As for `run`.
+        workers: Numbers of workers to compare.
+        calibration: A file with what was measured, perhaps on another machine. If it does not exist, it is written. By
+            default, `calibration.json` in the job's output folder, if there is such a folder.
+        bandwidth: MB/s that the cache can read and write for all workers together. None if that grows with their
+            number, as in an object store.
+        worker_price: Price of a worker for an hour.
+        put_price: Price of 1,000 PUT requests to an object store.
+        get_price: Price of 1,000 GET requests.
+        overrides: Job keys that replace those of `job`.
+        reporter: Receives progress and warnings.
+
+    Raises:
+        UsageError: The job is wrong, or the calibration is of another kind of job.
+        DiffSynthError: The number of frames is unknown, or a stage failed.
+    """
+    from stages.base.forecast import counts_of, expect, work_of
+    from stages.base.preflight import room
+
+    if not workers or min(workers) < 1:
+        raise UsageError("workers: give numbers of workers from 1 on")
+    reporter = reporter or SilentReporter()
+    found = open_job(job, overrides, reporter)
+    ahead, footage = look_ahead(found.job, found.cache, reporter)
+    if not footage.count:
+        raise DiffSynthError(
+            f"{found.job.input_video} does not say how many frames it has",
+            f"count them with {found.cache.command('extract')}, then plan",
+        )
+    work, path = work_of(ahead), as_path(calibration)
+    measured = _stored(found.job, footage, path or default_calibration(found.job), required=path is not None)
+    if measured is None:
+        measured = calibrate(found.job, footage, reporter)
+        _store(measured, path or default_calibration(found.job), required=path is not None)
+    expected = expect(work, footage.count, measured, workers, None if bandwidth is None else bandwidth * 1e6)
+    return JobPlan(
+        frames=footage.count,
+        counts=counts_of(phase for each in ahead.values() for phase in each.phases),
+        disk=sum(room(spec)[1] for each in ahead.values() for spec in each.arrays),
+        measured_on=str(measured.of["processor"]),
+        workers=tuple(workers),
+        work=tuple(_planned(each) for each in expected),
+        prices=(worker_price, put_price, get_price),
+    )
+
+
+def _planned(expected: Expectation) -> PlannedWork:
+    traffic = expected.traffic
+    return PlannedWork(
+        kind=expected.work.kind,
+        phases=expected.work.phases,
+        frames=expected.work.frames,
+        seconds=expected.seconds,
+        bound=expected.bound,
+        gets=traffic.gets,
+        puts=traffic.puts,
+        bytes_read=traffic.bytes_read,
+        bytes_written=traffic.bytes_written,
+    )
+
+
+def look_ahead(job: Job, cache: FrameCache, reporter: Reporter) -> tuple[dict[str, Ahead], Footage]:
+    """Check all stages of a job, and return what is known of them and of its frames."""
+    from stages.all_stages import all_stages
+    from stages.base.engine import Run
+    from stages.base.preflight import footage_of
+    from stages.base.progress import progress
+
+    run = Run(job, cache, reporter, options_of(job), stages=all_stages())
+    todo = [stage for stage in run.stages.values() if progress(stage, run.stages, job, cache).state != "done"]
+    footage = footage_of(run, todo)
+    return {name: stage.check(run, footage) for name, stage in run.stages.items()}, footage
+
+
+def outline(job: Job, ahead: Mapping[str, Ahead], footage: Footage, workers: int) -> str:
+    """Describe in a line what stages are going to do, and how long it takes if that has been measured."""
+    from stages.base.forecast import counts_of
+    from stages.base.preflight import room
+
+    counts = counts_of(phase for each in ahead.values() for phase in each.phases)
+    disk = sum(room(spec)[1] for each in ahead.values() for spec in each.arrays)
+    seconds = _expected_seconds(job, ahead, footage, workers)
+    parts = [
+        counted(footage.count or 0, "frame"),
+        *(f"{count:,.0f} {name}" for name, count in counts.items()),
+        f"about {disk / GB:.2g} GB in the cache",
+        *([] if seconds is None else [f"about {duration(seconds)}"]),
+    ]
+    return ", ".join(parts)
+
+
+def _expected_seconds(job: Job, ahead: Mapping[str, Ahead], footage: Footage, workers: int) -> float | None:
+    """Return how long stages take by the calibration in the job's output folder. None if there is none that fits."""
+    from stages.base.forecast import expect, work_of
+
+    try:
+        measured = _stored(job, footage, default_calibration(job), required=False)
+    except DiffSynthError:
+        return None
+    if measured is None or not footage.count:
+        return None
+    return sum(each.seconds[0] for each in expect(work_of(ahead), footage.count, measured, [workers]))
+
+
+# --- calibration ----------------------------------------------------------------------------------------
+
+
+def default_calibration(job: Job) -> Path:
+    """Where the calibration of a job is kept."""
+    return Path(job.output_path) / CALIBRATION
+
+
+def _stored(job: Job, footage: Footage, path: Path, *, required: bool) -> Calibration | None:
+    """Return the calibration at `path`. None if it does not exist or, unless it is `required`, if it does not fit."""
+    from pydantic import TypeAdapter, ValidationError
+
+    from stages.base.calibration import Calibration
+
+    if not path.exists():
+        return None
+    try:
+        found = TypeAdapter(Calibration).validate_json(path.read_bytes())
+    except ValidationError:
+        if required:
+            raise UsageError(f"{path} is not a calibration", "give a file that does not exist to write one") from None
+        return None
+    differences = [key for key, value in described(job, footage).items() if found.of.get(key) != value]
+    if differences and required:
+        raise UsageError(
+            f"{path} was measured with other values of {', '.join(differences)}",
+            "give a file that does not exist to measure this job",
+        )
+    return None if differences else found
+
+
+def _store(measured: Calibration, path: Path, *, required: bool) -> None:
+    from pydantic import TypeAdapter
+
+    from stages.base.calibration import Calibration
+    from stages.base.store import write_bytes
+
+    if required or path.parent.is_dir():
+        write_bytes(path, TypeAdapter(Calibration).dump_json(measured, indent=2))
+
+
+def described(job: Job, footage: Footage) -> JsonObject:
+    """Return what decides the cost of a job's work, apart from the machine."""
+    keys = job.model_dump(mode="json")
+    nets = [processor["name"] for processor, runs in zip(keys["controlnet_processor"], job.networks_run) if runs]
+    return {"size": [footage.height, footage.width], "networks": nets, **{key: keys[key] for key in DECISIVE}}
+
+
+def calibrate(job: Job, footage: Footage, reporter: Reporter) -> Calibration:
+    """Measure what the kinds of work of a job cost here, by running a few frames and steps of it."""
+    from stages.all_stages import all_stages, arrays
+    from stages.base.cache import FrameCache
+    from stages.base.calibration import Calibration, Meter
+    from stages.base.engine import Run, run_stage
+    from stages.identity import processor
+
+    stages, meter = all_stages(), Meter(reporter.phase)
+    reporter.begin("plan", None)
+    with _scratch(job) as (folder, place):
+        short = shortened(job, footage, reporter).model_copy(update={"output_path": str(folder), "cache": place})
+        cache = FrameCache(short.cache_place, arrays=arrays())
+        run = Run(short, cache, meter, options_of(short), meter, stages=stages)
+        with cache.lock():
+            for stage in stages.values():
+                run_stage(stage, run)
+            frames = len(cache["frames"])
+            cache.remove_all(pattern for stage in stages.values() for pattern in stage.arrays)
+        if place is not None:
+            cache.store.delete_all("")
+    reporter.end("plan", f"measured {frames} frames")
+    return Calibration({"processor": processor(), **described(job, footage)}, frames, meter.loading, meter.costs)
+
+
+@contextmanager
+def _scratch(job: Job) -> Iterator[tuple[Path, str | None]]:
+    """Yield a temporary output folder and cache address, where the job has its own. Both are removed afterwards."""
+    from stages.base.preflight import writable_folder
+
+    at_url = job.cache is not None and "://" in job.cache
+    near = writable_folder("output_path", Path(job.output_path if at_url or job.cache is None else job.cache))
+    with tempfile.TemporaryDirectory(prefix=".diffsynth-plan-", dir=near) as folder:
+        yield Path(folder), f"{str(job.cache).rstrip('/')}-plan-{uuid4().hex[:8]}" if at_url else None
+
+
+def shortened(job: Job, footage: Footage, reporter: Reporter) -> Job:
+    """Return the job with few frames and steps, in which all kinds of its work occur."""
+    from stages.jobs.job import expand_annotator
+
+    count = footage.count or FRAMES
+    every = job.keyframes if not isinstance(job.keyframes, list) else max(1, round(count / len(job.keyframes)))
+    tile = expand_annotator("tile")  # which stands for maps that are read, of which there is one for each frame
+    update = {
+        "frame_maximum_count": min(FRAMES, count),
+        "keyframes": every,
+        "scenes": None,
+        "controlnet_processor": [tile if item.name == "file" else item for item in job.controlnet_processor],
+    }
+    short = job.model_copy(update=update)
+    wanted = _kinds(short, footage, reporter)
+    for steps in range(1, job.num_inference_steps):
+        fewer = short.model_copy(update={"num_inference_steps": steps})
+        if int(steps * job.img2img_strength) and _kinds(fewer, footage, reporter) == wanted:
+            return fewer
+    return short
+
+
+def _kinds(job: Job, footage: Footage, reporter: Reporter) -> set[str]:
+    """Return the kinds of work of rendering."""
+    from stages.all_stages import all_stages
+    from stages.base.cache import FrameCache
+    from stages.base.calibration import kind_of
+    from stages.base.engine import Run
+
+    render = all_stages()["render"]
+    cache = FrameCache(job.cache_place)
+    run = Run(job, cache, reporter, options_of(job), stages=all_stages())
+    return {kind_of(phase, "render") for phase in render.check(run, footage).phases}

@@ -1,0 +1,104 @@
+"""What the kinds of work cost, measured."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydantic import TypeAdapter
+
+from stages.base.cache import ArraySpec, FrameArray, FrameCache
+from stages.base.calibration import Calibration, Meter
+from stages.base.engine import Phase, Plan, Run, Stage, Task, run_stage
+from stages.base.overlap import Reads
+from stages.base.reporting import Reporter
+
+FRAMES, WAIT = 6, 0.02  # s
+
+
+@dataclass
+class Copy(Task):
+    """Copies frames, which takes a while; the first chunk takes longer."""
+
+    source: str
+    target: str
+    chunk: int = 2
+
+    def work(self, frames: int) -> dict[str, float]:
+        return {"pairs": 3.0 * frames}
+
+    def reads(self, start: int, stop: int) -> Reads:
+        return [(self.source, range(start, stop))]
+
+    def run(self, cache: FrameCache, start: int, stop: int) -> None:
+        time.sleep(10 * WAIT if start == 0 else WAIT)
+        cache[self.target].write(start, cache[self.source].read(range(start, stop)))
+
+
+class Load(Task):
+    """Stands for loading networks."""
+
+    def run(self, cache: FrameCache, start: int, stop: int) -> None:
+        time.sleep(WAIT)
+
+
+def plan(run: Run[None], resume: bool) -> Plan:
+    run.reporter.phase("count")
+    time.sleep(WAIT)
+    run.reporter.advance(FRAMES)
+    run.reporter.phase("load")
+    specs = [ArraySpec(name, (FRAMES, 8, 8), "uint8") for name in ("a", "b")]
+    phases = [Phase("one", FRAMES, Copy("source", "a"), kind="copy"), Phase("two", FRAMES, Copy("a", "b"), kind="copy")]
+    return Plan(FRAMES, specs, phases, rereads=("source",), trial=Load())
+
+
+STAGE: Stage[None] = Stage("copies", plan=plan, arrays=("a", "b"))
+
+
+class Nothing:
+    """A job without keys."""
+
+    def inputs(self, keys: object, known: object) -> dict[str, object]:
+        return {}
+
+
+def test_chunks_and_work_between_phases_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = FrameCache(tmp_path / "cache")
+    source = cache.create(ArraySpec("source", (FRAMES, 8, 8), "uint8"))
+    source.write(0, np.random.default_rng(0).integers(0, 256, (FRAMES, 8, 8), np.uint8))
+    write = FrameArray.write
+
+    def slow(array: FrameArray, start: int, frames: np.ndarray) -> None:
+        time.sleep(3 * WAIT)
+        write(array, start, frames)
+
+    monkeypatch.setattr(FrameArray, "write", slow)
+    heard: list[str] = []
+    meter = Meter(heard.append)
+    run_stage(STAGE, Run(Nothing(), cache, meter, engine=meter, stages={"copies": STAGE}))
+    np.testing.assert_array_equal(cache["b"][:], source[:])
+    copy, count = meter.costs["copy"], meter.costs["copies: count"]
+    assert sorted(meter.costs) == ["copies: count", "copy"]
+    assert copy.divided and not count.divided and count.frames == FRAMES
+    assert copy.frames == 8 and copy.amount == 24.0  # without the first chunk of both phases
+    assert 4 * WAIT <= copy.computing < copy.writing and 4 * 3 * WAIT <= copy.writing < 10 * 4 * 3 * WAIT
+    assert copy.seconds == copy.writing and copy.bound == "writing" and count.bound == "one process"
+    assert (copy.traffic.gets, copy.traffic.puts) == (8, 8)  # also of what runs usually keep in memory
+    assert 8 * 64 < copy.traffic.bytes_written == copy.traffic.bytes_read < 8 * 100
+    assert meter.loading >= WAIT and heard == [
+        "copies: check inputs", "copies: count", "copies: load", "copies: one", "copies: two",
+    ]  # fmt: skip
+
+
+def test_a_calibration_is_stored_as_json() -> None:
+    meter = Meter(Reporter().phase)
+    meter.begin("x", None)
+    meter.phase("scan")
+    meter.advance(3)
+    meter.end("x", "")
+    found = Calibration({"size": [1, 2]}, 3, 0.5, meter.costs)
+    stored = TypeAdapter(Calibration).dump_json(found)
+    assert TypeAdapter(Calibration).validate_json(stored) == found
