@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import heapq
 import json
+import math
 import os
 import random
 import tempfile
@@ -40,7 +41,7 @@ from stages.jobs.job import Job
 from stages.jobs.job_file import read_job
 
 STAGES = ("render", "deflicker")  # that are measured
-OVERHEAD = 0.02  # s per chunk for calls and marks, measured with tiny networks on two busy cores
+OVERHEAD = 0.02  # s per call for calls and marks, measured with tiny networks on two busy cores
 VARIATION = 0.1  # of the seconds of a chunk
 WORKERS = (1, 2, 8, 64)
 
@@ -53,18 +54,20 @@ class Work:
         name: What it is.
         seconds: Seconds that a chunk takes.
         warm_up: How many chunks more the first one takes, and any that does not follow the worker's last one.
+        hand: How many chunks a worker is given at once.
     """
 
     name: str
     seconds: float
-    warm_up: int = 0
+    warm_up: float = 0
+    hand: int = 1
 
 
 PHASES = (
     Work("step, joint attention", JOINT * CHUNK),
-    Work("smooth a step", (SMOOTH + ENCODE) * CHUNK, warm_up=1),
+    Work("smooth a step", (SMOOTH + ENCODE) * CHUNK, warm_up=3 / CHUNK),
     Work("decode", DECODE * CHUNK),
-    Work("deflicker, chunks of one frame", SMOOTH, warm_up=3),
+    Work("deflicker, chunks of one frame", SMOOTH, warm_up=3, hand=CHUNK),
 )
 
 
@@ -96,25 +99,25 @@ def show_simulation(chunks: int) -> None:
 class Queue(Dealer):
     """Deals the chunks of a phase as they come."""
 
-    def next(self, worker: int) -> Chunk | None:
+    def next(self, worker: int) -> list[Chunk]:
         return super().next(0)
 
 
 def efficiency(
-    work: Work, chunks: int, workers: int, kind: Callable[[list[Chunk], int, int], Dealer] = Dealer
+    work: Work, chunks: int, workers: int, kind: Callable[[list[Chunk], int, int, int], Dealer] = Dealer
 ) -> float:
     """Return which share of the workers' time is spent on chunks, without warming up, until the last one has ended."""
     chance, spent, end = random.Random(0), 0.0, 0.0
-    dealer = kind([(k, k + 1) for k in range(chunks)], workers, work.warm_up)
+    dealer = kind([(k, k + 1) for k in range(chunks)], workers, math.ceil(work.warm_up), work.hand)
     free, following = [(0.0, worker) for worker in range(workers)], dict[int, int]()
     while free:
         now, worker = heapq.heappop(free)
-        chunk = dealer.next(worker)
-        if chunk is None:
+        dealt = dealer.next(worker)
+        if not dealt:
             continue
-        seconds = work.seconds * chance.uniform(1 - VARIATION, 1 + VARIATION)
-        cold = 0.0 if following.get(worker) == chunk[0] else work.warm_up * work.seconds
-        following[worker], spent = chunk[1], spent + seconds
+        cold = 0.0 if following.get(worker) == dealt[0][0] else work.warm_up * work.seconds
+        seconds = sum(work.seconds * chance.uniform(1 - VARIATION, 1 + VARIATION) for _ in dealt)
+        following[worker], spent = dealt[-1][1], spent + seconds
         end = max(end, now + OVERHEAD + seconds + cold)
         heapq.heappush(free, (now + OVERHEAD + seconds + cold, worker))
     return spent / (workers * end)

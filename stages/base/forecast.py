@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 from stages.base.calibration import ONE_PROCESS, Calibration, Cost, amount_of, kind_of
 from stages.base.chunks import Traffic
+from stages.base.cluster.dealer import hand
 from stages.base.engine import Ahead, Phase
 
-OVERHEAD = 0.02  # s per chunk that a worker of a cluster waits for its next one and for marks; measured on busy cores
+OVERHEAD = 0.02  # s that a worker of a cluster waits for its next chunks; measured on busy cores
 TOO_FEW = "too few chunks"  # what bounds a phase if workers have nothing to do
 BANDWIDTH = "bandwidth"
 
@@ -117,7 +118,8 @@ def _expectation(work: Work, cost: Cost, workers: Sequence[int], bandwidth: floa
     least = (traffic.bytes_read + traffic.bytes_written) / bandwidth if bandwidth else 0.0
     seconds, bounds = [], []
     for count in workers:
-        chunk = cost.seconds * share / work.chunks + (OVERHEAD if count > 1 else 0.0)
+        wait = OVERHEAD / hand(work.frames // work.chunks) if count > 1 else 0.0
+        chunk = cost.seconds * share / work.chunks + wait
         needed = work.phases * chunk * (math.ceil(work.chunks / count) + work.warm_up)
         seconds.append(max(needed, least))
         few = work.chunks < count * (1 + work.warm_up)

@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 
-from stages.base.engine import Chunk
+from stages.base.engine import CHUNK, Chunk
+
+
+def hand(frames: int) -> int:
+    """Return how many chunks of this many frames are dealt at once. Many small ones would keep the driver busy."""
+    return max(CHUNK // frames, 1)
 
 
 class Dealer:
@@ -19,24 +24,25 @@ class Dealer:
         workers: Number of parts to begin with. Worker k starts with part k unless another one has taken it.
         warm_up: What the first chunk of a part costs in addition, as a number of chunks. A worker leaves the end of a
             part to its owner if the owner is faster.
+        hand: How many chunks are dealt at once. There are fewer towards the end of a part, for others to take some.
     """
 
-    def __init__(self, chunks: Sequence[Chunk], workers: int, warm_up: int = 0):
+    def __init__(self, chunks: Sequence[Chunk], workers: int, warm_up: int = 0, hand: int = 1):
         borders = [len(chunks) * k // workers for k in range(workers + 1)]
         self.parts = {k: deque(chunks[borders[k] : borders[k + 1]]) for k in range(workers)}
         self.working: set[int] = set()
-        self.warm_up = warm_up
+        self.warm_up, self.hand = warm_up, hand
 
-    def next(self, worker: int) -> Chunk | None:
-        """Return the chunk that `worker` runs next. None if there is nothing for it to do at the moment."""
+    def next(self, worker: int) -> list[Chunk]:
+        """Return the chunks that `worker` runs next, in order. None if there is nothing for it to do at the moment."""
         self.working.add(worker)
         if not self.parts.get(worker):
             self.parts[worker] = self._take()
         part = self.parts[worker]
-        return part.popleft() if part else None
+        return [part.popleft() for _ in range(min(self.hand, (len(part) + 1) // 2))]
 
     def following(self, worker: int) -> Chunk | None:
-        """Return the chunk that `worker` is going to run after its current one, unless another worker takes it."""
+        """Return the chunk that `worker` is going to run after its current ones, unless another worker takes it."""
         part = self.parts.get(worker)
         return part[0] if part else None
 

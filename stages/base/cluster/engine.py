@@ -14,7 +14,7 @@ from ray.exceptions import RayError, RayTaskError
 from stages.base.cache import FrameCache
 from stages.base.cluster import ClusterOptions
 from stages.base.cluster.crew import Crew, Hired, reason
-from stages.base.cluster.dealer import Dealer
+from stages.base.cluster.dealer import Dealer, hand
 from stages.base.cluster.worker import Identity
 from stages.base.engine import Chunk, Engine, Task
 from stages.base.errors import DiffSynthError
@@ -93,7 +93,7 @@ class PhaseRun:
     def __init__(self, crew: Crew, task: Task, cache: FrameCache, chunks: list[Chunk]):
         self.crew, self.left = crew, len(chunks)
         self.task, self.cache = pickle.dumps(task), pickle.dumps(cache)
-        self.dealer = Dealer(chunks, crew.size, task.warm_up)
+        self.dealer = Dealer(chunks, crew.size, task.warm_up, hand=hand(task.chunk))
         self.begun: dict[int, ray.ObjectRef[None]] = {}
         self.calls: dict[Call, int] = {}
         self.held: dict[int, list[Chunk]] = {}
@@ -114,19 +114,19 @@ class PhaseRun:
         self._end()
 
     def _give(self, number: int) -> None:
-        """Give a worker its next chunk. If there is none for it, have it finish those that it has computed."""
-        chunk, held = self.dealer.next(number), self.held.setdefault(number, [])
-        if chunk is None and not held:
+        """Give a worker its next chunks. If there are none for it, have it finish those that it has computed."""
+        chunks, held = self.dealer.next(number), self.held.setdefault(number, [])
+        if not chunks and not held:
             return
         handle = self.crew.hired[number].handle
         if number not in self.begun:
             self.begun[number] = handle.begin.remote(self.task, self.cache)
         call: Call
-        if chunk is None:
-            call = handle.finish.remote()
+        if chunks:
+            held.extend(chunks)
+            call = handle.run.remote(self.begun[number], chunks, self.dealer.following(number))
         else:
-            held.append(chunk)
-            call = handle.run.remote(self.begun[number], chunk, self.dealer.following(number))
+            call = handle.finish.remote()
         self.calls[call] = number
 
     def _result(self, call: Call) -> list[Chunk]:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import pickle
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 from stages.base.cache import FrameCache
 from stages.base.engine import Chunk, Task
 from stages.base.errors import DiffSynthError
 from stages.base.overlap import OverlappedCache
+
+Computed: TypeAlias = tuple[Chunk, Future[None]]
+"""A chunk, and when its data will be on the disk."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ class Worker:
         self.task: Task
         self.cache: OverlappedCache
         self.sent: tuple[bytes, FrameCache] | None = None  # the cache, pickled and not
-        self.computed: list[tuple[Chunk, Future[None]]] = []
+        self.computed: list[Computed] = []
 
     def begin(self, task: bytes, cache: bytes) -> None:
         """Begin a phase.
@@ -68,27 +72,25 @@ class Worker:
         self.task = self.phase.enter_context(closing(pickle.loads(task)))
         self.cache = self.phase.enter_context(OverlappedCache(self.sent[1]))
 
-    def run(self, begun: None, chunk: Chunk, following: Chunk | None) -> list[Chunk]:
-        """Compute a chunk, and return the chunk before it, whose data is on the disk.
+    def run(self, begun: None, chunks: Sequence[Chunk], following: Chunk | None) -> list[Chunk]:
+        """Compute chunks, and return those of the call before, whose data is on the disk.
 
         Args:
             begun: The result of `begin`. Passing it on makes this call fail if that one failed.
-            chunk: What to compute.
+            chunks: What to compute, in order.
             following: The chunk that is likely to be next. Its frames are read meanwhile.
         """
-        self.cache.read_ahead(*(self.task.reads(*each) for each in (chunk, following) if each is not None))
-        self.task.run(self.cache, *chunk)
-        written = self.finish()
-        self.computed.append((chunk, self.cache.then(lambda: None)))  # which waits for the writes
-        return written
+        before, self.computed = self.computed, []
+        for chunk, after in zip(chunks, [*chunks[1:], following], strict=True):
+            self.cache.read_ahead(*(self.task.reads(*each) for each in (chunk, after) if each is not None))
+            self.task.run(self.cache, *chunk)
+            self.computed.append((chunk, self.cache.then(lambda: None)))  # which waits for the writes
+        return waited_for(before)
 
     def finish(self) -> list[Chunk]:
         """Wait until the data of all computed chunks is on the disk. Return those that no call has returned yet."""
-        for _, written in self.computed:
-            written.result()
-        finished = [chunk for chunk, _ in self.computed]
-        self.computed.clear()
-        return finished
+        computed, self.computed = self.computed, []
+        return waited_for(computed)
 
     def end(self) -> None:
         """End the phase: close the task."""
@@ -98,6 +100,13 @@ class Worker:
         """Return the result of a pickled function without arguments."""
         wanted: Callable[[], object] = pickle.loads(function)
         return wanted()
+
+
+def waited_for(computed: Sequence[Computed]) -> list[Chunk]:
+    """Wait until the data of chunks is on the disk, and return them."""
+    for _, written in computed:
+        written.result()
+    return [chunk for chunk, _ in computed]
 
 
 def _require(folder: Path | None) -> None:

@@ -47,7 +47,7 @@ def costs(**more: Cost) -> Calibration:
 def test_times_are_those_of_the_slowest_part_and_of_the_longest_row_of_chunks() -> None:
     loading, steps = expect(work_of({"a": Ahead([], STEPS)}), 10, costs(), (1, 2, 3, 30))
     assert loading.seconds == (3.0,) * 4 and loading.bound == ("one process",) * 4
-    chunk = 20 / 3 + 0.02  # s of the 3 chunks of a step, with the overhead of a cluster
+    chunk = 20 / 3 + 0.02 / 2  # s of each of the 3 chunks of a step, two of which are dealt at once
     assert steps.seconds == pytest.approx((100, 5 * 2 * chunk, 5 * chunk, 5 * chunk))
     assert steps.bound == ("computing", "computing", "computing", "too few chunks")
     assert steps.traffic == Traffic(100, 50, 10_000, 5_000)
@@ -72,6 +72,6 @@ def test_times_agree_with_dealing_chunks_one_by_one(workers: int, warm_up: int) 
     work = Work("smooth", chunks, chunks, warm_up, float(chunks))
     calibration = Calibration({}, 1, 0.0, {"smooth": Cost(1.0, 1, computing=seconds)})
     (_, expected) = expect([work], chunks, calibration, [workers])
-    share = efficiency(Simulated("smooth", seconds, warm_up), chunks, workers)
+    share = efficiency(Simulated("smooth", seconds, warm_up, hand=8), chunks, workers)
     dealt = chunks * seconds / (share * workers)
     assert expected.seconds[0] == pytest.approx(dealt, rel=0.06)

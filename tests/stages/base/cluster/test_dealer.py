@@ -16,8 +16,7 @@ def chunks(count: int) -> list[Chunk]:
 
 def dealt(dealer: Dealer, worker: int, times: int) -> list[int]:
     """The numbers of the next chunks of a worker."""
-    taken = [dealer.next(worker) for _ in range(times)]
-    return [chunk[0] // 8 for chunk in taken if chunk is not None]
+    return [chunk[0] // 8 for _ in range(times) for chunk in dealer.next(worker)]
 
 
 def test_each_worker_goes_through_its_own_part_in_order() -> None:
@@ -61,7 +60,7 @@ def test_what_a_lost_worker_held_is_dealt_again_before_anything_is_halved() -> N
     assert dealt(dealer, 1, 4) == [4, 5, 6, 7]
     dealer.give_back(0, [(0, 8), (8, 16)])
     assert dealt(dealer, 1, 4) == [0, 1, 2, 3]
-    assert dealer.next(0) is None
+    assert dealer.next(0) == []
 
 
 def test_a_replacement_continues_where_the_lost_worker_was() -> None:
@@ -71,21 +70,27 @@ def test_a_replacement_continues_where_the_lost_worker_was() -> None:
     assert dealt(dealer, 0, 3) == [1, 2, 3]
 
 
+def test_several_chunks_are_dealt_at_once_and_fewer_at_the_end() -> None:
+    dealer = Dealer(chunks(12), 1, hand=4)
+    hands = [dealer.next(0) for _ in range(6)]
+    assert [len(hand) for hand in hands] == [4, 4, 2, 1, 1, 0]
+    assert [chunk for hand in hands for chunk in hand] == chunks(12)
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_every_chunk_is_finished_once_whatever_happens(seed: int) -> None:
     chance = random.Random(seed)
     todo = chunks(chance.randint(1, 40))
-    dealer = Dealer(todo, chance.randint(1, 6), chance.choice([0, 0, 2, 50]))
-    held: dict[int, Chunk] = {}
+    dealer = Dealer(todo, chance.randint(1, 6), chance.choice([0, 0, 2, 50]), hand=chance.choice([1, 3]))
+    held: dict[int, list[Chunk]] = {}
     finished: list[Chunk] = []
     while len(finished) < len(todo):
         worker = chance.randrange(8)
         if worker in held and chance.random() < 0.1:
-            dealer.give_back(worker, [held.pop(worker)])
+            dealer.give_back(worker, held.pop(worker))
             continue
         if worker in held:
-            finished.append(held.pop(worker))
-        chunk = dealer.next(worker)
-        if chunk is not None:
-            held[worker] = chunk
+            finished += held.pop(worker)
+        if taken := dealer.next(worker):
+            held[worker] = taken
     assert sorted(finished) == todo

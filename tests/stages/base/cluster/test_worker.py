@@ -48,8 +48,8 @@ def begun(worker: Worker, task: Task, cache: FrameCache) -> Worker:
 
 def test_a_chunk_is_returned_with_the_next_one_or_at_the_end(cache: FrameCache, tmp_path: Path) -> None:
     worker = begun(Worker(), Negate(tmp_path), cache)
-    assert worker.run(None, (2, 4), (4, 6)) == []
-    assert worker.run(None, (4, 6), None) == [(2, 4)]
+    assert worker.run(None, [(2, 4)], (4, 6)) == []
+    assert worker.run(None, [(4, 6)], None) == [(2, 4)]
     assert worker.finish() == [(4, 6)] and worker.finish() == []
     np.testing.assert_array_equal(cache["negatives"][2:], 255 - cache["frames"][2:])
     assert not (tmp_path / "closed").exists()
@@ -57,9 +57,18 @@ def test_a_chunk_is_returned_with_the_next_one_or_at_the_end(cache: FrameCache, 
     assert (tmp_path / "closed").exists()
 
 
+def test_several_chunks_are_computed_and_returned_together(cache: FrameCache, tmp_path: Path) -> None:
+    worker = begun(Worker(), Negate(tmp_path), cache)
+    assert worker.run(None, [(0, 1), (1, 3)], (3, 6)) == []
+    assert ("frames", (3, 4, 5)) in worker.cache.ahead and ("frames", (0,)) not in worker.cache.ahead
+    assert worker.run(None, [(3, 6)], None) == [(0, 1), (1, 3)]
+    assert worker.finish() == [(3, 6)]
+    np.testing.assert_array_equal(cache["negatives"][:], 255 - cache["frames"][:])
+
+
 def test_the_next_chunk_is_read_ahead(cache: FrameCache, tmp_path: Path) -> None:
     worker = begun(Worker(), Negate(tmp_path), cache)
-    worker.run(None, (0, 2), (2, 4))
+    worker.run(None, [(0, 2)], (2, 4))
     assert ("frames", (2, 3)) in worker.cache.ahead
     worker.end()
 
@@ -67,7 +76,7 @@ def test_the_next_chunk_is_read_ahead(cache: FrameCache, tmp_path: Path) -> None
 def test_frames_that_several_phases_read_stay_in_memory(cache: FrameCache, tmp_path: Path) -> None:
     keeping = cache.keeping(("frames",))
     worker = begun(Worker(), Negate(tmp_path), keeping)
-    worker.run(None, (0, 2), None)
+    worker.run(None, [(0, 2)], None)
     worker.end()
     begun(worker, Negate(tmp_path), keeping)
     assert ("frames", (0, 1)) in worker.cache.plain.kept.frames
@@ -79,9 +88,9 @@ def test_frames_that_several_phases_read_stay_in_memory(cache: FrameCache, tmp_p
 def test_a_failed_write_is_raised_with_the_next_chunk(cache: FrameCache, tmp_path: Path) -> None:
     worker = begun(Worker(), Negate(tmp_path), cache)
     (cache.path / "negatives/c.0.0.0.0").mkdir()  # cannot be replaced by a file
-    worker.run(None, (0, 2), None)
+    worker.run(None, [(0, 2)], None)
     with pytest.raises(OSError):
-        worker.run(None, (2, 4), None)
+        worker.run(None, [(2, 4)], None)
 
 
 def test_a_machine_without_the_folder_says_so(tmp_path: Path) -> None:
