@@ -13,7 +13,7 @@ from diffsynth_cli.jobs import open_job, options_of
 from diffsynth_cli.results import FilePath, JobPlan, JobSource, Overrides, PlannedWork, SilentReporter, as_path
 from stages.base.errors import DiffSynthError, UsageError
 from stages.base.reporting import Reporter
-from stages.base.words import counted, duration
+from stages.base.words import counted, duration, size
 
 if TYPE_CHECKING:
     from stages.base.cache import FrameCache
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from stages.base.json_types import JsonObject
     from stages.jobs.job import Job
 
-GB = 1e9
 CALIBRATION = "calibration.json"  # in the output folder
 FRAMES = 16  # that are measured
 # Job keys besides the networks and the size of frames that decide what a unit of work costs.
@@ -67,9 +66,6 @@ def plan(
         UsageError: The job is wrong, or the calibration is of another kind of job.
         DiffSynthError: The number of frames is unknown, or a stage failed.
     """
-    from stages.base.forecast import counts_of, expect, work_of
-    from stages.base.preflight import room
-
     if not workers or min(workers) < 1:
         raise UsageError("workers: give numbers of workers from 1 on")
     reporter = reporter or SilentReporter()
@@ -80,24 +76,41 @@ def plan(
             f"{found.job.input_video} does not say how many frames it has",
             f"count them with {found.cache.command('extract')}, then plan",
         )
-    work, path = work_of(ahead), as_path(calibration)
+    path = as_path(calibration)
     measured = _stored(found.job, footage, path or default_calibration(found.job), required=path is not None)
     if measured is None:
         measured = calibrate(found.job, footage, reporter)
         _store(measured, path or default_calibration(found.job), required=path is not None)
-    expected = expect(work, footage.count, measured, workers, None if bandwidth is None else bandwidth * 1e6)
+    prices = worker_price, put_price, get_price
+    return planned(ahead, footage.count, measured, workers, bandwidth=bandwidth, prices=prices)
+
+
+def planned(
+    ahead: Mapping[str, Ahead],
+    frames: int,
+    measured: Calibration,
+    workers: Sequence[int],
+    *,
+    bandwidth: float | None,
+    prices: tuple[float | None, float | None, float | None],
+) -> JobPlan:
+    """Return the plan of stages that have so many frames. The other arguments are as in `plan`."""
+    from stages.base.forecast import counts_of, expect, work_of
+    from stages.base.preflight import room
+
+    expected = expect(work_of(ahead), frames, measured, workers, None if bandwidth is None else bandwidth * 1e6)
     return JobPlan(
-        frames=footage.count,
+        frames=frames,
         counts=counts_of(phase for each in ahead.values() for phase in each.phases),
         disk=sum(room(spec)[1] for each in ahead.values() for spec in each.arrays),
         measured_on=str(measured.of["processor"]),
         workers=tuple(workers),
-        work=tuple(_planned(each) for each in expected),
-        prices=(worker_price, put_price, get_price),
+        work=tuple(_planned_work(each) for each in expected),
+        prices=prices,
     )
 
 
-def _planned(expected: Expectation) -> PlannedWork:
+def _planned_work(expected: Expectation) -> PlannedWork:
     traffic = expected.traffic
     return PlannedWork(
         kind=expected.work.kind,
@@ -136,7 +149,7 @@ def outline(job: Job, ahead: Mapping[str, Ahead], footage: Footage, workers: int
     parts = [
         counted(footage.count or 0, "frame"),
         *(f"{count:,.0f} {name}" for name, count in counts.items()),
-        f"about {disk / GB:.2g} GB in the cache",
+        f"about {size(disk)} in the cache",
         *([] if seconds is None else [f"about {duration(seconds)}"]),
     ]
     return ", ".join(parts)

@@ -157,6 +157,8 @@ def check(run: Run[Job], footage: Footage) -> Ahead:
     for index in (index for index, runs in enumerate(job.networks_run) if runs):
         _check_annotator(job, index, size, footage)
         name = f"control/{index}"
+        if job.controlnet_processor[index] in job.controlnet_processor[:index]:
+            continue  # the map of the earlier one does
         arrays.append(ArraySpec(name, (counts["frames"], *size, 3), "uint8", compressed=COMPRESSED))
         requests = [MapRequest(source, name, count, ()) for source, count in counts.items() if count]
         phases += _phases(run, index, requests, name, size, resume=True)[1]

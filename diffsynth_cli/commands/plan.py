@@ -16,10 +16,9 @@ from diffsynth_cli import jobs, planning
 from diffsynth_cli.console import reporter
 from diffsynth_cli.options import INPUT, MACHINE_OPTIONS, Debug, JobFile, Quiet, Set, with_options
 from diffsynth_cli.results import JobPlan
-from stages.base.words import counted, duration
+from stages.base.words import counted, duration, size
 
 PRICES = "Prices"  # panel of the command's help
-GB = 1e9
 
 
 def numbers(text: str) -> list[int]:
@@ -91,23 +90,23 @@ def show_plan(found: JobPlan) -> None:
     """Print the work of a job and, for each number of workers, how long each kind takes and what limits it."""
     out = Console(highlight=False)
     counts = (f"{count:,.0f} {name}" for name, count in found.counts.items())
-    out.print(", ".join([f"{found.frames:,} frames", *counts, f"about {found.disk / GB:.2g} GB in the cache"]))
-    table = Table(Column("work", overflow="fold"), *(Column(counted(count, "worker")) for count in found.workers))
-    for column in ("read", "written"):
-        table.add_column(column, justify="right")
+    out.print(
+        ", ".join([f"{found.frames:,} frames", *counts, f"about {size(found.disk)} in the cache"]), soft_wrap=True
+    )
+    times = (Column(counted(count, "worker"), justify="right") for count in found.workers)
+    traffic = (Column(name, justify="right") for name in ("read", "written"))
+    table = Table(Column("work", overflow="fold"), *times, *traffic, "limited by")
     for each in found.work:
-        times = (
-            f"{duration(seconds)} [dim]{bound}[/]" for seconds, bound in zip(each.seconds, each.bound, strict=True)
-        )
         repeated = f"{each.phases} × " if each.phases > 1 else ""
-        traffic = (f"{size / GB:.2g} GB" if size else "" for size in (each.bytes_read, each.bytes_written))
-        table.add_row(escape(f"{repeated}{each.kind}"), *times, *traffic)
+        moved = (size(number) if number else "" for number in (each.bytes_read, each.bytes_written))
+        limits = ", then ".join(dict.fromkeys(each.bound))
+        table.add_row(escape(f"{repeated}{each.kind}"), *map(duration, each.seconds), *moved, limits)
     table.add_section()
     sums = (sum(column) for column in zip(*((each.bytes_read, each.bytes_written) for each in found.work), strict=True))
-    table.add_row("all", *map(duration, found.seconds), *(f"{size / GB:.2g} GB" for size in sums))
+    table.add_row("all", *map(duration, found.seconds), *map(size, sums), "")
     if found.costs is not None:
-        table.add_row("cost", *(f"{cost:,.2f}" for cost in found.costs), "", "")
+        table.add_row("cost", *(f"{cost:,.2f}" for cost in found.costs), "", "", "")
     out.print(table)
-    out.print(f"measured on {escape(found.measured_on)}")
     gets, puts = (sum(column) for column in zip(*((each.gets, each.puts) for each in found.work), strict=True))
-    out.print(f"requests of an object store: {puts:,} PUT, {gets:,} GET")
+    out.print(f"{puts:,} frames written and {gets:,} read, each by one request if the cache is in an object store")
+    out.print(f"measured on {escape(found.measured_on)}")

@@ -20,3 +20,11 @@ def duration(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.2g} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.3g} h"
+
+
+def size(number: float) -> str:
+    """Format a number of bytes: "3.1 MB", "210 GB", "1.1 TB"."""
+    for unit, scale in (("TB", 1e12), ("GB", 1e9)):
+        if number >= scale:
+            return f"{number / scale:.{0 if number >= 10 * scale else 1}f} {unit}"
+    return f"{number / 1e6:.{0 if number >= 1e7 else 1}f} MB"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -145,6 +146,26 @@ def shared_chunk(height: int, width: int) -> int:
     return min(max(SHARED_PIXELS // (height * width), least), most)
 
 
+@lru_cache(2)
+def samples(pattern: tuple[Item, ...], joint: bool, count: int, cuts: tuple[int, ...], size: int) -> int:
+    """Return how many frames go through the networks in a step. One that is in several groups counts several times.
+
+    Args:
+        pattern: The frames that each frame attends to.
+        joint: Whether these form groups.
+        count: Number of frames.
+        cuts: The first frame of each scene after the first.
+        size: Number of frames of a chunk.
+    """
+    if joint:
+        return len(pattern) * count
+    scenes = scenes_of(count, cuts)
+    windows = (
+        shared_window(pattern, scene[k : k + size], scene) for scene in scenes for k in range(len(scene))[::size]
+    )
+    return sum(len(frames) + len(anchors) for frames, anchors, _ in windows)
+
+
 @dataclass
 class StepTask(RenderTask):
     """A denoising step, or the first half of a smoothed step, which ends with predicted frames."""
@@ -172,17 +193,8 @@ class StepTask(RenderTask):
                 self.write_next(cache, frames, latents, clean)
 
     def work(self, frames: int) -> dict[str, float]:
-        scenes = scenes_of(len(self.plan.keys), self.plan.key_cuts)
-        chunks = (scene[start : start + self.chunk] for scene in scenes for start in range(0, len(scene), self.chunk))
-        return {SAMPLES: self.plan.passes * sum(map(self._samples, chunks))}
-
-    def _samples(self, chunk: range) -> int:
-        """How many frames go through the networks for a chunk, counting one that is in several groups several times."""
-        pattern = self.plan.pattern
-        if self.plan.joint:
-            return len(pattern) * len(chunk)
-        frames, anchors, _ = shared_window(pattern, chunk, self.plan.scene(chunk.start))
-        return len(frames) + len(anchors)
+        plan = self.plan
+        return {SAMPLES: plan.passes * samples(plan.pattern, plan.joint, len(plan.keys), plan.key_cuts, self.chunk)}
 
     def write_next(self, cache: FrameCache, frames: range, latents: torch.Tensor, clean: torch.Tensor) -> None:
         """Compute the next latents from the clean ones and write them."""

@@ -64,7 +64,7 @@ def test_run_says_what_it_is_going_to_do(tmp_path: Path, make_job: MakeJob, cli:
     assert code == 0 and "measured on" in output and (tmp_path / "out/calibration.json").exists()
     code, output = cli("run", job, "--batch-size", 2)
     said = next(text for text in output.splitlines() if text.startswith(line))
-    assert code == 0 and "GB in the cache, about" in said and said.endswith(" s"), output
+    assert code == 0 and "MB in the cache, about" in said and said.endswith(" s"), output
     assert "plan:" not in cli("run", job)[1]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from stages.base.words import counted, per_second
+from stages.base.words import counted, duration, per_second, size
 
 
 def test_a_noun_follows_its_number() -> None:
@@ -20,3 +20,26 @@ def test_a_noun_follows_its_number() -> None:
 )  # fmt: skip
 def test_rates_are_rounded_to_significant_digits(frames: float, text: str) -> None:
     assert per_second(frames) == f"{text} frames/s"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.0123, "0.012 s"), (99, "99 s"), (101, "2 min"), (5900, "98 min"), (6100, "1.69 h"), (360_000, "100 h")],
+)
+def test_times_have_the_unit_that_people_plan_in(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (1234, "0.0 MB"),
+        (3.14e6, "3.1 MB"),
+        (2.5e7, "25 MB"),
+        (2.04e9, "2.0 GB"),
+        (2.1e11, "210 GB"),
+        (1.1e12, "1.1 TB"),
+    ],
+)
+def test_sizes_have_the_unit_that_disks_are_sold_in(number: float, text: str) -> None:
+    assert size(number) == text
