@@ -14,6 +14,7 @@ from stages.video.encoding import (
     read_comment,
 )
 from stages.video.images import fit, frame_files, read_image, save_png, write_frames
+from stages.video.landmarks import LANDMARK_DISTANCE, Landmark, last_landmark
 from stages.video.sources import (
     TIME_TOLERANCE,
     ImageFolder,
@@ -28,10 +29,12 @@ from stages.video.sources import (
 
 __all__ = [
     "ENCODERS",
+    "LANDMARK_DISTANCE",
     "TIME_TOLERANCE",
     "Audio",
     "Encoding",
     "ImageFolder",
+    "Landmark",
     "Shot",
     "Source",
     "certain_length",
@@ -45,6 +48,7 @@ __all__ = [
     "fit",
     "frame_files",
     "is_video_name",
+    "last_landmark",
     "open_source",
     "padded_size",
     "read_comment",
