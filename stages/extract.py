@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
-from typing import cast
 
 import numpy as np
 
@@ -145,8 +144,7 @@ def plan(run: Run[Job], resume: bool) -> Plan:
     height, width = frame_size(job, source)
     attributes: JsonObject = {}
     if resume:
-        count, noted = len(cache["frames"]), cast(Values, cache["frames"].attrs.asdict())
-        landmarks = [Landmark(*values) for values in noted.get("landmarks", [])]  # caches of earlier versions have none
+        count, landmarks = len(cache["frames"]), _noted_landmarks(cache)
     else:
         times, landmarks = _scan(source, job, reporter)
         count, attributes = len(times), describe(source, times, job.frame_interval)
@@ -164,6 +162,12 @@ def plan(run: Run[Job], resume: bool) -> Plan:
         phases=[Phase("decode and fit", count, task)],
         begin=begin,
     )
+
+
+def _noted_landmarks(cache: FrameCache) -> list[Landmark]:
+    """Return the landmarks of an extraction that is resumed. None if an earlier version started it."""
+    noted: Values = cache["frames"].attrs.asdict()
+    return [Landmark(*values) for values in noted.get("landmarks", [])]
 
 
 def _scan(source: Source, job: Job, reporter: Reporter) -> tuple[Times, list[Landmark]]:

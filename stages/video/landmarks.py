@@ -30,7 +30,7 @@ class Landmark:
     @classmethod
     def of(cls, frame: int, shot: Shot) -> Landmark:
         """Return the landmark at a decoded frame."""
-        return cls(frame, shot.time, crc32(shot.image()))
+        return cls(frame, shot.time, crc32(shot.image().data))
 
     def shots(self, source: Source) -> Iterator[Shot] | None:
         """Yield the frames of `source` from this one on. None if a seek does not lead to the same frame."""

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from typing import cast
 
 import av
 import numpy as np
@@ -17,15 +18,18 @@ from tests.conftest import scene, write_images
 from tests.stages.video.clips import damaged_ts, mpeg_ts, raw_h264, watch_decoding
 
 COUNT, GOP, DISTANCE = 60, 12, 7
+NO_OPTIONS: dict[str, str] = {}
 REORDERED = MOST_REORDERED + 4  # frames by which a seek may begin earlier, and some to open the file
 
 
-def written(name: str, codec: str, times: np.ndarray | None = None, **options: str) -> Callable[[Path], Path]:
+def written(
+    name: str, codec: str, options: dict[str, str] = NO_OPTIONS, times: np.ndarray | None = None
+) -> Callable[[Path], Path]:
     """Return a function that writes a clip with a keyframe every GOP frames."""
 
     def write(folder: Path) -> Path:
         with av.open(str(folder / name), "w") as container:
-            stream = container.add_stream(codec, rate=25, options={"g": str(GOP), **options})
+            stream = cast("av.VideoStream", container.add_stream(codec, rate=25, options={"g": str(GOP), **options}))
             stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
             stream.codec_context.time_base = Fraction(1, 1000) if times is not None else Fraction(1, 25)
             for index in range(COUNT):
@@ -53,20 +57,20 @@ def _parameters(name: str, **options: object) -> dict[str, str]:
 
 UNEVEN = np.cumsum(np.random.default_rng(0).integers(20, 90, COUNT)) / 1000
 CLIPS = {
-    "h264, B-frames": written("a.mp4", "libx264", **x264()),
-    "h264, open GOP, mp4": written("a.mp4", "libx264", **x264(open_gop=1)),
-    "h264, open GOP, mkv": written("a.mkv", "libx264", **x264(open_gop=1)),
-    "h264, open GOP, ts": written("a.ts", "libx264", **x264(open_gop=1)),
-    "h264, uneven times, mp4": written("a.mp4", "libx264", UNEVEN, **x264()),
-    "h264, uneven times, mkv": written("a.mkv", "libx264", UNEVEN, **x264(open_gop=1)),
-    "hevc, open GOP, mp4": written("a.mp4", "libx265", **x265(open_gop=1)),
-    "hevc, open GOP, mkv": written("a.mkv", "libx265", **x265(open_gop=1)),
-    "hevc, leading pictures": written("a.mp4", "libx265", **x265(open_gop=0, radl=2)),
-    "vp9": written("a.webm", "libvpx-vp9", **{"auto-alt-ref": "1", "lag-in-frames": "10", "deadline": "realtime"}),
-    "av1": written("a.mp4", "libsvtav1", preset="12"),
-    "mpeg4": written("a.mp4", "mpeg4", bf="2"),
-    "mpeg4, avi": written("a.avi", "mpeg4", bf="2"),
-    "mpeg2": written("a.ts", "mpeg2video", bf="2"),
+    "h264, B-frames": written("a.mp4", "libx264", x264()),
+    "h264, open GOP, mp4": written("a.mp4", "libx264", x264(open_gop=1)),
+    "h264, open GOP, mkv": written("a.mkv", "libx264", x264(open_gop=1)),
+    "h264, open GOP, ts": written("a.ts", "libx264", x264(open_gop=1)),
+    "h264, uneven times, mp4": written("a.mp4", "libx264", x264(), UNEVEN),
+    "h264, uneven times, mkv": written("a.mkv", "libx264", x264(open_gop=1), UNEVEN),
+    "hevc, open GOP, mp4": written("a.mp4", "libx265", x265(open_gop=1)),
+    "hevc, open GOP, mkv": written("a.mkv", "libx265", x265(open_gop=1)),
+    "hevc, leading pictures": written("a.mp4", "libx265", x265(open_gop=0, radl=2)),
+    "vp9": written("a.webm", "libvpx-vp9", {"auto-alt-ref": "1", "lag-in-frames": "10", "deadline": "realtime"}),
+    "av1": written("a.mp4", "libsvtav1", {"preset": "12"}),
+    "mpeg4": written("a.mp4", "mpeg4", {"bf": "2"}),
+    "mpeg4, avi": written("a.avi", "mpeg4", {"bf": "2"}),
+    "mpeg2": written("a.ts", "mpeg2video", {"bf": "2"}),
     "ffv1": written("a.mkv", "ffv1"),
 }
 
@@ -100,11 +104,21 @@ def test_a_seek_leads_to_the_same_frames(kind: str, tmp_path: Path, decoded: lis
             assert len(decoded) <= COUNT - mark.frame + GOP + REORDERED < COUNT
 
 
+def test_a_landmark_at_a_keyframe_begins_there(tmp_path: Path, decoded: list[float]) -> None:
+    path = CLIPS["h264, uneven times, mkv"](tmp_path)
+    shots = list(open_source(path).shots())
+    for frame in range(GOP, COUNT, GOP):
+        decoded.clear()
+        found = Landmark.of(frame, shots[frame]).shots(open_source(path))
+        assert found is not None and len(list(found)) == COUNT - frame
+        assert len(decoded) == 1 + COUNT - frame  # one to open the file
+
+
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "ts"])
 def test_a_video_without_keyframes_is_decoded_from_its_beginning(
     suffix: str, tmp_path: Path, decoded: list[float]
 ) -> None:
-    path = written(f"a.{suffix}", "libx264", **x264(intra_refresh=1))(tmp_path)
+    path = written(f"a.{suffix}", "libx264", x264(intra_refresh=1))(tmp_path)
     frames, marks = landmarks_of(path)
     for mark in marks:
         decoded.clear()
@@ -123,7 +137,7 @@ def test_another_time_or_other_pixels_are_no_landmark(tmp_path: Path, decoded: l
 
 def later_b_frames(folder: Path) -> Path:
     """A video whose frames are decoded in another order than shown only in its second half."""
-    parts = [written(f"{b_frames}.ts", "libx264", **x264(bframes=b_frames))(folder) for b_frames in (0, 3)]
+    parts = [written(f"{b_frames}.ts", "libx264", x264(bframes=b_frames))(folder) for b_frames in (0, 3)]
     with av.open(str(parts[0])) as first, av.open(str(folder / "a.ts"), "w") as target:
         stream = target.add_stream_from_template(first.streams.video[0])
         for number, part in enumerate(parts):
