@@ -15,6 +15,7 @@ from stages.video.encoding import (
 )
 from stages.video.images import fit, frame_files, read_image, save_png, write_frames
 from stages.video.landmarks import LANDMARK_DISTANCE, Landmark, last_landmark
+from stages.video.segments import Segment, encode_segment, join, read_segment
 from stages.video.sources import (
     TIME_TOLERANCE,
     ImageFolder,
@@ -35,6 +36,7 @@ __all__ = [
     "Encoding",
     "ImageFolder",
     "Landmark",
+    "Segment",
     "Shot",
     "Source",
     "certain_length",
@@ -44,15 +46,18 @@ __all__ = [
     "default_codec",
     "describe",
     "encode",
+    "encode_segment",
     "find_cuts",
     "fit",
     "frame_files",
     "is_video_name",
+    "join",
     "last_landmark",
     "open_source",
     "padded_size",
     "read_comment",
     "read_image",
+    "read_segment",
     "save_png",
     "stated_length",
     "write_frames",
