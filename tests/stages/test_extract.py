@@ -112,7 +112,7 @@ def test_a_restart_with_a_wrong_source_loses_nothing(tmp_path: Path, extract: Ex
 
 # --- landmarks ------------------------------------------------------------------------------------------
 
-DISTANCE = 5
+DISTANCE = 7
 
 
 @pytest.mark.parametrize("keys", [{}, {"frame_interval": 3}, {"start_time": 0.5, "end_time": 2.0}], ids=str)
