@@ -40,8 +40,9 @@ COSTS: dict[str, tuple[float, int, int, float, float]] = {
     "smooth a step": (SMOOTH + ENCODE, 3, 1, 2 * IMAGE + LATENT, LATENT),
     "render: decode": (DECODE, 1, 1, LATENT, IMAGE),
     "deflicker: smooth": (SMOOTH, 2, 1, 2 * IMAGE, IMAGE),
+    "encode the video": (VIDEO, 1, 0, IMAGE, 0),
 }
-ONE_BY_ONE = {"extract: scan": VIDEO, "deflicker: write h264": VIDEO}
+ONE_BY_ONE = {"extract: scan": VIDEO}
 LOADING = 30.0  # s
 KEYS = {
     "model_id": "mini", "controlnet_model_id": ["mini/canny"] * 2, "controlnet_processor": ["canny", "tile"],

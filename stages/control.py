@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import islice
 from typing import cast
 
 import numpy as np
@@ -138,9 +139,9 @@ def part_array(part: str, target: str) -> str:
 # --- maps from files ------------------------------------------------------------------------------------
 
 
-def map_shots(path: str) -> Iterator[Shot]:
-    """The frames of a video or a folder of images, with their own values."""
-    return open_source(path, values=True).shots()
+def map_shots(path: str, first: int) -> Iterator[Shot]:
+    """The frames of a video or a folder of images from number `first` on, with their own values."""
+    return islice(open_source(path, values=True).shots(), first, None)
 
 
 # --- the stage ------------------------------------------------------------------------------------------
@@ -245,9 +246,7 @@ class MapRequest:
 
     def look(self, name: str, task: Task) -> Phase:
         """Return a phase that reads the source."""
-        kind = DecodeTask.KIND if isinstance(task, DecodeTask) else ""
-        cuts = self.cuts if self.source == "frames" else ()
-        return Phase(f"{name} {self.source}", self.count, task, cuts=cuts, kind=kind)
+        return Phase(f"{name} {self.source}", self.count, task, cuts=self.cuts if self.source == "frames" else ())
 
     def draw(self, name: str, task: Task, drops: tuple[str, ...] = ()) -> Phase:
         """Return a phase that completes the maps."""

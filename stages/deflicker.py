@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
+from hashlib import sha256
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
-from stages.base.cache import ArraySpec, FrameCache
-from stages.base.engine import Ahead, Footage, Phase, Plan, Reporter, Run, Stage, Task, with_progress
+from stages.base.cache import RUN, ArraySpec, FrameCache
+from stages.base.engine import Ahead, Chunk, Footage, Phase, Plan, Reporter, Run, Stage, Task, with_progress
+from stages.base.errors import DiffSynthError
 from stages.base.json_types import Values
 from stages.base.outputs import FRAMES, SIGNATURE, VIDEO
 from stages.base.overlap import Reads
-from stages.base.record import receipt_name
+from stages.base.record import receipt_name, versions
 from stages.base.store import as_json, from_json
 from stages.base.words import counted, per_second
 from stages.jobs.job import Job
@@ -25,8 +28,21 @@ from stages.scenes import recorded_cuts
 from stages.smoothers import SMOOTHERS, build
 from stages.smoothers.ebsynth import Ebsynth
 from stages.tasks import ChunkSmoother, SmoothTask
-from stages.video import Audio, Encoding, check_encoder, encode, frame_files, write_frames
+from stages.video import (
+    Audio,
+    Encoding,
+    Segment,
+    check_encoder,
+    encode,
+    encode_segment,
+    frame_files,
+    join,
+    read_segment,
+    write_frames,
+)
 
+SEGMENT = 250  # frames, the distance of x264's keyframes. The bytes of the video depend on it
+SEGMENTS = "segments"  # folder in the cache's store
 SAME_SPEED = 1e-3  # audio is kept when the speed changes by less than this part
 
 
@@ -41,6 +57,57 @@ class PassTask(Task):
         cache["deflickered"].write(start, cache["rendered"].read(range(start, stop)))
 
 
+@dataclass
+class EncodeTask(Task):
+    """Encode a segment of the deflickered frames, and store it under the number of its first frame.
+
+    Args:
+        video: The video that the segments belong to.
+        folder: The folder of the cache's store.
+        how: Codec and times of the video.
+    """
+
+    video: Path
+    folder: str
+    how: Encoding
+
+    @property
+    def chunk(self) -> int:
+        return SEGMENT
+
+    @property
+    def kind(self) -> str:
+        return "encode the video"
+
+    def run(self, cache: FrameCache, start: int, stop: int) -> None:
+        frames = cache["deflickered"]
+        parts = (range(first, min(first + RUN, stop)) for first in range(start, stop, RUN))  # few in memory at once
+        images = chain.from_iterable(frames.read(part) for part in parts)
+        cache.store.put(self.name(start), encode_segment(self.video, images, self.how, start))
+
+    def name(self, start: int) -> str:
+        """Return the name in the store of the segment that begins with this frame."""
+        return f"{self.folder}/{start}"
+
+    def missing(self, cache: FrameCache, chunks: Sequence[Chunk]) -> list[Chunk]:
+        """Return the chunks whose segments are not stored, or are damaged."""
+        stored = set(cache.store.children(self.folder))
+        return [chunk for chunk in chunks if str(chunk[0]) not in stored or self._read(cache, chunk[0]) is None]
+
+    def segment(self, cache: FrameCache, start: int) -> Segment:
+        """Read a segment. Raise DiffSynthError if it has been damaged since it was written."""
+        segment = self._read(cache, start)
+        if segment is None:
+            raise DiffSynthError(
+                f"{cache.store}: the segment '{self.name(start)}' is damaged",
+                f"encode it again with {cache.command(STAGE.name)}",
+            )
+        return segment
+
+    def _read(self, cache: FrameCache, start: int) -> Segment | None:
+        return read_segment(cache.store.get(self.name(start)) or b"")
+
+
 def check(run: Run[Job], footage: Footage) -> Ahead:
     job, task = run.job, _task(run.job, footage.count or 1, compiled=run.options.compiled)
     run.engine.call(partial(check_device, job.device))
@@ -50,7 +117,9 @@ def check(run: Run[Job], footage: Footage) -> Ahead:
     check_encoder(Path(job.output_path) / VIDEO, "h264", footage.height, footage.width, rate)
     shape = (footage.count or 0, footage.height, footage.width, 3)
     names = ("deflickered", *([FRAMES] if job.keep_frames else []))  # images need about what an array does
-    return Ahead([ArraySpec(name, shape, "uint8") for name in names], [_phase(shape[0], task)])
+    encode = EncodeTask(Path(job.output_path) / VIDEO, SEGMENTS, Encoding(rate))
+    phases = [_phase(shape[0], task), Phase("encode", shape[0], encode)]
+    return Ahead([ArraySpec(name, shape, "uint8") for name in names], phases)
 
 
 def plan(run: Run[Job], resume: bool) -> Plan:
@@ -91,7 +160,10 @@ def _smoothed(smoother: ChunkSmoother, cuts: Sequence[int]) -> SmoothTask:
 
 
 def deliver(run: Run[Job], fingerprint: str) -> None:
-    """Write video.mp4 and, with `keep_frames`, the folder of frames, unless they are there and made of these frames."""
+    """Write video.mp4 and, with `keep_frames`, the folder of frames, unless they are there and made of these frames.
+
+    Segments are removed once they are no longer needed, also those that a killed run has left.
+    """
     job, cache, folder = run.job, run.cache, Path(run.job.output_path)
     if job.keep_frames:
         made_of: Values = {"frames": fingerprint}
@@ -100,8 +172,9 @@ def deliver(run: Run[Job], fingerprint: str) -> None:
             _note(folder / FRAMES, cache, made_of)
     made_of = {"frames": fingerprint, "fps": job.fps, "keep_audio": job.keep_audio}
     if not _is_written(folder / VIDEO, cache, made_of):
-        write_video(folder / VIDEO, job, cache, run.reporter)
+        _write_in_segments(folder / VIDEO, run, fingerprint)
         _note(folder / VIDEO, cache, made_of)
+    cache.store.delete_all(SEGMENTS)
 
 
 def _is_written(output: Path, cache: FrameCache, made_of: Values) -> bool:
@@ -137,7 +210,7 @@ def _bytes(output: Path) -> int:
 
 
 def _sha256(output: Path) -> str:
-    digest = hashlib.sha256()
+    digest = sha256()
     for path in _files(output):
         with path.open("rb") as file:
             while block := file.read(1 << 20):
@@ -153,6 +226,7 @@ def _files(output: Path) -> list[Path]:
 def _begin(cache: FrameCache, compiled: bool) -> None:
     """Note how the frames are smoothed, and forget the outputs of an earlier run."""
     cache["deflickered"].attrs["compiled"] = compiled
+    cache.store.delete_all(SEGMENTS)
     for output in (VIDEO, FRAMES):
         cache.store.delete(receipt_name(Path(output).stem))
 
@@ -170,18 +244,49 @@ def write_video(
     path: Path, job: Job, cache: FrameCache, reporter: Reporter, codec: str = "h264", crf: int | None = None
 ) -> None:
     """Encode the deflickered frames, at the job's or the source's frame rate and with the source's sound."""
-    frames, source = cache["deflickered"], cache["frames"].attrs.asdict()
+    frames = cache["deflickered"]
     reporter.begin(path.name, len(frames))
     reporter.phase(f"write {codec}")
-    rate, times = Fraction(str(source["fps"])), source["times"]
-    if job.fps is not None:
-        rate, times = _rate(job.fps), None
-    audio = _audio(job, source, len(frames), rate, reporter)
+    how = _encoding(job, cache, reporter, codec, crf)
+    encode(path, with_progress(frames, reporter), how)
+    _report(path, job, cache, reporter, how)
+
+
+def _write_in_segments(path: Path, run: Run[Job], fingerprint: str) -> None:
+    """Write the video from segments, which may be encoded on several machines and are kept if the run is killed."""
+    job, cache, reporter = run.job, run.cache, run.reporter
+    frames, how = cache["deflickered"], _encoding(job, cache, reporter)
+    made_of: Values = {"frames": fingerprint, "fps": job.fps, "length": SEGMENT, "versions": versions()}
+    task = EncodeTask(path, f"{SEGMENTS}/{sha256(as_json(made_of)).hexdigest()[:16]}", how)
+    chunks = Phase("write h264", len(frames), task).chunks()
+    missing = task.missing(cache, chunks)
+    reporter.begin(path.name, len(frames), len(frames) - sum(stop - start for start, stop in missing))
+    reporter.phase("write h264")
+    with closing(run.engine.map(task, cache, missing)) as finished:
+        for start, stop in finished:
+            reporter.advance(stop - start)
+    join(path, (task.segment(cache, start) for start, _ in chunks), frames.shape[1:], how)
+    _report(path, job, cache, reporter, how)
+
+
+def _encoding(job: Job, cache: FrameCache, reporter: Reporter, codec: str = "h264", crf: int | None = None) -> Encoding:
+    """Return how to encode the deflickered frames. Warn if their sound is lost."""
+    source: Values = cache["frames"].attrs.asdict()
+    rate, times = _frame_rate(job, cache), source["times"] if job.fps is None else None
+    audio = _audio(job, source, len(cache["deflickered"]), rate, reporter)
     fps = rate if times is None else None
-    comment = f"{SIGNATURE} deflicker"
-    encode(path, with_progress(frames, reporter), Encoding(fps, np.array(times or []), codec, crf, audio, comment))
-    sound = ", with sound" if audio else ""
-    reporter.end("written", f"{path}: {counted(len(frames), 'frame')}, {per_second(float(rate))}{sound}")
+    return Encoding(fps, np.array(times or []), codec, crf, audio, f"{SIGNATURE} deflicker")
+
+
+def _frame_rate(job: Job, cache: FrameCache) -> Fraction:
+    """Return the job's frame rate or the source's, which is an average if it varies."""
+    return Fraction(str(cache["frames"].attrs["fps"])) if job.fps is None else _rate(job.fps)
+
+
+def _report(path: Path, job: Job, cache: FrameCache, reporter: Reporter, how: Encoding) -> None:
+    """Tell the reporter what has been written."""
+    count, rate = counted(len(cache["deflickered"]), "frame"), per_second(float(_frame_rate(job, cache)))
+    reporter.end("written", f"{path}: {count}, {rate}{', with sound' if how.audio else ''}")
 
 
 def _rate(fps: float) -> Fraction:

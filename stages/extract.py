@@ -3,28 +3,56 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
-from functools import partial
 from itertools import islice
 
 import numpy as np
 
+from stages.base.arrays import Times
 from stages.base.cache import ArraySpec, FrameCache
 from stages.base.engine import Ahead, Footage, Phase, Plan, Reporter, Run, Stage
 from stages.base.errors import UsageError
-from stages.base.json_types import JsonObject
+from stages.base.json_types import JsonObject, Values
 from stages.base.words import counted
 from stages.jobs.job import Job
 from stages.tasks import DecodeTask
-from stages.video import TIME_TOLERANCE, Shot, Source, certain_length, describe, open_source, stated_length
+from stages.video import (
+    LANDMARK_DISTANCE,
+    TIME_TOLERANCE,
+    Landmark,
+    Shot,
+    Source,
+    certain_length,
+    describe,
+    last_landmark,
+    open_source,
+    stated_length,
+)
 
 SIZE_GRID = 8  # pixels per latent
 
 
-def opened_shots(job: Job) -> Iterator[Shot]:
-    """Open the source of `job` and yield the frames that the job uses."""
-    return used_shots(open_source(job.input_video), job)
+@dataclass(frozen=True)
+class UsedShots:
+    """Opens the source of a job at one of the frames that the job uses.
+
+    Args:
+        job: The job.
+        landmarks: Where decoding can begin. Elsewhere it begins at the first frame.
+    """
+
+    job: Job
+    landmarks: Sequence[Landmark]
+
+    def __call__(self, first: int) -> Iterator[Shot]:
+        source = open_source(self.job.input_video)
+        landmark = last_landmark(self.landmarks, first)
+        if landmark is not None and (shots := landmark.shots(source)) is not None:
+            interval = self.job.frame_interval
+            return islice(shots, (first - landmark.frame) * interval, None, interval)
+        return islice(used_shots(source, self.job), first, None)
 
 
 def used_shots(source: Source, job: Job) -> Iterator[Shot]:
@@ -111,9 +139,9 @@ def _frames_array(count: int, height: int, width: int) -> ArraySpec:
     return ArraySpec("frames", (count, height, width, 3), "uint8")
 
 
-def _phase(job: Job, count: int, shown: tuple[int, int] | None = None) -> Phase:
-    task = DecodeTask(job.input_video, partial(opened_shots, job), "frames", shown=shown)
-    return Phase("decode and fit", count, task, kind=DecodeTask.KIND)
+def _phase(job: Job, count: int, landmarks: Sequence[Landmark] = (), shown: tuple[int, int] | None = None) -> Phase:
+    task = DecodeTask(job.input_video, UsedShots(job, landmarks), "frames", shown=shown)
+    return Phase("decode and fit", count, task)
 
 
 def plan(run: Run[Job], resume: bool) -> Plan:
@@ -122,10 +150,11 @@ def plan(run: Run[Job], resume: bool) -> Plan:
     height, width = frame_size(job, source)
     attributes: JsonObject = {}
     if resume:
-        count = len(cache["frames"])
+        count, landmarks = len(cache["frames"]), _noted_landmarks(cache)
     else:
-        times = _read_times(source, job, reporter)
+        times, landmarks = _scan(source, job, reporter)
         count, attributes = len(times), describe(source, times, job.frame_interval)
+        attributes["landmarks"] = [landmark.as_json() for landmark in landmarks]
 
     def begin(cache: FrameCache) -> None:
         cache["frames"].attrs.update(attributes)
@@ -133,27 +162,39 @@ def plan(run: Run[Job], resume: bool) -> Plan:
     return Plan(
         frames=count,
         arrays=[_frames_array(count, height, width)],
-        phases=[_phase(job, count, (source.height, source.width))],
+        phases=[_phase(job, count, landmarks, (source.height, source.width))],
         begin=begin,
     )
 
 
-def _read_times(source: Source, job: Job, reporter: Reporter) -> np.ndarray:
-    """Return the time of each used frame in seconds [N]. Decodes everything, which is the only way to count frames."""
+def _noted_landmarks(cache: FrameCache) -> list[Landmark]:
+    """Return the landmarks of an extraction that is resumed. None if an earlier version started it."""
+    noted: Values = cache["frames"].attrs.asdict()
+    return [Landmark(*values) for values in noted.get("landmarks", [])]
+
+
+def _scan(source: Source, job: Job, reporter: Reporter) -> tuple[Times, list[Landmark]]:
+    """Return the time of each used frame in seconds [N], and the landmarks.
+
+    Decodes everything, which is the only way to count frames. There are no landmarks if a frame is damaged or has a
+    broken time stamp, since decoding from elsewhere could show other pixels or count other frames.
+    """
     reporter.begin("extract", source.estimate)
     reporter.phase("scan")
-    times, last = [], -1.0
-    for shot in used_shots(source, job):
+    times, landmarks = [], []
+    distance = max(1, LANDMARK_DISTANCE // job.frame_interval)
+    for index, shot in enumerate(used_shots(source, job)):
         times.append(shot.time)
-        last = shot.time
+        if source.seekable and index and index % distance == 0:
+            landmarks.append(Landmark.of(index, shot))
         reporter.advance(job.frame_interval)
     if not times:
         raise _no_frames(job)
     if source.damage:
         more = f" and {counted(len(source.damage) - 1, 'more place')}" if len(source.damage) > 1 else ""
-        used = f"using {counted(len(times), 'frame')}, up to {last:.2f} s"
+        used = f"using {counted(len(times), 'frame')}, up to {times[-1]:.2f} s"
         reporter.warn(f"{source.path}: {source.damage[0]}{more}; {used}")
-    return np.array(times)
+    return np.array(times), landmarks if source.seekable and not source.damage else []
 
 
 def _no_frames(job: Job) -> UsageError:

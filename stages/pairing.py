@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +42,7 @@ def pairs(guide: Source, style: Source, offset: float = 0.0) -> Iterator[tuple[S
 
 @dataclass(frozen=True)
 class GuideShots:
-    """The guide's frame for each frame of the style, or the style's own where the guide has none.
+    """The guide's frame for each frame of the style from one on, or the style's own where the guide has none.
 
     Repeating the guide's nearest frame instead would mean that nothing moves there.
     """
@@ -50,9 +51,9 @@ class GuideShots:
     style: Path
     offset: float
 
-    def __call__(self) -> Iterator[Shot]:
+    def __call__(self, first: int) -> Iterator[Shot]:
         paired = pairs(open_source(self.guide), open_source(self.style), self.offset)
-        return (shot if guide is None else guide for guide, shot in paired)
+        return (shot if guide is None else guide for guide, shot in islice(paired, first, None))
 
 
 def unused_frames(guide: Source, style: Source, offset: float, count: int) -> int:

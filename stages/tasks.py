@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -38,25 +38,27 @@ def unchanged(image: np.ndarray) -> np.ndarray:
 class DecodeTask(Task):
     """Decode a chunk of a source into an array, cropped and resized to the array's frames.
 
-    A chunk that follows the last one continues decoding there; any other one decodes from the beginning.
+    A chunk that follows the last one continues decoding there. Any other one opens the source again.
 
     Args:
         source: What is decoded, for messages.
-        shots: Opens the source and yields its frames from the first on.
+        shots: Opens the source and yields its frames from the one with this number on.
         target: The array that is written.
         convert: Turns a decoded image into uint8 RGB [H, W, 3].
         shown: (height, width) at which the source is meant to be seen, if its pixels are not square.
     """
 
-    KIND: ClassVar[str] = "decode a video"  # of the phases that run it
-
     source: str
-    shots: Callable[[], Iterator[Shot]]
+    shots: Callable[[int], Iterator[Shot]]
     target: str
     convert: Callable[[np.ndarray], np.ndarray] = unchanged
     shown: tuple[int, int] | None = None
     _left: Iterator[Shot] | None = field(default=None, init=False, repr=False)
     _next: int = field(default=0, init=False, repr=False)
+
+    @property
+    def kind(self) -> str:
+        return "decode a video"
 
     def run(self, cache: FrameCache, start: int, stop: int) -> None:
         target = cache[self.target]
@@ -72,7 +74,7 @@ class DecodeTask(Task):
 
     def _from(self, start: int) -> Iterator[Shot]:
         if self._left is None or self._next != start:
-            self._left = islice(self.shots(), start, None)
+            self._left = self.shots(start)
         return self._left
 
     def close(self) -> None:

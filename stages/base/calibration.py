@@ -84,7 +84,7 @@ class Calibration:
 
 def kind_of(phase: Phase, stage: str) -> str:
     """Return the kind of work that a phase of a stage is."""
-    return phase.kind or f"{stage}: {phase.name}"
+    return phase.task.kind or f"{stage}: {phase.name}"
 
 
 def amount_of(task: Task, frames: int) -> float:
@@ -139,21 +139,23 @@ class Meter(Reporter, Engine):
         traffic = cache.store.arrays.traffic - before
         return Cost(0.0, chunk[1] - chunk[0], computing, reading, writing, traffic)
 
+    def map(self, task: Task, cache: FrameCache, chunks: Iterable[Chunk]) -> Generator[Chunk]:
+        """Run a task that is no phase, such as encoding or, with no frames, loading networks."""
+        with closing(task):
+            for start, stop in chunks:
+                cost = self._chunk(task, cache, (start, stop))
+                if stop > start:
+                    cost.amount = amount_of(task, cost.frames)
+                    self._count(task.kind, cost)
+                else:
+                    self.loading += cost.computing
+                yield start, stop
+        self._restart("")
+
     def _add(self, phase: Phase, measured: list[Cost]) -> None:
         total = sum(measured[1:], measured[0])
         total.amount = amount_of(phase.task, phase.frames) * total.frames / phase.frames
         self._count(kind_of(phase, self.stage), total)
-
-    def map(self, task: Task, cache: FrameCache, chunks: Iterable[Chunk]) -> Generator[Chunk]:
-        """Run a task that is no phase, such as loading networks."""
-        started = time.perf_counter()
-        with closing(task), OverlappedCache(cache) as overlapped:
-            for chunk in chunks:
-                task.run(overlapped, *chunk)
-                overlapped.finish()
-                yield chunk
-        self.loading += time.perf_counter() - started
-        self.phase("")
 
     # --- work between phases ----------------------------------------------------------------------------
 
@@ -163,14 +165,17 @@ class Meter(Reporter, Engine):
             self.stage = stage
 
     def phase(self, name: str) -> None:
-        now = time.perf_counter()
         if self.counted:
-            seconds = now - self.since
+            seconds = time.perf_counter() - self.since
             cost = Cost(float(self.counted), self.counted, seconds, divided=False)
             self._count(f"{self.stage}: {self.step}", cost)
-        self.step, self.counted, self.since = name, 0, now
+        self._restart(name)
         if name:
             self.shown(f"{self.stage}: {name}")
+
+    def _restart(self, name: str) -> None:
+        """Measure from now on what is called `name`."""
+        self.step, self.counted, self.since = name, 0, time.perf_counter()
 
     def advance(self, frames: int) -> None:
         self.counted += frames

@@ -43,6 +43,11 @@ class Task(Protocol):
         """What the first chunk costs in addition to any other, as a number of chunks."""
         return 0
 
+    @property
+    def kind(self) -> str:
+        """What it has in common with tasks that take the same time per frame. Empty if there are none."""
+        return ""
+
     def reads(self, start: int, stop: int) -> Reads:
         """Return what `run` is going to read, so that it can be read ahead. What is left out is read when needed."""
         return ()
@@ -74,7 +79,6 @@ class Phase:
         drops: Arrays that no later phase reads. They are removed when the phase ends.
         note: Returns what the reporter shows once the phase has ended, such as what a measurement found.
         cuts: The first frame of each scene after the first. No chunk contains frames of two scenes.
-        kind: What it has in common with phases that take the same time per frame. By default, it is alone.
     """
 
     name: str
@@ -84,7 +88,6 @@ class Phase:
     drops: tuple[str, ...] = ()
     note: Callable[[FrameCache], str] = lambda cache: ""
     cuts: Sequence[int] = ()
-    kind: str = ""
 
     def chunks(self) -> list[Chunk]:
         """All chunks, in order."""

@@ -76,7 +76,7 @@ def counts_of(phases: Iterable[Phase]) -> dict[str, float]:
     counts: Counter[str] = Counter()
     known: dict[tuple[str, int], dict[str, float]] = {}
     for phase in phases:  # counting takes a while, and steps are alike
-        key = phase.kind or phase.name, phase.frames
+        key = phase.task.kind or phase.name, phase.frames
         if key not in known:
             known[key] = phase.task.work(phase.frames)
         counts.update(known[key])

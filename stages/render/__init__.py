@@ -275,11 +275,10 @@ def _chosen_backend(cache: FrameCache) -> str:
 
 def _step_phases(plan: RenderPlan, step: int) -> list[Phase]:
     name = f"{STEP} {step + 1}/{plan.steps}"
-    phases = [replace(_key_phase(name, StepTask(plan, step)), kind="denoising step")]
+    phases = [_key_phase(name, StepTask(plan, step))]
     if plan.smoother is not None and plan.is_smoothed(step):
         smoother = ChunkSmoother(*plan.smoother, plan.settings.models.device, plan.settings.compiled)
-        smooth = _key_phase(f"{name}: smooth", SmoothStepTask(plan, step, smoother))
-        phases = [replace(phases[0], kind="predict a smoothed step"), replace(smooth, kind="smooth a step")]
+        phases.append(_key_phase(f"{name}: smooth", SmoothStepTask(plan, step, smoother)))
     return [*phases[:-1], replace(phases[-1], drops=plan.drops(step))]
 
 

@@ -176,6 +176,10 @@ class StepTask(RenderTask):
     def chunk(self) -> int:
         return super().chunk if self.plan.joint else shared_chunk(*self.plan.size)
 
+    @property
+    def kind(self) -> str:
+        return "predict a smoothed step" if self.plan.is_smoothed(self.step) else "denoising step"
+
     def reads(self, start: int, stop: int) -> Reads:
         chunk = range(start, stop)
         finishes = not self.plan.is_smoothed(self.step)
@@ -301,6 +305,10 @@ class SmoothStepTask(StepTask):
     @property
     def warm_up(self) -> int:
         return -(-self.smoother.warm_up // self.chunk)
+
+    @property
+    def kind(self) -> str:
+        return "smooth a step"
 
     def work(self, frames: int) -> dict[str, float]:
         return self.smoother.work(frames)

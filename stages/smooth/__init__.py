@@ -149,7 +149,7 @@ def plan(run: Run[Smoothing], resume: bool) -> Plan:
         _warn_of_padding(smoothing, style, run.reporter)
         count = len(times)
         guides = _guide_shots(smoothing, guidance) or partial(_shots, smoothing.style)
-        images = (shot.image() for shot in guides())
+        images = (shot.image() for shot in guides(0))
         cuts = choose_cuts(smoothing.scenes, images, count=count, stage=NAME, reporter=run.reporter)
         chosen: JsonObject = {"compiled": smoothing.compiled, "cuts": [*cuts]}
         notes = {**describe(clock, times), **asdict(guidance), **chosen}
@@ -166,8 +166,8 @@ def plan(run: Run[Smoothing], resume: bool) -> Plan:
     )
 
 
-def _guide_shots(smoothing: Smoothing, guidance: Guidance) -> Callable[[], Iterator[Shot]] | None:
-    """Return what opens the frames of the guide, one for each frame of the output. None if the style has no guide."""
+def _guide_shots(smoothing: Smoothing, guidance: Guidance) -> Callable[[int], Iterator[Shot]] | None:
+    """Return what opens the guide at a frame of the output, one for each of these. None if the style has no guide."""
     if smoothing.guide is None or not guidance.guided:
         return None
     if smoothing.interpolate:
@@ -196,7 +196,7 @@ def _painting(run: Run[Smoothing], guidance: Guidance, count: int, cuts: tuple[i
             "add one, since scenes are not painted from each other",
         )
     guide = DecodeTask(str(smoothing.guide), shots, "guides")
-    style = DecodeTask(str(smoothing.style), partial(_shots, smoothing.style, first), "styles")
+    style = DecodeTask(str(smoothing.style), partial(_shots, smoothing.style, skipped=first), "styles")
     patch_size = smoothing.config["patch_size"]
     task = PaintTask("guides", "styles", keys, "smoothed", "unseen", smoothing.device, patch_size, cuts)
     return [("decode the guide", count, guide), ("decode the style", len(keys), style), ("paint frames", count, task)]
@@ -213,8 +213,8 @@ def _warn_of_padding(smoothing: Smoothing, style: Source, reporter: Reporter) ->
         )
 
 
-def _shots(path: Path, first: int = 0) -> Iterator[Shot]:
-    return islice(open_source(path).shots(), first, None)
+def _shots(path: Path, first: int, skipped: int = 0) -> Iterator[Shot]:
+    return islice(open_source(path).shots(), skipped + first, None)
 
 
 STAGE = Stage(NAME, plan, arrays=("guides", "styles", "smoothed", "unseen"), deliver=deliver)

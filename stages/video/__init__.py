@@ -14,6 +14,8 @@ from stages.video.encoding import (
     read_comment,
 )
 from stages.video.images import fit, frame_files, read_image, save_png, write_frames
+from stages.video.landmarks import LANDMARK_DISTANCE, Landmark, last_landmark
+from stages.video.segments import Segment, encode_segment, join, read_segment
 from stages.video.sources import (
     TIME_TOLERANCE,
     ImageFolder,
@@ -28,10 +30,13 @@ from stages.video.sources import (
 
 __all__ = [
     "ENCODERS",
+    "LANDMARK_DISTANCE",
     "TIME_TOLERANCE",
     "Audio",
     "Encoding",
     "ImageFolder",
+    "Landmark",
+    "Segment",
     "Shot",
     "Source",
     "certain_length",
@@ -41,14 +46,18 @@ __all__ = [
     "default_codec",
     "describe",
     "encode",
+    "encode_segment",
     "find_cuts",
     "fit",
     "frame_files",
     "is_video_name",
+    "join",
+    "last_landmark",
     "open_source",
     "padded_size",
     "read_comment",
     "read_image",
+    "read_segment",
     "save_png",
     "stated_length",
     "write_frames",

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import cached_property
 from io import BytesIO
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, cast
 
@@ -20,6 +23,8 @@ from stages.video.sources import url
 if TYPE_CHECKING:
     import av
     from av.container import OutputContainer
+
+    from stages.video.sound import SoundTrack
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,8 @@ OTHER_SUFFIXES = (  # of videos that can be read but not written
 SLOWEST, FASTEST = Fraction(1, 10_000), 1000  # frames/s; MP4 files have a clock of their own in milliseconds
 TIMESTAMP_RATE = 90_000  # ticks a second for frames without a constant rate
 
+Packet: TypeAlias = "av.Packet[av.VideoStream]"
+
 
 @dataclass(frozen=True)
 class Audio:
@@ -104,6 +111,14 @@ class Encoding:
     def time_base(self) -> Fraction:
         return 1 / self.fps if self.fps is not None else Fraction(1, TIMESTAMP_RATE)
 
+    @cached_property
+    def durations(self) -> dict[int | None, int]:
+        """Ticks for which each frame is shown, by its time stamp, if the frame rate varies. The last one is a guess."""
+        stamps = [self.ticks(index) for index in range(len(self.times))]
+        gaps = np.diff(stamps)
+        last = np.median(gaps) if len(gaps) else TIMESTAMP_RATE / 25
+        return {stamp: int(gap) for stamp, gap in zip(stamps, [*gaps, last], strict=True)}
+
 
 def encode(path: Path, frames: Iterable[np.ndarray], how: Encoding) -> None:
     """Write a video atomically.
@@ -119,6 +134,56 @@ def encode(path: Path, frames: Iterable[np.ndarray], how: Encoding) -> None:
         UsageError: The container cannot hold the codec.
         DiffSynthError: There are no frames, or writing failed.
     """
+    check_encoding(path, how.codec)
+    frames = iter(frames)
+    if (first := next(frames, None)) is None:
+        raise DiffSynthError(f"{path}: there are no frames to write")
+    with new_video(path, first.shape, how) as video:
+        for packet in compressed(video.picture, video.with_sound(chain([first], frames)), how):
+            video.container.mux(packet)
+
+
+@dataclass(frozen=True)
+class NewVideo:
+    """A video that is being written.
+
+    Args:
+        container: The file.
+        picture: Its video stream, with an encoder.
+        sound: Its audio, if it has any.
+        how: The times of its frames.
+    """
+
+    container: OutputContainer
+    picture: av.VideoStream
+    sound: SoundTrack | None
+    how: Encoding
+
+    def sound_until(self, ticks: int) -> None:
+        """Write the audio up to the time stamp of a frame."""
+        if self.sound is not None:
+            self.sound.write_until(float(ticks * self.how.time_base))
+
+    def with_sound(self, frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """Yield the same frames, each after the audio up to its time has been written."""
+        for index, frame in enumerate(frames):
+            self.sound_until(self.how.ticks(index))
+            yield frame
+
+
+@contextmanager
+def new_video(path: Path, shape: tuple[int, ...], how: Encoding) -> Iterator[NewVideo]:
+    """Open a video for writing. If there is no error, it gets the rest of its audio at the end and replaces `path`.
+
+    Args:
+        path: The file. Its suffix determines the container.
+        shape: Shape of the frames, [H, W, 3].
+        how: Codec, times and audio.
+
+    Raises:
+        UsageError: The container cannot hold the codec.
+        DiffSynthError: Writing failed.
+    """
     import av
 
     from stages.video.sound import SoundTrack
@@ -127,26 +192,59 @@ def encode(path: Path, frames: Iterable[np.ndarray], how: Encoding) -> None:
     part = path.with_name(f".{path.name}.part")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with av.open(url(part), "w", format=muxer, container_options=options) as container:
-            if how.comment:
-                container.metadata["comment"] = how.comment
-            sound = SoundTrack(container, how.audio, audio_codec) if how.audio else None
-            picture = None
-            for index, frame in enumerate(frames):
-                picture = picture or _picture_stream(container, frame.shape, how)
+        with _explained(path):
+            with av.open(url(part), "w", format=muxer, container_options=options) as container:
+                if how.comment:
+                    container.metadata["comment"] = how.comment
+                sound = SoundTrack(container, how.audio, audio_codec) if how.audio else None
+                yield NewVideo(container, _picture_stream(container, shape, how), sound, how)
                 if sound:
-                    sound.write_until(float(how.ticks(index) * how.time_base))
-                container.mux(_timed(picture.encode(_picture_frame(frame, picture, how, index)), how))
-            if picture is None:
-                raise DiffSynthError(f"{path}: there are no frames to write")
-            container.mux(_timed(picture.encode(None), how))
-            if sound:
-                sound.write_until(float("inf"))
-        part.replace(path)
-    except (av.error.FFmpegError, OSError) as error:
-        raise DiffSynthError(f"{path} could not be written: {error.strerror or error}") from error
+                    sound.write_until(float("inf"))
+            part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turn errors of FFmpeg and the system into one that says what could not be written."""
+    import av
+
+    try:
+        yield
+    except (av.error.FFmpegError, OSError) as error:
+        raise DiffSynthError(f"{path} could not be written: {error.strerror or error}") from error
+
+
+def encode_packets(path: Path, frames: Iterable[np.ndarray], how: Encoding, first: int) -> list[Packet]:
+    """Encode a part of a video as `encode` would, beginning with a keyframe, without writing a file.
+
+    Args:
+        path: The video that the part belongs to. Its suffix determines the container.
+        frames: uint8 RGB [H, W, 3], at least one, all of one size.
+        how: Codec and times of the whole video.
+        first: The number of the first of these frames in the video.
+
+    Raises:
+        DiffSynthError: Encoding failed.
+    """
+    import av
+
+    muxer, *_ = check_encoding(path, how.codec)
+    frames = iter(frames)
+    opening = next(frames)
+    with _explained(path), av.open(BytesIO(), "w", format=muxer) as container:  # only the encoder depends on it
+        picture = _picture_stream(container, opening.shape, how)
+        return [*compressed(picture, chain([opening], frames), how, first)]
+
+
+def compressed(
+    picture: av.VideoStream, frames: Iterable[np.ndarray], how: Encoding, first: int = 0
+) -> Iterator[Packet]:
+    """Encode frames of a video, from number `first` on, and yield their packets with the time stamps of the video."""
+    for index, frame in enumerate(frames, first):
+        yield from _timed(picture.encode(_picture_frame(frame, picture, how, index)), how)
+    yield from _timed(picture.encode(None), how)
 
 
 def check_encoding(path: Path, codec: str) -> tuple[str, str, dict[str, str]]:
@@ -228,9 +326,6 @@ def read_comment(path: Path) -> str:
         return ""
 
 
-Packet: TypeAlias = "av.Packet[av.VideoStream]"
-
-
 def _listed(names: Iterable[str]) -> str:
     *others, last = names
     return f"{', '.join(others)} or {last}" if others else last
@@ -270,9 +365,6 @@ def _picture_frame(image: np.ndarray, stream: av.VideoStream, how: Encoding, ind
 
 def _timed(packets: list[Packet], how: Encoding) -> list[Packet]:
     """Set the durations of packets, which encoders do not know if the frame rate varies."""
-    if how.fps is None:
-        stamps = [how.ticks(index) for index in range(len(how.times))]
-        lengths: dict[int | None, np.signedinteger] = dict(zip(stamps, np.diff(stamps), strict=False))
-        for packet in packets:
-            packet.duration = int(lengths.get(packet.pts, np.median(np.diff(stamps)) if len(stamps) > 1 else 3600))
+    for packet in packets if how.fps is None else ():
+        packet.duration = how.durations[packet.pts]
     return packets

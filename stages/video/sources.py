@@ -42,6 +42,7 @@ class Source(Protocol):
     estimate: int | None  # frames, according to the header
     ends: float | None  # s; end of the picture, according to the header
     damage: list[str]  # filled while shots are read
+    seekable: bool  # whether times find frames again, as far as shots were read; not for images, which need no seek
 
     def shots(self, start_time: float = 0.0) -> Iterator[Shot]:
         """Yield all frames from `start_time` on, in order of strictly increasing times."""
@@ -71,6 +72,7 @@ class ImageFolder:
     def __init__(self, path: Path, fps: Fraction = IMAGE_FOLDER_FPS, read: Callable[[Path], np.ndarray] | None = None):
         self.path, self.fps, self.has_audio, self.read = path, fps, False, read or read_image
         self.damage: list[str] = []
+        self.seekable = False
         known = IMAGE_SUFFIXES | (VALUE_SUFFIXES if read is read_values else set())
         self.files = sorted((f for f in path.iterdir() if f.suffix.lower() in known), key=_natural)
         if not self.files:

@@ -13,13 +13,16 @@ from typing import cast
 import av
 import numpy as np
 from av.container import InputContainer
+from av.video.frame import PictureType
 from av.video.reformatter import Colorspace
 
 from stages.base.errors import DiffSynthError, UsageError
 from stages.video.sources import TIME_TOLERANCE, Shot, url
 
 HD_HEIGHT = 720  # like players, assume BT.709 for untagged video from this height on, else BT.601
+MOST_REORDERED = 16  # frames that may be shown before one that is decoded first, in H.264 and H.265
 SEEK_WORTH = 10.0  # s; shorter distances are decoded as quickly as seeking takes
+ROUNDING = 1e-7  # s; more than sums of times are off, and less than a tick of a container's clock
 TRUNCATION_TOLERANCE = 0.5  # s; containers round durations, and audio may be slightly longer
 
 
@@ -29,6 +32,7 @@ class VideoFile:
     def __init__(self, path: Path):
         self.path = path
         self.damage: list[str] = []
+        self.seekable = True
         with self._open() as container:
             stream = _best_stream(container, path)
             self.fps = Fraction(stream.average_rate or stream.guessed_rate or 25)
@@ -45,14 +49,17 @@ class VideoFile:
 
     def shots(self, start_time: float = 0.0) -> Iterator[Shot]:
         self.damage.clear()
+        self.seekable = True
         with self._open() as container:
             stream = _best_stream(container, self.path)
             zero = (container.start_time or 0) / av.time_base
             end, length, count = 0.0, float(1 / self.fps), 0  # s; end and duration of the previous frame
-            for frame in self._frames_before(container, stream, start_time + zero):
+            for frame in self._frames_before(container, stream, start_time + zero + ROUNDING):
                 time = frame.time - zero if frame.pts is not None else end
-                if count and time <= end - length:  # a broken time stamp, not after the previous one
+                if broken := count > 0 and time <= end - length:  # not after the previous one
                     time = end
+                if broken or frame.pts is None or frame.is_corrupt or self.damage:
+                    self.seekable = False
                 length = (
                     float(frame.duration * cast(Fraction, frame.time_base)) if frame.duration else float(1 / self.fps)
                 )
@@ -80,24 +87,35 @@ class VideoFile:
             ) from None
 
     def _frames_before(self, container: InputContainer, stream: av.VideoStream, time: float) -> Iterator[av.VideoFrame]:
-        """Yield frames from a keyframe before `time` on, or from the first one if seeking fails."""
-        if time <= SEEK_WORTH:
-            yield from self._decode(container, stream)
-            return
-        if seek(container, stream, time):
-            frames = self._decode(container, stream)
-            first = next(frames, None)
-            if first is not None and first.pts is not None and first.time <= time:
-                yield from chain([first], frames)
-                return
-        with self._open() as again:  # the first container may be anywhere after seeking
-            yield from self._decode(again, _best_stream(again, self.path))
+        """Yield frames from a keyframe at or before `time` on, or from the first one if seeking fails."""
+        if time > SEEK_WORTH:
+            for lead in (0.0, float(MOST_REORDERED / self.fps)):
+                with self._open() as seeking:
+                    if (frames := self._from_keyframe(seeking, time, lead)) is not None:
+                        yield from frames
+                        return
+                self.damage.clear()
+        yield from self._decode(container, stream)
+
+    def _from_keyframe(self, container: InputContainer, time: float, lead: float) -> Iterator[av.VideoFrame] | None:
+        """Seek to `lead` seconds before `time`, and return the frames from the first keyframe on. None if it is later.
+
+        Some containers find a keyframe that is decoded before `time` but shown after it. A lead finds the one before.
+        """
+        stream = _best_stream(container, self.path)
+        if not seek(container, stream, time - lead):
+            return None
+        frames = self._decode(container, stream)
+        first = _keyframe(frames, time)
+        return None if first is None else chain([first], frames)
 
     def _decode(self, container: InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
         """Yield the frames of a stream. Damaged packets are skipped and noted."""
         stream.thread_type = "AUTO"
+        depth = stream.codec_context.reorder_depth  # a decoder drops a frame when it has to raise this
         try:
             for packet in container.demux(stream):
+                self.seekable &= stream.codec_context.reorder_depth == depth and not packet.is_corrupt
                 try:
                     yield from packet.decode()
                 except av.error.InvalidDataError:
@@ -111,6 +129,20 @@ class VideoFile:
         tagged = frame.colorspace in {int(space) for space in Colorspace}
         image = frame.reformat(format="rgb24", src_colorspace=None if tagged else untagged).to_ndarray()
         return np.ascontiguousarray(np.rot90(image, self._turns))
+
+
+def _keyframe(frames: Iterator[av.VideoFrame], time: float) -> av.VideoFrame | None:
+    """Return the first keyframe, or None if a frame before it is later than `time`.
+
+    A decoder may show other frames first: some that lack those they were predicted from, or, in a video that is
+    refreshed bit by bit and has no keyframes, frames that are only nearly complete.
+    """
+    for frame in frames:
+        if frame.pts is None or frame.time > time:
+            return None
+        if frame.key_frame and frame.pict_type == PictureType.I:
+            return frame
+    return None
 
 
 def count_packets(path: Path) -> int:

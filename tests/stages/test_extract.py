@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
 
+from stages import extract as extract_stage
 from stages.base.cache import FrameArray, FrameCache
-from stages.video import Encoding, encode
+from stages.extract import UsedShots
+from stages.jobs.job_file import read_job
+from stages.tasks import DecodeTask
+from stages.video import Encoding, Landmark, encode
 from tests.conftest import scene
+from tests.stages.test_smooth import stopped
+from tests.stages.video.clips import damaged_ts, raw_h264, watch_decoding
+from tests.stages.video.test_landmarks import CLIPS, COUNT, GOP, REORDERED
 from tests.typing import Cli, Keys, MakeJob
 
 
@@ -100,3 +108,53 @@ def test_a_restart_with_a_wrong_source_loses_nothing(tmp_path: Path, extract: Ex
     (tmp_path / "no.mp4").write_bytes(b"not a video")
     assert "is not a video" in extract.refused(input_video="no.mp4")
     np.testing.assert_array_equal(FrameCache(tmp_path / "out/cache.zarr")["frames"][:], before)
+
+
+# --- landmarks ------------------------------------------------------------------------------------------
+
+DISTANCE = 7
+
+
+@pytest.mark.parametrize("keys", [{}, {"frame_interval": 3}, {"start_time": 0.5, "end_time": 2.0}], ids=str)
+@pytest.mark.parametrize("kind", ["h264, open GOP, ts", "h264, uneven times, mkv", "hevc, open GOP, mp4"])
+def test_any_frame_is_reached_from_a_landmark(
+    kind: str, keys: Keys, tmp_path: Path, extract: Extract, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(extract_stage, "LANDMARK_DISTANCE", DISTANCE)
+    frames = extract(input_video=CLIPS[kind](tmp_path).name, **keys)
+    marks = cast(list[list[float]], frames.attrs["landmarks"])
+    job, _ = read_job(tmp_path / "job.json")
+    distance = max(1, DISTANCE // job.frame_interval)
+    assert [mark[0] for mark in marks] == [*range(distance, len(frames), distance)] and len(marks) > 2
+    shots = UsedShots(job, [Landmark(int(frame), time, int(check)) for frame, time, check in marks])
+    decoded = watch_decoding(monkeypatch)
+    for first in range(len(frames) - 1, 0, -3):
+        decoded.clear()
+        np.testing.assert_array_equal(next(shots(first)).image(), frames[first])
+        assert len(decoded) <= 2 + GOP + REORDERED + DISTANCE
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_resumed_extraction_begins_at_a_landmark_if_it_has_been_noted(
+    known: bool, tmp_path: Path, extract: Extract, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(extract_stage, "LANDMARK_DISTANCE", DISTANCE)
+    clip = CLIPS["h264, open GOP, mp4"](tmp_path).name
+    straight = extract(input_video=clip)[:]
+    with monkeypatch.context() as patch:
+        patch.setattr(DecodeTask, "run", stopped(DecodeTask.run, 6))
+        assert extract.cli("extract", tmp_path / "job.json", "--restart")[0] == 130
+    if not known:  # as in a cache of an earlier version
+        del FrameCache(tmp_path / "out/cache.zarr")["frames"].attrs["landmarks"]
+    decoded = watch_decoding(monkeypatch)
+    assert extract.cli("extract", tmp_path / "job.json", "-q") == (0, "")
+    np.testing.assert_array_equal(FrameCache(tmp_path / "out/cache.zarr")["frames"][:], straight)
+    assert (len(decoded) < COUNT) == known
+
+
+@pytest.mark.parametrize("kind", [damaged_ts, raw_h264])
+def test_a_damaged_video_has_no_landmarks(
+    kind: Callable[[Path], Path], tmp_path: Path, extract: Extract, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(extract_stage, "LANDMARK_DISTANCE", DISTANCE)
+    assert extract(input_video=kind(tmp_path).name).attrs["landmarks"] == []

@@ -66,7 +66,7 @@ def test_frames_are_paired_at_an_offset(
 
 
 def test_style_frames_without_a_partner_guide_themselves(clips: Path) -> None:
-    shots = [shot.image() for shot in GuideShots(clips / "guide.mp4", clips / "images", -2)()]
+    shots = [shot.image() for shot in GuideShots(clips / "guide.mp4", clips / "images", -2)(0)]
     styles = [shot.image() for shot in open_source(clips / "images").shots()]
     guides = [shot.image() for shot in open_source(clips / "guide.mp4").shots()]
     np.testing.assert_array_equal(shots, styles[:2] + guides[:4])

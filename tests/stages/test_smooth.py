@@ -263,7 +263,7 @@ def test_an_offset_is_found_reported_and_used(tmp_path: Path, ahead: tuple[Path,
     code, output = cli("smooth", guide, style, "-o", tmp_path / "zero", "--offset", "0", *OPTIONS)
     assert code == 0 and "in step" in output
     assert not np.array_equal(images(tmp_path / "found"), images(tmp_path / "zero"))
-    guides = [shot.image() for shot in GuideShots(guide, style, 3)()]
+    guides = [shot.image() for shot in GuideShots(guide, style, 3)(0)]
     expected = build(smooth.SMOOTHER, {"window": 4}, guides, images(style)).smooth(0, 20)
     np.testing.assert_array_equal(images(tmp_path / "found"), expected)
 

@@ -29,7 +29,9 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 FRAMES = 18  # three chunks in most phases
-RENDERED = {"DecodeTask", "LoadTask", "ChooseBackendTask", "MeasureTask", "StepTask", "DecodeLatentsTask"}
+RENDERED = {
+    "DecodeTask", "LoadTask", "ChooseBackendTask", "MeasureTask", "StepTask", "DecodeLatentsTask", "EncodeTask",
+}  # fmt: skip
 JOBS: dict[str, tuple[Keys, set[str]]] = {
     "every frame": (
         {
@@ -166,7 +168,8 @@ def test_tasks_announce_what_they_read(
     assert announced and announced <= made
     assert ("smoother" in keys) == any(name.startswith("step_predicted/") for name, _ in announced)
     at_once = {name for name, indices in made - announced if len(indices) > 1}  # the others are read one by one
-    assert all(name.startswith(("measures/", "notes/")) for name in at_once)
+    known = ("measures/", "notes/", "deflickered")  # a segment of the video is too long to be read ahead
+    assert all(name.startswith(known) for name in at_once)
 
 
 def test_only_the_engine_loads_models(

@@ -26,6 +26,7 @@ class Copy(Task):
     source: str
     target: str
     chunk: int = 2
+    kind: str = "copy"
 
     def work(self, frames: int) -> dict[str, float]:
         return {"pairs": 3.0 * frames}
@@ -51,7 +52,7 @@ def plan(run: Run[None], resume: bool) -> Plan:
     run.reporter.advance(FRAMES)
     run.reporter.phase("load")
     specs = [ArraySpec(name, (FRAMES, 8, 8), "uint8") for name in ("a", "b")]
-    phases = [Phase("one", FRAMES, Copy("source", "a"), kind="copy"), Phase("two", FRAMES, Copy("a", "b"), kind="copy")]
+    phases = [Phase("one", FRAMES, Copy("source", "a")), Phase("two", FRAMES, Copy("a", "b"))]
     return Plan(FRAMES, specs, phases, rereads=("source",), trial=Load())
 
 

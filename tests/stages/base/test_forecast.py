@@ -22,6 +22,7 @@ class Paint(Task):
 
     chunk: int = 4
     warm_up: int = 0
+    kind: str = ""
 
     def work(self, frames: int) -> dict[str, float]:
         return {"pairs": 2.0 * frames}
@@ -29,7 +30,7 @@ class Paint(Task):
     def run(self, cache: FrameCache, start: int, stop: int) -> None: ...
 
 
-STEPS = [Phase(f"step {index}", 10, Paint(), kind="step") for index in range(5)]
+STEPS = [Phase(f"step {index}", 10, Paint(kind="step")) for index in range(5)]
 AHEAD = {"first": Ahead([], [Phase("look", 10, Paint(chunk=1, warm_up=2)), *STEPS]), "second": Ahead([], [])}
 
 

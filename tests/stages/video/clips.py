@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
+import pytest
+from av.container import InputContainer
 
-from stages.video import Encoding, encode
+from stages.video import Encoding, encode, video_file
+from stages.video.video_file import VideoFile
 from tests.conftest import scene
 
 COUNT, FPS = 12, Fraction(25)
@@ -33,6 +37,40 @@ def mpeg_ts(folder: Path, count: int = COUNT) -> Path:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(scene(i, 64, 96), format="rgb24")))
         container.mux(stream.encode(None))
     return folder / "a.ts"
+
+
+def damaged_ts(folder: Path) -> Path:
+    """A transport stream of 100 frames that is damaged in the middle."""
+    data = bytearray(mpeg_ts(folder, 100).read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 400] = bytes(400)
+    (folder / "damaged.ts").write_bytes(data)
+    return folder / "damaged.ts"
+
+
+def raw_h264(folder: Path) -> Path:
+    """A stream without a container: no times, no duration."""
+    with av.open(str(clip(folder / "c.mp4"))) as source, av.open(str(folder / "a.h264"), "w", format="h264") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                target.mux(packet)
+    return folder / "a.h264"
+
+
+def watch_decoding(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Seek even in short clips. Returns a list that gets the time of each frame that is decoded."""
+    times: list[float] = []
+    decode = VideoFile._decode
+
+    def watched(self: VideoFile, container: InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
+        for frame in decode(self, container, stream):
+            times.append(frame.time)
+            yield frame
+
+    monkeypatch.setattr(video_file, "SEEK_WORTH", 0.0)
+    monkeypatch.setattr(VideoFile, "_decode", watched)
+    return times
 
 
 def tone(path: Path, begins: float = 0.0, seconds: float = 3.0, picture: bool = True) -> Path:

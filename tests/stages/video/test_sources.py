@@ -14,19 +14,7 @@ import pytest
 from stages.base.errors import DiffSynthError
 from stages.video import Audio, Encoding, encode, fit, open_source, read_comment, video_file
 from tests.conftest import scene, write_images
-from tests.stages.video.clips import COUNT, FPS, clip, flat, mpeg_ts, tone
-
-
-def raw_h264(folder: Path) -> Path:
-    """A stream without a container: no times, no duration."""
-    with av.open(str(clip(folder / "c.mp4"))) as source, av.open(str(folder / "a.h264"), "w", format="h264") as target:
-        stream = target.add_stream_from_template(source.streams.video[0])
-        for packet in source.demux(video=0):
-            if packet.dts is not None:
-                packet.stream = stream
-                target.mux(packet)
-    return folder / "a.h264"
-
+from tests.stages.video.clips import COUNT, FPS, clip, damaged_ts, flat, mpeg_ts, raw_h264, tone
 
 SOURCES: dict[str, Callable[[Path], Path]] = {
     "mp4, h264": lambda folder: clip(folder / "a.mp4"),
@@ -135,10 +123,7 @@ def test_a_truncated_file_is_named_with_what_can_be_used(tmp_path: Path) -> None
 
 
 def test_damage_in_the_middle_does_not_end_the_video(tmp_path: Path) -> None:
-    data = bytearray(mpeg_ts(tmp_path, 100).read_bytes())
-    data[len(data) // 2 : len(data) // 2 + 400] = bytes(400)
-    (tmp_path / "damaged.ts").write_bytes(data)
-    source = open_source(tmp_path / "damaged.ts")
+    source = open_source(damaged_ts(tmp_path))
     shots = list(source.shots())
     assert 60 < len(shots) <= 100
     assert shots[-1].time == pytest.approx(99 / 25, abs=0.002)
