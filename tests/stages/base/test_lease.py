@@ -178,7 +178,7 @@ def wait_for_renewals(lease: Lease, count: int) -> None:
 
 
 def test_a_renewal_that_fails_is_repeated(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, failed = shop.objects._put_if, []
+    real, failed = shop.objects._put_if, list[str]()
 
     def after_two_failures(name: str, data: bytes, version: Version | None) -> Version | None:
         if len(failed) < 2:

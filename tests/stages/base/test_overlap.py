@@ -62,8 +62,8 @@ class Blur(Copy):
         ((name, indices),) = self.reads(start, stop)
         frames = cache[name].read(indices)
         for index in range(start, stop):
-            near = [frames[k - indices[0]] for k in window(index)]
-            cache[self.target].write(index, np.mean(near, 0, np.uint16)[None])
+            near = frames[[k - indices[0] for k in window(index)]]
+            cache[self.target].write(index, near.mean(0, np.uint16, keepdims=True))
 
 
 class Threads(Reporter):
