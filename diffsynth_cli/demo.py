@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -10,7 +11,8 @@ from diffsynth_cli.contact_sheet import states, write_contact_sheet
 from diffsynth_cli.project import fitting_size
 from stages.base.cache import FrameCache
 from stages.base.outputs import SIGNATURE, VIDEO, check_inputs_kept, check_output
-from stages.base.record import CACHE_NAME, write_json
+from stages.base.record import write_json
+from stages.jobs.job_file import read_job
 from stages.video import open_source, read_comment
 
 FRAMES = 24  # used of the user's video
@@ -51,8 +53,14 @@ def write_demo(folder: Path, video: Path | None, prompt: str, force: bool = Fals
     return path
 
 
-def write_sheet(folder: Path, results: Path) -> Path:
-    """Write the contact sheet of a finished demo, whose output folder is `results`, and return its path."""
-    path = folder / SHEET
-    write_contact_sheet(path, states(FrameCache(results / CACHE_NAME)), COLUMNS)
-    return path
+def write_sheet(path: Path, overrides: Sequence[str]) -> Path:
+    """Write the contact sheet of a finished demo and return its path.
+
+    Args:
+        path: The job file.
+        overrides: The overrides that it was run with.
+    """
+    job, _ = read_job(path, overrides)
+    sheet = path.with_name(SHEET)
+    write_contact_sheet(sheet, states(FrameCache(job.cache_place)), COLUMNS)
+    return sheet

@@ -22,6 +22,7 @@ from stages.base.cache import FrameCache
 from tests.object_stores import Server, moto_server, rclone_server
 from tests.typing import Cli, Image, MakeJob, Render
 
+ROUNDS = int(os.environ.get("CHAOS_ROUNDS", 1))  # of kills; `make chaos` has more
 GOLDEN = Path(__file__).parent / "golden"
 MODEL, CONTROLNET = GOLDEN / "models" / "sd", GOLDEN / "models" / "control0"
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 import re
 import socket
 import subprocess
@@ -18,8 +21,12 @@ from uuid import uuid4
 
 import pytest
 
+from stages.base.store import CHUNK, LOCK, Store, open_store
+
 PATIENCE = 120  # s until a server answers
 BUCKET = "bucket"
+PAGE = 5  # names in a server's answer to a request for a list; S3 has 1000
+RECORDS = ("receipts", "marks", "lock", "holder")  # the beginnings of the names of what is not part of an array
 KEY, SECRET = "testkey", "testsecret"
 
 
@@ -54,6 +61,26 @@ class Server:
         return re.findall(r'["m]([A-Z]+) (/[^ ]*) HTTP', self.log.read_text())  # may be coloured
 
 
+def expire_soon(url: str) -> None:
+    """Make the lease of a killed process run out in a second."""
+    store = open_store(url)
+    store.put(LOCK, json.dumps({**json.loads(store.get(LOCK) or b""), "duration": 1.0}).encode())
+
+
+def contents(place: str | Path) -> dict[str, str]:
+    """Return the hashes of all files or objects of all arrays of a cache."""
+    store = open_store(place)
+    names = [name for name in _names(store, "") if not name.startswith(RECORDS)]
+    return {name: hashlib.sha256(store.get(name) or b"").hexdigest() for name in names}
+
+
+def _names(store: Store, folder: str) -> Iterator[str]:
+    for child in store.children(folder):
+        name = f"{folder}/{child}".lstrip("/")
+        inside = [] if child.startswith(CHUNK) else [*_names(store, name)]
+        yield from inside or [name]
+
+
 @contextmanager
 def moto_server(folder: Path) -> Iterator[Server]:
     """Run moto, which keeps objects in memory and checks the conditions of writes."""
@@ -83,7 +110,12 @@ def _running(command: Sequence[str], log: Path, *, host: str = "") -> Iterator[S
     port = _free_port()
     program = Path(sys.executable).with_name(command[0])
     with log.open("wb") as output:
-        process = subprocess.Popen([program, *command[1:], f"{host}{port}"], stdout=output, stderr=output)
+        process = subprocess.Popen(
+            [program, *command[1:], f"{host}{port}"],
+            stdout=output,
+            stderr=output,
+            env={**os.environ, "MOTO_S3_DEFAULT_MAX_KEYS": str(PAGE)},
+        )
     server = Server(f"http://127.0.0.1:{port}", log, process)
     try:
         _wait(server)

@@ -10,7 +10,7 @@ import typer
 
 from diffsynth_cli import jobs
 from diffsynth_cli.console import reporter
-from diffsynth_cli.options import INPUT, OUTPUT, Debug, Force, Json, Quiet, one_of
+from diffsynth_cli.options import INPUT, MACHINE_OPTIONS, OUTPUT, Debug, Force, Json, Quiet, one_of, with_options
 from templates import Task
 
 
@@ -53,6 +53,7 @@ def init(
         typer.echo(f"{number}. {step}")
 
 
+@with_options(*MACHINE_OPTIONS)
 def demo(
     prompt: Annotated[
         str, typer.Option(help="What the video should look like.", rich_help_panel=INPUT)
@@ -74,13 +75,15 @@ def demo(
     quiet: Quiet = False,
     events: Json = False,
     debug: Debug = False,
+    **machine: object,
 ) -> None:
     """Restyle a small clip with the embedded model, offline, in a minute or two."""
     from diffsynth_cli.demo import write_demo, write_sheet
 
     path = write_demo(output, video, prompt, force)
-    result = jobs.run(path, restart=True, force=force, reporter=reporter(quiet, events))
-    sheet = write_sheet(output, result.output_path)
+    overrides = jobs.with_settings(None, machine)
+    result = jobs.run(path, overrides=overrides, restart=True, force=force, reporter=reporter(quiet, events))
+    sheet = write_sheet(path, overrides)
     if not (quiet or events):
         typer.echo(f"video          {result.video}")
         typer.echo(f"contact sheet  {sheet}")

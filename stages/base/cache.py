@@ -75,22 +75,23 @@ class KeptFrames:
 
     def __init__(self, names: Collection[str] = (), room: int = 0):
         self.names, self.room = names, room
-        self.frames: dict[tuple[str, tuple[int, ...]], np.ndarray] = {}
+        self.frames: dict[tuple[str, int], np.ndarray] = {}
 
     def __reduce__(self) -> tuple[type[KeptFrames], tuple[Collection[str], int]]:
         return KeptFrames, (self.names, self.room)  # another process reads its own
 
     def read(self, array: FrameArray, indices: tuple[int, ...]) -> np.ndarray:
-        """Return frames of an array, from memory if the same ones have been read before."""
-        if array.name not in self.names:
+        """Return frames of an array, from memory those that have been read before."""
+        if array.name not in self.names or not indices:
             return array.read_stored(indices)
-        key = array.name, indices
-        if key not in self.frames:
-            frames = array.read_stored(indices)
-            if sum(kept.nbytes for kept in list(self.frames.values())) + frames.nbytes > self.room:
-                return frames
-            self.frames[key] = frames
-        return self.frames[key]
+        keys = [(array.name, index) for index in indices]
+        known = {key: frame for key in keys if (frame := self.frames.get(key)) is not None}
+        missing = [key for key in keys if key not in known]
+        new = dict(zip(missing, array.read_stored([index for _, index in missing]), strict=True))
+        if sum(frame.nbytes for frame in [*self.frames.values(), *new.values()]) <= self.room:
+            self.frames |= new
+        found = known | new
+        return np.stack([found[key] for key in keys])
 
 
 class FrameArray:

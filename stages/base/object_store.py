@@ -24,10 +24,11 @@ from zarr.storage import ObjectStore as ZarrObjectStore
 from stages.base.chunks import Chunks
 from stages.base.errors import DiffSynthError, UsageError
 from stages.base.lease import DURATION, Lease, Version, holder
-from stages.base.store import Journal
+from stages.base.store import Journal, Store, open_store
 
 SCHEMES = ("s3://", "s3a://", "gs://", "az://", "abfs://", "abfss://")
 COMMIT_INTERVAL = 1.0  # s between objects of a journal
+LISTED = 1000  # names that are listed before they are deleted
 
 
 class ObjectStore:
@@ -56,8 +57,8 @@ class ObjectStore:
     def __str__(self) -> str:
         return self.url
 
-    def __reduce__(self) -> tuple[type[ObjectStore], tuple[str]]:
-        return ObjectStore, (self.url,)  # another process connects anew and does not hold the lease
+    def __reduce__(self) -> tuple[Callable[[str], Store], tuple[str]]:
+        return open_store, (self.url,)  # another process has a connection of its own and does not hold the lease
 
     # --- reading ----------------------------------------------------------------------------------------
 
@@ -109,7 +110,7 @@ class ObjectStore:
 
     def delete_all(self, folder: str) -> None:
         with explained(self.url):
-            for batch in obstore.list(self.objects, folder, chunk_size=1000):
+            for batch in obstore.list(self.objects, folder, chunk_size=LISTED):
                 self._delete([item["path"] for item in batch])
 
     def flush(self, names: Sequence[str]) -> None:

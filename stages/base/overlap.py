@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -24,6 +24,11 @@ Reads: TypeAlias = Iterable[tuple[str, Sequence[int]]]
 
 Key: TypeAlias = tuple[str, int]
 """The name of an array and the index of one of its frames."""
+
+Started: TypeAlias = "Sequence[tuple[tuple[int, ...], Future[np.ndarray]]]"
+"""Reads of one array: the indices, and the frames once they have been read."""
+
+NONE: Mapping[int, np.ndarray] = {}
 
 P = ParamSpec("P")
 
@@ -91,14 +96,26 @@ class OverlappedCache(FrameCache):
             yield chunk
 
     def read_ahead(self, *chunks: Reads) -> None:
-        """Start the reads of these chunks that have not been started, and forget all others."""
-        wanted = dict.fromkeys((name, tuple(indices)) for reads in chunks for name, indices in reads)
-        self.ahead = {key: self.ahead.get(key) or self.reader.submit(self.read, *key) for key in wanted}
+        """Start the reads of these chunks that have not been started, and forget all others.
 
-    def read(self, name: str, indices: tuple[int, ...]) -> np.ndarray:
-        """Return frames of an array, those that are held from memory and the others from the disk."""
+        Frames that a read shares with an earlier one, as those of smoothers' windows, are not read from the disk again.
+        """
+        before, self.ahead = self.ahead, {}
+        for name, indices in ((name, tuple(indices)) for reads in chunks for name, indices in reads):
+            started = [(read, future) for (other, read), future in (before | self.ahead).items() if other == name]
+            self.ahead[name, indices] = dict(started).get(indices) or self.reader.submit(
+                self._read_rest, name, indices, started
+            )
+
+    def _read_rest(self, name: str, indices: tuple[int, ...], started: Started) -> np.ndarray:
+        """Return frames of an array, those that earlier reads have returned from memory."""
+        finished = [(read, future.result()) for read, future in started if future.exception() is None]
+        return self.read(name, indices, {k: frame for read, frames in finished for k, frame in zip(read, frames)})
+
+    def read(self, name: str, indices: tuple[int, ...], known: Mapping[int, np.ndarray] = NONE) -> np.ndarray:
+        """Return frames of an array, those that are held or known from memory and the others from the disk."""
         array = self._open_once(name)
-        held = {index: frame for index in indices if (frame := self.held.get((name, index))) is not None}
+        held = {k: frame for k in indices if (frame := self.held.get((name, k), known.get(k))) is not None}
         if not held:
             return array.read(indices)
         stored = [index for index in indices if index not in held]

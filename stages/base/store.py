@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # imported where an array is used, which `status` does not do
 LOCK, HOLDER = "lock", "holder.json"
 CHUNK = "c."  # the start of the names of chunks
 DISK_THREADS = 8
+SETTINGS = ("AWS_", "AZURE_", "GOOGLE_")  # the beginnings of the environment variables that object stores read
 
 
 class Store(Protocol):
@@ -120,6 +121,11 @@ def open_store(place: str | Path) -> Store:
             f"{url}: object stores need the package obstore", "install it with: pip install 'diffsynth-cli[cloud]'"
         ) from None
     return ObjectStore(url)
+
+
+def store_settings() -> dict[str, str]:
+    """Return the environment variables that object stores read: credentials, endpoint, region and so on."""
+    return {name: value for name, value in os.environ.items() if name.startswith(SETTINGS)}
 
 
 # --- a folder -------------------------------------------------------------------------------------------

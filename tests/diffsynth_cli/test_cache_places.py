@@ -7,42 +7,47 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
+from fnmatch import fnmatch
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from stages.base.cache import FrameCache
-from stages.base.store import LOCK, open_store
-from tests.object_stores import Server
+from stages.base.store import CHUNK, open_store
+from tests.conftest import ROUNDS
+from tests.object_stores import Server, contents, expire_soon
 from tests.typing import Cli, MakeJob
 
 FRAMES = 16
 PATTERN = {"combine_pattern": [-1, 0], "post_smoother": "TemporalMeanSmoother"}
 ARRAYS = ("frames", "control/*", "latents", "rendered", "deflickered")
+# The most reads per frame of arrays that smoothers read. `control` and both smoothers read `frames`.
+SMOOTHED = {"frames": 5, "rendered": 3, "step_predicted/*": 3}
+MOST_OTHERS = 650  # requests for metadata, records, lists and the lease
+long = pytest.mark.skipif(ROUNDS == 1, reason="takes minutes; `make chaos` runs it")
+DEMO = {  # as the demo, which has another model
+    "scheduler": "dpm++2m", "num_inference_steps": 6, "attention": "shared", "combine_pattern": [-10000, -1, 0, 1],
+    "smoother": "PatchBlendSmoother", "smoother_interval": 4, "post_smoother": "PatchBlendSmoother",
+}  # fmt: skip
+DEMO_KILLS = [("extract", 1), ("control", 2), ("render", 2), ("render", 9), ("render", 20), ("deflicker", 2)]
 
 
-def kill_in_render(job: Path, url: str) -> None:
-    """Start a job and kill it after its second mark in `render`."""
-    words = [sys.executable, "-m", "diffsynth_cli", "run", str(job), "--json", "--cache", url]
-    with subprocess.Popen(
-        words, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    ) as process:
+def kill_in(stage: str, chunks: int, *arguments: object) -> None:
+    """Start the program and kill it once it has finished so many chunks of a stage."""
+    words = [sys.executable, "-m", "diffsynth_cli", *map(str, arguments), "--json"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout is not None
-        stage, marks = "", 0
+        running = ""
         for event in map(json.loads, process.stdout):
-            stage = event.get("stage", stage)
-            marks += stage == "render" and event["event"] == "advance"
-            if marks == 2:
+            running = event.get("stage", running)
+            chunks -= running == stage and event["event"] == "advance"
+            if chunks == 0:
                 break
         process.kill()
     assert process.returncode == -signal.SIGKILL
-
-
-def expire_soon(url: str) -> None:
-    """Make the lease of a killed process run out in a second."""
-    store = open_store(url)
-    store.put(LOCK, json.dumps({**json.loads(store.get(LOCK) or b""), "duration": 1.0}).encode())
 
 
 @pytest.mark.slow
@@ -53,7 +58,7 @@ def test_a_job_with_its_cache_in_an_object_store_is_killed_and_gives_the_same_fr
 ) -> None:
     url = moto.new_url()
     job = make_job(FRAMES, output_path="remote", **PATTERN)
-    kill_in_render(job, url)
+    kill_in("render", 2, "run", job, "--cache", url)
     expire_soon(url)
     record = FrameCache(url).record("render")
     assert record.inputs is not None and not record.complete
@@ -81,6 +86,41 @@ def test_a_job_with_its_cache_in_an_object_store_is_killed_and_gives_the_same_fr
     assert videos[0] == videos[1] == videos[2]
     assert cli("export", elsewhere, "--cache", url, "-q", "-o", tmp_path / "smaller.webm", "--crf", 40) == (0, "")
     assert (tmp_path / "smaller.webm").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.chaos
+@pytest.mark.timeout(900)
+@long
+def test_the_demo_is_killed_in_every_stage_and_gives_the_same_bytes(tmp_path: Path, cli: Cli, moto: Server) -> None:
+    url = moto.new_url()
+    for stage, chunks in DEMO_KILLS:
+        kill_in(stage, chunks, "demo", "-o", tmp_path / "remote", "--cache", url)
+        expire_soon(url)
+    assert cli("demo", "-o", tmp_path / "remote", "-q", "--cache", url)[0] == 0
+    assert cli("demo", "-o", tmp_path / "local", "-q") == (0, "")
+    assert contents(url) == contents(tmp_path / "local/output/cache.zarr")
+    for name in ("output/video.mp4", "contact-sheet.png"):
+        assert (tmp_path / "remote" / name).read_bytes() == (tmp_path / "local" / name).read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.chaos
+@pytest.mark.timeout(900)
+@long
+def test_a_whole_job_takes_one_request_per_frame_and_phase(make_job: MakeJob, cli: Cli, moto: Server) -> None:
+    url, before = moto.new_url(), len(moto.requests())
+    assert cli("run", make_job(FRAMES, **DEMO), "-q", "--cache", url) == (0, "")
+    requests = [(method, path) for method, path in moto.requests()[before:] if "continuation-token" not in path]
+    made = Counter((method, path.rpartition("job.zarr/")[2]) for method, path in requests)
+    chunks = {key: count for key, count in made.items() if f"/{CHUNK}" in key[1]}
+    for (method, name), count in chunks.items():
+        array = name.rpartition("/")[0]
+        most = next((most for pattern, most in SMOOTHED.items() if fnmatch(array, pattern)), 1)
+        assert count <= (1 if method == "PUT" else most), name
+    written = {name for method, name in chunks if method == "PUT"}
+    assert len(written) % FRAMES == 0 and {name for method, name in chunks if method == "GET"} <= written
+    assert sum(made.values()) - sum(chunks.values()) <= MOST_OTHERS
 
 
 @pytest.mark.parametrize("as_url", [False, True])

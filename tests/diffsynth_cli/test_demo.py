@@ -14,6 +14,7 @@ from diffsynth_cli.demo import write_demo
 from stages.base.cache import FrameCache
 from stages.video import Encoding, encode, open_source
 from tests.conftest import scene
+from tests.object_stores import Server
 from tests.typing import Cli, MakeJob
 
 
@@ -33,7 +34,7 @@ def test_another_video_keeps_its_aspect_ratio(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_from_prompt_to_contact_sheet(tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_from_prompt_to_contact_sheet(tmp_path: Path, cli: Cli, moto: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("diffsynth_cli.demo.FRAMES", 3)
     monkeypatch.setattr("diffsynth_cli.demo.AREA", 64 * 64)
     video, folder = tmp_path / "mine.mp4", tmp_path / "demo"
@@ -45,6 +46,9 @@ def test_from_prompt_to_contact_sheet(tmp_path: Path, cli: Cli, monkeypatch: pyt
     winter = FrameCache(folder / "output/cache.zarr")["rendered"][:]
     code, output = cli("demo", "--video", video, "-o", folder, "--prompt", "winter")
     assert code == 0 and output.count("nothing to do") == 4
+    sheet, url = (folder / "contact-sheet.png").read_bytes(), moto.new_url()
+    assert cli("demo", "--video", video, "-o", folder, "--prompt", "winter", "-q", "--cache", url) == (0, "")
+    assert (FrameCache(url)["rendered"][:] == winter).all() and (folder / "contact-sheet.png").read_bytes() == sheet
     assert cli("demo", "--video", video, "-o", folder, "--prompt", "night")[0] == 0  # only what depends on the prompt
     assert not (FrameCache(folder / "output/cache.zarr")["rendered"][:] == winter).all()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import random
@@ -16,10 +15,11 @@ import av
 import pytest
 
 from stages.base.cache import FrameCache
+from tests.conftest import ROUNDS
+from tests.object_stores import contents
 from tests.processes import Program
 from tests.typing import Cli, MakeJob
 
-ROUNDS = int(os.environ.get("CHAOS_ROUNDS", 1))  # `make chaos` runs more
 FRAMES = 16 + 8 * ROUNDS  # three chunks per phase, and one more for each further round
 # Kills of each stage per round, and the chunks that it may finish first, at most.
 KILLS = {"extract": (1, 1), "control": (1, 1), "render": (3, 5), "deflicker": (1, 18)}
@@ -38,17 +38,6 @@ def wait_for(program: Program, kind: str, times: int = 1) -> str | None:
         if times <= 0:
             return line
     return None
-
-
-def contents(cache: Path) -> dict[str, str]:
-    """The hash of every file of every array."""
-    files = (path for path in cache.rglob("*") if path.is_file())
-    inside = {path.relative_to(cache).as_posix(): path for path in files}
-    return {
-        name: hashlib.sha256(path.read_bytes()).hexdigest()
-        for name, path in inside.items()
-        if not name.startswith(("receipts/", "marks/", "lock", "holder"))
-    }
 
 
 def decoded(video: Path) -> list[bytes]:

@@ -17,6 +17,7 @@ from stages.base.cluster import ClusterOptions, Share, share
 from stages.base.cluster.worker import Identity, Worker
 from stages.base.errors import DiffSynthError
 from stages.base.reporting import Reporter
+from stages.base.store import store_settings
 
 if TYPE_CHECKING:
     from ray import ObjectRef
@@ -40,8 +41,14 @@ class Actor(Worker):
         if not gpus:
             os.environ["CUDA_VISIBLE_DEVICES"] = ""  # others may have been given the GPUs of this machine
 
-    def introduce(self, identify: bytes) -> tuple[str, Identity]:
-        """Return Ray's id of the machine, and the result of a pickled function that describes it."""
+    def introduce(self, identify: bytes, settings: Mapping[str, str]) -> tuple[str, Identity]:
+        """Return Ray's id of the machine, and the result of a pickled function that describes it.
+
+        Args:
+            identify: The pickled function.
+            settings: Environment variables of the driver, with which this process opens object stores.
+        """
+        os.environ.update(settings)
         identity: Callable[[], Identity] = pickle.loads(identify)
         return ray.get_runtime_context().get_node_id(), identity()
 
@@ -149,7 +156,8 @@ class Crew:
             scheduling_strategy="SPREAD",
         )
         handle = cast("ActorHandle[Actor]", kind.remote(part.gpus))
-        self.arriving[handle.introduce.remote(self.identify)] = number, handle
+        # Ray would write credentials to its logs if they were part of its runtime environment.
+        self.arriving[handle.introduce.remote(self.identify, store_settings())] = number, handle
 
     def _welcome(self, introduction: Introduction) -> None:
         """Hire or refuse a worker that has started."""

@@ -100,6 +100,28 @@ def test_a_lease_that_stands_still_is_taken_over_after_its_duration_and_lost(sho
     second.release()
 
 
+def test_the_last_holder_says_how_long_to_wait(shop: Shop) -> None:
+    abandon(shop.taken())
+    impatient = shop.lease(duration=10.0)
+    impatient.acquire(shop.said.append)
+    impatient.release()
+    assert shop.time.seconds - 1000 >= DURATION
+
+
+def test_a_renewal_counts_from_its_beginning(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = shop.objects._put_if
+
+    def slowly(name: str, data: bytes, version: Version | None) -> Version | None:
+        shop.time.seconds += 100
+        return real(name, data, version)
+
+    assert shop.objects.has_conditions
+    monkeypatch.setattr(shop.objects, "_put_if", slowly)
+    lease = shop.taken()
+    assert lease.renewed == 1000.0 and shop.time.seconds == 1100.0
+    lease.release()
+
+
 def test_one_of_two_that_wait_takes_over(shop: Shop) -> None:
     abandon(shop.taken())
     others: list[Lease] = []
@@ -148,13 +170,41 @@ def test_a_damaged_lease_is_waited_for(shop: Shop, damage: bytes) -> None:
     assert shop.time.seconds - 1000 >= DURATION
 
 
+def wait_for_renewals(lease: Lease, count: int) -> None:
+    until = time.monotonic() + 60
+    while lease.renewals < count and time.monotonic() < until:
+        time.sleep(0.01)
+    assert lease.renewals >= count and lease.renewer.is_alive()
+
+
+def test_a_renewal_that_fails_is_repeated(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, failed = shop.objects._put_if, list[str]()
+
+    def after_two_failures(name: str, data: bytes, version: Version | None) -> Version | None:
+        if len(failed) < 2:
+            failed.append(name)
+            raise DiffSynthError("the store cannot be reached")
+        return real(name, data, version)
+
+    lease = shop.lease(duration=0.3)
+    lease.acquire(shop.said.append)
+    monkeypatch.setattr(shop.objects, "_put_if", after_two_failures)
+    wait_for_renewals(lease, 5)
+    assert failed == [LOCK, LOCK] and not lease.lost
+    lease.release()
+
+
+@pytest.mark.parametrize(("age", "named"), [(20, True), (100, False)])
+def test_a_holder_elsewhere_that_has_not_renewed_for_long_is_not_named(age: float, named: bool, shop: Shop) -> None:
+    who = {"pid": 1, "host": "elsewhere", "since": "now", "command": "mine", "duration": 10.0}
+    shop.objects.put(LOCK, json.dumps({**who, "written": time.time() - age}).encode())
+    assert (holder(shop.objects) is not None) == named
+
+
 def test_a_thread_renews_the_lease_until_it_is_lost(shop: Shop) -> None:
     lease = shop.lease(duration=0.3)
     lease.acquire(shop.said.append)
-    until = time.monotonic() + 60
-    while lease.renewals < 3 and time.monotonic() < until:
-        time.sleep(0.01)
-    assert lease.renewals >= 3 and lease.renewer.is_alive()
+    wait_for_renewals(lease, 3)
     other = {"pid": 1, "host": "elsewhere", "since": "now", "command": "mine", "written": time.time()}
     shop.objects.put(LOCK, json.dumps(other).encode())
     lease.renewer.join(60)

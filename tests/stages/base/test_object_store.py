@@ -12,7 +12,7 @@ from stages.base.cache import ArraySpec, FrameCache
 from stages.base.engine import LocalEngine, Task
 from stages.base.errors import DiffSynthError, UsageError
 from stages.base.overlap import Reads
-from tests.object_stores import Server
+from tests.object_stores import PAGE, Server
 
 FRAMES = 12
 CHUNKS = [(0, 4), (4, 8), (8, 12)]
@@ -60,6 +60,16 @@ def test_large_frames_are_one_request_too(moto: Server) -> None:
     assert [method for method, _ in moto.requests()[before:]] == ["PUT", "GET"]
 
 
+def test_long_lists_are_read_to_their_end(moto: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stages.base.object_store.LISTED", 4)
+    store, names = ObjectStore(moto.new_url()), [f"c.{index}" for index in range(2 * PAGE + 1)]
+    for name in names:
+        store.put(f"frames/{name}", b"")
+    assert sorted(store.children("frames")) == sorted(names)
+    store.delete_all("frames")
+    assert store.children("") == []
+
+
 def test_marks_are_stored_once_a_second_and_folded(moto: Server) -> None:
     store, seconds = ObjectStore(moto.new_url()), [0.0]
     journal = ObjectJournal(store, "marks/render.jsonl", lambda: seconds[0])
@@ -74,6 +84,34 @@ def test_marks_are_stored_once_a_second_and_folded(moto: Server) -> None:
     survivor.commit()
     assert store.journal("marks/render.jsonl").read().split() == ["header", *map(str, range(21)), "again"]
     assert sorted(store.children("marks")) == ["render.jsonl"]
+
+
+def test_marks_survive_a_kill_before_they_are_folded(moto: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, journal = journal_with_group(moto)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(store, "put", interrupt)
+        journal.commit()
+    assert store.journal("marks/render.jsonl").read().split() == ["header", "mark"]
+
+
+def test_a_new_journal_has_no_marks_of_a_killed_run(moto: Server) -> None:
+    store, _ = journal_with_group(moto)
+    store.journal("marks/render.jsonl").start("new header")
+    assert store.journal("marks/render.jsonl").read() == "new header\n" and store.children("marks/render") == []
+
+
+def journal_with_group(moto: Server) -> tuple[ObjectStore, ObjectJournal]:
+    """A journal with two lines, the second of which is an object of its group."""
+    store, seconds = ObjectStore(moto.new_url()), iter([0.0, 1.0, 1.0])
+    journal = ObjectJournal(store, "marks/render.jsonl", lambda: next(seconds))
+    journal.start("header")
+    journal.append("mark")
+    assert store.children("marks/render") == ["00000000.jsonl"]
+    return store, journal
+
+
+def interrupt(name: str, data: bytes) -> None:
+    raise KeyboardInterrupt
 
 
 def test_marks_that_a_kill_left_folded_and_in_groups_count_once(moto: Server) -> None:

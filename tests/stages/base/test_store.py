@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from stages.base.cache import ArraySpec, FrameCache
 from stages.base.errors import DiffSynthError, UsageError
 from stages.base.fingerprint import Inputs
 from stages.base.record import StageRecord
-from stages.base.store import FolderStore, Store, open_store
+from stages.base.store import FolderStore, Store, open_store, store_settings
 from tests.typing import Images
 
 SPEC = ArraySpec("control/a", (12, 8, 8, 3), "uint8")
@@ -135,6 +136,16 @@ def test_arrays_are_listed_and_removed(store: Store) -> None:
         cache["control/a"]
 
 
+def test_an_array_that_is_created_again_is_empty_and_others_stay(store: Store) -> None:
+    cache = FrameCache(store)
+    for name in ("control/a", "control/ab", "control/a"):
+        array = cache.create(ArraySpec(name, (1, 2), "uint8"))
+        with pytest.raises(DiffSynthError, match="is missing"):
+            _ = array[0]
+        array.write(0, np.ones((1, 2), np.uint8))
+    assert cache["control/ab"][0].min() == 1
+
+
 def test_other_contents_are_no_cache(store: Store) -> None:
     store.put("holiday.jpg", b"mine")
     assert not FrameCache(store).is_cache()
@@ -169,3 +180,52 @@ def test_unknown_urls_are_refused(url: str) -> None:
 def test_file_urls_are_folders(tmp_path: Path) -> None:
     store = open_store((tmp_path / "a b.zarr").as_uri())
     assert isinstance(store, FolderStore) and store.path == tmp_path / "a b.zarr"
+
+
+def test_settings_are_those_of_object_stores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_REGION", "eu-central-1")
+    assert store_settings()["AWS_REGION"] == "eu-central-1" and "PATH" not in store_settings()
+
+
+# --- what survives a power failure ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def flushed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The inodes of the files and folders that have been flushed to the disk."""
+    inodes, real = [], os.fsync
+
+    def fsync(descriptor: int) -> None:
+        inodes.append(os.fstat(descriptor).st_ino)
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    return inodes
+
+
+@pytest.mark.skipif(os.name != "posix", reason="cannot open folders")
+def test_frames_and_their_folder_are_flushed(tmp_path: Path, frames: Images, flushed: list[int]) -> None:
+    FrameCache(tmp_path).create(SPEC).write(0, frames)
+    folder = tmp_path / SPEC.name
+    chunks = [*folder.glob("c.*")]
+    assert len(chunks) == len(frames) and {path.stat().st_ino for path in (folder, *chunks)} <= set(flushed)
+
+
+def test_records_and_each_mark_are_flushed(tmp_path: Path, flushed: list[int]) -> None:
+    store, file = FolderStore(tmp_path), tmp_path / "marks.jsonl"
+    journal = store.journal(file.name)
+    journal.start("header")
+    journal.append("mark")
+    assert flushed == [file.stat().st_ino] * 2
+
+
+def test_a_file_that_cannot_be_replaced_keeps_its_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError("no space left on the disk")
+
+    store = FolderStore(tmp_path)
+    store.put("receipt.json", b"old")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="no space left"):
+        store.put("receipt.json", b"new")
+    assert store.get("receipt.json") == b"old"

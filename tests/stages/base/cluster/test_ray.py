@@ -33,6 +33,7 @@ from stages.base.reporting import Reporter
 from stages.identity import identify, program_versions
 from stages.jobs.job_file import read_job
 from tests.conftest import CONTROLNET, MODEL, scene, write_images
+from tests.object_stores import Server, contents, expire_soon
 from tests.stages.base.cluster.tasks import SIDE, Asking, Failing, Numbering, Waiting
 
 if TYPE_CHECKING:
@@ -87,21 +88,14 @@ def free_ports(count: int) -> list[int]:
 
 
 class Noting(Reporter):
-    """Keeps warnings, and calls `then` after each chunk with the names of stage and phase."""
+    """Keeps warnings, and calls `then` with the name of each phase that begins."""
 
     def __init__(self) -> None:
         self.warnings: list[str] = []
-        self.where = ["", ""]
-        self.then: Callable[[str, str], None] = lambda stage, phase: None
-
-    def begin(self, stage: str, total: int | None, done: int = 0) -> None:
-        self.where[0] = stage
+        self.then: Callable[[str], None] = lambda phase: None
 
     def phase(self, name: str) -> None:
-        self.where[1] = name
-
-    def advance(self, frames: int) -> None:
-        self.then(self.where[0], self.where[1])
+        self.then(name)
 
     def warn(self, message: str) -> None:
         self.warnings.append(message)
@@ -204,20 +198,20 @@ def test_a_chunk_that_fails_three_times_stops_the_run_and_errors_for_users_at_on
 def test_a_machine_with_another_version_is_not_used(
     cluster: Cluster, cache: FrameCache, reporter: Noting, tmp_path: Path
 ) -> None:
-    metadata = tmp_path / "old" / "diffsynth_cli-0.0.1.dist-info" / "METADATA"
+    metadata = tmp_path / "old" / "zarr-0.0.1.dist-info" / "METADATA"  # Ray puts what is in ROOT before PYTHONPATH
     metadata.parent.mkdir(parents=True)
-    metadata.write_text("Metadata-Version: 2.1\nName: diffsynth-cli\nVersion: 0.0.1\n")
+    metadata.write_text("Metadata-Version: 2.1\nName: zarr\nVersion: 0.0.1\n")
     path = f"{tmp_path / 'old'}{os.pathsep}{ROOT}"
     machine = add(cluster, env_vars={"PYTHONPATH": path})
     try:
-        with engine(reporter, workers=3) as running:
+        with engine(reporter) as running:
             wait_until(lambda: looked(running) and running.crew.refused)
             task = Numbering()
             assert sorted(running.map(task, cache, chunks(task))) == chunks(task)
     finally:
         cluster.remove_node(machine)
     (warning,) = reporter.warnings
-    assert "has diffsynth-cli 0.0.1 instead of" in warning and "is not used" in warning
+    assert "has zarr 0.0.1 instead of" in warning and "is not used" in warning
 
 
 @pytest.mark.parametrize(
@@ -263,15 +257,10 @@ def run_job(path: Path, where: Engine, reporter: Reporter) -> None:
         run_stage(stage, Run(job, cache, reporter, Options(job.batch_size), where, stages=stages))
 
 
-def contents(output: Path) -> dict[str, str]:
+def results(output: Path, cache: str = "") -> dict[str, str]:
     """The hash of every file of every array, and of the video."""
-    files = [*(output / "cache.zarr").rglob("*"), output / "video.mp4"]
-    inside = {file.relative_to(output).as_posix(): file for file in files if file.is_file()}
-    return {
-        name: hashlib.sha256(path.read_bytes()).hexdigest()
-        for name, path in inside.items()
-        if not name.startswith(tuple(f"cache.zarr/{part}" for part in ("receipts/", "marks/", "lock", "holder")))
-    }
+    video = hashlib.sha256((output / "video.mp4").read_bytes()).hexdigest()
+    return contents(cache or output / "cache.zarr") | {"video.mp4": video}
 
 
 def test_two_workers_compute_the_same_bytes_even_if_one_is_killed(
@@ -281,10 +270,10 @@ def test_two_workers_compute_the_same_bytes_even_if_one_is_killed(
         everyone(running, 2)
         run_job(write_job(folder, "two"), running, reporter)
         assert reporter.warnings == []
-        assert contents(folder / "two") == contents(folder / "local")
+        assert results(folder / "two") == results(folder / "local")
         victim = process(running, 1)
 
-        def kill(stage: str, phase: str) -> None:
+        def kill(phase: str) -> None:
             if phase.startswith("step 2") and not killed:
                 killed.append(phase)
                 os.kill(victim, signal.SIGKILL)
@@ -293,7 +282,7 @@ def test_two_workers_compute_the_same_bytes_even_if_one_is_killed(
         reporter.then = kill
         run_job(write_job(folder, "killed"), running, reporter)
     assert killed and "was lost" in reporter.warnings[0] and len(reporter.warnings) == 1
-    assert contents(folder / "killed") == contents(folder / "local")
+    assert results(folder / "killed") == results(folder / "local")
 
 
 def start(*arguments: object) -> subprocess.Popen[str]:
@@ -320,7 +309,7 @@ def test_a_killed_driver_is_resumed_locally_and_on_the_cluster(cluster: Cluster,
     wait_until(lambda: ray.available_resources().get("CPU") == 2)  # its worker has ended, too
     shutil.copytree(folder / "resumed", folder / "copied")
     run_job(write_job(folder, "copied"), LocalEngine(), Reporter())
-    assert contents(folder / "copied") == contents(folder / "local")
+    assert results(folder / "copied") == results(folder / "local")
 
     driver = start("run", job, *on)
     wait_for(driver, "decode")
@@ -332,4 +321,31 @@ def test_a_killed_driver_is_resumed_locally_and_on_the_cluster(cluster: Cluster,
     driver = start("run", job, "--engine", "ray", "--ray-address", cluster.address)
     out, err = driver.communicate()
     assert (driver.returncode, out) == (0, ""), err
-    assert contents(folder / "resumed") == contents(folder / "local")
+    assert results(folder / "resumed") == results(folder / "local")
+
+
+def test_a_cache_in_an_object_store_has_the_same_bytes_after_a_kill(
+    cluster: Cluster, folder: Path, moto: Server
+) -> None:
+    job, url = write_job(folder, "remote"), moto.new_url()
+    on = ("--engine", "ray", "--ray-address", cluster.address, "--cache", url)
+    driver = start("run", job, "--json", *on)
+    wait_for(driver, "step 2/2: smooth")
+    driver.kill()
+    driver.communicate()
+    expire_soon(url)
+    wait_until(lambda: ray.available_resources().get("CPU") == 2)
+    driver = start("run", job, *on)
+    out, err = driver.communicate()
+    assert (driver.returncode, out) == (0, ""), err
+    assert results(folder / "remote", url) == results(folder / "local")
+    assert FrameCache(url).holder() is None
+
+
+def test_a_store_that_workers_cannot_reach_is_named(
+    cluster: Cluster, reporter: Noting, moto: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    with engine(reporter, workers=1) as running, pytest.raises(DiffSynthError, match="the store cannot be reached"):
+        list(running.map(Numbering(), FrameCache("s3://bucket/a.zarr"), [(0, 2)]))
+    assert reporter.warnings == []

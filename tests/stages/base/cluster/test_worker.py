@@ -79,7 +79,7 @@ def test_frames_that_several_phases_read_stay_in_memory(cache: FrameCache, tmp_p
     worker.run(None, [(0, 2)], None)
     worker.end()
     begun(worker, Negate(tmp_path), keeping)
-    assert ("frames", (0, 1)) in worker.cache.plain.kept.frames
+    assert [*worker.cache.plain.kept.frames] == [("frames", 0), ("frames", 1)]
     begun(worker, Negate(tmp_path), cache)
     assert not worker.cache.plain.kept.frames
     worker.end()
