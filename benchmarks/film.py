@@ -22,6 +22,7 @@ from stages.base.cache import FrameCache
 from stages.base.calibration import Calibration, Cost, amount_of, kind_of
 from stages.base.chunks import Traffic
 from stages.base.engine import Ahead, Footage, Options, Run
+from stages.base.json_types import JsonObject
 from stages.base.reporting import Reporter
 from stages.jobs.job_file import make_job
 
@@ -44,7 +45,7 @@ COSTS: dict[str, tuple[float, int, int, float, float]] = {
 }
 ONE_BY_ONE = {"extract: scan": VIDEO}
 LOADING = 30.0  # s
-KEYS = {
+KEYS: JsonObject = {
     "model_id": "mini", "controlnet_model_id": ["mini/canny"] * 2, "controlnet_processor": ["canny", "tile"],
     "input_video": ".", "output_path": "out", "prompt": "winter", "attention": "shared", "device": "cpu",
     "combine_pattern": [-10000, -1, 0, 1], "smoother": "PatchBlendSmoother", "smoother_interval": 20,
