@@ -1,6 +1,6 @@
 # make demo      set up, then restyle a small clip through all four stages, offline
-# make test      set up, then run the tests
-# make quick     the same without the tests that take 10 seconds or more
+# make test      set up, then run the tests that take less than 6 seconds
+# make slow      run the others
 # make chaos     kill a job at 24 random moments, among other tests that damage or interrupt it
 # make cluster   run jobs on a Ray cluster of processes, and kill some of them
 # make coverage  run the tests and write build/coverage/index.html
@@ -23,7 +23,7 @@ BIN    := $(VENV)/bin
 CMAKE  := PATH="$(abspath $(BIN)):$$PATH" cmake
 CUDA_ARCHITECTURES ?=
 
-.PHONY: setup demo test quick chaos cluster coverage lint hooks bench native emulate mutants gpu sanitize clean
+.PHONY: setup demo test slow chaos cluster coverage lint hooks bench native emulate mutants gpu sanitize clean
 
 setup: $(VENV)/installed
 
@@ -39,10 +39,10 @@ demo: setup
 	$(BIN)/diffsynth demo
 
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not slow and not cluster"
 
-quick: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not slow"
+slow: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m slow
 
 chaos: setup
 	OMP_NUM_THREADS=1 CHAOS_ROUNDS=4 $(BIN)/python -m pytest -n auto -m chaos -o faulthandler_timeout=900

@@ -127,11 +127,11 @@ def test_warnings_go_to_the_reporter_or_to_the_warnings_module(make_job: MakeJob
 
 def test_smooth_and_metrics(tmp_path: Path, cli: Cli) -> None:
     guide, style = styled(tmp_path)
-    result = ds.smooth(guide, style, tmp_path / "smooth", window=2)
+    result = ds.smooth(guide, style, tmp_path / "smooth", window=2, detail=1)
     assert result.output == tmp_path / "smooth" and result.changes is not None
     assert len(result.changes.structure) == 6 and "flicker" in result.changes.summary()
-    assert ds.smooth(guide, style, tmp_path / "smooth", window=2).changes is None  # complete
-    assert cli("smooth", guide, style, "-o", tmp_path / "same", "--window", 2, "-q") == (0, "")
+    assert ds.smooth(guide, style, tmp_path / "smooth", window=2, detail=1).changes is None  # complete
+    assert cli("smooth", guide, style, "-o", tmp_path / "same", "--window", 2, "--detail", 1, "-q") == (0, "")
     for one, other in zip(open_source(result.output).shots(), open_source(tmp_path / "same").shots(), strict=True):
         np.testing.assert_array_equal(one.image(), other.image())
     measured = ds.metrics(guide, [style, result.output], style=style, plot=tmp_path / "plot.png")

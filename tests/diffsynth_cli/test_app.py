@@ -54,7 +54,7 @@ def test_each_stage_says_what_must_come_first(make_job: MakeJob, cli: Cli) -> No
 def test_a_stale_stage_stops_with_old_and_new_value_and_restart_redoes_it(
     tmp_path: Path, make_job: MakeJob, cli: Cli
 ) -> None:
-    assert cli("run", make_job(), "-q")[0] == 0
+    assert cli("run", make_job(2), "-q")[0] == 0
     before = FrameCache(tmp_path / "out/cache.zarr")["rendered"][:]
     job = make_job(prompt="summer")
     assert states(cli, job) == {"extract": "done", "control": "done", "render": "stale", "deflicker": "stale"}
@@ -78,7 +78,7 @@ def test_hints_name_the_overrides_too(tmp_path: Path, make_job: MakeJob, cli: Cl
 def test_hints_can_be_pasted_whatever_the_job_is_called(
     make_job: MakeJob, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = make_job()
+    job = make_job(1)
     monkeypatch.chdir(job.parent)
     for name in ("-j.json", "my job.json", "it's.json"):
         job = job.rename(job.with_name(name))
@@ -105,7 +105,7 @@ def test_a_half_done_stage_can_be_stale_too(make_job: MakeJob, cli: Cli) -> None
 
 
 def test_a_flipped_bit_is_repaired_by_restarting_its_stage(tmp_path: Path, make_job: MakeJob, cli: Cli) -> None:
-    job = make_job()
+    job = make_job(4)
     assert cli("extract", job, "-q")[0] == 0
     chunk = tmp_path / "out/cache.zarr/frames/c.3.0.0.0"
     right = chunk.read_bytes()
@@ -121,7 +121,7 @@ def test_a_flipped_bit_is_repaired_by_restarting_its_stage(tmp_path: Path, make_
 
 
 def test_the_source_is_not_needed_after_extraction(tmp_path: Path, make_job: MakeJob, cli: Cli) -> None:
-    job = make_job()
+    job = make_job(2)
     assert cli("extract", job, "-q")[0] == 0
     (tmp_path / "images").rename(tmp_path / "elsewhere")
     code, output = cli("run", job)
@@ -129,7 +129,7 @@ def test_the_source_is_not_needed_after_extraction(tmp_path: Path, make_job: Mak
 
 
 def test_the_written_config_runs_as_a_job_and_means_the_same(tmp_path: Path, make_job: MakeJob, cli: Cli) -> None:
-    assert cli("run", make_job(), "-q")[0] == 0
+    assert cli("run", make_job(2), "-q")[0] == 0
     code, output = cli("run", tmp_path / "out/config.json")
     assert code == 0 and output.count("nothing to do") == 4
 

@@ -13,6 +13,7 @@ from diffsynth_cli.change_report import COLUMNS, TEXT, WIDTH, changed_caption, k
 from stages.smoothers.images.changes import Changes, Place
 from tests.conftest import write_images
 from tests.stages.smoothers.scenes import Scene, scene
+from tests.stages.test_smooth import OPTIONS
 from tests.typing import Cli
 
 
@@ -50,13 +51,13 @@ def test_captions_of_large_videos_fit() -> None:
 
 def test_smooth_says_what_it_did_and_reports_where(tmp_path: Path, folders: tuple[Path, Path], cli: Cli) -> None:
     code, output = cli(
-        "smooth", *folders, "-o", tmp_path / "out", "--window", "2", "--report", tmp_path / "report.png", "--quiet"
+        "smooth", *folders, "-o", tmp_path / "out", *OPTIONS, "--report", tmp_path / "report.png", "--quiet"
     )
     assert code == 0 and output == ""
     assert Image.open(tmp_path / "report.png").width > 1000
-    code, output = cli("smooth", *folders, "-o", tmp_path / "again.mp4", "--window", "2")
+    code, output = cli("smooth", *folders, "-o", tmp_path / "again.mp4", *OPTIONS)
     assert code == 0 and "structure kept 0." in output and output.strip().endswith("of the picture left as it was")
-    code, output = cli("smooth", *folders, "-o", tmp_path / "same", "--strength", "0", "--json")
+    code, output = cli("smooth", *folders, "-o", tmp_path / "same", *OPTIONS, "--strength", "0", "--json")
     assert code == 0 and "100 % of the picture and 4 of 4 frames left as it was" in output.encode().decode(
         "unicode_escape"
     )

@@ -22,7 +22,7 @@ def test_every_kth_frame_stands_over_its_other_states(tmp_path: Path) -> None:
 
 
 def test_preview_shows_what_there_is_so_far(tmp_path: Path, make_job: MakeJob, cli: Cli) -> None:
-    job = make_job(controlnet_processor=["tile"])
+    job = make_job(2, controlnet_processor=["tile"])
     heights = []
     for stage in ("extract", "control", "render"):
         assert cli(stage, job, "--preview")[0] == 0

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import socket
-import subprocess
 import sys
 
 import pytest
 
 import diffsynth_cli as ds
+from diffsynth_cli.__main__ import main
+from tests.processes import SERVER
 from tests.typing import Cli, MakeJob
 
 
@@ -41,11 +42,11 @@ def test_without_ray_it_says_what_to_install(make_job: MakeJob, cli: Cli, monkey
 
 
 def test_running_locally_does_not_import_ray(make_job: MakeJob) -> None:
-    program = """
-import sys
-from diffsynth_cli.__main__ import main
-code = main(["run", sys.argv[1], "-q"])
-sys.exit(code or int("ray" in sys.modules))
-"""
-    done = subprocess.run([sys.executable, "-c", program, make_job(1)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    process = SERVER.Process(target=run_without_ray, args=(str(make_job(1)),))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+
+
+def run_without_ray(job: str) -> None:
+    sys.exit(main(["run", job, "-q"]) or int("ray" in sys.modules))

@@ -84,7 +84,7 @@ def test_a_job_file_in_its_own_output_folder_is_kept(tmp_path: Path, make_job: M
 
 
 def test_export(tmp_path: Path, make_job: MakeJob, cli: Cli, refused: Refused) -> None:
-    video = clip(tmp_path / "film.mp4")
+    video = clip(tmp_path / "film.mp4", 2)
     job = make_job(input_video="film.mp4")
     assert cli("run", job)[0] == 0
     for force in ((), ("--force",)):

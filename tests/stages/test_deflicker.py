@@ -142,7 +142,7 @@ def test_every_smoother_works_at_its_defaults(deflicker: Deflicker, name: str) -
 def test_an_unavailable_device_is_refused_before_anything_is_removed(
     deflicker: Deflicker, make_job: MakeJob, cli: Cli
 ) -> None:
-    keys = {"post_smoother": "PatchBlendSmoother", "post_smoother_config": {"window": 2}}
+    keys = {"post_smoother": "PatchBlendSmoother", "post_smoother_config": {"detail": 1}}
     cache, _ = deflicker(**keys)
     before = cache["deflickered"][:]
     job = make_job(10, **NO_MAPS, **keys)
@@ -165,7 +165,7 @@ def test_the_sources_sound_is_kept_in_sync(tmp_path: Path, deflicker: Deflicker)
 def test_sound_is_left_out_when_asked_or_when_the_speed_changes(
     tmp_path: Path, deflicker: Deflicker, keys: Keys
 ) -> None:
-    tone(tmp_path / "a.mp4")
+    tone(tmp_path / "a.mp4", seconds=0.4)
     _, output = deflicker(input_video="a.mp4", **keys)
     assert not open_source(tmp_path / "out/video.mp4").has_audio
     assert ("without sound: at fps" in output) == ("fps" in keys)

@@ -79,7 +79,7 @@ def test_a_lora_changes_what_is_rendered_and_its_content_counts(
 
     path = tmp_path / "style.safetensors"
     write(0)
-    without = render("without")["latents"][:]
+    without = render("without", frames=2)["latents"][:]
     some = render("some", loras=["style.safetensors"])["latents"][:]
     none = render("none", loras=[{"path": "style.safetensors", "scale": 0}])["latents"][:]
     np.testing.assert_array_equal(none, without)
@@ -94,7 +94,7 @@ def test_an_inversion_in_a_pickle_is_rendered_if_pickles_are_allowed(
 ) -> None:
     vectors = torch.randn(2, 32, generator=torch.Generator().manual_seed(0))
     torch.save({"string_to_param": {"*": vectors}}, tmp_path / "fluffy.pt")
-    keys = {"prompt": "winter fluffy", "embeddings": ["fluffy.pt"]}
+    keys = {"frames": 2, "prompt": "winter fluffy", "embeddings": ["fluffy.pt"]}
     without = render("without", **(keys | {"embeddings": []}))["latents"][:]
     code, output = cli("run", make_job(**keys, output_path="some"))
     assert code == 2 and "embeddings[0]" in output and "--allow-pickle" in output
@@ -106,7 +106,7 @@ def test_an_inversion_in_a_pickle_is_rendered_if_pickles_are_allowed(
 
 
 def test_a_controlnet_of_scale_0_changes_nothing(render: Render) -> None:
-    without = render("without", controlnet_model_id=[], controlnet_processor=[])["latents"][:]
+    without = render("without", frames=2, controlnet_model_id=[], controlnet_processor=[])["latents"][:]
     zero = render("zero", controlnet_scale=[0.0])["latents"][:]
     some = render("some", controlnet_scale=[0.5])["latents"][:]
     np.testing.assert_array_equal(zero, without)
@@ -114,7 +114,7 @@ def test_a_controlnet_of_scale_0_changes_nothing(render: Render) -> None:
 
 
 def test_guidance_1_asks_for_no_negative_prompt(render: Render) -> None:
-    one = render("one", guidance_scale=1.0)["latents"][:]
+    one = render("one", frames=2, guidance_scale=1.0)["latents"][:]
     other = render("other", guidance_scale=1.0, negative_prompt="blurry")["latents"][:]
     guided = render("guided", guidance_scale=3.0, negative_prompt="blurry")["latents"][:]
     np.testing.assert_array_equal(one, other)
@@ -126,7 +126,7 @@ def test_neighbours_are_seen_beyond_a_chunk(render: Render, tmp_path: Path) -> N
     frames = [scene(i) for i in range(12)]
     write_images(tmp_path / "one", frames)
     write_images(tmp_path / "two", [*frames[:8], scene(40), *frames[9:]])
-    keys = {"num_inference_steps": 1, "combine_pattern": [-1, 0, 1]}
+    keys = {"num_inference_steps": 1, "guidance_scale": 1.0, "combine_pattern": [-1, 0, 1]}
     one = render("a", input_video="one", **keys)["latents"][:]
     two = render("b", input_video="two", **keys)["latents"][:]
     differs = np.abs(one - two).max(axis=(1, 2, 3)) > 1e-4
@@ -135,7 +135,7 @@ def test_neighbours_are_seen_beyond_a_chunk(render: Render, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("name", SMOOTHERS.built_in)
 def test_every_smoother_works_in_the_loop_at_its_defaults(render: Render, name: str) -> None:
-    keys = {"num_inference_steps": 1, "combine_pattern": [0]}
+    keys = {"frames": 3, "num_inference_steps": 1, "combine_pattern": [0]}
     without, smoothed = render("without", **keys)["rendered"][:], render("with", smoother=name, **keys)["rendered"][:]
     assert smoothed.shape == without.shape and (smoothed != without).any()
 
@@ -148,7 +148,7 @@ def test_smoothers_with_tables_resume_in_the_loop(
     render: Render, make_job: MakeJob, cli: Cli, monkeypatch: pytest.MonkeyPatch, smoother: str, config: Keys
 ) -> None:
     monkeypatch.setattr(engine, "CHUNK", 2)
-    keys = {"smoother": smoother, "smoother_config": config, "keep_steps": True}
+    keys = {"smoother": smoother, "smoother_config": config, "guidance_scale": 1.0, "keep_steps": True}
     straight = render("straight", **keys)
     smoothed: list[int] = []
     real = render_tasks.SmoothStepTask.run
@@ -191,7 +191,7 @@ def test_smoothed_frames_are_encoded_in_the_networks_batches(
 
     monkeypatch.setattr(ChunkSmoother, "smooth", watched_smooth)
     monkeypatch.setattr(denoise.Denoiser, "encode", watched_encode)
-    keys = {"smoother_config": {"window": 1}} if smoother == "PatchBlendSmoother" else {}
+    keys = {"smoother_config": {"window": 1, "detail": 1}} if smoother == "PatchBlendSmoother" else {}
     render(frames=18, smoother=smoother, num_inference_steps=1, controlnet_scale=[0], **keys)
     assert encoded == [8, 8, 2] and smoothed == calls
 
@@ -199,14 +199,15 @@ def test_smoothed_frames_are_encoded_in_the_networks_batches(
 def test_the_device_of_the_job_is_what_smooths(render: Render, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: set[str] = set()
     monkeypatch.setattr("stages.models.weights.pick_gpu", asked.add)  # gives None: no GPU
-    render(smoother="PatchBlendSmoother", keyframes=4, num_inference_steps=1, device="cpu")
+    light = {"smoother": "PatchBlendSmoother", "smoother_config": {"detail": 1}}
+    render(**light, keyframes=4, num_inference_steps=1, device="cpu")
     render("auto", keyframes="auto", num_inference_steps=1)
     assert asked == {"cpu", "auto"}
 
 
 def test_scratch_arrays_are_removed_and_results_kept(render: Render) -> None:
     cache = render(
-        smoother="TemporalMeanSmoother", combine_pattern=["reference_0", 0], frames_reference=["images/0.png"]
+        frames=2, smoother="TemporalMeanSmoother", combine_pattern=["reference_0", 0], frames_reference=["images/0.png"]
     )
     assert all(name in cache for name in ("frames", "references", "latents", "rendered", "deflickered"))
     assert not any(name in cache for name in ("step_latents", "step_predicted", "reference_latents"))
@@ -245,7 +246,7 @@ def test_windows_of_large_frames_are_smaller() -> None:
 
 
 def test_frames_that_see_only_themselves_are_the_same_joint_or_shared(render: Render) -> None:
-    joint, shared = (render(name, attention=name)["latents"][:] for name in ("joint", "shared"))
+    joint, shared = (render(name, frames=2, attention=name)["latents"][:] for name in ("joint", "shared"))
     np.testing.assert_allclose(joint, shared, atol=1e-4)
 
 
@@ -263,7 +264,8 @@ def test_shared_anchors_reach_all_frames_and_neighbours_some(
     frames = [scene(i) for i in range(12)]
     for name, changed in (("one", None), ("first", 0), ("fifth", 5)):
         write_images(tmp_path / name, [scene(40) if i == changed else frame for i, frame in enumerate(frames)])
-    keys = {"num_inference_steps": 1, "attention": "shared", "combine_pattern": [-10000, -1, 0, 1]}
+    keys = {"num_inference_steps": 1, "guidance_scale": 1.0}
+    keys |= {"attention": "shared", "combine_pattern": [-10000, -1, 0, 1]}
     one, first, fifth = (
         render(f"{name}-out", input_video=name, **keys)["latents"][:] for name in ("one", "first", "fifth")
     )
@@ -303,7 +305,8 @@ def test_a_tiny_autoencoder_serves_smoothing_steps_alone(render: Render, tmp_pat
     tiny.save_pretrained(tmp_path / "tiny")
     smoothed = {"smoother": "TemporalMeanSmoother", "ignore_smoother_steps": 1}
     for keys, same in (({}, True), (smoothed, False)):
-        without, with_tiny = (render(f"{same}{vae}", vae=vae, **keys)["rendered"][:] for vae in (None, "tiny"))
+        renders = (render(f"{same}{vae}", frames=2, vae=vae, **keys) for vae in (None, "tiny"))
+        without, with_tiny = (cache["rendered"][:] for cache in renders)
         assert np.array_equal(without, with_tiny) is same
 
 
@@ -324,14 +327,14 @@ def test_every_scheduler_continues_from_smoothed_clean_latents(render: Render, s
 
 
 def test_guidance_too_high_for_lcm_is_warned_about(make_job: MakeJob, cli: Cli) -> None:
-    keys = {"scheduler": "lcm", "num_inference_steps": 1}
+    keys = {"frames": 1, "scheduler": "lcm", "num_inference_steps": 1}
     for name, guidance, warned in (("much", {}, True), ("little", {"guidance_scale": 2.0}, False)):
         code, output = cli("run", make_job(**keys, **guidance, output_path=name))
         assert code == 0 and ("guidance_scale 7.5 is too high for lcm" in output) == warned
 
 
 def test_schedulers_differ_and_a_changed_one_is_stale(render: Render, make_job: MakeJob, cli: Cli) -> None:
-    results = [render(f"of {name}", scheduler=name, **THREE)["rendered"][:] for name in SCHEDULERS]
+    results = [render(f"of {name}", frames=2, scheduler=name, **THREE)["rendered"][:] for name in SCHEDULERS]
     assert all((a != b).any() for k, a in enumerate(results) for b in results[:k])
     code, output = cli("render", make_job(output_path="of lcm", scheduler="euler", **THREE))
     assert code == 1 and 'scheduler: "lcm" → "euler"' in output
@@ -343,7 +346,7 @@ def test_v_prediction_and_img2img_work_with_every_scheduler(render: Render, tmp_
     config = tmp_path / "v/scheduler/scheduler_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"prediction_type": "v_prediction"}))
     keys = {"scheduler": scheduler, "model_id": "./v", **THREE, "keep_steps": True}
-    cache = render(**keys, img2img_strength=0.7)
+    cache = render(frames=2, **keys, img2img_strength=0.7)
     assert cache.arrays("step_latents/*") == ["step_latents/0000", "step_latents/0001"]
     assert np.isfinite(cache["latents"][:]).all() and cache["rendered"][:].std() > 1
 
@@ -362,8 +365,9 @@ def test_a_render_that_is_killed_after_every_chunk_ends_in_the_same_bytes(
     more: Keys,
 ) -> None:
     """The process dies when a chunk is written but not yet marked, so the chunk is redone."""
+    monkeypatch.setattr(engine, "CHUNK", 2)
     keys = {
-        "frames": 9,
+        "frames": 3,
         "scheduler": scheduler,
         "num_inference_steps": 4,
         "guidance_scale": 1.0,
@@ -398,16 +402,16 @@ def test_a_render_that_is_killed_after_every_chunk_ends_in_the_same_bytes(
 
 @pytest.mark.parametrize("scheduler", ["dpm++2m", "lcm"])
 def test_chunks_of_another_size_change_nothing(render: Render, monkeypatch: pytest.MonkeyPatch, scheduler: str) -> None:
-    keys = {"scheduler": scheduler, "batch_size": 1, **THREE, **SMOOTHED}
+    keys = {"frames": 3, "scheduler": scheduler, "batch_size": 1, **THREE, **SMOOTHED}
     whole = render("whole", **keys)
-    monkeypatch.setattr(engine, "CHUNK", 4)
+    monkeypatch.setattr(engine, "CHUNK", 2)
     np.testing.assert_array_equal(whole["latents"][:], render("cut", **keys)["latents"][:])
 
 
 def test_dpm_looks_back_at_clean_latents_as_they_were_smoothed(
     make_job: MakeJob, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    keys = {"scheduler": "dpm++2m", "num_inference_steps": 4, **SMOOTHED}
+    keys = {"frames": 3, "scheduler": "dpm++2m", "num_inference_steps": 4, **SMOOTHED}
     real_run, real = render_tasks.SmoothStepTask.run, render_tasks.StepTask.clean_before
     seen: dict[str, Any] = {}
 

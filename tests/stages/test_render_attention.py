@@ -17,11 +17,17 @@ from stages.diffusion.attention import View
 from stages.diffusion.attention_backends import AttentionBackend
 from stages.diffusion.denoise import Denoiser
 from stages.render import tasks as render_tasks
+from tests.conftest import scene, write_images
 from tests.stages.passes import watch_passes
 from tests.stages.test_render import assert_same
 from tests.typing import Cli, MakeJob, Render
 
 Measured: TypeAlias = Callable[[dict[str, float]], None]
+
+
+@pytest.fixture(autouse=True)
+def two_frames(tmp_path: Path) -> None:
+    write_images(tmp_path / "images", (scene(i) for i in range(2)))
 
 
 @pytest.fixture

@@ -48,7 +48,7 @@ def short_of_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int],
 def test_batches_are_halved_and_passes_separated_when_memory_runs_out(
     render: Render, short_of_memory: Callable[[int], Tried], make_job: MakeJob, cli: Cli
 ) -> None:
-    keys = {"combine_pattern": [-1, 0], "controlnet_model_id": [str(CONTROLNET), str(POOLING_CONTROLNET)]}
+    keys = {"frames": 4, "combine_pattern": [-1, 0], "controlnet_model_id": [str(CONTROLNET), str(POOLING_CONTROLNET)]}
     keys |= {"controlnet_processor": ["tile", "tile"], "controlnet_scale": [1, 1]}
     whole = render("whole", batch_size=4, **keys)["latents"][:]
     for most, expected in ((8, [(16, 2), (8, 2), (8, 2)]), (2, [(16, 2), (8, 2), (4, 2), (2, 1), (2, 1), (2, 1)])):
@@ -106,7 +106,7 @@ def test_compiled_networks_give_the_same_and_stay_compiled(
     render: Render, make_job: MakeJob, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(compiler, "BACKEND", "eager")  # captured and guarded, but not built: that takes minutes
-    plain = render("plain")["latents"][:]
+    plain = render("plain", frames=2)["latents"][:]
     real, runs = render_tasks.StepTask.run, []
 
     def run(task: render_tasks.StepTask, cache: FrameCache, start: int, stop: int) -> None:
@@ -134,11 +134,11 @@ def test_a_machine_that_cannot_compile_says_so(make_job: MakeJob, cli: Cli, monk
 
 
 def test_a_render_records_its_batch_size_to_resume_with(render: Render) -> None:
-    assert render(batch_size=3)["rendered"].attrs["batch_size"] == 3
+    assert render(frames=1, batch_size=3)["rendered"].attrs["batch_size"] == 3
 
 
 def test_offloaded_networks_give_the_same_frames(render: Render, make_job: MakeJob, cli: Cli, tmp_path: Path) -> None:
-    keys = {"smoother": "TemporalMeanSmoother", "vae_tiling": True}
+    keys = {"frames": 2, "smoother": "TemporalMeanSmoother", "vae_tiling": True}
     whole = render("whole", **keys)
     assert cli("run", make_job(**keys, output_path="low"), "-q", "--batch-size", 2, "--low-vram") == (0, "")
     low = FrameCache(tmp_path / "low/cache.zarr")

@@ -14,6 +14,7 @@ import pytest
 
 from diffsynth_cli.failures import Interrupted
 from stages import render as stage
+from stages.base import engine
 from stages.base.cache import ArraySpec, FrameArray, FrameCache
 from stages.base.engine import Chunk, Engine, LocalEngine, Options, Task
 from stages.base.errors import DiffSynthError
@@ -83,7 +84,8 @@ class LateWriter:
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_late_writer_changes_no_byte(case: str, render: Render, monkeypatch: pytest.MonkeyPatch) -> None:
-    keys = {"frames": 10, **STEPS, **CASES[case]}
+    monkeypatch.setattr(engine, "CHUNK", 2)
+    keys = {"frames": 3, **STEPS, **CASES[case]}
     straight = render("straight", **keys)
     late = LateWriter()
     monkeypatch.setattr(LocalEngine, "map", lambda self, *arguments: late.map(*arguments))
@@ -104,7 +106,8 @@ def test_a_late_writer_changes_no_byte(case: str, render: Render, monkeypatch: p
 def test_a_kill_while_an_array_is_dropped_changes_nothing(
     moment: str, render: Render, make_job: MakeJob, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    keys = {"frames": 10, **STEPS, **CASES["smoothed, looking back"]}
+    monkeypatch.setattr(engine, "CHUNK", 2)
+    keys = {"frames": 3, **STEPS, **CASES["smoothed, looking back"]}
     straight = render("straight", **keys)
     dropped: set[str] = set()
     real = FrameCache.remove

@@ -29,9 +29,10 @@ from tests.processes import Program
 from tests.stages.smoothers.images.test_offset import UNEVEN, pan, stylised
 from tests.stages.smoothers.scenes import HEIGHT, WIDTH, Scene, scene, squared_error
 from tests.stages.video.clips import onsets, tone
-from tests.typing import Cli, Image
+from tests.typing import Cli, Image, Keys
 
-OPTIONS = ("--window", "4")
+LIGHT: Keys = {"window": 2, "detail": 1}  # light only: neighbours' detail takes ten times as long
+OPTIONS = [str(word) for key, value in LIGHT.items() for word in (f"--{key}", value)]
 
 
 @pytest.fixture
@@ -53,14 +54,14 @@ def images(folder: Path) -> np.ndarray:
     return np.stack([shot.image() for shot in open_source(folder).shots()])
 
 
-def test_a_folder_of_images_is_written_and_nothing_else_is_left(
-    tmp_path: Path, clip: Scene, folders: tuple[Path, Path], cli: Cli
-) -> None:
-    code, output = cli("smooth", *folders, "-o", tmp_path / "out", *OPTIONS)
+def test_a_folder_of_images_is_written_and_nothing_else_is_left(tmp_path: Path, clip: Scene, cli: Cli) -> None:
+    guides, styles = clip.guides[:6], clip.styles[:6]
+    folders = write_images(tmp_path / "guide", guides), write_images(tmp_path / "style", styles)
+    code, output = cli("smooth", *folders, "-o", tmp_path / "out", "--window", 4)
     assert code == 0, output
     assert sorted(file.name for file in tmp_path.iterdir()) == ["guide", "out", "style"]
     assert [file.name for file in sorted((tmp_path / "out").iterdir())][:2] == ["00000.png", "00001.png"]
-    expected = build(smooth.SMOOTHER, {"window": 4}, clip.guides, clip.styles).smooth(0, 12)
+    expected = build(smooth.SMOOTHER, {"window": 4}, guides, styles).smooth(0, 6)
     np.testing.assert_array_equal(images(tmp_path / "out"), expected)
 
 
@@ -97,7 +98,7 @@ def test_smoothing_is_compiled_if_asked_and_stays_so_when_resumed(
 def test_a_video_keeps_rate_and_sound_of_the_style(tmp_path: Path, cli: Cli) -> None:
     style = tone(tmp_path / "style.mp4", seconds=1.4)
     output = tmp_path / "out.mp4"
-    code, message = cli("smooth", style, style, "-o", output, "--window", "2")
+    code, message = cli("smooth", style, style, "-o", output, *OPTIONS)
     assert code == 0, message
     before, after = open_source(style), open_source(output)
     assert after.fps == before.fps and len(list(after.shots())) == len(list(before.shots()))
@@ -110,7 +111,7 @@ def test_without_sound_in_the_style_the_guides_is_taken(tmp_path: Path, cli: Cli
     style = tmp_path / "style.mp4"
     encode(style, (shot.image() for shot in source.shots()), Encoding(source.fps))
     assert not open_source(style).has_audio
-    code, output = cli("smooth", guide, style, "-o", tmp_path / "out.mp4", "--window", "2")
+    code, output = cli("smooth", guide, style, "-o", tmp_path / "out.mp4", *OPTIONS)
     assert code == 0, output
     assert onsets(tmp_path / "out.mp4")[1] == pytest.approx(onsets(guide)[1], abs=0.03)
 
@@ -120,10 +121,10 @@ def test_images_are_shown_when_the_guides_frames_are(tmp_path: Path, cli: Cli) -
     painted = write_images(tmp_path / "painted", (shot.image() for shot in open_source(guide).shots()))
     fast = tmp_path / "fast.mp4"
     encode(fast, images(painted), Encoding(Fraction(30)))
-    code, output = cli("smooth", fast, painted, "-o", tmp_path / "out.mp4", "--window", "2", "--detail", "1")
+    code, output = cli("smooth", fast, painted, "-o", tmp_path / "out.mp4", *OPTIONS)
     assert code == 0, output
     assert open_source(tmp_path / "out.mp4").fps == 30
-    code, output = cli("smooth", guide, painted, "-o", tmp_path / "sound.mp4", "--window", "2", "--detail", "1")
+    code, output = cli("smooth", guide, painted, "-o", tmp_path / "sound.mp4", *OPTIONS)
     assert code == 0, output
     assert onsets(tmp_path / "sound.mp4")[1] == pytest.approx(onsets(guide)[1], abs=0.03)
 
@@ -177,7 +178,7 @@ def test_other_options_after_an_interruption_start_over(
 
     monkeypatch.setattr(tasks.SmoothTask, "run", run)
     assert cli("smooth", *folders, "-o", tmp_path / "out", *OPTIONS)[0] == 130
-    assert cli("smooth", *folders, "-o", tmp_path / "out", "--strength", "0")[0] == 0
+    assert cli("smooth", *folders, "-o", tmp_path / "out", *OPTIONS, "--strength", 0)[0] == 0
     np.testing.assert_array_equal(images(tmp_path / "out"), clip.styles)
 
 
@@ -204,7 +205,7 @@ def test_a_guide_that_ends_early_is_reported_and_no_frame_is_lost(
     code, output = cli("smooth", short, folders[1], "-o", tmp_path / "out", *OPTIONS)
     assert code == 0 and expected in output and len(images(tmp_path / "out")) == 12
     guides = [*clip.guides[:frames], *clip.styles[frames:]]
-    expected_frames = build(smooth.SMOOTHER, {"window": 4}, guides, clip.styles).smooth(0, 12)
+    expected_frames = build(smooth.SMOOTHER, LIGHT, guides, clip.styles).smooth(0, 12)
     np.testing.assert_array_equal(images(tmp_path / "out"), expected_frames)
 
 
@@ -264,23 +265,22 @@ def test_an_offset_is_found_reported_and_used(tmp_path: Path, ahead: tuple[Path,
     assert code == 0 and "in step" in output
     assert not np.array_equal(images(tmp_path / "found"), images(tmp_path / "zero"))
     guides = [shot.image() for shot in GuideShots(guide, style, 3)(0)]
-    expected = build(smooth.SMOOTHER, {"window": 4}, guides, images(style)).smooth(0, 20)
+    expected = build(smooth.SMOOTHER, LIGHT, guides, images(style)).smooth(0, 20)
     np.testing.assert_array_equal(images(tmp_path / "found"), expected)
 
 
 @pytest.mark.parametrize("name", ["out.mp4", "out.mkv", "out.webm"])
-def test_a_truncated_output_does_not_count_as_complete(
-    name: str, tmp_path: Path, ahead: tuple[Path, Path], cli: Cli
-) -> None:
+def test_a_truncated_output_does_not_count_as_complete(name: str, tmp_path: Path, cli: Cli) -> None:
     output = tmp_path / name
-    assert cli("smooth", ahead[1], "-o", output, "--window", "1", "-q")[0] == 0
+    command = ("smooth", write_images(tmp_path / "style", pan(0, UNEVEN[:6])), "-o", output, *OPTIONS)
+    assert cli(*command, "-q")[0] == 0
     whole = output.read_bytes()
-    assert "nothing to do" in cli("smooth", ahead[1], "-o", output, "--window", "1")[1]
+    assert "nothing to do" in cli(*command)[1]
     for part in (whole[: len(whole) * 2 // 3], b"x"):
         output.write_bytes(part)
-        code, message = cli("smooth", ahead[1], "-o", output, "--window", "1")
+        code, message = cli(*command)
         assert code == 2 and f"{output} exists" in message and output.read_bytes() == part
-    assert cli("smooth", ahead[1], "-o", output, "--window", "1", "-q", "--force")[0] == 0
+    assert cli(*command, "-q", "--force")[0] == 0
     assert output.read_bytes() == whole
 
 
@@ -337,12 +337,12 @@ def test_the_guides_sound_is_moved_by_the_offset(tmp_path: Path, cli: Cli, offse
     guide = tone(tmp_path / "guide.mp4", seconds=2)
     shots = [shot.image() for shot in open_source(guide).shots()]
     style = video(tmp_path / "style.mp4", [shots[min(max(0, i + offset), 49)] for i in range(40)])
-    code, output = cli("smooth", guide, style, "-o", tmp_path / "out.mp4", "--offset", offset, "--window", "2")
+    code, output = cli("smooth", guide, style, "-o", tmp_path / "out.mp4", "--offset", offset, *OPTIONS)
     assert code == 0, output
     white, sound, _ = onsets(tmp_path / "out.mp4")
     assert white == pytest.approx(1 - offset / 25, abs=0.05) and sound == pytest.approx(white, abs=0.05)
     painted = write_images(tmp_path / "painted", images(style))
-    code, output = cli("smooth", guide, painted, "-o", tmp_path / "images.mp4", "--offset", offset, "--window", "2")
+    code, output = cli("smooth", guide, painted, "-o", tmp_path / "images.mp4", "--offset", offset, *OPTIONS)
     assert code == 0 and len(images(tmp_path / "images.mp4")) == 40, output
     assert onsets(tmp_path / "images.mp4")[1] == pytest.approx(1 - offset / 25, abs=0.05)
 
@@ -368,7 +368,7 @@ def test_without_a_guide_the_style_is_its_own_and_stored_once(
     cache = FrameCache(tmp_path / "out.cache.zarr")
     assert "styles" in cache and "guides" not in cache
     assert cli("smooth", style, "-o", tmp_path / "out", *OPTIONS)[0] == 0
-    expected = build(smooth.SMOOTHER, {"window": 4}, clip.styles, clip.styles).smooth(0, 12)
+    expected = build(smooth.SMOOTHER, LIGHT, clip.styles, clip.styles).smooth(0, 12)
     np.testing.assert_array_equal(images(tmp_path / "out"), expected)
 
 

@@ -89,12 +89,12 @@ def test_a_finished_run_says_so(
         patch.setattr(smooth, "fill", lambda *_, **__: pytest.fail("is redone"))
         code, output = cli(*arguments, *OPTIONS)
         assert code == 0 and "nothing to do" in output and checksums(tmp_path) == before
-        code, output = cli(*arguments, "--window", "5")
+        code, output = cli(*arguments, *OPTIONS, "--strength", 0.5)
         assert code == 2 and "with other options" in output and "--force" in output and checksums(tmp_path) == before
     assert not list(tmp_path.glob("*.cache.zarr"))
     assert cli(*arguments, *OPTIONS, "--restart")[0] == 0
     assert checksums(tmp_path) == before
-    assert cli(*arguments, "--window", "5", "--force")[0] == 0
+    assert cli(*arguments, *OPTIONS, "--strength", 0.5, "--force")[0] == 0
     assert checksums(tmp_path) != before
     assert sorted(file.name for file in tmp_path.iterdir()) == sorted(["guide", "style", name])
 

@@ -14,10 +14,9 @@ from diffsynth_cli.failures import Interrupted
 from stages import tasks
 from stages.base.cache import FrameCache
 from tests.conftest import scene, write_images
-from tests.stages.test_smooth import images
+from tests.stages.test_smooth import OPTIONS, images
 from tests.typing import Cli, Images
 
-OPTIONS = ("--window", "4")
 CUT, COUNT = 7, 12
 
 

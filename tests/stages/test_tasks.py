@@ -47,7 +47,7 @@ JOBS: dict[str, tuple[Keys, set[str]]] = {
             "num_inference_steps": 3,
             "scheduler": "dpm++2m",
             "smoother": "PatchBlendSmoother",
-            "smoother_config": {"window": 2},
+            "smoother_config": {"window": 2, "detail": 1},
             "smoother_interval": 2,
             "post_smoother": "PySynthSmoother",
             "post_smoother_config": {"speed": "fastest", "window_size": 2},
@@ -64,7 +64,7 @@ JOBS: dict[str, tuple[Keys, set[str]]] = {
     ),
 }  # fmt: skip
 CALLS: dict[str, tuple[list[object], set[str]]] = {
-    "smooth": (["guide", "style", "--window", 2, "--scenes", "5,14"], {"DecodeTask", "SmoothTask"}),
+    "smooth": (["guide", "style", "--window", 2, "--detail", 1, "--scenes", "5,14"], {"DecodeTask", "SmoothTask"}),
     "interpolate": (["guide", "keys", "--mode", "interpolate"], {"DecodeTask", "PaintTask"}),
 }
 

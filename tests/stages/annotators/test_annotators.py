@@ -26,6 +26,7 @@ WITH_WEIGHTS = [name for name, model in MAKING.items() if issubclass(model, Weig
 EXTRAS = [name for name, model in MAKING.items() if model.extra]
 # Of a network of 350 million numbers, `python -m benchmarks.annotators` shows that it runs.
 TOO_LARGE = ("zoe",)
+LARGE = ("leres", "midas")
 NOTHING_SEEN = ("mediapipe_face", "openpose", "openpose_video", "dwpose")  # in frames that show no people
 
 
@@ -74,7 +75,14 @@ def test_maps_have_the_frames_shape_and_are_reproducible(name: str, size: tuple[
     np.testing.assert_array_equal(frames, before)
 
 
-@pytest.mark.parametrize("name", [name for name in WITH_WEIGHTS if name not in TOO_LARGE])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in LARGE else [])
+        for name in WITH_WEIGHTS
+        if name not in TOO_LARGE
+    ],
+)
 def test_networks_load_from_their_published_layout(
     name: str, weights: Callable[[str], Weights], capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -11,7 +11,10 @@ from stages.diffusion import compilation
 from stages.models import compiler
 
 
-@pytest.mark.parametrize(("backend", "batches"), [("eager", [3, 1]), ("inductor", [3])])  # C++ takes seconds each time
+@pytest.mark.parametrize(
+    ("backend", "batches"),
+    [("eager", [3, 1]), pytest.param("inductor", [3], marks=pytest.mark.slow)],  # C++ takes seconds each time
+)
 def test_a_compiled_block_gives_the_same_for_every_shape(
     backend: str, batches: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -48,7 +48,7 @@ KEYS = {
 MACHINE = {"num_cpus": 1, "node_ip_address": "127.0.0.1"}
 PORTS = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port", "runtime_env_agent_port")
 LEAN = {"include_dashboard": False, "include_log_monitor": False, "no_monitor": True}
-pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")

@@ -145,6 +145,7 @@ def test_stiff_flow_is_not_led_by_noise(swimming: Scene) -> None:
     assert stiff < 0.5 * loose
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ON_GPU)
 def test_smoothers_do_what_they_do_on_the_processor(name: str, swimming: Scene, on_torch: torch.device) -> None:
     errors = []
@@ -166,6 +167,7 @@ def test_memory_may_be_bounded_otherwise(
     assert off.max() <= 1 and (off > 0).mean() < 1e-3  # rounding
 
 
+@pytest.mark.slow
 def test_smoothing_is_compiled_if_asked(
     swimming: Scene, on_torch: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -222,6 +224,7 @@ def no_gpu_needed() -> Iterator[None]:
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ON_GPU)
 def test_nothing_leaves_the_gpu_but_finished_frames(
     name: str, no_gpu_needed: None, monkeypatch: pytest.MonkeyPatch
@@ -247,6 +250,7 @@ def test_nothing_leaves_the_gpu_but_finished_frames(
     assert matched == [(8 * 6, HEIGHT, WIDTH, 2), (6, HEIGHT, WIDTH, 2)]
 
 
+@pytest.mark.slow
 def test_keyframes_are_repainted_several_at_once_on_the_gpu(
     no_gpu_needed: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
