@@ -127,7 +127,9 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
-@pytest.mark.parametrize("case", JOBS)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[pytest.mark.slow] if case == "every frame" else []) for case in JOBS]
+)
 def test_a_job_gives_the_same_bytes_in_any_order(
     case: str, footage: Path, make_job: MakeJob, cli: Cli, workers: Callable[[], Workers]
 ) -> None:
