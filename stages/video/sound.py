@@ -28,13 +28,15 @@ class SoundTrack:
         self.stream.bit_rate = AUDIO_BIT_RATE
         self.frames = _cut_sound(audio, self.stream)
         self.written = 0.0  # s
+        self.ended = False
 
     def write_until(self, time: float) -> None:
-        while self.written <= time:
+        """Write what sounds until `time`, in seconds. Infinity ends the track."""
+        while self.written <= time and not self.ended:
             frame = next(self.frames, None)
             if frame is None:
                 self.container.mux(self.stream.encode(None))
-                self.written = float("inf")
+                self.ended = True
                 return
             self.container.mux(self.stream.encode(frame))
             self.written = float((frame.time or 0.0) + frame.samples / frame.sample_rate)
