@@ -45,7 +45,7 @@ slow: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m slow
 
 chaos: setup
-	OMP_NUM_THREADS=1 CHAOS_ROUNDS=4 $(BIN)/python -m pytest -n auto -m chaos -o faulthandler_timeout=900
+	OMP_NUM_THREADS=1 CHAOS_ROUNDS=4 $(BIN)/python -m pytest -n auto -m chaos -o faulthandler_timeout=1600 -o session_timeout=3600
 
 cluster: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m cluster -o faulthandler_timeout=1000

@@ -86,12 +86,12 @@ class KeptFrames:
             return array.read_stored(indices)
         keys = [(array.name, index) for index in indices]
         known = {key: frame for key in keys if (frame := self.frames.get(key)) is not None}
-        missing = [key for key in keys if key not in known]
-        new = dict(zip(missing, array.read_stored([index for _, index in missing]), strict=True))
-        if sum(frame.nbytes for frame in [*self.frames.values(), *new.values()]) <= self.room:
-            self.frames |= new
-        found = known | new
-        return np.stack([found[key] for key in keys])
+        if missing := [key for key in keys if key not in known]:
+            new = dict(zip(missing, array.read_stored([index for _, index in missing]), strict=True))
+            if sum(frame.nbytes for frame in [*self.frames.values(), *new.values()]) <= self.room:
+                self.frames |= new
+            known |= new
+        return np.stack([known[key] for key in keys])
 
 
 class FrameArray:

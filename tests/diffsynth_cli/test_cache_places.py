@@ -90,7 +90,7 @@ def test_a_job_with_its_cache_in_an_object_store_is_killed_and_gives_the_same_fr
 
 @pytest.mark.slow
 @pytest.mark.chaos
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1500)
 @long
 def test_the_demo_is_killed_in_every_stage_and_gives_the_same_bytes(tmp_path: Path, cli: Cli, moto: Server) -> None:
     url = moto.new_url()
@@ -106,7 +106,7 @@ def test_the_demo_is_killed_in_every_stage_and_gives_the_same_bytes(tmp_path: Pa
 
 @pytest.mark.slow
 @pytest.mark.chaos
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1500)
 @long
 def test_a_whole_job_takes_one_request_per_frame_and_phase(make_job: MakeJob, cli: Cli, moto: Server) -> None:
     url, before = moto.new_url(), len(moto.requests())

@@ -210,7 +210,7 @@ def test_the_first_control_maps_are_read_while_networks_load(render: Render, mon
     monkeypatch.setattr(FrameArray, "read_stored", read_stored)
     cache = render(frames=10, num_inference_steps=2, combine_pattern=[0, 1])
     assert loading == cache.arrays("control/*")
-    assert loaded == [(loading[0], 0), (loading[0], 8)]  # once in two steps of two chunks
+    assert loaded == [(loading[0], 0), (loading[0], 9)]  # once in two steps of two chunks, which share frame 8
 
 
 def test_models_that_cannot_be_loaded_cost_no_earlier_result(make_job: MakeJob, cli: Cli, tmp_path: Path) -> None:
