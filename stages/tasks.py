@@ -6,10 +6,10 @@ A task pickles, runs its chunks in any order and in any process, and drops what 
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import lru_cache
 from itertools import islice
 from typing import Any
 
@@ -25,7 +25,8 @@ from stages.smoothers import SMOOTHERS, Frames, LoadedFrames, Smoother, build, f
 from stages.video import Shot, fit
 
 PAINT_CHUNK = 4  # frames that are painted at once, most of them from two keyframes
-KEPT_FRAMES = 4  # of those that a smoother has read, per video
+KEPT_BYTES = 32 * 2**20  # of frames that a smoother has read, per video: its window at 512×960 ...
+LEAST_KEPT, MOST_KEPT = 4, 40  # ... within these numbers of frames
 PAIRS = "pairs to match"  # in what tasks say of their work
 
 
@@ -98,15 +99,24 @@ class Picked(Sequence[np.ndarray]):
 
 
 def read_ahead(frames: Frames) -> LoadedFrames:
-    """Return frames that another thread reads: with each, the one after it. The last few are kept."""
+    """Return frames that another thread reads: with each, the one after it. The last ones are kept."""
     reader = ThreadPoolExecutor(1, "read ahead")
-    read = lru_cache(KEPT_FRAMES)(lambda index: reader.submit(frames.__getitem__, index))
+    recent: OrderedDict[int, Future[Image]] = OrderedDict()
+
+    def read(index: int) -> Future[Image]:
+        if index not in recent:
+            recent[index] = reader.submit(frames.__getitem__, index)
+        recent.move_to_end(index)
+        return recent[index]
 
     def load(index: int) -> Image:
         frame = read(index)
         if index + 1 < len(frames):
             read(index + 1)
-        return frame.result()
+        image = frame.result()
+        while len(recent) > min(max(KEPT_BYTES // image.nbytes, LEAST_KEPT), MOST_KEPT):
+            recent.popitem(last=False)
+        return image
 
     return LoadedFrames(len(frames), load)
 

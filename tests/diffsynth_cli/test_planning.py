@@ -17,6 +17,7 @@ STEPS: Keys = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_job_is_counted_measured_and_priced(tmp_path: Path, make_job: MakeJob, cli: Cli) -> None:
     job = make_job(20, **STEPS)
     measured = tmp_path / "here.json"
@@ -42,6 +43,7 @@ def test_a_job_is_counted_measured_and_priced(tmp_path: Path, make_job: MakeJob,
     assert code == 2 and "here.json was measured with other values of guidance_scale" in output
 
 
+@pytest.mark.slow
 def test_what_is_expected_of_a_short_job_is_what_it_does(tmp_path: Path, make_job: MakeJob, cli: Cli) -> None:
     job = make_job(10, **STEPS)
     planned = ds.plan(job, overrides={"batch_size": 4})

@@ -15,6 +15,7 @@ import pytest
 from transformers import AutoModelForDepthEstimation
 
 import stages
+from stages import tasks
 from stages.base.cache import FrameCache
 from stages.base.engine import Chunk, Engine, LocalEngine, Task
 from stages.base.overlap import OverlappedArray, OverlappedCache, Reads
@@ -239,6 +240,24 @@ def test_frames_are_read_ahead_one_by_one() -> None:
     np.testing.assert_array_equal(np.stack(list(frames)), np.stack(images))
     with pytest.raises(IndexError):
         frames[6]
+    assert sorted(reads) == [0, 1, 2, 3, 4, 5]  # each once
+
+
+def test_large_frames_are_read_again_to_bound_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tasks, "KEPT_BYTES", 5 * scene(0).nbytes)
+    reads: list[int] = []
+
+    class Watched(list[np.ndarray]):
+        def __getitem__(self, index: Any) -> Any:
+            reads.append(index)
+            return super().__getitem__(index)
+
+    frames = read_ahead(Watched(scene(k) for k in range(9)))
+    for index in (0, 1, 2, 3, 0, 8):  # the last five of 0 to 4 are kept
+        frames[index]
+    assert reads == [0, 1, 2, 3, 4, 8]
+    frames[2]
+    assert reads == [0, 1, 2, 3, 4, 8, 2]
 
 
 def test_these_cases_run_every_task() -> None:
