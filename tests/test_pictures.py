@@ -68,6 +68,7 @@ def edges_met(frames: np.ndarray, maps: np.ndarray) -> float:
     return float(np.mean([agreement(cv2.Canny(frame, 100, 200), wanted) for frame, wanted in zip(frames, maps)]))
 
 
+@pytest.mark.slow
 def test_words_change_the_light_and_the_colours(restyle: Restyle) -> None:
     day, night, sunset = (restyle(f"summer, {time}, photo", **ALONE) for time in ("day", "night", "sunset"))
     assert brightness(night) < 0.6 * brightness(day)

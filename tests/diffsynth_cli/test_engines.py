@@ -41,6 +41,7 @@ def test_without_ray_it_says_what_to_install(make_job: MakeJob, cli: Cli, monkey
     assert code == 2 and "pip install 'diffsynth-cli[ray]'" in output
 
 
+@pytest.mark.slow
 def test_running_locally_does_not_import_ray(make_job: MakeJob) -> None:
     process = SERVER.Process(target=run_without_ray, args=(str(make_job(1)),))
     process.start()

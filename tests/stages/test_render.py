@@ -140,6 +140,7 @@ def test_every_smoother_works_in_the_loop_at_its_defaults(render: Render, name: 
     assert smoothed.shape == without.shape and (smoothed != without).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("smoother", "config"),
     [("PatchBlendSmoother", {"window": 2}), ("PySynthSmoother", {"speed": "fastest", "window_size": 2})],
@@ -295,6 +296,7 @@ def test_shared_attention_resumes_to_the_same_bytes(
     assert_same(straight, interrupted)
 
 
+@pytest.mark.slow
 def test_a_tiny_autoencoder_serves_smoothing_steps_alone(render: Render, tmp_path: Path) -> None:
     torch.manual_seed(0)
     tiny = AutoencoderTiny(
@@ -316,6 +318,7 @@ SMOOTHED: Keys = {"smoother": "TemporalMeanSmoother", "smoother_interval": 2}
 THREE: Keys = {"num_inference_steps": 3, "guidance_scale": 1.5}  # steps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_every_scheduler_continues_from_smoothed_clean_latents(render: Render, scheduler: str) -> None:
     """Where every step, the last one too, is smoothed over the whole video, all frames end as nearly the same mean."""
@@ -350,6 +353,7 @@ def test_v_prediction_and_img2img_work_with_every_scheduler(render: Render, tmp_
     assert np.isfinite(cache["latents"][:]).all() and cache["rendered"][:].std() > 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("scheduler", "more"),
     [("dpm++2m", {}), ("dpm++2m", SMOOTHED), ("dpm++2m", {"img2img_strength": 0.8}), ("lcm", SMOOTHED)],

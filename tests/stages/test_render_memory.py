@@ -45,6 +45,7 @@ def short_of_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int],
     denoise.denoiser.cache_clear()
 
 
+@pytest.mark.slow
 def test_batches_are_halved_and_passes_separated_when_memory_runs_out(
     render: Render, short_of_memory: Callable[[int], Tried], make_job: MakeJob, cli: Cli
 ) -> None:
@@ -61,6 +62,7 @@ def test_batches_are_halved_and_passes_separated_when_memory_runs_out(
     assert code == 1 and "Out of memory" in output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("most", [8, 2])  # latents: half the batch; one frame's group, and one pass at a time
 def test_a_render_that_ran_out_of_memory_resumes_in_smaller_batches(
     most: int,
@@ -102,6 +104,7 @@ def test_shared_attention_separates_passes_when_memory_runs_out(
     np.testing.assert_allclose(whole, less, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_compiled_networks_give_the_same_and_stay_compiled(
     render: Render, make_job: MakeJob, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -82,6 +82,7 @@ class LateWriter:
             array.write(0, np.full((1, *array.shape[1:]), 77, array.array.dtype))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_a_late_writer_changes_no_byte(case: str, render: Render, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "CHUNK", 2)
@@ -102,6 +103,7 @@ def test_a_late_writer_changes_no_byte(case: str, render: Render, monkeypatch: p
     assert late.fullest["step_predicted"] == ("smoother" in keys)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["before", "half way", "after"])
 def test_a_kill_while_an_array_is_dropped_changes_nothing(
     moment: str, render: Render, make_job: MakeJob, cli: Cli, monkeypatch: pytest.MonkeyPatch

@@ -317,6 +317,7 @@ def stopped(run: Callable[..., None], calls: int) -> Callable[..., None]:
     return until
 
 
+@pytest.mark.slow
 @pytest.mark.chaos
 def test_a_killed_run_with_an_offset_gives_the_same_bytes(tmp_path: Path, ahead: tuple[Path, Path], cli: Cli) -> None:
     assert cli("smooth", *ahead, "-o", tmp_path / "straight.mp4", *OPTIONS)[0] == 0
@@ -332,6 +333,7 @@ def test_a_killed_run_with_an_offset_gives_the_same_bytes(tmp_path: Path, ahead:
     assert not (tmp_path / "killed.mp4.cache.zarr").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("offset", [10, -10])
 def test_the_guides_sound_is_moved_by_the_offset(tmp_path: Path, cli: Cli, offset: int) -> None:
     guide = tone(tmp_path / "guide.mp4", seconds=2)
@@ -347,6 +349,7 @@ def test_the_guides_sound_is_moved_by_the_offset(tmp_path: Path, cli: Cli, offse
     assert onsets(tmp_path / "images.mp4")[1] == pytest.approx(1 - offset / 25, abs=0.05)
 
 
+@pytest.mark.slow
 def test_an_unrelated_guide_is_reported_and_not_used(tmp_path: Path, ahead: tuple[Path, Path], cli: Cli) -> None:
     other = video(tmp_path / "other.mp4", pan(5, UNEVEN[:20]))
     code, output = cli("smooth", other, ahead[1], "-o", tmp_path / "told", *OPTIONS)

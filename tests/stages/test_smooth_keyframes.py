@@ -56,6 +56,7 @@ def keys_ahead(tmp_path: Path) -> tuple[Path, Path, Images]:
     return guide, tmp_path / "keys", styles
 
 
+@pytest.mark.slow
 def test_keyframes_ahead_of_their_guide_are_shifted_into_place(
     tmp_path: Path, keys_ahead: tuple[Path, Path, Images], cli: Cli
 ) -> None:

@@ -128,6 +128,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "case", [pytest.param(case, marks=[pytest.mark.slow] if case == "every frame" else []) for case in JOBS]
 )
@@ -145,6 +146,7 @@ def test_a_job_gives_the_same_bytes_in_any_order(
     assert len(ordered) > 3 * FRAMES and ordered == contents(footage / "shuffled")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", JOBS)
 def test_tasks_announce_what_they_read(
     case: str, footage: Path, make_job: MakeJob, cli: Cli, monkeypatch: pytest.MonkeyPatch
@@ -208,6 +210,7 @@ def test_only_the_engine_loads_models(
     assert len(loaded) > 1 and all(loaded)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CALLS)
 def test_smoothing_two_videos_gives_the_same_bytes_in_any_order(
     case: str, footage: Path, cli: Cli, workers: Callable[[], Workers]

@@ -75,6 +75,7 @@ def test_maps_have_the_frames_shape_and_are_reproducible(name: str, size: tuple[
     np.testing.assert_array_equal(frames, before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [

@@ -89,6 +89,7 @@ def test_every_place_has_numbers_to_try() -> None:
         valid(slot).validate()
 
 
+@pytest.mark.slow
 @settings(
     max_examples=250,
     derandomize=True,

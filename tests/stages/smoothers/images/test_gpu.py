@@ -156,6 +156,7 @@ def test_smoothers_do_what_they_do_on_the_processor(name: str, swimming: Scene, 
     assert errors[1] < 1.15 * errors[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("setting", "pixels_at_once"), [("PIXELS_AT_ONCE", 4 * 48 * 64), ("PIXELS_TRACKED_AT_ONCE", 7 * 48 * 64)]
 )
