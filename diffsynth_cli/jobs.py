@@ -309,7 +309,8 @@ def _run_stages(
         if restart and (not stale_only or progress(stage, run.stages, job, cache).state == "stale")
     ]
     ahead, footage = check_ahead(stages, run, Path(job.output_path), redone)
-    if stale_only and footage is not None and footage.count:
+    begun = any(cache.record(name).done for name in ahead)  # if so, the line would count work that is done
+    if stale_only and footage is not None and footage.count and not begun:
         from diffsynth_cli.planning import outline
 
         run.reporter.begin("plan", None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
@@ -70,17 +70,18 @@ def plan(
         raise UsageError("workers: give numbers of workers from 1 on")
     reporter = reporter or SilentReporter()
     found = open_job(job, overrides, reporter)
+    place = as_path(calibration)
     ahead, footage = look_ahead(found.job, found.cache, reporter)
     if not footage.count:
         raise DiffSynthError(
             f"{found.job.input_video} does not say how many frames it has",
             f"count them with {found.cache.command('extract')}, then plan",
         )
-    path = as_path(calibration)
-    measured = _stored(found.job, footage, path or default_calibration(found.job), required=path is not None)
-    if measured is None:
-        measured = calibrate(found.job, footage, reporter)
-        _store(measured, path or default_calibration(found.job), required=path is not None)
+    with closing(reporter):
+        measured = (_given if place else _kept)(found.job, footage, place or default_calibration(found.job))
+        if measured is None:
+            measured = calibrate(found.job, footage, reporter)
+            _keep(measured, place or default_calibration(found.job), make_folder=place is not None)
     prices = worker_price, put_price, get_price
     return planned(ahead, footage.count, measured, workers, bandwidth=bandwidth, prices=prices)
 
@@ -96,18 +97,24 @@ def planned(
 ) -> JobPlan:
     """Return the plan of stages that have so many frames. The other arguments are as in `plan`."""
     from stages.base.forecast import counts_of, expect, work_of
-    from stages.base.preflight import room
 
     expected = expect(work_of(ahead), frames, measured, workers, None if bandwidth is None else bandwidth * 1e6)
     return JobPlan(
         frames=frames,
         counts=counts_of(phase for each in ahead.values() for phase in each.phases),
-        disk=sum(room(spec)[1] for each in ahead.values() for spec in each.arrays),
+        disk=_disk(ahead),
         measured_on=str(measured.of["processor"]),
         workers=tuple(workers),
         work=tuple(_planned_work(each) for each in expected),
         prices=prices,
     )
+
+
+def _disk(ahead: Mapping[str, Ahead]) -> float:
+    """Return how many bytes the arrays of stages usually take at the peak."""
+    from stages.base.preflight import room
+
+    return sum(room(spec)[1] for each in ahead.values() for spec in each.arrays)
 
 
 def _planned_work(expected: Expectation) -> PlannedWork:
@@ -141,15 +148,13 @@ def look_ahead(job: Job, cache: FrameCache, reporter: Reporter) -> tuple[dict[st
 def outline(job: Job, ahead: Mapping[str, Ahead], footage: Footage, workers: int) -> str:
     """Describe in a line what stages are going to do, and how long it takes if that has been measured."""
     from stages.base.forecast import counts_of
-    from stages.base.preflight import room
 
     counts = counts_of(phase for each in ahead.values() for phase in each.phases)
-    disk = sum(room(spec)[1] for each in ahead.values() for spec in each.arrays)
     seconds = _expected_seconds(job, ahead, footage, workers)
     parts = [
         counted(footage.count or 0, "frame"),
         *(f"{count:,.0f} {name}" for name, count in counts.items()),
-        f"about {size(disk)} in the cache",
+        f"about {size(_disk(ahead))} in the cache",
         *([] if seconds is None else [f"about {duration(seconds)}"]),
     ]
     return ", ".join(parts)
@@ -159,10 +164,7 @@ def _expected_seconds(job: Job, ahead: Mapping[str, Ahead], footage: Footage, wo
     """Return how long stages take by the calibration in the job's output folder. None if there is none that fits."""
     from stages.base.forecast import expect, work_of
 
-    try:
-        measured = _stored(job, footage, default_calibration(job), required=False)
-    except DiffSynthError:
-        return None
+    measured = _kept(job, footage, default_calibration(job))
     if measured is None or not footage.count:
         return None
     return sum(each.seconds[0] for each in expect(work_of(ahead), footage.count, measured, [workers]))
@@ -176,36 +178,51 @@ def default_calibration(job: Job) -> Path:
     return Path(job.output_path) / CALIBRATION
 
 
-def _stored(job: Job, footage: Footage, path: Path, *, required: bool) -> Calibration | None:
-    """Return the calibration at `path`. None if it does not exist or, unless it is `required`, if it does not fit."""
-    from pydantic import TypeAdapter, ValidationError
-
-    from stages.base.calibration import Calibration
-
+def _given(job: Job, footage: Footage, path: Path) -> Calibration | None:
+    """Return the calibration at `path`, None if it does not exist. Raise UsageError if it is of another kind of job."""
     if not path.exists():
         return None
-    try:
-        found = TypeAdapter(Calibration).validate_json(path.read_bytes())
-    except ValidationError:
-        if required:
-            raise UsageError(f"{path} is not a calibration", "give a file that does not exist to write one") from None
-        return None
-    differences = [key for key, value in described(job, footage).items() if found.of.get(key) != value]
-    if differences and required:
+    found = _read(path)
+    if found is None:
+        raise UsageError(f"{path} is not a calibration", "give a file that does not exist to write one")
+    if differences := _differences(found, job, footage):
         raise UsageError(
             f"{path} was measured with other values of {', '.join(differences)}",
             "give a file that does not exist to measure this job",
         )
-    return None if differences else found
+    return found
 
 
-def _store(measured: Calibration, path: Path, *, required: bool) -> None:
+def _kept(job: Job, footage: Footage, path: Path) -> Calibration | None:
+    """Return the calibration at `path`, None unless it exists and is of the same kind of job."""
+    found = _read(path)
+    return None if found is None or _differences(found, job, footage) else found
+
+
+def _read(path: Path) -> Calibration | None:
+    from pydantic import TypeAdapter, ValidationError
+
+    from stages.base.calibration import Calibration
+
+    try:
+        return TypeAdapter(Calibration).validate_json(path.read_bytes())
+    except (FileNotFoundError, ValidationError):
+        return None
+
+
+def _differences(found: Calibration, job: Job, footage: Footage) -> list[str]:
+    """Return in what a job differs from the one that was measured."""
+    return [key for key, value in described(job, footage).items() if found.of.get(key) != value]
+
+
+def _keep(measured: Calibration, path: Path, *, make_folder: bool) -> None:
+    """Write a calibration, if there is a folder for it, but never over a file of another kind."""
     from pydantic import TypeAdapter
 
     from stages.base.calibration import Calibration
     from stages.base.store import write_bytes
 
-    if required or path.parent.is_dir():
+    if (make_folder or path.parent.is_dir()) and (_read(path) is not None or not path.exists()):
         write_bytes(path, TypeAdapter(Calibration).dump_json(measured, indent=2))
 
 
@@ -233,23 +250,29 @@ def calibrate(job: Job, footage: Footage, reporter: Reporter) -> Calibration:
         with cache.lock():
             for stage in stages.values():
                 run_stage(stage, run)
-            frames = len(cache["frames"])
-            cache.remove_all(pattern for stage in stages.values() for pattern in stage.arrays)
-        if place is not None:
-            cache.store.delete_all("")
-    reporter.end("plan", f"measured {frames} frames")
-    return Calibration({"processor": processor(), **described(job, footage)}, frames, meter.loading, meter.costs)
+        frames = len(cache["frames"])
+    reporter.end("plan", f"measured {counted(frames, 'frame')}")
+    of = {"processor": processor(job.device), **described(job, footage)}
+    return Calibration(of, frames, meter.loading, meter.costs)
 
 
 @contextmanager
 def _scratch(job: Job) -> Iterator[tuple[Path, str | None]]:
     """Yield a temporary output folder and cache address, where the job has its own. Both are removed afterwards."""
     from stages.base.preflight import writable_folder
+    from stages.base.store import open_store
 
     at_url = job.cache is not None and "://" in job.cache
     near = writable_folder("output_path", Path(job.output_path if at_url or job.cache is None else job.cache))
     with tempfile.TemporaryDirectory(prefix=".diffsynth-plan-", dir=near) as folder:
-        yield Path(folder), f"{str(job.cache).rstrip('/')}-plan-{uuid4().hex[:8]}" if at_url else None
+        if not at_url:
+            yield Path(folder), None
+            return
+        place = f"{str(job.cache).rstrip('/')}-plan-{uuid4().hex[:8]}"
+        try:
+            yield Path(folder), place
+        finally:
+            open_store(place).delete_all("")
 
 
 def shortened(job: Job, footage: Footage, reporter: Reporter) -> Job:

@@ -167,7 +167,7 @@ def check(run: Run[Job], footage: Footage) -> Ahead:
 
 
 def _check_annotator(job: Job, index: int, size: tuple[int, int], footage: Footage) -> None:
-    """Raise DiffSynthError if an annotator lacks files, weights or packages, or its options are invalid."""
+    """Raise DiffSynthError if an annotator lacks files, weights or packages. Building it checks its options."""
     settings, where = job.controlnet_processor[index], f"controlnet_processor[{index}]"
     if isinstance(settings, FromFiles):
         _check_references(where, settings, len(job.frames_reference))
@@ -178,7 +178,6 @@ def _check_annotator(job: Job, index: int, size: tuple[int, int], footage: Foota
     maker = _maker(job, index, size)
     if maker.weights is not None:
         maker.weights.check()
-    maker.build()
 
 
 def _check_length(where: str, path: str, least: float, most: float) -> None:

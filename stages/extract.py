@@ -168,7 +168,7 @@ def plan(run: Run[Job], resume: bool) -> Plan:
 
 
 def _noted_landmarks(cache: FrameCache) -> list[Landmark]:
-    """Return the landmarks of an extraction that is resumed. None if an earlier version started it."""
+    """Return the landmarks of an extraction that is resumed. Empty if an earlier version started it."""
     noted: Values = cache["frames"].attrs.asdict()
     return [Landmark(*values) for values in noted.get("landmarks", [])]
 

@@ -32,9 +32,9 @@ def program_versions() -> dict[str, str]:
     return {**versions(), "libebsynth": _library_version(), "the files of diffsynth-cli": _hash()[:SHOWN]}
 
 
-def processor() -> str:
-    """Return the model of the GPU that is used, or what kind of CPU computes without one."""
-    gpu = pick_gpu("auto")
+def processor(device: str = "auto") -> str:
+    """Return the model of the GPU that this device of a job is, or what kind of CPU computes without one."""
+    gpu = pick_gpu(device)
     if gpu is not None:
         import torch
 

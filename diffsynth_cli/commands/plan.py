@@ -16,6 +16,7 @@ from diffsynth_cli import jobs, planning
 from diffsynth_cli.console import reporter
 from diffsynth_cli.options import INPUT, MACHINE_OPTIONS, Debug, JobFile, Quiet, Set, with_options
 from diffsynth_cli.results import JobPlan
+from stages.base.errors import UsageError
 from stages.base.words import counted, duration, size
 
 PRICES = "Prices"  # panel of the command's help
@@ -26,7 +27,7 @@ def numbers(text: str) -> list[int]:
     try:
         return [int(number) for number in text.split(",")]
     except ValueError:
-        raise typer.BadParameter(f"give numbers separated by commas, such as 1,8,64, not {text}") from None
+        raise UsageError(f"--workers {text}: give numbers separated by commas, such as 1,8,64") from None
 
 
 @with_options(*MACHINE_OPTIONS)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import cast
 
 from stages.base.cache import FrameCache
 from stages.base.chunks import Traffic
@@ -17,7 +16,6 @@ from stages.base.ledger import Ledger
 from stages.base.overlap import OverlappedCache
 from stages.base.reporting import Reporter
 
-PARTS = ("computing", "reading", "writing")
 ONE_PROCESS = "one process"  # what bounds work that is not divided into chunks
 
 
@@ -51,7 +49,8 @@ class Cost:
     @property
     def bound(self) -> str:
         """What takes longest."""
-        return max(PARTS, key=lambda part: cast(float, getattr(self, part))) if self.divided else ONE_PROCESS
+        parts = (self.computing, "computing"), (self.reading, "reading"), (self.writing, "writing")
+        return max(parts)[1] if self.divided else ONE_PROCESS
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(

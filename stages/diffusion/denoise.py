@@ -64,7 +64,7 @@ class Denoiser:
         self.networks, self.settings = networks, settings
         sampler = SAMPLERS[settings.scheduler]
         self.sampler = sampler(networks.alphas, settings.steps, settings.strength, settings.seed)
-        self.passes = 1 if settings.guidance == 1 else 2
+        self.passes = settings.passes
         for network in [networks.text_encoder] if settings.low_vram else networks.all():
             network.to(networks.device)
         with torch.inference_mode():

@@ -42,6 +42,11 @@ class Settings:
     low_vram: bool = False
     compiled: bool = False
 
+    @property
+    def passes(self) -> int:
+        """How often a frame goes through the networks for guidance, unless a model takes guidance as an input."""
+        return 1 if self.guidance == 1 else 2
+
 
 @dataclass
 class Batches:

@@ -65,8 +65,8 @@ class RenderPlan:
     @property
     def passes(self) -> int:
         """How often a frame goes through the networks for guidance."""
-        models, guidance = self.settings.models, self.settings.guidance
-        return 1 if guidance == 1 or guidance_is_input(models.model_id, models.allow_pickle) else 2
+        models = self.settings.models
+        return 1 if guidance_is_input(models.model_id, models.allow_pickle) else self.settings.passes
 
     @property
     def img2img(self) -> bool:

@@ -8,7 +8,12 @@ from pathlib import Path
 import pytest
 
 import diffsynth_cli as ds
+from diffsynth_cli.failures import Interrupted
 from stages.base.cache import FrameCache
+from stages.base.store import open_store
+from stages.control import AnnotateTask
+from tests.object_stores import Server
+from tests.stages.test_smooth import stopped
 from tests.typing import Cli, Keys, MakeJob
 
 STEPS: Keys = {
@@ -68,6 +73,38 @@ def test_run_says_what_it_is_going_to_do(tmp_path: Path, make_job: MakeJob, cli:
     said = next(text for text in output.splitlines() if text.startswith(line))
     assert code == 0 and "MB in the cache, about" in said and said.endswith(" s"), output
     assert "plan:" not in cli("run", job)[1]
+
+
+def test_a_resumed_run_does_not_count_work_again(make_job: MakeJob, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = make_job(12, guidance_scale=1.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(AnnotateTask, "run", stopped(AnnotateTask.run, 2))
+        assert cli("run", job, "--batch-size", 2)[0] == 130
+    code, output = cli("run", job, "--batch-size", 2)
+    assert code == 0 and "resumes at" in output and "plan:" not in output
+
+
+def test_a_file_of_the_users_is_not_taken_for_a_calibration(tmp_path: Path, make_job: MakeJob) -> None:
+    mine = tmp_path / "out/calibration.json"
+    mine.parent.mkdir()
+    mine.write_text('{"camera": [1, 2]}')
+    ds.plan(make_job(2, num_inference_steps=1), overrides={"batch_size": 2})
+    assert mine.read_text() == '{"camera": [1, 2]}'
+
+
+@pytest.mark.slow
+def test_planning_leaves_nothing_in_an_object_store(
+    make_job: MakeJob, moto: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = moto.new_url()
+    job, overrides = make_job(2, num_inference_steps=1), {"batch_size": 2, "cache": url}
+    assert ds.plan(job, overrides=overrides).frames == 2
+    beside = open_store(url.rpartition("/")[0])
+    assert beside.children("") == []
+    monkeypatch.setattr(AnnotateTask, "run", stopped(AnnotateTask.run, 1))
+    with pytest.raises(Interrupted):
+        ds.plan(job, overrides=overrides)
+    assert beside.children("") == []
 
 
 @pytest.mark.parametrize(

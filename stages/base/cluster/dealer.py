@@ -34,7 +34,7 @@ class Dealer:
         self.warm_up, self.hand = warm_up, hand
 
     def next(self, worker: int) -> list[Chunk]:
-        """Return the chunks that `worker` runs next, in order. None if there is nothing for it to do at the moment."""
+        """Return the chunks that `worker` runs next, in order. Empty if there is nothing to do at the moment."""
         self.working.add(worker)
         if not self.parts.get(worker):
             self.parts[worker] = self._take()
