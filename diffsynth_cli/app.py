@@ -67,7 +67,7 @@ COMMANDS = {
         ("diffsynth status job.json", "diffsynth status job.json --json"),
     ),
     "plan": Entry(
-        "Show how much work a job is, how long it takes here or on a cluster, and what it costs.",
+        "Measure a few frames, and show how much work a job is, how long it takes and what it costs.",
         "plan",
         (
             "diffsynth plan job.json",

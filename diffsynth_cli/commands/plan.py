@@ -41,7 +41,7 @@ def plan(
         Path | None,
         typer.Option(
             metavar="FILE.json",
-            help="What was measured, perhaps on another machine. Written if it does not exist.",
+            help="Measurements, perhaps from another machine. Written if the file does not exist.",
             show_default="calibration.json in the output folder, if that exists",
             rich_help_panel=INPUT,
         ),
@@ -51,7 +51,7 @@ def plan(
         typer.Option(
             min=0.001,
             metavar="MB/S",
-            help="What the cache can read and write for all workers together.",
+            help="Rate at which all workers together can read and write the cache.",
             show_default="grows with the number of workers",
         ),
     ] = None,
@@ -69,7 +69,7 @@ def plan(
     debug: Debug = False,
     **machine: object,
 ) -> None:
-    """Show how much work a job is, how long it takes here or on a cluster, and what it costs."""
+    """Measure a few frames, and show how much work a job is, how long it takes and what it costs."""
     found = planning.plan(
         job,
         workers=numbers(workers),
