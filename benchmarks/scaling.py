@@ -1,13 +1,15 @@
 """How rendering scales with the number of workers: simulated for many, measured for two.
 
-    python -m benchmarks.scaling [--chunks 1000] [--frames 48] [--size 256 256] [--steps 4]
+    python -m benchmarks.scaling [--chunks 1000] [--frames 64] [--size 128 128] [--steps 2] [--all-cores]
 
 The simulation deals the chunks of a phase as the Ray engine does, and shows which share of the workers' time is spent
 on chunks. `as they come` is for comparison: each worker takes the next chunk of the video, whoever had the one before.
 The seconds of a chunk are about those on an H100; they vary by a tenth.
 
 The measurement renders and smooths a generated clip with the embedded model, once networks are loaded: in this process,
-and on one and two workers of a Ray cluster on this machine, with one thread each.
+and on one and two workers of a Ray cluster on this machine. Workers have one thread, and the whole cluster with its
+driver runs on as many cores as it has workers, because encoding, reading and writing would use another core otherwise.
+`--all-cores` lets them.
 """
 
 from __future__ import annotations
@@ -20,10 +22,13 @@ import os
 import random
 import tempfile
 import time
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 from rich.console import Console
 from rich.table import Table
 
@@ -32,7 +37,7 @@ from benchmarks.stages import make_clip
 from stages.all_stages import all_stages, arrays
 from stages.base.cache import FrameCache
 from stages.base.cluster import ClusterOptions, connected
-from stages.base.cluster.dealer import Dealer
+from stages.base.cluster.dealer import MOST_CALLS, Dealer
 from stages.base.engine import CHUNK, Chunk, Engine, LocalEngine, Options, Run, run_stage
 from stages.base.record import CACHE_NAME
 from stages.base.reporting import Reporter
@@ -42,7 +47,8 @@ from stages.jobs.job import Job
 from stages.jobs.job_file import read_job
 
 STAGES = ("render", "deflicker")  # that are measured
-OVERHEAD = 0.02  # s per call for calls and marks, measured with tiny networks on two busy cores
+LATENCY = 0.01  # s that a message to or from a worker takes
+CALL, MARK = 0.0012, 0.0003  # s that the driver spends per call and per chunk, measured with tasks that do nothing
 VARIATION = 0.1  # of the seconds of a chunk
 WORKERS = (1, 2, 8, 64)
 
@@ -75,9 +81,10 @@ PHASES = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--chunks", type=int, default=1000)
-    parser.add_argument("--frames", type=int, default=48)
-    parser.add_argument("--size", type=int, nargs=2, default=(256, 256), metavar=("HEIGHT", "WIDTH"))
-    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--frames", type=int, default=64)
+    parser.add_argument("--size", type=int, nargs=2, default=(128, 128), metavar=("HEIGHT", "WIDTH"))
+    parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--all-cores", action="store_true")
     given = parser.parse_args()
     show_simulation(given.chunks)
     show_measurement(given)
@@ -100,28 +107,53 @@ def show_simulation(chunks: int) -> None:
 class Queue(Dealer):
     """Deals the chunks of a phase as they come."""
 
-    def next(self, worker: int) -> list[Chunk]:
-        return super().next(0)
+    def next(self, worker: int, busy: bool = False) -> list[Chunk]:
+        return super().next(0, busy)
 
 
 def efficiency(
     work: Work, chunks: int, workers: int, kind: Callable[[list[Chunk], int, int, int], Dealer] = Dealer
 ) -> float:
     """Return which share of the workers' time is spent on chunks, without warming up, until the last one has ended."""
-    chance, spent, end = random.Random(0), 0.0, 0.0
-    dealer = kind([(k, k + 1) for k in range(chunks)], workers, math.ceil(work.warm_up), work.hand)
-    free, following = [(0.0, worker) for worker in range(workers)], dict[int, int]()
-    while free:
-        now, worker = heapq.heappop(free)
-        dealt = dealer.next(worker)
-        if not dealt:
-            continue
-        cold = 0.0 if following.get(worker) == dealt[0][0] else work.warm_up * work.seconds
-        seconds = sum(work.seconds * chance.uniform(1 - VARIATION, 1 + VARIATION) for _ in dealt)
-        following[worker], spent = dealt[-1][1], spent + seconds
-        end = max(end, now + OVERHEAD + seconds + cold)
-        heapq.heappush(free, (now + OVERHEAD + seconds + cold, worker))
-    return spent / (workers * end)
+    phase = SimulatedPhase(work, kind([(k, k + 1) for k in range(chunks)], workers, math.ceil(work.warm_up), work.hand))
+    return phase.run(workers) / (workers * phase.end)
+
+
+class SimulatedPhase:
+    """The chunks of a phase on imaginary workers. The driver hears of the end of a call and then deals the next one."""
+
+    def __init__(self, work: Work, dealer: Dealer):
+        self.work, self.dealer, self.chance = work, dealer, random.Random(0)
+        self.calls: list[tuple[float, int, int]] = []  # when the driver hears of its end, worker, chunks
+        self.busy: Counter[int] = Counter()  # calls of each worker
+        self.free: defaultdict[int, float] = defaultdict(float)  # when each worker has run its calls
+        self.following: dict[int, int] = {}
+
+    @property
+    def end(self) -> float:
+        return max(self.free.values())
+
+    def run(self, workers: int) -> float:
+        """Run all chunks, and return the seconds that are spent on them."""
+        now, spent = 0.0, sum(self._keep_busy(worker, 0.0) for worker in range(workers))
+        while self.calls:
+            ended, worker, chunks = heapq.heappop(self.calls)
+            now = max(now, ended) + CALL + MARK * chunks
+            self.busy[worker] -= 1
+            spent += sum(self._keep_busy(each, now) for each in range(workers) if each == worker or not self.busy[each])
+        return spent
+
+    def _keep_busy(self, worker: int, now: float) -> float:
+        """Deal chunks to a worker until it has MOST_CALLS calls. Return the seconds that they take."""
+        spent = 0.0
+        while self.busy[worker] < MOST_CALLS and (chunks := self.dealer.next(worker, busy=self.busy[worker] > 0)):
+            cold = 0.0 if self.following.get(worker) == chunks[0][0] else self.work.warm_up * self.work.seconds
+            seconds = sum(self.work.seconds * self.chance.uniform(1 - VARIATION, 1 + VARIATION) for _ in chunks)
+            self.free[worker] = max(self.free[worker], now + LATENCY) + cold + seconds
+            heapq.heappush(self.calls, (self.free[worker] + LATENCY, worker, len(chunks)))
+            self.busy[worker] += 1
+            self.following[worker], spent = chunks[-1][1], spent + seconds
+        return spent
 
 
 # --- measurement ----------------------------------------------------------------------------------------
@@ -135,11 +167,10 @@ def show_measurement(given: argparse.Namespace) -> None:
     for heading in ("", *STAGES, "speed-up"):
         table.add_column(heading, justify="right")
     with tempfile.TemporaryDirectory() as folder:
-        measured = dict(measure(write_job(Path(folder), given)))
-    base = sum(measured["1 worker"].values())
+        measured = dict(measure(write_job(Path(folder), given), given.all_cores))
+    base = sum(measured["1 worker"])
     for where, seconds in measured.items():
-        cells = (f"{seconds[stage]:.1f} s" for stage in STAGES)
-        table.add_row(where, *cells, f"{base / sum(seconds.values()):.2f}")
+        table.add_row(where, *(f"{each:.1f} s" for each in seconds), f"{base / sum(seconds):.2f}")
     Console().print(table)
 
 
@@ -157,33 +188,46 @@ def write_job(folder: Path, given: argparse.Namespace) -> Job:
     return read_job(path)[0]
 
 
-def measure(job: Job) -> Iterator[tuple[str, dict[str, float]]]:
-    """Yield the seconds of each stage: in this process, on one worker, on two."""
+def measure(job: Job, all_cores: bool) -> Iterator[tuple[str, list[float]]]:
+    """Yield the seconds of each of STAGES in this process, on one worker, on two."""
     run_stages(job, LocalEngine(), ("extract", "control"))
-    yield "this process", timed(job, LocalEngine())
-    with connected("local"):
-        from stages.base.cluster.engine import ray_engine
+    with cores(None if all_cores else 1):
+        yield "this process", timed(job, LocalEngine())
+    for workers in (1, 2):
+        with cores(None if all_cores else workers), connected("local"):
+            from stages.base.cluster.engine import ray_engine
 
-        for workers in (1, 2):
             options = ClusterOptions("local", workers, gpus_per_worker=0)
             with ray_engine(options, identify, program_versions(), Reporter()) as engine:
                 yield counted(workers, "worker"), timed(job, engine)
 
 
-def timed(job: Job, engine: Engine) -> dict[str, float]:
+@contextmanager
+def cores(count: int | None) -> Iterator[None]:
+    """Run this process, and those that it starts meanwhile, on so many cores. None: on all of them."""
+    process = psutil.Process()
+    usual = process.cpu_affinity()
+    process.cpu_affinity(usual[:count])
+    try:
+        yield
+    finally:
+        process.cpu_affinity(usual)
+
+
+def timed(job: Job, engine: Engine) -> list[float]:
     """Return the seconds of each of STAGES, after a run in which networks are loaded."""
     run_stages(job, engine, STAGES)
     return run_stages(job, engine, STAGES)
 
 
-def run_stages(job: Job, engine: Engine, names: Sequence[str]) -> dict[str, float]:
+def run_stages(job: Job, engine: Engine, names: Sequence[str]) -> list[float]:
     """Redo these stages and return the seconds that each takes."""
     cache, stages = FrameCache(Path(job.output_path) / CACHE_NAME, arrays=arrays()), all_stages()
-    seconds = {}
+    seconds = []
     for name in names:
         started = time.perf_counter()
         run_stage(stages[name], Run(job, cache, Reporter(), Options(job.batch_size), engine, stages=stages), True)
-        seconds[name] = time.perf_counter() - started
+        seconds.append(time.perf_counter() - started)
     return seconds
 
 
