@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 from stages.base.engine import CHUNK, Chunk
 
+MOST_CALLS = 2  # per worker: one that runs, and one so that the worker need not wait for the driver
+
 
 def hand(frames: int) -> int:
     """Return how many chunks of this many frames are dealt at once. Many small ones would keep the driver busy."""
@@ -33,12 +35,20 @@ class Dealer:
         self.working: set[int] = set()
         self.warm_up, self.hand = warm_up, hand
 
-    def next(self, worker: int) -> list[Chunk]:
-        """Return the chunks that `worker` runs next, in order. Empty if there is nothing to do at the moment."""
+    def next(self, worker: int, busy: bool = False) -> list[Chunk]:
+        """Return the chunks that `worker` runs next, in order. Empty if there is nothing to do at the moment.
+
+        Args:
+            worker: Its number.
+            busy: Whether it still runs the chunks before. It is then given no chunks of other parts, nor the last one
+                of its own, which an idle worker may take.
+        """
         self.working.add(worker)
-        if not self.parts.get(worker):
+        if not busy and not self.parts.get(worker):
             self.parts[worker] = self._take()
         part = self.parts[worker]
+        if busy and len(part) < 2:
+            return []
         return [part.popleft() for _ in range(min(self.hand, (len(part) + 1) // 2))]
 
     def following(self, worker: int) -> Chunk | None:

@@ -14,7 +14,7 @@ from ray.exceptions import RayError, RayTaskError
 from stages.base.cache import FrameCache
 from stages.base.cluster import ClusterOptions
 from stages.base.cluster.crew import Crew, Hired, reason
-from stages.base.cluster.dealer import Dealer, hand
+from stages.base.cluster.dealer import MOST_CALLS, Dealer, hand
 from stages.base.cluster.worker import Identity
 from stages.base.engine import Chunk, Engine, Task
 from stages.base.errors import DiffSynthError
@@ -88,14 +88,15 @@ class RayEngine(Engine):
 
 
 class PhaseRun:
-    """The chunks of one phase while workers run them. Each worker has one call at a time."""
+    """The chunks of one phase while workers run them."""
 
     def __init__(self, crew: Crew, task: Task, cache: FrameCache, chunks: list[Chunk]):
         self.crew, self.left = crew, len(chunks)
         self.task, self.cache = pickle.dumps(task), pickle.dumps(cache)
         self.dealer = Dealer(chunks, crew.size, task.warm_up, hand=hand(task.chunk))
         self.begun: dict[int, ray.ObjectRef[None]] = {}
-        self.calls: dict[Call, int] = {}
+        self.calls: dict[Call, tuple[int, list[Chunk]]] = {}
+        """Calls that have not ended, each with its worker and the chunks that it computes."""
         self.held: dict[int, list[Chunk]] = {}
         """Chunks that workers have been given and whose data is not known to be on the disk."""
         self.failures: Counter[Chunk] = Counter()
@@ -105,33 +106,37 @@ class PhaseRun:
         written: list[Chunk] = []
         while self.left:
             self.crew.hire()
-            for number in self.crew.hired.keys() - self.calls.values():
-                self._give(number)
+            for number in self.crew.hired:
+                self._keep_busy(number)
             yield from written  # while the workers work
             written = [chunk for call in self.crew.wait(self.calls) for chunk in self._result(call)]
             self.left -= len(written)
         yield from written
         self._end()
 
-    def _give(self, number: int) -> None:
-        """Give a worker its next chunks. If there are none for it, have it finish those that it has computed."""
-        chunks, held = self.dealer.next(number), self.held.setdefault(number, [])
-        if not chunks and not held:
-            return
+    def _keep_busy(self, number: int) -> None:
+        """Give a worker chunks until it has MOST_CALLS calls. Without any, have it finish what it has computed."""
+        calls = sum(worker == number for worker, _ in self.calls.values())
+        while calls < MOST_CALLS and (chunks := self.dealer.next(number, busy=calls > 0)):
+            self._call(number, chunks)
+            calls += 1
+        if not calls and self.held.get(number):
+            self.calls[self.crew.hired[number].handle.finish.remote()] = number, []
+
+    def _call(self, number: int, chunks: list[Chunk]) -> None:
+        """Have a worker compute chunks."""
         handle = self.crew.hired[number].handle
         if number not in self.begun:
             self.begun[number] = handle.begin.remote(self.task, self.cache)
-        call: Call
-        if chunks:
-            held.extend(chunks)
-            call = handle.run.remote(self.begun[number], chunks, self.dealer.following(number))
-        else:
-            call = handle.finish.remote()
-        self.calls[call] = number
+        self.held.setdefault(number, []).extend(chunks)
+        call: Call = handle.run.remote(self.begun[number], chunks, self.dealer.following(number))
+        self.calls[call] = number, chunks
 
     def _result(self, call: Call) -> list[Chunk]:
         """Return the chunks that a call has finished. If it failed, replace the worker."""
-        number = self.calls.pop(call)
+        if call not in self.calls:  # one of a worker that an earlier call has lost
+            return []
+        number, _ = self.calls.pop(call)
         try:
             written = ray.get(call)
         except RayError as error:
@@ -149,7 +154,8 @@ class PhaseRun:
         cause = error.cause if isinstance(error, RayTaskError) else None
         if isinstance(cause, DiffSynthError):
             raise cause from error
-        chunks = self.held.pop(number)
+        held, waiting = self.held.pop(number), self._cancel(number)
+        chunks = [chunk for chunk in held if chunk not in waiting]
         self.failures.update(chunks)
         where = f"frames {chunks[0][0]} to {chunks[-1][1] - 1}"
         if any(self.failures[chunk] >= MOST_FAILURES for chunk in chunks):
@@ -160,8 +166,13 @@ class PhaseRun:
         host = self.crew.hired[number].identity.host
         self.crew.reporter.warn(f"a worker on {host} was lost ({reason(error)}); {where} are done again by another one")
         self.crew.dismiss(number)
-        self.dealer.give_back(number, chunks)
+        self.dealer.give_back(number, held)
         self.begun.pop(number, None)
+
+    def _cancel(self, number: int) -> list[Chunk]:
+        """Forget the calls of a worker that have not ended. Return their chunks."""
+        cancelled = [call for call, (worker, _) in self.calls.items() if worker == number]
+        return [chunk for call in cancelled for chunk in self.calls.pop(call)[1]]
 
     def _end(self) -> None:
         """End the phase on all workers that took part in it."""

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from stages.base.cluster.dealer import Dealer
+from stages.base.cluster.dealer import MOST_CALLS, Dealer
 from stages.base.engine import Chunk
 
 
@@ -77,20 +77,37 @@ def test_several_chunks_are_dealt_at_once_and_fewer_at_the_end() -> None:
     assert [chunk for hand in hands for chunk in hand] == chunks(12)
 
 
+def test_a_busy_worker_is_given_more_of_its_own_part_but_not_the_last_chunk() -> None:
+    dealer = Dealer(chunks(8), 2)
+    assert dealt(dealer, 0, 1) == [0]
+    assert [dealer.next(0, busy=True) for _ in range(3)] == [[(8, 16)], [(16, 24)], []]
+    assert dealt(dealer, 1, 5) == [4, 5, 6, 7, 3]
+    assert dealer.next(0) == []
+
+
+def test_a_busy_worker_takes_nothing_from_others() -> None:
+    dealer = Dealer(chunks(8), 2)
+    assert dealt(dealer, 0, 4) == [0, 1, 2, 3]
+    assert dealer.next(0, busy=True) == []
+    assert dealt(dealer, 0, 1) == [4]
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_every_chunk_is_finished_once_whatever_happens(seed: int) -> None:
     chance = random.Random(seed)
     todo = chunks(chance.randint(1, 40))
     dealer = Dealer(todo, chance.randint(1, 6), chance.choice([0, 0, 2, 50]), hand=chance.choice([1, 3]))
-    held: dict[int, list[Chunk]] = {}
+    held: dict[int, list[list[Chunk]]] = {}
     finished: list[Chunk] = []
     while len(finished) < len(todo):
         worker = chance.randrange(8)
-        if worker in held and chance.random() < 0.1:
-            dealer.give_back(worker, held.pop(worker))
-            continue
-        if worker in held:
-            finished += held.pop(worker)
-        if taken := dealer.next(worker):
-            held[worker] = taken
+        calls = held.setdefault(worker, [])
+        if calls and chance.random() < 0.1:
+            dealer.give_back(worker, [chunk for call in held.pop(worker) for chunk in call])
+        elif len(calls) == MOST_CALLS:
+            finished += calls.pop(0)
+        elif taken := dealer.next(worker, busy=bool(calls)):
+            calls.append(taken)
+        elif calls:
+            finished += calls.pop(0)
     assert sorted(finished) == todo
