@@ -132,11 +132,16 @@ class PhaseRun:
         call: Call = handle.run.remote(self.begun[number], chunks, self.dealer.following(number))
         self.calls[call] = number, chunks
 
-    def _result(self, call: Call) -> list[Chunk]:
-        """Return the chunks that a call has finished. If it failed, replace the worker."""
-        if call not in self.calls:  # one of a worker that an earlier call has lost
+    def _result(self, ended: Call) -> list[Chunk]:
+        """Return the chunks that a worker has finished, one of whose calls has ended. If it failed, replace the worker.
+
+        Ray may report a call before an earlier one of the same worker, which has ended, too, and is what failed first.
+        """
+        if ended not in self.calls:  # forgotten, since its worker was lost
             return []
-        number, _ = self.calls.pop(call)
+        number, _ = self.calls[ended]
+        call = next(call for call, (worker, _) in self.calls.items() if worker == number)
+        del self.calls[call]
         try:
             written = ray.get(call)
         except RayError as error:

@@ -33,15 +33,20 @@ class Numbering(Task):
 
 @dataclass
 class Failing(Numbering):
-    """Fails at frame 4: with an error for users, with another error, or by ending the process."""
+    """Fails at frame 4: with an error for users, with another error, or by ending the process, always or once."""
 
     how: str = ""
 
     def run(self, cache: FrameCache, start: int, stop: int) -> None:
         if start == 4:
-            if self.how == "death":
+            died = cache.path / "died"
+            if self.how == "death" or (self.how == "once" and not died.exists()):
+                died.touch()
                 os._exit(1)
-            raise DiffSynthError("frame 4 is not good", "use another") if self.how == "user" else ValueError("no 4")
+            if self.how == "user":
+                raise DiffSynthError("frame 4 is not good", "use another")
+            if self.how == "error":
+                raise ValueError("no 4")
         super().run(cache, start, stop)
 
 

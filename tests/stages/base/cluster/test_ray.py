@@ -184,15 +184,26 @@ def test_a_machine_that_joins_is_used_and_its_chunk_runs_again_once_it_is_lost(
 
 
 @pytest.mark.parametrize(
-    ("how", "message", "lost"), [("user", "frame 4", 0), ("error", "no 4", 2), ("death", "frames 4 to 5 failed", 2)]
+    ("how", "message", "lost"), [("user", "frame 4", 0), ("error", "no 4", 2), ("death", "frames 4 to 11 failed", 2)]
 )
 def test_a_chunk_that_fails_three_times_stops_the_run_and_errors_for_users_at_once(
     how: str, message: str, lost: int, cluster: Cluster, cache: FrameCache, reporter: Noting
 ) -> None:
     with engine(reporter, workers=1) as running:
         with pytest.raises(ValueError if how == "error" else DiffSynthError, match=message):
-            list(running.map(Failing(how=how), cache, [(4, 6), (6, 8)]))
+            list(running.map(Failing(how=how), cache, chunks(Numbering())[2:]))
         assert running.crew.hired == {} and len(reporter.warnings) == lost
+
+
+def test_a_worker_that_is_lost_with_calls_that_wait_in_it_is_replaced(
+    cluster: Cluster, cache: FrameCache, reporter: Noting
+) -> None:
+    task = Failing(how="once")
+    with engine(reporter, workers=1) as running:
+        assert sorted(running.map(task, cache, chunks(task))) == chunks(task)
+    assert numbers(cache) == [*range(FRAMES)]
+    (warning,) = reporter.warnings
+    assert "frames 0 to 7 are done again" in warning
 
 
 def test_a_machine_with_another_version_is_not_used(
