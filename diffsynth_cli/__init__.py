@@ -10,6 +10,7 @@ docs/python.md has more.
 
 from diffsynth_cli.jobs import export, run, status, verify
 from diffsynth_cli.planning import plan
+from diffsynth_cli.previews import preview
 from diffsynth_cli.results import (
     DiffSynthWarning,
     JobPlan,
@@ -17,6 +18,8 @@ from diffsynth_cli.results import (
     MetricsResult,
     Mode,
     PlannedWork,
+    PreviewCell,
+    PreviewResult,
     RunResult,
     SmoothResult,
     VideoMetrics,
@@ -39,6 +42,8 @@ __all__ = [
     "MetricsResult",
     "Mode",
     "PlannedWork",
+    "PreviewCell",
+    "PreviewResult",
     "Reporter",
     "RunResult",
     "SmoothResult",
@@ -48,6 +53,7 @@ __all__ = [
     "export",
     "metrics",
     "plan",
+    "preview",
     "run",
     "smooth",
     "status",

@@ -74,6 +74,15 @@ COMMANDS = {
             "diffsynth plan job.json --workers 1,8,64 --calibration h100.json --worker-price 2.50",
         ),
     ),
+    "preview": Entry(
+        "Try a job on a few frames, and values of its keys side by side, in a contact sheet.",
+        "preview",
+        (
+            "diffsynth preview job.json",
+            "diffsynth preview job.json --at 12.5 --grid seed_of_noise=1,2,3",
+            """diffsynth preview job.json --grid 'prompt=["winter, snow", "autumn"]' --grid guidance_scale=3,7.5""",
+        ),
+    ),
     "verify": Entry(
         "Check all results of a job for damage, and show how to repair them.", "job", ("diffsynth verify job.json",)
     ),

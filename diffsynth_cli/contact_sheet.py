@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from stages.base.cache import FrameCache
 from stages.base.outputs import SIGNATURE
 
 COLUMNS = 6  # frames
-SIDE = 384  # px; larger frames are shrunk
+SIDE = 384  # px
 GAP = 4  # px
 LABEL_HEIGHT = 20  # px
 PAPER, INK = (250, 250, 250), (40, 40, 40)
@@ -27,18 +28,29 @@ def states(cache: FrameCache) -> dict[str, Frames]:
     return {label: cache[name] for label, name in names.items() if name in cache}
 
 
-def write_contact_sheet(path: Path, rows: dict[str, Frames], columns: int = COLUMNS) -> None:
+def compared(labels: Sequence[str], caches: Sequence[FrameCache]) -> dict[str, Frames]:
+    """Return frames by label: of one job, those that each stage has made; of several, the source and each result."""
+    first = states(caches[0])
+    if len(caches) == 1:
+        return first
+    source = next(iter(first))
+    results = ([*states(cache).values()][-1] for cache in caches)
+    return {source: first[source], **dict(zip(labels, results, strict=True))}
+
+
+def write_contact_sheet(path: Path, rows: dict[str, Frames], columns: int = COLUMNS, side: int = SIDE) -> None:
     """Write a PNG that shows `columns` evenly spaced frames of each video.
 
     Args:
         path: The PNG.
         rows: Videos of the same length and size, by label.
         columns: Number of frames per row.
+        side: Greatest height and width of a frame in pixels. Larger ones are shrunk.
     """
     count = len(next(iter(rows.values())))
     shown = np.unique(np.linspace(0, count - 1, columns).round().astype(int))
     height, width = next(iter(rows.values()))[0].shape[:2]
-    scale = min(1.0, SIDE / max(height, width))
+    scale = min(1.0, side / max(height, width))
     width, height = max(1, round(width * scale)), max(1, round(height * scale))
     size = (len(shown) * (width + GAP) + GAP, len(rows) * (height + LABEL_HEIGHT + GAP) + GAP)
     sheet = Image.new("RGB", size, PAPER)

@@ -56,6 +56,11 @@ def check_job_outputs(
             check_output(path, inputs, force=force, own=is_own(path, job))
 
 
+def check_sheet(path: Path, job: Job, job_file: Path | None, *, force: bool) -> None:
+    """Raise UsageError if a contact sheet at `path` would overwrite an input of a job, or a file of the user's."""
+    check_output(path, _inputs(job, job_file), force=force, own=is_own(path, job))
+
+
 def choose_export(
     output: Path | None, codec: Codec | None, job: Job, job_file: Path | None, force: bool
 ) -> tuple[Path, str | None]:

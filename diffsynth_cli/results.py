@@ -63,6 +63,32 @@ class RunResult:
 
 
 @dataclass(frozen=True)
+class PreviewCell:
+    """One of the jobs of a preview.
+
+    Attributes:
+        values: The job keys that distinguish it from the others.
+        result: Its result.
+    """
+
+    values: dict[str, object]
+    result: RunResult
+
+
+@dataclass(frozen=True)
+class PreviewResult:
+    """Result of `preview`.
+
+    Attributes:
+        sheet: The contact sheet.
+        cells: A job for each combination of the grid's values.
+    """
+
+    sheet: Path
+    cells: tuple[PreviewCell, ...]
+
+
+@dataclass(frozen=True)
 class JobStatus:
     """Progress of a job.
 
