@@ -43,11 +43,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _show(call: Call, message: str, hint: str) -> None:
     """Show why the command failed. With --json, print an event, too."""
-    from diffsynth_cli.console import show_error, show_event
+    from diffsynth_cli.console import now, show_error, show_event
 
     show_error(message, hint)
     if call.as_json:
-        show_event("error", message=message, hint=hint)
+        show_event({"event": "error", "time": now(), "message": message, "hint": hint})
 
 
 def _stop(signum: int, frame: FrameType | None) -> None:

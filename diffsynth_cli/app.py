@@ -108,7 +108,11 @@ COMMANDS = {
         "project",
         ("diffsynth demo", 'diffsynth demo --video holiday.mp4 -o trial --prompt "autumn, golden leaves"'),
     ),
-    "schema": Entry("Print the JSON Schema of job files, for editors.", "job", ("diffsynth schema > job.schema.json",)),
+    "schema": Entry(
+        "Print the JSON Schema of job files, for editors.",
+        "job",
+        ("diffsynth schema > job.schema.json", "diffsynth schema --events"),
+    ),
     "ebsynth": Entry(
         "Paint an image in the style of another, guided by pairs of images. Takes the options of the ebsynth program.",
         "ebsynth",

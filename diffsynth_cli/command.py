@@ -45,9 +45,9 @@ class Command(TyperCommand):
             return super().parse_args(ctx, args)
         except typer.TyperException as error:
             if given.get("events"):
-                from diffsynth_cli.console import show_event
+                from diffsynth_cli.console import now, show_event
 
-                show_event("error", message=error.format_message(), hint="")
+                show_event({"event": "error", "time": now(), "message": error.format_message(), "hint": ""})
             raise
 
     def _read_ahead(self, ctx: Context, args: list[str]) -> dict[str, object]:

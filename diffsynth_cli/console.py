@@ -24,11 +24,12 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from diffsynth_cli.events import Advance, Event
 from stages.base.reporting import Reporter
-from stages.base.words import per_second
+from stages.base.words import per_second, size
 
 LOG_INTERVAL = 10.0  # s between progress lines where there is no terminal
-LOG_PATIENCE = 2.0  # s before work that cannot be counted is named there
+LOG_PATIENCE = 2.0  # s before work that cannot be counted is named there; LOG_INTERVAL if it can be
 
 stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -45,9 +46,20 @@ def show_warning(message: str) -> None:
     stderr.print(f"[yellow]warning:[/] {escape(message)}")
 
 
-def show_event(kind: str, **what: object) -> None:
+def show_event(event: Event) -> None:
     """Print one JSON object on a line of stdout."""
-    print(json.dumps({"event": kind, **what, "time": round(time.time(), 3)}), flush=True)
+    print(json.dumps(event), flush=True)
+
+
+def now() -> float:
+    """Return the time of an event."""
+    return round(time.time(), 3)
+
+
+def gpu_memory() -> int | None:
+    """Return how many bytes of the GPU's memory this process has reserved. None if it has not used one."""
+    torch = sys.modules.get("torch")
+    return torch.cuda.memory_reserved() if torch is not None and torch.cuda.is_initialized() else None
 
 
 def reporter(quiet: bool, as_json: bool) -> Reporter:
@@ -83,24 +95,27 @@ class JsonReporter(Reporter):
 
     def begin(self, stage: str, total: int | None, done: int = 0) -> None:
         self.done = done
-        show_event("begin", stage=stage, total=total, done=done)
+        show_event({"event": "begin", "time": now(), "stage": stage, "total": total, "done": done})
 
     def phase(self, name: str) -> None:
         self.name = name
-        show_event("phase", name=name)
+        show_event({"event": "phase", "time": now(), "name": name})
 
     def advance(self, frames: int) -> None:
         self.done += frames
-        show_event("advance", phase=self.name, done=self.done)
+        event: Advance = {"event": "advance", "time": now(), "phase": self.name, "done": self.done}
+        if (memory := gpu_memory()) is not None:
+            event["gpu_memory"] = memory
+        show_event(event)
 
     def end(self, stage: str, message: str) -> None:
-        show_event("end", stage=stage, message=message)
+        show_event({"event": "end", "time": now(), "stage": stage, "message": message})
 
     def note(self, message: str) -> None:
-        show_event("note", message=message)
+        show_event({"event": "note", "time": now(), "message": message})
 
     def warn(self, message: str) -> None:
-        show_event("warning", message=message)
+        show_event({"event": "warning", "time": now(), "message": message})
 
 
 class LogReporter(QuietReporter):
@@ -122,12 +137,14 @@ class LogReporter(QuietReporter):
     def phase(self, name: str) -> None:
         self.name = name
         self.close()
-        if self.total is None:  # nothing to count, while models are loaded for example
-            self.waiting = threading.Timer(LOG_PATIENCE, self._say, [f"{self.stage}: {name} ..."])
-            self.waiting.daemon = True
-            self.waiting.start()
+        # While models are loaded, there is nothing to count; while they are compiled, the first chunk takes long.
+        patience = LOG_PATIENCE if self.total is None else LOG_INTERVAL
+        self.waiting = threading.Timer(patience, self._say, [f"{self.stage}: {name} ..."])
+        self.waiting.daemon = True
+        self.waiting.start()
 
     def advance(self, frames: int) -> None:
+        self.close()
         self.done += frames
         now = time.monotonic()
         if now - self.reported < LOG_INTERVAL:
@@ -135,7 +152,8 @@ class LogReporter(QuietReporter):
         self.reported = now
         speed = (self.done - self.first) / (now - self.started)
         left = f", {_clock((self.total - self.done) / speed)} left" if self.total and speed else ""
-        self._say(f"{self.stage}: {self.name}: {self.done} of {self.total or '?'}, {per_second(speed)}{left}")
+        memory = f", {shown}" if (shown := _gpu()) else ""
+        self._say(f"{self.stage}: {self.name}: {self.done} of {self.total or '?'}, {per_second(speed)}{left}{memory}")
 
     def end(self, stage: str, message: str) -> None:
         self.close()
@@ -147,6 +165,7 @@ class LogReporter(QuietReporter):
     def close(self) -> None:
         if self.waiting is not None:
             self.waiting.cancel()
+            self.waiting = None
 
     def _say(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
@@ -169,6 +188,7 @@ class TerminalReporter(QuietReporter):
             _CountColumn(),
             _SpeedColumn(),
             _TimeColumn(elapsed_when_finished=True),
+            _MemoryColumn(),
             console=stderr,
             transient=True,
             speed_estimate_period=60,
@@ -216,6 +236,17 @@ class _TimeColumn(TimeRemainingColumn):
 class _SpeedColumn(ProgressColumn):
     def render(self, task: Task) -> Text:
         return Text(per_second(task.speed) if task.speed else "", style="progress.data.speed")
+
+
+class _MemoryColumn(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(_gpu(), style="dim")
+
+
+def _gpu() -> str:
+    """Describe the memory of the GPU that is in use. Empty without one."""
+    memory = gpu_memory()
+    return "" if memory is None else f"GPU {size(memory)}"
 
 
 def _clock(seconds: float) -> str:

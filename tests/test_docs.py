@@ -7,12 +7,14 @@ import inspect
 import json
 import re
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 from pydantic import BaseModel
 
 import diffsynth_cli as ds
 from diffsynth_cli.app import COMMANDS
+from diffsynth_cli.events import Event
 from stages.annotators import ANNOTATORS
 from stages.base.registry import Registry
 from stages.diffusion.sampler import SAMPLERS
@@ -49,6 +51,14 @@ def test_readme_lists_every_command_and_no_other() -> None:
     text = (ROOT / "README.md").read_text()
     listed = set(re.findall(r"^\| `diffsynth (\w+)", text, re.MULTILINE))
     assert listed == set(COMMANDS)
+
+
+def test_the_page_of_events_lists_their_keys() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| (.*?) \|", (ROOT / "docs/events.md").read_text(), re.MULTILINE)
+    documented = {name: {"event", "time", *re.findall(r"`(\w+)`", keys)} for name, keys in rows}
+    assert documented == {
+        get_args(get_type_hints(kind)["event"])[0]: set(get_type_hints(kind)) for kind in get_args(Event)
+    }
 
 
 def test_the_speed_that_the_readme_claims_was_measured() -> None:

@@ -12,6 +12,7 @@ from rich.markup import escape
 
 from diffsynth_cli import jobs
 from diffsynth_cli.console import reporter, show_warning
+from diffsynth_cli.events import schema as event_schema
 from diffsynth_cli.options import (
     CACHE_OPTION,
     OUTPUT,
@@ -104,10 +105,15 @@ def export(
     )
 
 
-def schema() -> None:
+def schema(
+    events: Annotated[bool, typer.Option("--events", help="Describe the events that --json prints instead.")] = False,
+) -> None:
     """Print the JSON Schema of job files, for editors."""
     from stages.jobs.job import json_schema
 
+    if events:
+        typer.echo(json.dumps(event_schema(), indent=2))
+        return
     description, problems = json_schema()
     for problem in problems:
         show_warning(problem)
