@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -88,7 +89,11 @@ def run(
     cluster, device = ClusterOptions(ray_address, workers, gpus_per_worker), opened.job.device
     with closing(reporter), open_engine(member(EngineName, engine, "engine"), cluster, device, reporter) as runner:
         started = Run(opened.job, opened.cache, reporter, options_of(opened.job), runner, stages=all_stages())
-        _run_stages(chosen, started, opened.file, restart=restart, stale_only=stages is None, workers=workers or 1)
+        every = stages is None
+        work = partial(
+            _run_stages, chosen, started, opened.file, restart=restart, stale_only=every, workers=workers or 1
+        )
+        _repair(opened.cache, work) if restart and every else work()
     folder = Path(opened.job.output_path)
     if preview:
         from diffsynth_cli.contact_sheet import states, write_contact_sheet
@@ -275,6 +280,22 @@ def options_of(job: Job) -> Options:
     from stages.base.engine import Options
 
     return Options(job.batch_size, job.low_vram, job.compile, job.attention_backend)
+
+
+def _repair(cache: FrameCache, work: Callable[[], None]) -> None:
+    """Do `work`. Each time that an array turns out to be lost, have the stage that makes it redone, and begin again."""
+    from stages.base.cache import LostArray
+
+    redone: set[str | None] = {None}
+    while True:
+        try:
+            return work()
+        except LostArray as error:
+            if error.stage in redone:
+                raise
+            redone.add(error.stage)
+            with cache.lock():
+                cache.record(str(error.stage)).clear()
 
 
 def _run_stages(

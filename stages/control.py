@@ -372,4 +372,5 @@ STAGE = Stage(
     plan=plan,
     check=check,
     shown=shown,
+    streams=True,
 )

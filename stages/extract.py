@@ -218,4 +218,5 @@ STAGE = Stage(
     check=check,
     footage=footage,
     shown=lambda cache: {"frames": "frames"},
+    streams=True,
 )

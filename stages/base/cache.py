@@ -202,6 +202,14 @@ class MissingFrame(DiffSynthError):
     """A frame has not been written."""
 
 
+class LostArray(DiffSynthError):
+    """An array is missing, or its metadata is damaged. `stage` is the stage that makes it, if any does."""
+
+    def __init__(self, message: str, hint: str = "", stage: str | None = None):
+        super().__init__(message, hint)
+        self.stage = stage
+
+
 class FrameCache:
     """The cache of one job.
 
@@ -248,7 +256,7 @@ class FrameCache:
         try:
             return self._open_group(name)
         except DAMAGED_METADATA as error:
-            if "receipts" not in self.store.children(""):
+            if not {"marks", "receipts"} & set(self.store.children("")):
                 raise DiffSynthError(
                     f"{self.store} cannot be opened as a frame cache: {error}", "move it away, or choose another output"
                 ) from error
@@ -279,15 +287,16 @@ class FrameCache:
         import zarr
 
         makers = (stage for stage, patterns in self.made_by.items() if any(fnmatch(name, part) for part in patterns))
-        mend = f"rebuild it with {self.command(next(makers, 'run'))} --restart"
+        maker = next(makers, None)
+        mend = f"rebuild it with {self.command(maker or 'run')} --restart"
         if name not in self:
-            raise DiffSynthError(f"{self.store}: the array '{name}' is missing", mend)
+            raise LostArray(f"{self.store}: the array '{name}' is missing", mend, maker)
         try:
             array = self.group[name]
         except DAMAGED_METADATA as error:
-            raise DiffSynthError(f"{self.store}: the array '{name}' has damaged metadata", mend) from error
+            raise LostArray(f"{self.store}: the array '{name}' has damaged metadata", mend, maker) from error
         if not isinstance(array, zarr.Array):
-            raise DiffSynthError(f"{self.store}: '{name}' is not an array", mend)
+            raise LostArray(f"{self.store}: '{name}' is not an array", mend, maker)
         # By default Zarr does not write chunks of zeros, so black frames would be missing.
         return FrameArray(array.with_config({"write_empty_chunks": True}), self.store, name, mend, self.kept)
 

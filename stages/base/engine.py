@@ -303,6 +303,7 @@ class Stage(Generic[Work]):
         outputs: The names of the files and folders of images that it writes into the output folder of a job.
         changed_outputs: `changed_outputs(job, cache)` finds outputs that are missing or differ from what was written.
         shown: The arrays that contact sheets show, by label.
+        streams: Whether it reads input files until its end, rather than at its beginning.
     """
 
     name: str
@@ -316,6 +317,7 @@ class Stage(Generic[Work]):
     outputs: Callable[[Work], tuple[str, ...]] = lambda job: ()
     changed_outputs: Callable[[Work, FrameCache], Iterable[Path]] = lambda job, cache: ()
     shown: Callable[[FrameCache], dict[str, str]] = lambda cache: {}
+    streams: bool = False
 
 
 def stage_inputs(
@@ -361,6 +363,8 @@ def run_stage(stage: Stage[JobType], run: Run[JobType], restart: bool = False) -
         run = replace(run, rebuild=True)  # no key changed, so the user suspects damage
     if restart or not record.complete:
         fill(stage, run, resume=not restart and record.inputs is not None)
+        if stage.streams:
+            discard_if_changed(stage, run)
         return
     if stage.deliver is not None:
         stage.deliver(run, fingerprint(inputs))
@@ -402,6 +406,21 @@ def fill(stage: Stage[Work], run: Run[Work], resume: bool) -> None:
         stage.deliver(run, fingerprint(inputs))
     record.finish(fingerprint(inputs), plan.frames, plan.results)
     reporter.end(stage.name, f"{counted(plan.frames, 'frame')} in {record.seconds:.1f} s")
+
+
+def discard_if_changed(stage: Stage[JobType], run: Run[JobType]) -> None:
+    """Raise DiffSynthError if input files have changed since `stage` started, and have its results redone.
+
+    Some frames may be those of the old files and others those of the new ones. Nothing would tell, later, if the old
+    files came back.
+    """
+    now = stage_inputs(stage, run.stages, run.job, run.cache.recorded)
+    if found := changes(stage.name, run.inputs, now):
+        run.cache.record(stage.name).clear()
+        raise DiffSynthError(
+            "\n".join([f"input changed while {stage.name} was reading it:", *(f"  {change}" for change in found)]),
+            f"run it again, from its first frame: {run.cache.command(stage.name)}",
+        )
 
 
 def check_before(stage: Stage[JobType], run: Run[JobType]) -> None:

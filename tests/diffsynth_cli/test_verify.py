@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -121,3 +122,21 @@ def test_a_changed_output_is_named(output: str, finished: Path, cli: Cli) -> Non
     code, message = cli("run", finished)
     assert code == 0, message
     assert cli("verify", finished)[0] == 0 and files(finished) == before
+
+
+@pytest.mark.parametrize("name", ["frames/zarr.json", "rendered/zarr.json", "zarr.json"])
+@pytest.mark.parametrize("content", [None, b"", b"{"])
+def test_lost_arrays_are_made_again_also_by_stages_that_had_begun(
+    name: str, content: bytes | None, finished: Path, cli: Cli
+) -> None:
+    before, cache = files(finished), finished.parent / "out/cache.zarr"
+    for begun in ("deflicker", "render", "control", "extract"):
+        receipt = json.loads((cache / f"receipts/{begun}.json").read_text())
+        journal = json.dumps({"inputs": receipt["inputs"], "chunks": 9})
+        (cache / "marks").mkdir(exist_ok=True)
+        (cache / f"marks/{begun}.jsonl").write_text(journal + "\n")
+        (cache / f"receipts/{begun}.json").unlink()
+        path = cache / name
+        path.unlink() if content is None else path.write_bytes(content)
+        assert cli("run", finished, "--restart", "-q") == (0, "")
+        assert files(finished) == before

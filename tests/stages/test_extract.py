@@ -10,8 +10,10 @@ from typing import cast
 import numpy as np
 import pytest
 
+import diffsynth_cli as ds
 from stages import extract as extract_stage
 from stages.base.cache import FrameArray, FrameCache
+from stages.base.reporting import Reporter
 from stages.extract import UsedShots
 from stages.jobs.job_file import read_job
 from stages.tasks import DecodeTask
@@ -101,6 +103,26 @@ def test_times_rounded_by_a_container_count_as_a_constant_rate(tmp_path: Path, e
     attributes = extract(input_video="a.mkv").attrs
     assert attributes["times"] is None
     assert float(Fraction(str(attributes["fps"]))) == pytest.approx(24000 / 1001, abs=0.01)
+
+
+class Swapping(Reporter):
+    """Exchanges an image for another while frames are extracted."""
+
+    def __init__(self, image: Path, other: Path):
+        self.image, self.other = image, other
+
+    def advance(self, frames: int) -> None:
+        self.image.write_bytes(self.other.read_bytes())
+
+
+def test_a_source_that_changes_meanwhile_is_read_again(tmp_path: Path, make_job: MakeJob) -> None:
+    job, images = make_job(20), tmp_path / "images"
+    original = (images / "19.png").read_bytes()
+    with pytest.raises(ds.DiffSynthError, match="input changed while extract was reading it"):
+        ds.run(job, ["extract"], reporter=Swapping(images / "19.png", images / "0.png"))
+    (images / "19.png").write_bytes(original)
+    ds.run(job, ["extract"])
+    assert np.array_equal(FrameCache(tmp_path / "out/cache.zarr")["frames"][19], scene(19))
 
 
 def test_a_restart_with_a_wrong_source_loses_nothing(tmp_path: Path, extract: Extract) -> None:
