@@ -36,6 +36,7 @@ class Receipt(TypedDict):
     fingerprint: str
     frames: int
     seconds: float
+    phases: NotRequired[dict[str, float]]
     arrays: NotRequired[list[str]]
     finished: str
     versions: NotRequired[dict[str, str]]
@@ -59,7 +60,8 @@ class StageRecord:
         """(phase, first frame) of every finished chunk."""
         self.chunks = 0
         """Number of chunks in all phases."""
-        self.seconds = 0.0
+        self.phases: dict[str, float] = {}
+        """Seconds that the finished chunks of each phase took."""
         self.receipt = self._read_receipt()
         if self.receipt is not None:
             self.inputs = self.receipt["inputs"]
@@ -70,16 +72,21 @@ class StageRecord:
     def complete(self) -> bool:
         return self.receipt is not None
 
+    @property
+    def seconds(self) -> float:
+        """Seconds that all finished chunks took."""
+        return sum(self.phases.values())
+
     def begin(self, inputs: Inputs, chunks: int) -> None:
         """Start the marks of a run, discarding those of an earlier one."""
-        self.inputs, self.done, self.chunks, self.seconds, self.receipt = inputs, set(), chunks, 0.0, None
+        self.inputs, self.done, self.chunks, self.phases, self.receipt = inputs, set(), chunks, {}, None
         self.marks.start(json.dumps({"inputs": inputs, "chunks": chunks}))
 
     def mark(self, phase: str, start: int, seconds: float) -> None:
         """Note that a chunk's data is stored. The note itself is durable after `commit` at the latest."""
         self.marks.append(json.dumps({"phase": phase, "start": start, "seconds": round(seconds, 3)}))
         self.done.add((phase, start))
-        self.seconds += seconds
+        self.phases[phase] = self.phases.get(phase, 0.0) + seconds
 
     def commit(self) -> None:
         """Make all marks durable, which is required before anything is removed that their chunks were made from."""
@@ -101,7 +108,7 @@ class StageRecord:
         assert self.inputs is not None, "finish() without begin()"
         self.receipt = {
             "stage": self.stage, "fingerprint": fingerprint, "frames": frames, "seconds": round(self.seconds, 3),
-            "arrays": sorted(arrays),
+            "phases": {phase: round(seconds, 3) for phase, seconds in self.phases.items()}, "arrays": sorted(arrays),
             "finished": time.strftime("%Y-%m-%d %H:%M:%S"), "versions": versions(), "inputs": self.inputs,
         }  # fmt: skip
         self.store.put(receipt_name(self.stage), as_json(self.receipt))
@@ -111,7 +118,7 @@ class StageRecord:
         """Remove the receipt and the marks."""
         self.store.delete(receipt_name(self.stage))
         self.marks.remove()
-        self.inputs, self.done, self.seconds, self.receipt = None, set(), 0.0, None
+        self.inputs, self.done, self.phases, self.receipt = None, set(), {}, None
 
     def touch(self) -> None:
         """Make the receipt newer than its inputs, as make requires, when there was nothing to do."""
@@ -128,11 +135,19 @@ class StageRecord:
             if not header:
                 return
             seconds = {(mark["phase"], mark["start"]): mark["seconds"] for mark in marks}
-            chunks, total = header["chunks"], sum(seconds.values())
+            chunks, phases = header["chunks"], _by_phase(seconds)
         except (ValueError, KeyError, TypeError):
             return  # damaged, so nothing counts as done
         if _are_inputs(header["inputs"]):
-            self.inputs, self.chunks, self.done, self.seconds = header["inputs"], chunks, set(seconds), total
+            self.inputs, self.chunks, self.done, self.phases = header["inputs"], chunks, set(seconds), phases
+
+
+def _by_phase(seconds: dict[tuple[str, int], float]) -> dict[str, float]:
+    """Add up the seconds of chunks, which are given by phase and first frame."""
+    total: dict[str, float] = {}
+    for (phase, _), spent in seconds.items():
+        total[phase] = total.get(phase, 0.0) + spent
+    return total
 
 
 def _is_receipt(value: object) -> TypeGuard[Receipt]:

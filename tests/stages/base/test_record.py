@@ -25,10 +25,25 @@ def test_marks_are_read_back(tmp_path: Path, record: StageRecord) -> None:
     record.begin(INPUTS, chunks=4)
     record.mark("step 1", 0, 0.5)
     record.mark("step 1", 8, 0.25)
+    record.mark("step 2", 0, 2.0)
     again = StageRecord(FolderStore(tmp_path), "render")
     assert again.inputs == INPUTS and not again.complete
-    assert again.done == {("step 1", 0), ("step 1", 8)}
-    assert (again.chunks, again.seconds) == (4, 0.75)
+    assert again.done == {("step 1", 0), ("step 1", 8), ("step 2", 0)}
+    assert (again.chunks, again.seconds) == (4, 2.75)
+
+
+def test_a_receipt_has_the_seconds_of_each_phase_also_of_those_before_a_kill(
+    tmp_path: Path, record: StageRecord
+) -> None:
+    record.begin(INPUTS, chunks=3)
+    record.mark("step 1", 0, 0.5)
+    again = StageRecord(FolderStore(tmp_path), "render")
+    again.mark("step 1", 8, 0.25)
+    again.mark("step 2", 0, 2.0)
+    again.finish("fingerprint", 16)
+    receipt = StageRecord(FolderStore(tmp_path), "render").receipt
+    assert receipt is not None
+    assert (receipt["seconds"], receipt["phases"]) == (2.75, {"step 1": 0.75, "step 2": 2.0})
 
 
 @pytest.mark.parametrize("torn", ['{"phase": "st', '{"phase": "step 1", "start": 16, "seconds": 1}'])
