@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,40 @@ FADED, ALARM, RULE = (110, 110, 110), (180, 40, 30), (215, 215, 215)
 Line = tuple[str, int, tuple[int, int, int]]  # text, font size, colour
 
 
+@dataclass(frozen=True)
+class Section:
+    """Places of one kind.
+
+    Attributes:
+        title: What they have in common.
+        explanation: How they were found.
+        places: Best first.
+        caption: Says where a place is and what was measured there.
+    """
+
+    title: str
+    explanation: str
+    places: Sequence[Place]
+    caption: Callable[[Place], str]
+
+
+def sections(changes: Changes) -> list[Section]:
+    """Return the places worth looking at, by kind."""
+    squares = (
+        f"worst square of 16 pixels, ignoring brightness: 1 is unchanged, below {STRUCTURE_LOST} is visible damage"
+    )
+    return [
+        Section("Changed most", "largest mean difference", changes.changed.best(), changed_caption),
+        Section("Least structure kept", squares, changes.lost.best(), lost_caption),
+        Section(
+            "Left unchanged",
+            "where the style moved or flickered by this many levels",
+            changes.kept.best(),
+            kept_caption,
+        ),
+    ]
+
+
 def check_report(path: Path, mode: str, inputs: Sequence[Path], force: bool) -> None:
     """Raise UsageError if the report cannot be written to `path`, or if `mode` smooths no frames."""
     check_writable(path, (".png",))
@@ -45,19 +80,7 @@ def write_report(path: Path, changes: Changes) -> None:
             (warning or "No frame lost structure in more than 1 % of its area.", TEXT, ALARM if warning else FADED),
             ("Each pair shows the style on the left and the result on the right.", TEXT, FADED),
         ),
-        *_section("Changed most", "largest mean difference", changes.changed.best(), changed_caption),
-        *_section(
-            "Least structure kept",
-            f"worst square of 16 pixels, ignoring brightness: 1 is unchanged, below {STRUCTURE_LOST} is visible damage",
-            changes.lost.best(),
-            lost_caption,
-        ),
-        *_section(
-            "Left unchanged",
-            "where the style moved or flickered by this many levels",
-            changes.kept.best(),
-            kept_caption,
-        ),
+        *(part for section in sections(changes) for part in _section(section)),
     ]
     sheet = Image.new("RGB", (WIDTH, sum(part.height for part in parts) + MARGIN), PAPER)
     top = MARGIN // 2
@@ -67,11 +90,10 @@ def write_report(path: Path, changes: Changes) -> None:
     save_sheet(sheet, path, "report")
 
 
-def _section(
-    title: str, explanation: str, places: Sequence[Place], caption: Callable[[Place], str]
-) -> list[Image.Image]:
+def _section(section: Section) -> list[Image.Image]:
     """Return a heading and the rows of pairs below it."""
-    about = explanation if places else "no such places"
+    places, title = section.places, section.title
+    about = section.explanation if places else "no such places"
     heading = Image.new("RGB", (WIDTH, 2 * LINE), PAPER)
     draw = ImageDraw.Draw(heading)
     draw.line((MARGIN, LINE // 3, WIDTH - MARGIN, LINE // 3), RULE)
@@ -79,7 +101,7 @@ def _section(
     end = MARGIN + round(draw.textlength(title, _font(TITLE)))
     draw.text((end + 12, LINE * 2 // 3 + TITLE - TEXT), about, FADED, _font(TEXT))
     rows = [places[start : start + COLUMNS] for start in range(0, len(places), COLUMNS)]
-    return [heading, *(_row(row, caption) for row in rows)]
+    return [heading, *(_row(row, section.caption) for row in rows)]
 
 
 def _row(places: Sequence[Place], caption: Callable[[Place], str]) -> Image.Image:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from diffsynth_cli.results import MetricsResult, VideoMetrics
@@ -10,10 +10,28 @@ from stages.base.arrays import Image
 from stages.base.errors import UsageError
 from stages.base.outputs import check_output
 from stages.base.reporting import Reporter
-from stages.smoothers.images.comparison import lost_structure
+from stages.smoothers.images.comparison import STRUCTURE_LOST, lost_structure
 from stages.smoothers.images.metrics import Curves, measure
 from stages.smoothers.images.synthesis import check_writable
 from stages.video import Source, check_shape, fit, open_source
+
+MEANINGS = {
+    "warp1": "difference between neighbouring frames along the guide's motion, ×1000; lower is smoother",
+    "warp5": "the same, five frames apart",
+    "flicker": "flicker of brightness, in levels; lower is steadier",
+    "sharpness": "variance of the Laplacian: detail, and grain or sharpening if there is any",
+    "sharp": "detail, as a share of the style's",
+    "invented": "detail that the style's frame does not have within 3 px, in levels; 0 is best",
+    "structure": f"structure kept in the worst places, mean/worst frame; 1 is all, below {STRUCTURE_LOST} is damage",
+    "own_warp": "warp1 along the style's own motion, style→video; a wrong guide cannot lower it",
+    "sharp_reference": "detail, as a share of the reference's",
+    "psnr": "similarity to the reference, dB",
+    "ssim": "similarity to the reference, 0 to 1",
+}
+CELLS: dict[str, Callable[[Mapping[str, float]], str]] = {  # columns with two numbers
+    "structure": lambda found: f"{found['structure']:.2f}/{found['structure_min']:.2f}",
+    "own_warp": lambda found: f"{found['own_warp_style']:.2f}→{found['own_warp']:.2f}",
+}
 
 
 def compare(
@@ -85,26 +103,52 @@ def _check_lengths(videos: Sequence[_Frames], count: int, reporter: Reporter) ->
         reporter.warn(f"compared the first {count} frames; longer: {', '.join(longer)}")
 
 
-def draw(path: Path, curves: dict[str, Curves], style: Curves | None = None) -> None:
-    """Draw curves over time as a PNG, one panel per measure. The style's curves are dashed."""
-    from matplotlib.figure import Figure
+def measured(videos: Iterable[Mapping[str, float]]) -> list[str]:
+    """Return the measures that were taken of these videos, apart from what another one shows better."""
+    found = list(videos)
+    names = [name for name in MEANINGS if any(name in numbers for numbers in found)]
+    if "sharp" in names:  # the same relative to the style, which is easier to read
+        names.remove("sharpness")
+    return names
 
-    first = next(iter(curves.values()))
-    panels: dict[str, Callable[[Curves], list[float]]] = {
+
+def cell(name: str, numbers: Mapping[str, float]) -> str:
+    """Format a measure of a video; empty if it was not taken."""
+    if name not in numbers:
+        return ""
+    return CELLS[name](numbers) if name in CELLS else f"{numbers[name]:.3f}"
+
+
+def panels(curves: Curves, compared: bool) -> dict[str, Callable[[Curves], list[float]]]:
+    """Return the curves to plot, one measure per panel.
+
+    Args:
+        curves: Curves of one of the videos.
+        compared: Whether the video was compared with a style.
+    """
+    found: dict[str, Callable[[Curves], list[float]]] = {
         "warp1 (×1000)": lambda c: c.warp[1],
         "luminance (levels)": lambda c: c.luminance,
         "sharpness": lambda c: c.sharpness,
     }
-    if style is not None:
-        panels |= {
+    if compared:
+        found |= {
             "structure": lambda c: c.structure,
             "invented (levels)": lambda c: c.invented,
             "own_warp (×1000)": lambda c: c.own_warp,
         }
-    if first.error:
-        panels["squared error"] = lambda c: c.error
-    figure = Figure(figsize=(9, 2.4 * len(panels)), layout="constrained")
-    for axes, (label, numbers) in zip(figure.subplots(len(panels), sharex=True), panels.items()):
+    if curves.error:
+        found["squared error"] = lambda c: c.error
+    return found
+
+
+def draw(path: Path, curves: dict[str, Curves], style: Curves | None = None) -> None:
+    """Draw curves over time as a PNG, one panel per measure. The style's curves are dashed."""
+    from matplotlib.figure import Figure
+
+    shown = panels(next(iter(curves.values())), style is not None)
+    figure = Figure(figsize=(9, 2.4 * len(shown)), layout="constrained")
+    for axes, (label, numbers) in zip(figure.subplots(len(shown), sharex=True), shown.items()):
         for name, curve in curves.items():
             axes.plot(numbers(curve), label=name, linewidth=1)
         if style is not None and label != "squared error":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -16,24 +15,6 @@ from diffsynth_cli import videos as videos_api
 from diffsynth_cli.console import reporter as make_reporter
 from diffsynth_cli.options import INPUT, OUTPUT, Debug, Force, Quiet
 from diffsynth_cli.results import MetricsResult
-
-MEANINGS = {
-    "warp1": "difference between neighbouring frames along the guide's motion, ×1000; lower is smoother",
-    "warp5": "the same, five frames apart",
-    "flicker": "flicker of brightness, in levels; lower is steadier",
-    "sharpness": "variance of the Laplacian: detail, and grain or sharpening if there is any",
-    "sharp": "detail, as a share of the style's",
-    "invented": "detail that the style's frame does not have within 3 px, in levels; 0 is best",
-    "structure": "structure kept in the worst places, mean/worst frame; 1 is all, below {lost} is damage",
-    "own_warp": "warp1 along the style's own motion, style→video; a wrong guide cannot lower it",
-    "sharp_reference": "detail, as a share of the reference's",
-    "psnr": "similarity to the reference, dB",
-    "ssim": "similarity to the reference, 0 to 1",
-}
-CELLS: dict[str, Callable[[dict[str, float]], str]] = {  # columns with two numbers
-    "structure": lambda found: f"{found['structure']:.2f}/{found['structure_min']:.2f}",
-    "own_warp": lambda found: f"{found['own_warp_style']:.2f}→{found['own_warp']:.2f}",
-}
 
 
 def metrics(
@@ -75,28 +56,20 @@ def metrics(
 
 def show_metrics(result: MetricsResult, as_json: bool) -> None:
     """Print the numbers of each video, and a warning about frames that lost structure."""
-    from stages.smoothers.images.comparison import STRUCTURE_LOST
+    from diffsynth_cli.measuring import MEANINGS, cell, measured
 
     if as_json:
         videos = {str(video.path): video.numbers for video in result.videos}
         print(json.dumps({"frames": result.frames, "videos": videos}))
         return
-    names = [name for name in MEANINGS if any(name in video.numbers for video in result.videos)]
-    if "sharp" in names:  # the same relative to the style, which is easier to read
-        names.remove("sharpness")
+    names = measured(video.numbers for video in result.videos)
     out = Console()
     table = Table(Column("video", overflow="fold"), *names)
     for video in result.videos:
-        table.add_row(str(video.path), *(_cell(name, video.numbers) for name in names))
+        table.add_row(str(video.path), *(cell(name, video.numbers) for name in names))
     out.print(table)
     for name in names:
-        out.print(f"[bold]{name}[/] {MEANINGS[name].format(lost=STRUCTURE_LOST)}", highlight=False)
+        out.print(f"[bold]{name}[/] {MEANINGS[name]}", highlight=False)
     for video in result.videos:
         if video.warning:
             out.print(f"[bold red]{escape(str(video.path))}: {video.warning}[/]", highlight=False, soft_wrap=True)
-
-
-def _cell(name: str, numbers: dict[str, float]) -> str:
-    if name not in numbers:
-        return ""
-    return CELLS[name](numbers) if name in CELLS else f"{numbers[name]:.3f}"

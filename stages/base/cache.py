@@ -114,8 +114,12 @@ class FrameArray:
         return self.shape[0]
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        for start in range(0, len(self), RUN):
-            yield from self._map(self._frame, range(start, min(start + RUN, len(self))))
+        return self.between(0, len(self))
+
+    def between(self, start: int, stop: int) -> Iterator[np.ndarray]:
+        """Yield frames start..stop-1, only a few of which are in memory at once."""
+        for first in range(start, stop, RUN):
+            yield from self._map(self._frame, range(first, min(first + RUN, stop)))
 
     @overload
     def __getitem__(self, index: int) -> np.ndarray: ...
