@@ -8,7 +8,7 @@
 docs/python.md has more.
 """
 
-from diffsynth_cli.jobs import export, run, status, verify
+from diffsynth_cli.jobs import export, report, run, status, verify
 from diffsynth_cli.planning import plan
 from diffsynth_cli.previews import preview
 from diffsynth_cli.results import (
@@ -54,6 +54,7 @@ __all__ = [
     "metrics",
     "plan",
     "preview",
+    "report",
     "run",
     "smooth",
     "status",

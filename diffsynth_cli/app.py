@@ -95,6 +95,11 @@ COMMANDS = {
             "diffsynth export job.json -o frames/ --codec png",
         ),
     ),
+    "report": Entry(
+        "Write a page that shows the videos side by side, what was measured and how long it took, as one HTML file.",
+        "job",
+        ("diffsynth report job.json", "diffsynth report job.json -o winter.html --first 2400"),
+    ),
     "init": Entry(
         "Write a job file for a task, and a Makefile that runs it on a folder of videos.",
         "project",
@@ -127,7 +132,7 @@ COMMANDS = {
         "smooth",
         (
             "diffsynth smooth original.mp4 stylised.mp4 -o smooth.mp4",
-            "diffsynth smooth stylised.mp4 -o smooth.mp4 --report changes.png",
+            "diffsynth smooth stylised.mp4 -o smooth.mp4 --report changes.html",
             "diffsynth smooth original.mp4 keyframes/ -o painted.mp4 --mode interpolate",
         ),
         ON_VIDEOS,

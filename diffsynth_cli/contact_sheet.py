@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from stages.all_stages import all_stages
 from stages.base.arrays import Frames
-from stages.base.cache import FrameCache
+from stages.base.cache import FrameArray, FrameCache
 from stages.base.outputs import SIGNATURE
 
 COLUMNS = 6  # frames
@@ -21,14 +21,14 @@ LABEL_HEIGHT = 20  # px
 PAPER, INK = (250, 250, 250), (40, 40, 40)
 
 
-def states(cache: FrameCache) -> dict[str, Frames]:
+def states(cache: FrameCache) -> dict[str, FrameArray]:
     """Return the frames that finished stages have made, by label."""
     done = [stage for stage in all_stages().values() if cache.record(stage.name).complete]
     names = {label: name for stage in done for label, name in stage.shown(cache).items()}
     return {label: cache[name] for label, name in names.items() if name in cache}
 
 
-def compared(labels: Sequence[str], caches: Sequence[FrameCache]) -> dict[str, Frames]:
+def compared(labels: Sequence[str], caches: Sequence[FrameCache]) -> Mapping[str, Frames]:
     """Return frames by label: of one job, those that each stage has made; of several, the source and each result."""
     first = states(caches[0])
     if len(caches) == 1:
@@ -38,7 +38,7 @@ def compared(labels: Sequence[str], caches: Sequence[FrameCache]) -> dict[str, F
     return {source: first[source], **dict(zip(labels, results, strict=True))}
 
 
-def write_contact_sheet(path: Path, rows: dict[str, Frames], columns: int = COLUMNS, side: int = SIDE) -> None:
+def write_contact_sheet(path: Path, rows: Mapping[str, Frames], columns: int = COLUMNS, side: int = SIDE) -> None:
     """Write a PNG that shows `columns` evenly spaced frames of each video.
 
     Args:

@@ -1,4 +1,4 @@
-"""Python API for jobs: run, status, verify and export, like the commands of the same names."""
+"""Python API for jobs: run, status, verify, export and report, like the commands of the same names."""
 
 from __future__ import annotations
 
@@ -176,6 +176,49 @@ def export(
             write_images(path, opened.cache, reporter)
         else:
             write_video(path, opened.job, opened.cache, reporter, encoder, crf)
+    return path
+
+
+def report(
+    job: JobSource,
+    output: FilePath | None = None,
+    *,
+    first: int | None = None,
+    overrides: Overrides = (),
+    force: bool = False,
+    reporter: Reporter | None = None,
+) -> Path:
+    """Write a page that shows what the finished stages of a job have made, as one HTML file.
+
+    Args:
+        job: As for `run`.
+        output: The .html file; by default report.html in the job's output folder.
+        first: First frame of the page's clip, if the video is too long to be shown whole; by default, the worst frame
+            is in the middle.
+        overrides: Job keys that replace those of `job`.
+        force: Overwrite an existing file, but never an input.
+        reporter: Receives progress and warnings.
+
+    Returns:
+        The path of what was written.
+
+    Raises:
+        UsageError: The job is wrong, there is no such frame, or files are in the way.
+        DiffSynthError: No frames have been extracted yet, or a frame is damaged.
+    """
+    from diffsynth_cli.exhibits import of_job
+    from diffsynth_cli.outputs import choose_page
+    from diffsynth_cli.page import write_page
+
+    with closing(reporter or SilentReporter()) as shown:
+        opened = open_job(job, overrides, shown)
+        path = choose_page(as_path(output), opened.job, opened.file, force)
+        stages = _status(opened).stages
+        exhibit = of_job(opened.job, opened.cache, stages)
+        for stage in stages:
+            if stage.state == "stale":
+                shown.warn(f"{stage.stage} is stale: {'; '.join(stage.changes)}")
+        write_page(path, exhibit, shown, first)
     return path
 
 

@@ -23,7 +23,7 @@ from stages.video import (
     read_comment,
 )  # fmt: skip
 
-PREVIEW, CONFIG = "preview.png", "config.json"
+PREVIEW, CONFIG, REPORT = "preview.png", "config.json", "report.html"
 
 
 def check_job_outputs(
@@ -81,6 +81,19 @@ def choose_export(
     check_encoding(path, name)
     check_output(path, inputs, force=force, own=output is None and is_own(path, job))
     return path, name
+
+
+def choose_page(output: Path | None, job: Job, job_file: Path | None, force: bool) -> Path:
+    """Return the path of a job's report.
+
+    Raises:
+        UsageError: Files are in the way.
+    """
+    from diffsynth_cli.page import check_page
+
+    path = output or Path(job.output_path) / REPORT
+    check_page(path, _inputs(job, job_file), force)
+    return path
 
 
 def _inputs(job: Job, job_file: Path | None) -> list[Path]:

@@ -272,20 +272,20 @@ def _write_in_segments(path: Path, run: Run[Job], fingerprint: str) -> None:
 def _encoding(job: Job, cache: FrameCache, reporter: Reporter, codec: str = "h264", crf: int | None = None) -> Encoding:
     """Return how to encode the deflickered frames. Warn if their sound is lost."""
     source: Values = cache["frames"].attrs.asdict()
-    rate, times = _frame_rate(job, cache), source["times"] if job.fps is None else None
+    rate, times = frame_rate(job, cache), source["times"] if job.fps is None else None
     audio = _audio(job, source, len(cache["deflickered"]), rate, reporter)
     fps = rate if times is None else None
     return Encoding(fps, np.array(times or []), codec, crf, audio, f"{SIGNATURE} deflicker")
 
 
-def _frame_rate(job: Job, cache: FrameCache) -> Fraction:
+def frame_rate(job: Job, cache: FrameCache) -> Fraction:
     """Return the job's frame rate or the source's, which is an average if it varies."""
     return Fraction(str(cache["frames"].attrs["fps"])) if job.fps is None else _rate(job.fps)
 
 
 def _report(path: Path, job: Job, cache: FrameCache, reporter: Reporter, how: Encoding) -> None:
     """Tell the reporter what has been written."""
-    count, rate = counted(len(cache["deflickered"]), "frame"), per_second(float(_frame_rate(job, cache)))
+    count, rate = counted(len(cache["deflickered"]), "frame"), per_second(float(frame_rate(job, cache)))
     reporter.end("written", f"{path}: {count}, {rate}{', with sound' if how.audio else ''}")
 
 

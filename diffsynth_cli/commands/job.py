@@ -105,6 +105,48 @@ def export(
     )
 
 
+@with_options(*CACHE_OPTION)
+def report(
+    job: JobFile,
+    overrides: Set = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE.html",
+            help="Page to write.",
+            show_default="report.html in the output folder",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    first: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            metavar="FRAME",
+            help="First frame of the page's clip, if the video is too long to be shown whole.",
+            show_default="the worst frame is in the middle",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    force: Force = False,
+    quiet: Quiet = False,
+    events: Json = False,
+    debug: Debug = False,
+    **machine: object,
+) -> None:
+    """Write a page that shows the videos side by side, what was measured and how long it took, as one HTML file."""
+    jobs.report(
+        job,
+        output,
+        first=first,
+        overrides=jobs.with_settings(overrides, machine),
+        force=force,
+        reporter=reporter(quiet, events),
+    )
+
+
 def schema(
     events: Annotated[bool, typer.Option("--events", help="Describe the events that --json prints instead.")] = False,
 ) -> None:
