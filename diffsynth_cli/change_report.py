@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from diffsynth_cli.contact_sheet import INK, PAPER, save_sheet
+from diffsynth_cli.outputs import HTML, is_page
 from stages.base.errors import UsageError
 from stages.base.outputs import SIGNATURE, check_output
 from stages.smoothers.images.changes import Changes, Place, percent
@@ -63,9 +64,9 @@ def sections(changes: Changes) -> list[Section]:
 
 
 def check_report(path: Path, mode: str, inputs: Sequence[Path], force: bool) -> None:
-    """Raise UsageError if the report cannot be written to `path`, or if `mode` smooths no frames."""
-    check_writable(path, (".png",))
-    check_output(path, inputs, force=force, own=read_comment(path).startswith(SIGNATURE))
+    """Raise UsageError if a sheet or page cannot be written to `path`, or if `mode` smooths no frames."""
+    check_writable(path, (".png", HTML))
+    check_output(path, inputs, force=force, own=is_page(path) or read_comment(path).startswith(SIGNATURE))
     if mode == "interpolate":
         raise UsageError("--report compares frames before and after smoothing, which --mode interpolate does not have")
 

@@ -38,7 +38,12 @@ def show_error(message: str, hint: str = "") -> None:
     """Show what went wrong and where, then what to do."""
     stderr.print(f"[bold red]error:[/] {escape(message)}")
     if hint:
-        stderr.print(f"[bold]→[/] {escape(hint)}")
+        show_next(hint)
+
+
+def show_next(hint: str) -> None:
+    """Show what to do next."""
+    stderr.print(f"[bold]→[/] {escape(hint)}")
 
 
 def show_warning(message: str) -> None:

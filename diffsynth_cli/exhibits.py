@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from stages.smoothers.patch_blend import PatchBlend
 INPUT = "input"
 
 
-def of_job(job: Job, cache: FrameCache, stages: Iterable[Progress]) -> Exhibit:
+def of_job(job: Job, cache: FrameCache, stages: Sequence[Progress]) -> Exhibit:
     """Return what the finished stages of a job have made.
 
     Raises:
@@ -34,8 +34,6 @@ def of_job(job: Job, cache: FrameCache, stages: Iterable[Progress]) -> Exhibit:
         raise DiffSynthError("report needs extract, which is not finished", f"run {cache.command('run')}")
     videos = {INPUT: made.pop("frames"), **made}
     records = {stage.stage: cache.record(stage.stage) for stage in stages}
-    rendered: Values = cache["rendered"].attrs.asdict() if "rendered" in made else {}
-    networks = {"attention backend": str(rendered["attention_backend"])} if "attention_backend" in rendered else {}
     return Exhibit(
         title=f"{Path(job.input_video).name} → {Path(job.output_path).name}",
         videos=videos,
@@ -45,7 +43,7 @@ def of_job(job: Job, cache: FrameCache, stages: Iterable[Progress]) -> Exhibit:
         fps=frame_rate(job, cache),
         stages=[_time(stage, records[stage.stage]) for stage in stages],
         settings=_texts(job.model_dump(exclude_defaults=True)),
-        machine={"device": ", ".join(rendered.get("devices", [])) or "unknown"} | networks | _versions(records.values()),
+        machine={**(_networks(cache) if "rendered" in made else {}), **_versions(records.values())},
     )
 
 
@@ -75,6 +73,13 @@ def _time(stage: Progress, record: StageRecord) -> StageTime:
         return StageTime(stage.stage, stage.state, "", record.seconds or None, record.phases)
     remarks = "; ".join(stage.changes) or f"finished {receipt['finished']}"
     return StageTime(stage.stage, stage.state, remarks, receipt["seconds"], receipt.get("phases", {}))
+
+
+def _networks(cache: FrameCache) -> dict[str, str]:
+    """Return what rendering noted about where and how the networks ran."""
+    noted: Values = cache["rendered"].attrs.asdict()
+    devices = {"device": ", ".join(noted["devices"])} if noted.get("devices") else {}
+    return devices | {name: noted[name] for name in ("attention_backend",) if name in noted}
 
 
 def _versions(records: Iterable[StageRecord]) -> dict[str, str]:

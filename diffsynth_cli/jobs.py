@@ -27,6 +27,7 @@ from diffsynth_cli.results import (
 from stages.base.errors import DiffSynthError, UsageError
 from stages.base.json_types import Values
 from stages.base.reporting import Reporter
+from stages.base.words import counted
 from stages.codecs import Codec
 
 if TYPE_CHECKING:
@@ -193,8 +194,8 @@ def report(
     Args:
         job: As for `run`.
         output: The .html file; by default report.html in the job's output folder.
-        first: First frame of the page's clip, if the video is too long to be shown whole; by default, the worst frame
-            is in the middle.
+        first: First frame of the page's clip; by default 0 or, if the video is too long to be shown whole, the one with
+            which the worst frame is in the middle.
         overrides: Job keys that replace those of `job`.
         force: Overwrite an existing file, but never an input.
         reporter: Receives progress and warnings.
@@ -212,9 +213,11 @@ def report(
 
     with closing(reporter or SilentReporter()) as shown:
         opened = open_job(job, overrides, shown)
-        path = choose_page(as_path(output), opened.job, opened.file, force)
         stages = _status(opened).stages
         exhibit = of_job(opened.job, opened.cache, stages)
+        path = choose_page(as_path(output), opened.job, opened.file, force)
+        if first is not None and first not in range(exhibit.frames):
+            raise UsageError(f"--first {first}: the video has {counted(exhibit.frames, 'frame')}, counted from 0")
         for stage in stages:
             if stage.state == "stale":
                 shown.warn(f"{stage.stage} is stale: {'; '.join(stage.changes)}")
@@ -254,18 +257,23 @@ def open_job(job: JobSource, overrides: Overrides, reporter: Reporter, stages: S
     if isinstance(job, Job | Mapping):
         keys: Values = job.model_dump() if isinstance(job, Job) else copy.deepcopy(dict(job))  # not checked yet
         loaded, notes = make_job(keys, Path.cwd(), "job", texts, stages)
-        words = [as_argument(Path(loaded.output_path) / CONFIG)]  # written with the first results
+        words = arguments(Path(loaded.output_path) / CONFIG)  # written with the first results
     else:
         file = Path(job)
         loaded, notes = read_job(file, texts, stages)
-        words = [as_argument(file), *(f"--set={text}" for text in texts)]
+        words = arguments(file, texts)
     for note in notes:
         reporter.warn(note)
-    cache = FrameCache(loaded.cache_place, shlex.join(words), arrays())
+    cache = FrameCache(loaded.cache_place, words, arrays())
     exists = cache.folder is None or cache.folder.exists()
     if loaded.cache is not None and exists and not cache.is_cache():
         raise UsageError(f"cache: {cache.store} is not a frame cache", "give an empty or new folder or prefix")
     return Opened(loaded, file, cache)
+
+
+def arguments(file: Path, overrides: Sequence[str] = ()) -> str:
+    """Return the arguments of a command on this job file with these overrides."""
+    return shlex.join([as_argument(file), *(f"--set={text}" for text in overrides)])
 
 
 def _texts(overrides: Overrides) -> list[str]:

@@ -30,7 +30,9 @@ MEANINGS = {
 }
 CELLS: dict[str, Callable[[Mapping[str, float]], str]] = {  # columns with two numbers
     "structure": lambda found: f"{found['structure']:.2f}/{found['structure_min']:.2f}",
-    "own_warp": lambda found: "→".join(f"{found[name]:.2f}" for name in ("own_warp_style", "own_warp") if name in found),
+    "own_warp": lambda found: "→".join(
+        f"{found[name]:.2f}" for name in ("own_warp_style", "own_warp") if name in found
+    ),
 }
 
 

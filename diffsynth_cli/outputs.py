@@ -14,6 +14,7 @@ from stages.base.outputs import FRAMES, SIGNATURE, check_inputs_kept, check_outp
 from stages.codecs import Codec
 from stages.jobs.job import Job
 from stages.jobs.job_file import input_paths
+from stages.smoothers.images.synthesis import check_writable
 from stages.video import (
     ENCODERS,
     check_encoding,
@@ -24,6 +25,9 @@ from stages.video import (
 )  # fmt: skip
 
 PREVIEW, CONFIG, REPORT = "preview.png", "config.json", "report.html"
+HTML = ".html"
+GENERATOR = f"{SIGNATURE} report"  # says in a page what wrote it
+HEAD = 1024  # bytes of a page that say so
 
 
 def check_job_outputs(
@@ -89,11 +93,19 @@ def choose_page(output: Path | None, job: Job, job_file: Path | None, force: boo
     Raises:
         UsageError: Files are in the way.
     """
-    from diffsynth_cli.page import check_page
-
     path = output or Path(job.output_path) / REPORT
-    check_page(path, _inputs(job, job_file), force)
+    check_writable(path, (HTML,))
+    check_output(path, _inputs(job, job_file), force=force, own=is_page(path))
     return path
+
+
+def is_page(path: Path) -> bool:
+    """Whether a file is a page that this program wrote."""
+    try:
+        with path.open("rb") as file:
+            return f'content="{GENERATOR}"'.encode() in file.read(HEAD)
+    except OSError:
+        return False
 
 
 def _inputs(job: Job, job_file: Path | None) -> list[Path]:

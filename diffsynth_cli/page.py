@@ -20,19 +20,16 @@ from PIL import Image as Pillow
 from diffsynth_cli.change_report import sections
 from diffsynth_cli.clip import write_clip
 from diffsynth_cli.measuring import MEANINGS, cell, measured, panels
+from diffsynth_cli.outputs import GENERATOR
 from stages.base.arrays import Image
 from stages.base.cache import FrameArray
-from stages.base.outputs import SIGNATURE, check_output
 from stages.base.reporting import Reporter
 from stages.base.words import counted, duration, per_second
 from stages.smoothers.images.changes import Changes
 from stages.smoothers.images.metrics import Curves, measure
-from stages.smoothers.images.synthesis import check_writable
 
-HTML = ".html"
-GENERATOR = f"{SIGNATURE} report"
-HEAD = 1024  # bytes, in which a page says what wrote it
 POINTS = 2000  # of a curve; longer ones are thinned out
+CLOSE_UP = "luminance"  # flickers by few of its 256 levels, so its axis does not begin at 0
 BLOCK = 3 << 16  # bytes; a multiple of 3, so that base64 needs no padding in between
 
 
@@ -107,21 +104,6 @@ class Findings:
         return int(np.nanargmax(errors)) if np.isfinite(errors).any() else 0
 
 
-def check_page(path: Path, inputs: Sequence[Path], force: bool) -> None:
-    """Raise UsageError if a page cannot be written to `path`. Only an earlier page may be overwritten without force."""
-    check_writable(path, (HTML,))
-    check_output(path, inputs, force=force, own=_is_page(path))
-
-
-def _is_page(path: Path) -> bool:
-    """Whether a file is a page that this program wrote."""
-    try:
-        with path.open("rb") as file:
-            return GENERATOR.encode() in file.read(HEAD)
-    except OSError:
-        return False
-
-
 def write_page(path: Path, exhibit: Exhibit, reporter: Reporter, first: int | None = None) -> None:
     """Write a page atomically.
 
@@ -129,7 +111,7 @@ def write_page(path: Path, exhibit: Exhibit, reporter: Reporter, first: int | No
         path: The .html file.
         exhibit: What it shows.
         reporter: Receives progress.
-        first: First frame of the clip, if it cannot have all frames. By default, the worst frame is in the middle.
+        first: First frame of the clip. By default, the worst frame is in the middle if not all frames fit.
     """
     findings, part = _measure(exhibit, reporter), path.with_name(f".{path.name}.part")
     try:
@@ -195,6 +177,8 @@ def _words(exhibit: Exhibit, findings: Findings) -> dict[str, object]:
     numbers = {
         label: curve.summary(style if label == exhibit.result else None) for label, curve in findings.curves.items()
     }
+    for found in numbers.values():
+        found.pop("own_warp_style", None)  # the style has a column of its own
     return {
         "exhibit": exhibit,
         "size": f"{counted(exhibit.frames, 'frame')} of {width}×{height}, {per_second(float(exhibit.fps))}",
@@ -224,7 +208,11 @@ def _panels(curves: Mapping[str, Curves]) -> list[dict[str, object]]:
         for measure, numbers in shown.items()
     }
     return [
-        {"measure": measure, "lines": [{"label": label, **_thinned(values)} for label, values in found.items()]}
+        {
+            "measure": measure,
+            "lines": [{"label": label, **_thinned(values)} for label, values in found.items()],
+            "fromZero": not measure.startswith(CLOSE_UP),
+        }
         for measure, found in lines.items()
     ]
 

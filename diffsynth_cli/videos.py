@@ -6,6 +6,7 @@ import os
 import shlex
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
@@ -25,7 +26,9 @@ from stages.base.reporting import Reporter
 from stages.base.scenes import Scenes, check_scenes
 
 if TYPE_CHECKING:
+    from stages.base.cache import FrameCache
     from stages.smooth.request import Smoothing
+    from stages.smoothers.images.changes import Changes
     from stages.smoothers.images.synthesis import SynthesisOptions
 
 
@@ -65,7 +68,8 @@ def smooth(
         guide_weight: Weight of the guide in matching.
         device: auto, cpu, cuda or cuda:N.
         compile: Compile smoothing on a GPU, which takes minutes at the start.
-        report: Where to write a .png sheet of the places that changed most.
+        report: Where to write an .html page that compares the videos, or only a .png sheet of the places that changed
+            most.
         restart: Redo everything, even if the output is complete.
         force: Overwrite existing files, but never an input.
         reporter: Receives progress and warnings.
@@ -79,7 +83,7 @@ def smooth(
 
     matching = {"patch_size": patch_size, "guide_weight": guide_weight}
     config = {"window": window, "strength": strength, "detail": detail, **matching}
-    mode, sheet, reporter = member(Mode, mode, "mode"), as_path(report), reporter or SilentReporter()
+    mode, page, reporter = member(Mode, mode, "mode"), as_path(report), reporter or SilentReporter()
     smoothing = Smoothing(
         guide=as_path(guide),
         style=Path(style),
@@ -92,14 +96,26 @@ def smooth(
         compiled=compile,
     )
     _check_smoothing(smoothing)
-    if sheet is not None:
-        change_report.check_report(sheet, mode, [*smoothing.inputs, smoothing.output], force)
+    if page is not None:
+        change_report.check_report(page, mode, [*smoothing.inputs, smoothing.output], force)
     with closing(reporter):
         arguments = _arguments(smoothing, mode, force)
-        changes = run_smooth(smoothing, arguments, reporter, restart, force, keep_places=sheet is not None)
-    if sheet is not None and changes is not None:
-        change_report.write_report(sheet, changes)
+        write = None if page is None else partial(_write_report, page, smoothing, reporter)
+        changes = run_smooth(smoothing, arguments, reporter, restart, force, write)
     return SmoothResult(smoothing.output, changes)
+
+
+def _write_report(path: Path, smoothing: Smoothing, reporter: Reporter, cache: FrameCache, changes: Changes) -> None:
+    """Write what smoothing changed as a page or, by the suffix of `path`, as a sheet."""
+    from diffsynth_cli.change_report import write_report
+    from diffsynth_cli.exhibits import of_smoothing
+    from diffsynth_cli.outputs import HTML
+    from diffsynth_cli.page import write_page
+
+    if path.suffix.lower() == HTML:
+        write_page(path, of_smoothing(smoothing, cache), reporter)
+    else:
+        write_report(path, changes)
 
 
 def _arguments(smoothing: Smoothing, mode: Mode, force: bool) -> str:

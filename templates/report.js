@@ -53,6 +53,7 @@ function tick() {
 
 const wipe = find("wipe");
 const tiles = [...document.querySelectorAll(".tile")];
+wipe.parentElement.style.maxWidth = `min(60rem, ${(75 * data.width) / data.height}vh)`; // a tall video fits the window
 for (const canvas of [wipe, ...tiles]) [canvas.width, canvas.height] = [data.width, data.height];
 
 function paint(canvas, video, from, to) {
@@ -122,11 +123,10 @@ function path(line, down) {
     .join("");
 }
 
-function plot(lines) {
+function plot(lines, fromZero) {
   const known = lines.flatMap((line) => line.values).filter((value) => value !== null);
-  const [least, most] = [known, known].map((values, side) =>
-    values.reduce((a, b) => (side ? Math.max(a, b) : Math.min(a, b)), side ? -Infinity : Infinity),
-  );
+  const least = Math.min(...known, ...(fromZero ? [0] : []));
+  const most = Math.max(...known);
   const down = (value) => HEIGHT - MARGIN - ((HEIGHT - 2 * MARGIN) * (value - least)) / (most - least || 1);
   const picture = shape("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", "aria-hidden": true });
   if (data.count < data.frames) {
@@ -141,11 +141,11 @@ function plot(lines) {
   return { area, cursor };
 }
 
-function panel({ measure, lines }) {
+function panel({ measure, lines, fromZero }) {
   const figure = element("figure", "panel");
   const caption = element("figcaption");
   const keys = lines.map((line, series) => element("span", `key series-${series}`));
-  const { area, cursor } = plot(lines);
+  const { area, cursor } = plot(lines, fromZero);
   caption.append(element("b", "", measure), ...keys);
   figure.append(caption, area);
   const attributes = { role: "slider", tabindex: 0, "aria-label": `${measure}, by frame`, "aria-valuemin": 0 };
@@ -183,7 +183,7 @@ function dragged(area, moved) {
 const STEPS = { ArrowLeft: -1, ArrowDown: -1, ArrowRight: 1, ArrowUp: 1, PageDown: -10, PageUp: 10 };
 
 function press(event) {
-  if (event.ctrlKey || event.altKey || event.metaKey || event.target.closest("input, select, button")) return;
+  if (event.ctrlKey || event.altKey || event.metaKey || event.target.closest("input, select, button, summary")) return;
   const onPlot = event.target.closest("[role=slider]") !== null;
   const scrolls = ["ArrowUp", "ArrowDown", "PageUp", "PageDown", "Home", "End"].includes(event.key);
   if (scrolls && !onPlot) return;

@@ -125,8 +125,8 @@ def report(
         typer.Option(
             min=0,
             metavar="FRAME",
-            help="First frame of the page's clip, if the video is too long to be shown whole.",
-            show_default="the worst frame is in the middle",
+            help="First frame of the page's clip.",
+            show_default="0, or in long videos such that the worst frame is in the middle",
             rich_help_panel=OUTPUT,
         ),
     ] = None,

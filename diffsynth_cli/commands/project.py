@@ -87,4 +87,5 @@ def demo(
     if not (quiet or events):
         typer.echo(f"video          {result.video}")
         typer.echo(f"contact sheet  {sheet}")
+        typer.echo(f"compare        diffsynth report {jobs.arguments(path, overrides)}")
         typer.echo(f"your own video diffsynth demo --video VIDEO --output FOLDER --prompt {shlex.quote(prompt)}")

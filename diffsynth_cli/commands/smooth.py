@@ -109,8 +109,9 @@ OutputOption = Annotated[
 Report = Annotated[
     Path | None,
     typer.Option(
-        metavar="FILE.png",
-        help="Also write a sheet of the places that changed most, lost structure or were left alone.",
+        metavar="FILE.html|FILE.png",
+        help="Also write a page that compares the videos, or only a sheet of the places that changed most, lost "
+        "structure or were left alone.",
         rich_help_panel=OUTPUT,
     ),
 ]

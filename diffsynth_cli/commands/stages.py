@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from diffsynth_cli import jobs
-from diffsynth_cli.console import reporter
+from diffsynth_cli.console import reporter, show_next
 from diffsynth_cli.engines import EngineName
 from diffsynth_cli.options import (
     MACHINE_OPTIONS,
@@ -45,10 +45,11 @@ def stage_command(name: str) -> Callable[..., None]:
         debug: Debug = False,
         **machine: object,
     ) -> None:
-        jobs.run(
+        given = jobs.with_settings(overrides, machine)
+        result = jobs.run(
             job,
             None if name == "run" else [name],
-            overrides=jobs.with_settings(overrides, machine),
+            overrides=given,
             restart=restart,
             preview=preview,
             force=force,
@@ -58,5 +59,7 @@ def stage_command(name: str) -> Callable[..., None]:
             gpus_per_worker=gpus_per_worker,
             reporter=reporter(quiet, events),
         )
+        if name == "run" and result.video is not None and not (quiet or events):
+            show_next(f"look at it with: diffsynth report {jobs.arguments(job, given)}")
 
     return command

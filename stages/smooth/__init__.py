@@ -41,7 +41,7 @@ def smooth(
     reporter: Reporter,
     restart: bool = False,
     force: bool = False,
-    keep_places: bool = False,
+    report: Callable[[FrameCache, Changes], None] | None = None,
 ) -> Changes | None:
     """Write `smoothing.output`, resuming an earlier call with the same videos and options.
 
@@ -53,7 +53,8 @@ def smooth(
         reporter: Where progress is shown.
         restart: Redo everything, even if the output is complete.
         force: Overwrite an existing output that was made from something else.
-        keep_places: Keep crops of the places worth looking at, for a report.
+        report: Called once the output is written and before its cache is removed, with what smoothing changed and crops
+            of the places worth looking at.
 
     Returns:
         What smoothing changed. None for interpolation, and if there was nothing to do.
@@ -79,7 +80,7 @@ def smooth(
             return None
     if cache.record(STAGE.name).complete:  # its output no longer exists or is to be redone
         _remove_cache(cache)
-    changes = None if smoothing.interpolate else Changes(keep_places)
+    changes = None if smoothing.interpolate else Changes(keep_places=report is not None)
     stage = replace(STAGE, deliver=partial(deliver, changes=changes))
     with cache.lock():
         begun = cache.recorded(STAGE.name)
@@ -89,6 +90,8 @@ def smooth(
             if cache.recorded(STAGE.name) is None:  # failed before anything was started
                 shutil.rmtree(cache.path)
             raise
+        if report is not None and changes is not None:
+            report(cache, changes)
     shutil.rmtree(cache.path)
     if changes is not None:
         if warning := changes.warning():

@@ -103,6 +103,19 @@ def test_export(tmp_path: Path, make_job: MakeJob, cli: Cli, refused: Refused) -
     refused("export", job, "-o", tmp_path / "small.avi", says="cannot write .avi")
 
 
+def test_report(tmp_path: Path, make_job: MakeJob, cli: Cli, refused: Refused) -> None:
+    job, page = make_job(2), tmp_path / "out/report.html"
+    assert cli("extract", job)[0] == 0
+    page.write_text("<p>mine")
+    refused("report", job, says="report.html exists")
+    assert cli("report", job, "--force")[0] == 0 and cli("report", job)[0] == 0  # now it is the program's own
+    refused("report", job, "-o", tmp_path / "page.htm", says="must end in .html")
+    refused("report", job, "-o", tmp_path / "images/page.html", "--force", says="one of the files of the input")
+    link = tmp_path / "link.html"
+    link.symlink_to(job)
+    refused("report", job, "-o", link, "--force", says="which would be overwritten")
+
+
 def test_ebsynth(tmp_path: Path, refused: Refused, cli: Cli) -> None:
     folder = write_images(tmp_path / "images", [scene(i, 32, 32) for i in range(3)])
     style, source, target = (folder / f"{index}.png" for index in range(3))
