@@ -204,16 +204,13 @@ def _panels(curves: Mapping[str, Curves]) -> list[dict[str, object]]:
         return []
     shown = panels(next(iter(curves.values())), len(curves) > 1)
     lines = {
-        measure: {label: values for label, curve in curves.items() if (values := numbers(curve))}
-        for measure, numbers in shown.items()
+        name: [{"label": label, **_thinned(found)} for label, curve in curves.items() if (found := numbers(curve))]
+        for name, numbers in shown.items()
     }
     return [
-        {
-            "measure": measure,
-            "lines": [{"label": label, **_thinned(values)} for label, values in found.items()],
-            "fromZero": not measure.startswith(CLOSE_UP),
-        }
-        for measure, found in lines.items()
+        {"measure": name, "lines": found, "fromZero": not name.startswith(CLOSE_UP)}
+        for name, found in lines.items()
+        if found
     ]
 
 

@@ -53,7 +53,9 @@ function tick() {
 
 const wipe = find("wipe");
 const tiles = [...document.querySelectorAll(".tile")];
-wipe.parentElement.style.maxWidth = `min(60rem, ${(75 * data.width) / data.height}vh)`; // a tall video fits the window
+for (const part of [wipe.parentElement, find("position")]) {
+  part.style.maxWidth = `min(60rem, ${(75 * data.width) / data.height}vh)`; // a tall video fits the window
+}
 for (const canvas of [wipe, ...tiles]) [canvas.width, canvas.height] = [data.width, data.height];
 
 function paint(canvas, video, from, to) {

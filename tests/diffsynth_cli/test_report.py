@@ -12,6 +12,7 @@ import pytest
 
 from diffsynth_cli.__main__ import main
 from stages.base.cache import FrameCache
+from stages.base.words import duration
 from stages.smoothers.images.metrics import measure
 from stages.video import open_source
 from tests.conftest import write_images, write_job
@@ -119,8 +120,10 @@ def test_curves_are_those_of_metrics(page: Page, finished: Path) -> None:
 def test_time_settings_and_versions_are_listed(page: Page, finished: Path) -> None:
     for stage in ("extract", "control", "render", "deflicker"):
         receipt = FrameCache(finished / "out/cache.zarr").record(stage).receipt
-        assert receipt is not None and set(receipt["phases"]) <= set(page.texts["th"])
-        assert receipt["versions"]["torch"] in page.texts["td"]
+        assert receipt is not None and receipt["versions"]["torch"] in page.texts["td"]
+        assert stage in page.texts["th"] and duration(receipt["seconds"]) in page.texts["td"]
+        if stage == "render":
+            assert {"step 1/2", "step 2/2", "decode"} < set(receipt["phases"]) <= set(page.texts["th"])
     assert {"prompt", "num_inference_steps", "post_smoother", "device"} <= set(page.texts["th"])
     assert not {"guidance_scale", "scheduler", "seed_of_noise"} & set(page.texts["th"])  # the defaults
 

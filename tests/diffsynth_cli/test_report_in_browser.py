@@ -58,7 +58,8 @@ class Opened:
     def colour(self, selector: str, share: float = 0.5) -> Image:
         """The colour in the middle of an element's height, at this share of its width, uint8 [3]."""
         shot = Pillow.open(BytesIO(self.page.locator(selector).screenshot())).convert("RGB")
-        return np.asarray(shot)[shot.height // 2, int(share * (shot.width - 1))]
+        colour: Image = np.asarray(shot)[shot.height // 2, int(share * (shot.width - 1))]
+        return colour
 
 
 @pytest.fixture(scope="module")
