@@ -128,6 +128,13 @@ def test_time_settings_and_versions_are_listed(page: Page, finished: Path) -> No
     assert not {"guidance_scale", "scheduler", "seed_of_noise"} & set(page.texts["th"])  # the defaults
 
 
+def test_run_names_the_command(finished: Path, cli: Cli) -> None:
+    code, output = cli("run", finished / "job.json", "--set", "device=cpu")
+    assert code == 0 and f"diffsynth report {finished / 'job.json'} --set=device=cpu" in output
+    code, output = cli("run", finished / "job.json", "--json")
+    assert code == 0 and "diffsynth report" not in output
+
+
 def test_an_unfinished_job_shows_what_there_is(tmp_path: Path, make_job: MakeJob, cli: Cli) -> None:
     job, before = make_job(3), set(tmp_path.rglob("*"))
     code, output = cli("report", job)
