@@ -134,7 +134,8 @@ function plot(lines, fromZero) {
   if (data.count < data.frames) {
     picture.append(shape("rect", { x: across(data.first), y: 0, width: across(data.count - 1), height: HEIGHT }));
   }
-  lines.forEach((line, series) => picture.append(shape("path", { class: `series-${series}`, d: path(line, down) })));
+  const paths = lines.map((line, series) => shape("path", { class: `series-${series}`, d: path(line, down) }));
+  picture.append(...paths.reverse()); // the first is drawn over the others
   const cursor = shape("line", { y1: 0, y2: HEIGHT });
   picture.append(cursor);
   const area = element("div", "plot");
