@@ -1,7 +1,7 @@
 # make demo      set up, then restyle a small clip through all four stages, offline
 # make test      set up, then run the tests that take less than 6 seconds
 # make slow      run the others
-# make chaos     kill a job at 24 random moments, among other tests that damage or interrupt it
+# make chaos     for 15 minutes, kill and damage a job in 14 ways, and compare its bytes; then the tests that do so
 # make cluster   run jobs on a Ray cluster of processes, and kill some of them
 # make coverage  run the tests and write build/coverage/index.html
 # make lint      style, spelling and types
@@ -22,6 +22,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 CMAKE  := PATH="$(abspath $(BIN)):$$PATH" cmake
 CUDA_ARCHITECTURES ?=
+MINUTES ?= 15
 
 .PHONY: setup demo test slow chaos cluster coverage lint hooks bench native emulate mutants gpu sanitize clean
 
@@ -45,6 +46,7 @@ slow: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m slow
 
 chaos: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m tools.chaos --minutes $(MINUTES)
 	OMP_NUM_THREADS=1 CHAOS_ROUNDS=4 $(BIN)/python -m pytest -n auto -m chaos -o faulthandler_timeout=1600 -o session_timeout=3600
 
 cluster: setup
