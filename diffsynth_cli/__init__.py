@@ -9,10 +9,14 @@ docs/python.md has more.
 """
 
 from diffsynth_cli.jobs import export, report, run, status, verify
+from diffsynth_cli.health import doctor
 from diffsynth_cli.planning import plan
 from diffsynth_cli.previews import preview
 from diffsynth_cli.results import (
     DiffSynthWarning,
+    DoctorResult,
+    Finding,
+    Health,
     JobPlan,
     JobStatus,
     MetricsResult,
@@ -37,6 +41,9 @@ __all__ = [
     "Codec",
     "DiffSynthError",
     "DiffSynthWarning",
+    "DoctorResult",
+    "Finding",
+    "Health",
     "JobPlan",
     "JobStatus",
     "MetricsResult",
@@ -49,6 +56,7 @@ __all__ = [
     "SmoothResult",
     "UsageError",
     "VideoMetrics",
+    "doctor",
     "ebsynth",
     "export",
     "metrics",

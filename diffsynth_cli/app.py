@@ -20,7 +20,8 @@ if TYPE_CHECKING:  # private, but parameters and results of public methods
     from typer._click import Context
 
 SETTINGS = {"help_option_names": ["-h", "--help"]}
-ON_JOBS, ON_VIDEOS = "Commands on jobs", "Commands on any video or image"  # panels of the program's help
+# Panels of the program's help.
+ON_JOBS, ON_VIDEOS, ON_MACHINE = "Commands on jobs", "Commands on any video or image", "Commands on this machine"
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,12 @@ COMMANDS = {
         "Print the JSON Schema of job files, for editors.",
         "job",
         ("diffsynth schema > job.schema.json", "diffsynth schema --events"),
+    ),
+    "doctor": Entry(
+        "Check whether this machine, or a job, can run, and show what to do about what is missing.",
+        "doctor",
+        ("diffsynth doctor", "diffsynth doctor job.json --device cuda:1", "diffsynth doctor --json"),
+        ON_MACHINE,
     ),
     "ebsynth": Entry(
         "Paint an image in the style of another, guided by pairs of images. Takes the options of the ebsynth program.",

@@ -107,6 +107,47 @@ class JobStatus:
     scenes: tuple[range, ...]
 
 
+class Health(StrEnum):
+    """How good a finding of `doctor` is."""
+
+    OK = "ok"
+    WARNING = "warning"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a check of `doctor` found.
+
+    Attributes:
+        check: Name of the check.
+        health: ok; warning: something is missing that not every job needs; failed: jobs cannot run.
+        detail: What was found.
+        advice: What to do. Empty if nothing is wrong.
+    """
+
+    check: str
+    health: Health
+    detail: str
+    advice: str
+
+
+@dataclass(frozen=True)
+class DoctorResult:
+    """Result of `doctor`.
+
+    Attributes:
+        findings: One for each check, in order.
+    """
+
+    findings: tuple[Finding, ...]
+
+    @property
+    def can_run(self) -> bool:
+        """Whether the job, or any job if none was given, can run here."""
+        return all(finding.health is not Health.FAILED for finding in self.findings)
+
+
 @dataclass(frozen=True)
 class PlannedWork:
     """The work of one kind in a job.

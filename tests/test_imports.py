@@ -29,7 +29,7 @@ DOORS = {  # only these modules may import these libraries
     "scenedetect": ["stages.video.cuts"],
     "diffusers": ["stages.diffusion"],
     "transformers": ["stages.diffusion", "stages.annotators.depth"],
-    "huggingface_hub": ["stages.models.weights"],
+    "huggingface_hub": ["stages.models.hub", "stages.models.weights"],
     "zarr": ["stages.base"],
     "obstore": ["stages.base.object_store"],
     "stages.base.object_store": ["stages.base.store"],

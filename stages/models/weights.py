@@ -141,12 +141,23 @@ def pick_gpu(name: str) -> torch.device | None:
     return device if device is not None and device.type == "cuda" else None
 
 
+def driver_cuda() -> tuple[int, int] | None:
+    """Return the latest version of CUDA that NVIDIA's driver supports. None if there is no driver."""
+    driver, version = _driver(), ctypes.c_int()
+    if driver is None or driver.cuDriverGetVersion(ctypes.byref(version)) != 0:
+        return None
+    return version.value // 1000, version.value % 1000 // 10
+
+
 def _has_driver() -> bool:
+    return _driver() is not None
+
+
+def _driver() -> ctypes.CDLL | None:
     try:
-        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+        return ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
     except OSError:
-        return False
-    return True
+        return None
 
 
 @contextmanager
