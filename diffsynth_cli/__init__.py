@@ -9,10 +9,12 @@ docs/python.md has more.
 """
 
 from diffsynth_cli.jobs import export, report, run, status, verify
+from diffsynth_cli.cleaning import clean
 from diffsynth_cli.health import doctor
 from diffsynth_cli.planning import plan
 from diffsynth_cli.previews import preview
 from diffsynth_cli.results import (
+    CleanResult,
     DiffSynthWarning,
     DoctorResult,
     Finding,
@@ -24,6 +26,7 @@ from diffsynth_cli.results import (
     PlannedWork,
     PreviewCell,
     PreviewResult,
+    Removable,
     RunResult,
     SmoothResult,
     VideoMetrics,
@@ -38,6 +41,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Backend",
+    "CleanResult",
     "Codec",
     "DiffSynthError",
     "DiffSynthWarning",
@@ -51,11 +55,13 @@ __all__ = [
     "PlannedWork",
     "PreviewCell",
     "PreviewResult",
+    "Removable",
     "Reporter",
     "RunResult",
     "SmoothResult",
     "UsageError",
     "VideoMetrics",
+    "clean",
     "doctor",
     "ebsynth",
     "export",

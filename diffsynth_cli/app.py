@@ -87,6 +87,11 @@ COMMANDS = {
     "verify": Entry(
         "Check all results of a job for damage, and show how to repair them.", "job", ("diffsynth verify job.json",)
     ),
+    "clean": Entry(
+        "Show what a job's cache no longer needs, with sizes, and delete it after asking.",
+        "clean",
+        ("diffsynth clean job.json", "diffsynth clean job.json --set 'keep=[\"deflickered\"]' --yes"),
+    ),
     "export": Entry(
         "Write the finished video again, with another codec, quality or frame rate, or as images.",
         "job",

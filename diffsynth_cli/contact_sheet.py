@@ -12,6 +12,7 @@ from PIL.PngImagePlugin import PngInfo
 from stages.all_stages import all_stages
 from stages.base.arrays import Frames
 from stages.base.cache import FrameArray, FrameCache
+from stages.base.errors import DiffSynthError
 from stages.base.outputs import SIGNATURE
 
 COLUMNS = 6  # frames
@@ -23,9 +24,17 @@ PAPER, INK = (250, 250, 250), (40, 40, 40)
 
 def states(cache: FrameCache) -> dict[str, FrameArray]:
     """Return the frames that finished stages have made, by label."""
-    done = [stage for stage in all_stages().values() if cache.record(stage.name).complete]
-    names = {label: name for stage in done for label, name in stage.shown(cache).items()}
-    return {label: cache[name] for label, name in names.items() if name in cache}
+    records = {stage: cache.record(stage.name) for stage in all_stages().values()}
+    names = [
+        (label, name)
+        for stage, record in records.items()
+        if record.complete
+        for label, name in stage.shown(cache).items()
+        if name not in record.removed
+    ]
+    if not names:
+        raise DiffSynthError(f"{cache.store} has no frames to show", f"make them with {cache.command('run')} --restart")
+    return {label: cache[name] for label, name in names if name in cache}
 
 
 def compared(labels: Sequence[str], caches: Sequence[FrameCache]) -> Mapping[str, Frames]:

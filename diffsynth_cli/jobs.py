@@ -100,6 +100,11 @@ def run(
         from diffsynth_cli.contact_sheet import states, write_contact_sheet
 
         write_contact_sheet(folder / PREVIEW, states(opened.cache))
+    if opened.job.keep is not None:
+        from diffsynth_cli.cleaning import tidy
+
+        with opened.cache.lock(reporter.warn):
+            tidy(opened.job, opened.cache)
     done = _status(opened, chosen)
     return RunResult(folder, done.video, folder / PREVIEW if preview else None, done.stages)
 
@@ -158,6 +163,8 @@ def export(
         DiffSynthError: The job is not finished.
     """
     from diffsynth_cli.outputs import choose_export
+    from stages.all_stages import all_stages
+    from stages.base.removal import refuse_removed
     from stages.deflicker import write_images, write_video
 
     reporter = reporter or SilentReporter()
@@ -170,6 +177,7 @@ def export(
         raise DiffSynthError(
             "export needs deflicker, which is not finished", f"Finish it with: {opened.cache.command('run')}"
         )
+    refuse_removed("export", ("deflickered",), ["deflicker"], all_stages(), opened.job, opened.cache)
     with closing(reporter):
         if output is None:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -373,6 +381,7 @@ def _run_stages(
     from stages.base.preflight import check_ahead
     from stages.base.progress import progress
     from stages.base.record import write_json
+    from stages.base.removal import to_redo
 
     job, cache = run.job, run.cache
     redone = [
@@ -380,6 +389,9 @@ def _run_stages(
         for stage in stages
         if restart and (not stale_only or progress(stage, run.stages, job, cache).state == "stale")
     ]
+    if restart and stale_only:  # also what the others need and was removed
+        todo = [stage for stage in stages if stage.name in redone or not cache.record(stage.name).complete]
+        redone += [name for stage in todo for name in to_redo(stage.needs(job), stage.after, run.stages, job, cache)]
     ahead, footage = check_ahead(stages, run, Path(job.output_path), redone)
     begun = any(cache.record(name).done for name in ahead)  # if so, the line would count work that is done
     if stale_only and footage is not None and footage.count and not begun:

@@ -21,7 +21,7 @@ Grid: TypeAlias = Mapping[str, Sequence[object]]
 
 FOLDER, SHEET = "preview", "preview.png"  # in the job's output folder, and in that one
 SIDE = 768  # px of a frame in the contact sheet; larger ones are shrunk
-SET_HERE = ("output_path", "cache", "frame_maximum_count", "start_time")
+SET_HERE = ("output_path", "cache", "keep", "frame_maximum_count", "start_time")
 
 
 def preview(
@@ -129,6 +129,7 @@ def _shortened(job: Job, frames: int, at: float) -> dict[str, object]:
     """Return the keys that make a job one of a few frames."""
     return {
         "cache": None,
+        "keep": None,
         "frame_maximum_count": min(frames, job.frame_maximum_count or frames),
         "start_time": (job.start_time or 0.0) + at,
         "keyframes": 1 if isinstance(job.keyframes, list) else job.keyframes,

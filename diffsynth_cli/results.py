@@ -107,6 +107,39 @@ class JobStatus:
     scenes: tuple[range, ...]
 
 
+@dataclass(frozen=True)
+class Removable:
+    """Something that `clean` can delete.
+
+    Attributes:
+        name: Name of an array or a file in the cache, or path of a file in the output folder.
+        bytes: Its size.
+        reason: Why it is not needed.
+    """
+
+    name: str
+    bytes: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class CleanResult:
+    """Result of `clean`.
+
+    Attributes:
+        found: What can be deleted, or has been.
+        deleted: Whether it has been deleted.
+    """
+
+    found: tuple[Removable, ...]
+    deleted: bool
+
+    @property
+    def bytes(self) -> int:
+        """Size of everything found."""
+        return sum(item.bytes for item in self.found)
+
+
 class Health(StrEnum):
     """How good a finding of `doctor` is."""
 

@@ -369,6 +369,7 @@ STAGE = Stage(
     reads=("scenes", "controlnet_processor", "style_image", "frames_reference"),
     after=("extract",),
     arrays=("scenes", "references", "control/*", "control_reference/*", "notes/*", "measures/*"),
+    needs=lambda job: ("frames",),
     plan=plan,
     check=check,
     shown=shown,

@@ -190,7 +190,9 @@ def show_status(status: JobStatus, as_json: bool) -> None:
 def _detail(stage: Progress) -> str:
     if stage.state == "done" and stage.receipt:
         frames = counted(stage.receipt["frames"], "frame")
-        return f"{frames} in {stage.receipt['seconds']:.1f} s, {stage.receipt['finished']}"
+        removed = stage.receipt.get("removed", [])
+        lost = f", without {', '.join(removed)}" if removed else ""
+        return f"{frames} in {stage.receipt['seconds']:.1f} s, {stage.receipt['finished']}{lost}"
     if stage.state == "partly":
         return f"{stage.share:.0%}"
     return "; ".join(stage.changes)

@@ -330,6 +330,16 @@ class FrameCache:
         if parent and not set(self.store.children(parent)) - {METADATA}:
             self.store.delete_all(parent)
 
+    def empty(self, name: str) -> None:
+        """Remove the frames of an array, if it exists. Its shape and attributes stay, except that it is `whole`."""
+        if name in self:
+            self[name].array.update_attributes({"whole": False})
+            self.store.delete_chunks(name)
+
+    def has_frames(self, name: str) -> bool:
+        """Whether any frame of an array is stored."""
+        return any(child.startswith(CHUNK) for child in self.store.children(name))
+
     def remove_all(self, patterns: Iterable[str], keep: Iterable[str] = ()) -> None:
         """Remove the arrays that match `patterns`, except those in `keep`."""
         for name in self._matching(patterns):
@@ -358,7 +368,7 @@ class FrameCache:
             return
         made = self.arrays(*self.made_by.get(stage, ()))
         noted = record.receipt.get("arrays", []) if record.receipt else []
-        for name in sorted({*made, *noted}):
+        for name in sorted({*made, *noted} - record.removed):
             try:
                 array = self[name]
             except DiffSynthError as error:

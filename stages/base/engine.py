@@ -19,6 +19,7 @@ from stages.base.errors import DiffSynthError
 from stages.base.fingerprint import Inputs, changes, fingerprint
 from stages.base.ledger import Ledger
 from stages.base.overlap import OverlappedCache, Reads
+from stages.base.removal import refuse_removed
 from stages.base.reporting import Reporter as Reporter
 from stages.base.reporting import with_progress as with_progress
 from stages.base.scenes import split
@@ -294,6 +295,7 @@ class Stage(Generic[Work]):
         reads: The job keys that the results depend on. A change of one makes them stale.
         after: The stages whose results this one reads.
         arrays: Names of the arrays it makes in the cache. `control/*` stands for all arrays of a group.
+        needs: `needs(job)` returns the arrays of earlier stages whose frames it reads, named likewise.
         deliver: `deliver(run, fingerprint)` writes results other than arrays, unless those that exist were made from
             frames with this fingerprint.
         check: `check(run, footage)` runs before the first of several stages. It raises DiffSynthError for missing
@@ -311,6 +313,7 @@ class Stage(Generic[Work]):
     reads: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
     arrays: tuple[str, ...] = ()
+    needs: Callable[[Work], tuple[str, ...]] = lambda job: ()
     deliver: Callable[[Run[Work], str], None] | None = None
     check: Callable[[Run[Work], Footage], Ahead] = lambda run, footage: Ahead([], [])
     footage: Callable[[Run[Work], bool], Footage] | None = None
@@ -362,6 +365,7 @@ def run_stage(stage: Stage[JobType], run: Run[JobType], restart: bool = False) -
     elif record.inputs is not None and not changes(stage.name, record.inputs, inputs):
         run = replace(run, rebuild=True)  # no key changed, so the user suspects damage
     if restart or not record.complete:
+        refuse_removed(stage.name, stage.needs(run.job), stage.after, run.stages, run.job, run.cache)
         fill(stage, run, resume=not restart and record.inputs is not None)
         if stage.streams:
             discard_if_changed(stage, run)

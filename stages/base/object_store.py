@@ -24,9 +24,10 @@ from zarr.storage import ObjectStore as ZarrObjectStore
 from stages.base.chunks import Chunks
 from stages.base.errors import DiffSynthError, UsageError
 from stages.base.lease import DURATION, Lease, Version, holder
-from stages.base.store import Journal, Store, open_store
+from stages.base.store import CHUNK, Journal, Store, open_store
 
 SCHEMES = ("s3://", "s3a://", "gs://", "az://", "abfs://", "abfss://")
+PROBE = "probe-"  # the beginning of names of objects with which a store is tried
 COMMIT_INTERVAL = 1.0  # s between objects of a journal
 LISTED = 1000  # names that are listed before they are deleted
 
@@ -113,11 +114,25 @@ class ObjectStore:
             for batch in obstore.list(self.objects, folder, chunk_size=LISTED):
                 self._delete([item["path"] for item in batch])
 
+    def delete_chunks(self, array: str) -> None:
+        with explained(self.url):
+            for batch in obstore.list(self.objects, array, chunk_size=LISTED):
+                paths = [item["path"] for item in batch]
+                self._delete([path for path in paths if path.rpartition("/")[2].startswith(CHUNK)])
+
+    def size(self, name: str) -> int:
+        with explained(self.url):
+            listed = sum(item["size"] for batch in obstore.list(self.objects, name) for item in batch)
+        return listed or len(self.get(name) or b"")
+
     def flush(self, names: Sequence[str]) -> None:
         """Do nothing: what has been stored is durable."""
 
     def sweep(self, folder: str) -> None:
         """Do nothing: objects are complete or do not exist."""
+
+    def leftovers(self) -> list[str]:
+        return [name for name in self.children("") if name.startswith(PROBE)]
 
     def journal(self, name: str) -> Journal:
         return ObjectJournal(self, name)
@@ -142,7 +157,7 @@ class ObjectStore:
     @cached_property
     def has_conditions(self) -> bool:
         """True. Raises UsageError if the store ignores the conditions of writes, as some do without saying so."""
-        name = f"probe-{uuid4().hex}"
+        name = f"{PROBE}{uuid4().hex}"
         try:
             written = [self._put_if(name, b"probe", version) for version in (None, None, ('"0"', "0"))]
         finally:

@@ -24,6 +24,7 @@ from stages.base.engine import (
 )
 from stages.base.errors import DiffSynthError, UsageError
 from stages.base.progress import Progress, progress
+from stages.base.removal import refuse_removed
 
 # Size of an array on the disk as a share of its size in memory, at least and usually. Measured with the cache's
 # compression: 0.33 to 0.93 for photographs and video at 512x960, 0.92 for latents.
@@ -59,18 +60,21 @@ def check_ahead(
     todo = [stage for stage in stages if stage.name in restart or states[stage.name].state != "done"]
     if not todo:
         return {}, None
-    folder = writable_folder("output_path", outputs)
+    for stage in todo:
+        makers = [name for name in stage.after if name not in restart]
+        refuse_removed(stage.name, stage.needs(job), makers, run.stages, job, cache)
+    folder = store = writable_folder("output_path", outputs)
     if cache.folder is not None:
-        folder = writable_folder("output_path" if outputs in cache.folder.parents else "cache", cache.folder)
+        store = writable_folder("output_path" if outputs in cache.folder.parents else "cache", cache.folder)
     footage = footage_of(run, todo)
     ahead = {stage.name: stage.check(run, footage) for stage in todo}
     needed = [
-        room(spec, _left(states[stage.name], stage.name in restart))
+        (folder if is_output else store, room(spec, _left(states[stage.name], stage.name in restart)))
         for stage in todo
         for spec in ahead[stage.name].arrays
-        if cache.folder is not None or spec.name in stage.outputs(job)
+        if (is_output := spec.name in stage.outputs(job)) or cache.folder is not None
     ]
-    _check_disk(folder, run, sum(least for least, _ in needed), sum(likely for _, likely in needed))
+    _check_disks(needed, run)
     return ahead, footage
 
 
@@ -105,6 +109,16 @@ def writable_folder(key: str, path: Path) -> Path:
     if not os.access(folder, os.W_OK | os.X_OK):
         raise UsageError(f"{key}: no permission to write in {folder}", "choose another folder")
     return folder
+
+
+def _check_disks(needed: Sequence[tuple[Path, tuple[float, float]]], run: Run[Work]) -> None:
+    """Compare what is going to be written into each folder, at least and usually, with what its disk has free."""
+    disks: dict[int, list[tuple[Path, tuple[float, float]]]] = {}
+    for folder, sizes in needed:
+        disks.setdefault(folder.stat().st_dev, []).append((folder, sizes))
+    for on_disk in disks.values():
+        least, likely = (sum(sizes) for sizes in zip(*(sizes for _, sizes in on_disk), strict=True))
+        _check_disk(on_disk[0][0], run, least, likely)
 
 
 def _check_disk(folder: Path, run: Run[Work], least: float, likely: float) -> None:

@@ -38,6 +38,7 @@ class Receipt(TypedDict):
     seconds: float
     phases: NotRequired[dict[str, float]]
     arrays: NotRequired[list[str]]
+    removed: NotRequired[list[str]]
     finished: str
     versions: NotRequired[dict[str, str]]
     inputs: Inputs
@@ -76,6 +77,18 @@ class StageRecord:
     def seconds(self) -> float:
         """Seconds that all finished chunks took."""
         return sum(self.phases.values())
+
+    @property
+    def removed(self) -> set[str]:
+        """The arrays whose frames were removed after the stage was complete."""
+        return set() if self.receipt is None else set(self.receipt.get("removed", ()))
+
+    def note_removed(self, arrays: Iterable[str]) -> None:
+        """Note in the receipt that the frames of these arrays are about to be removed."""
+        assert self.receipt is not None, "only arrays of complete stages are removed"
+        self.receipt["removed"] = sorted({*self.removed, *arrays})
+        self.receipt["arrays"] = sorted({*self.receipt.get("arrays", ())} - self.removed)
+        self.touch()
 
     def begin(self, inputs: Inputs, chunks: int) -> None:
         """Start the marks of a run, discarding those of an earlier one."""

@@ -54,6 +54,12 @@ class Store(Protocol):
     def delete_all(self, folder: str) -> None:
         """Remove everything in a folder, if it exists."""
 
+    def delete_chunks(self, array: str) -> None:
+        """Remove the frames of an array, but not its metadata."""
+
+    def size(self, name: str) -> int:
+        """Return the bytes of a file, or of everything in a folder. 0 if it does not exist."""
+
     def children(self, folder: str) -> list[str]:
         """Return the names of files and folders directly in a folder, the outermost one if `folder` is empty."""
 
@@ -62,6 +68,9 @@ class Store(Protocol):
 
     def sweep(self, folder: str) -> None:
         """Remove what a killed process left half written in a folder."""
+
+    def leftovers(self) -> list[str]:
+        """Return the names of files that killed processes have left and nothing reads."""
 
     def journal(self, name: str) -> Journal:
         """Return the journal of this name."""
@@ -166,9 +175,16 @@ class FolderStore:
     def delete(self, name: str) -> None:
         (self.path / name).unlink(missing_ok=True)
 
-    def delete_all(self, folder: str) -> None:
+    def delete_chunks(self, array: str) -> None:
         with ThreadPoolExecutor(DISK_THREADS) as pool:  # where freed blocks are discarded, each file takes milliseconds
-            list(pool.map(_remove_file, (self.path / folder).glob(f"{CHUNK}*")))
+            list(pool.map(_remove_file, (self.path / array).glob(f"{CHUNK}*")))
+
+    def size(self, name: str) -> int:
+        path = self.path / name
+        return sum(file.stat().st_size for file in (path, *path.rglob("*")) if file.is_file())
+
+    def delete_all(self, folder: str) -> None:
+        self.delete_chunks(folder)
         shutil.rmtree(self.path / folder, ignore_errors=True)
 
     def children(self, folder: str) -> list[str]:
@@ -187,6 +203,10 @@ class FolderStore:
     def sweep(self, folder: str) -> None:
         for leftover in (self.path / folder).glob("*.partial"):
             leftover.unlink(missing_ok=True)
+
+    def leftovers(self) -> list[str]:
+        found = (path for pattern in ("*.partial", "*.part") for path in self.path.rglob(pattern))
+        return sorted(path.relative_to(self.path).as_posix() for path in found if path.is_file())
 
     def journal(self, name: str) -> Journal:
         return FileJournal(self.path / name)

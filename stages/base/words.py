@@ -23,7 +23,9 @@ def duration(seconds: float) -> str:
 
 
 def size(number: float) -> str:
-    """Format a number of bytes: "3.1 MB", "210 GB", "1.1 TB"."""
+    """Format a number of bytes: "80 kB", "3.1 MB", "210 GB", "1.1 TB"."""
+    if number < 1e5:
+        return f"{number / 1e3:.0f} kB"
     for unit, scale in (("TB", 1e12), ("GB", 1e9)):
         if number >= scale:
             return f"{number / scale:.{0 if number >= 10 * scale else 1}f} {unit}"

@@ -23,6 +23,7 @@ from stages.base.record import CACHE_NAME
 from stages.base.registry import NameIn, OptionsIn
 from stages.base.scenes import check_scenes
 from stages.diffusion.sampler import SAMPLERS
+from stages.jobs.keeping import ArrayGroup
 from stages.jobs.machine import MachineSettings
 from stages.smoothers import SMOOTHERS
 
@@ -181,6 +182,9 @@ class Job(MachineSettings):
     """Copy the used part of the source's audio, unless `fps` changes the speed."""
     keep_frames: bool = False
     """Also write each frame as an image (`frames/00000.png`, ...) in `output_path`, as DiffSynth does."""
+    keep: list[ArrayGroup] | None = None
+    """Arrays that stay in the cache when the job is complete: any of `frames`, `control`, `latents`, `rendered` and
+    `deflickered`. `export` needs `deflickered`. By default, all stay. See [disk space](cache.md#disk-space)."""
     start_time: Seconds | None = None
     """Start of the used part, in seconds. The first frame at or after it is the first one used."""
     end_time: Annotated[Seconds, Field(gt=0)] | None = None

@@ -242,6 +242,7 @@ def _download(key: str, name: str, files: Sequence[Names], also: tuple[str, ...]
 def _fetching(key: str, name: str, files: Sequence[Names]) -> Iterator[None]:
     """Turn network errors into a DiffSynthError that says how to provide the files by hand."""
     from huggingface_hub import constants
+    from huggingface_hub.errors import OfflineModeIsEnabled
 
     try:
         yield
@@ -249,6 +250,8 @@ def _fetching(key: str, name: str, files: Sequence[Names]) -> Iterator[None]:
         folder = _cached(key, name)
         missing = [_each(names)[0] for names in files] if folder is None else _missing(folder, files)
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if isinstance(error, OfflineModeIsEnabled):  # whose own message is about an environment variable
+            reason = "downloads are disabled"
         where = f"https://huggingface.co/{name}/resolve/main/"
         raise DiffSynthError(
             f"{key}: {name} is not a local folder, and {', '.join(missing)} of the hub model of this name is neither "

@@ -305,6 +305,12 @@ def deliver(run: Run[Job], fingerprint: str) -> None:
         run.reporter.warn(f'{worst}; "keyframes": "auto", or a list with these, renders them')
 
 
+def needs(job: Job) -> tuple[str, ...]:
+    """The arrays of maps and references and, if frames are smoothed, painted or noised, the frames."""
+    reads_frames = job.smoother is not None or job.keyframes != 1 or job.img2img_strength < 1
+    return ("control/*", "control_reference/*", "references", *(["frames"] if reads_frames else []))
+
+
 STAGE = Stage(
     name="render",
     reads=(
@@ -349,6 +355,7 @@ STAGE = Stage(
         "clean_other",
         "predicted",
     ),
+    needs=needs,
     plan=plan,
     deliver=deliver,
     check=check,

@@ -19,7 +19,7 @@ STAGES = list(all_stages().values())
 ROOT = Path(__file__).parents[2]
 
 
-CHANGE_NO_FRAME = {*MachineSettings.model_fields, "output_path", "fps", "keep_audio", "keep_frames"} - {"dtype"}
+CHANGE_NO_FRAME = {*MachineSettings.model_fields, "output_path", "fps", "keep_audio", "keep_frames", "keep"} - {"dtype"}
 
 
 def test_every_job_key_is_read_by_a_stage_or_changes_no_frame() -> None:

@@ -6,12 +6,19 @@ import json
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections import namedtuple
 from fractions import Fraction
 from pathlib import Path
 
 import pytest
 
+from stages.all_stages import all_stages
+from stages.base.cache import FrameCache
+from stages.base.engine import Footage, Reporter, Run
+from stages.base.errors import DiffSynthError
+from stages.base.preflight import check_ahead, room
+from stages.jobs.job_file import read_job
 from stages.video import Encoding, encode
 from tests.conftest import CONTROLNET, MODEL, scene, write_images
 from tests.typing import Cli, Keys, MakeJob
@@ -114,6 +121,31 @@ def test_kept_frames_count_towards_disk_space(make_job: MakeJob, cli: Cli, monke
     assert (code, output) == (0, "")
     code, output = cli("run", make_job(frame_height=128, frame_width=128, output_path="kept", keep_frames=True), "-q")
     assert code == 0 and "has 0.00095 GB free" in output
+
+
+def test_video_and_segments_count_towards_disk_space(make_job: MakeJob) -> None:
+    job, _ = read_job(make_job())
+    frames = Footage(1000, 1080, 1920, Fraction(25))
+    arrays = all_stages()["deflicker"].check(Run(job, FrameCache(job.cache_place), Reporter()), frames).arrays
+    needed = {spec.name: room(spec) for spec in arrays}
+    assert set(needed) == {"deflickered", "segments", "video.mp4"}
+    assert needed["segments"] == needed["video.mp4"] and 1e8 < needed["video.mp4"][1] < 1e9
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="needs a second disk")
+def test_each_disk_is_compared_with_what_is_written_to_it(make_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        job, _ = read_job(make_job(cache=f"{folder}/cache"))
+        run = Run(job, FrameCache(job.cache_place), Reporter(), stages=all_stages())
+
+        def check(free: dict[str, float]) -> None:
+            monkeypatch.setattr(shutil, "disk_usage", lambda path: Disk(0, 0, free[Path(path).parts[1]]))
+            check_ahead([*run.stages.values()], run, Path(job.output_path))
+
+        check({"tmp": 1e5, "dev": 1e9})  # the video is small
+        for free in ({"tmp": 1.0, "dev": 1e9}, {"tmp": 1e9, "dev": 1e4}):
+            with pytest.raises(DiffSynthError, match=f"/{min(free, key=lambda disk: free[disk])}.* GB free"):
+                check(free)
 
 
 def test_finished_stages_need_no_disk_space(make_job: MakeJob, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

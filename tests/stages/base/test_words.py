@@ -33,7 +33,8 @@ def test_times_have_the_unit_that_people_plan_in(seconds: float, text: str) -> N
 @pytest.mark.parametrize(
     ("number", "text"),
     [
-        (1234, "0.0 MB"),
+        (0, "0 kB"),
+        (1234, "1 kB"),
         (3.14e6, "3.1 MB"),
         (2.5e7, "25 MB"),
         (2.04e9, "2.0 GB"),

@@ -1,0 +1,134 @@
+"""What a job's cache holds that can be deleted, and deleting it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from diffsynth_cli.results import CleanResult, JobSource, Overrides, Removable, SilentReporter
+
+if TYPE_CHECKING:
+    from stages.base.cache import FrameCache
+    from stages.base.engine import Stage
+    from stages.jobs.job import Job
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Something that can be deleted, and what deletes it."""
+
+    shown: Removable
+    delete: Callable[[], None]
+
+
+def clean(
+    job: JobSource,
+    *,
+    overrides: Overrides = (),
+    confirm: Callable[[tuple[Removable, ...]], bool] = lambda found: True,
+    dry_run: bool = False,
+) -> CleanResult:
+    """Delete what a job's cache holds and no unfinished stage needs. What the job's key `keep` names stays.
+
+    Args:
+        job: As for `run`.
+        overrides: Job keys that replace those of `job`.
+        confirm: Gets what can be deleted, if there is anything, and returns whether to delete it.
+        dry_run: Only return what can be deleted.
+
+    Raises:
+        UsageError: The job is wrong.
+        DiffSynthError: Another process uses the cache.
+    """
+    from diffsynth_cli.jobs import open_job
+
+    opened = open_job(job, overrides, SilentReporter())
+    cache = opened.cache
+    if not cache.store.children(""):
+        return CleanResult((), deleted=False)
+    with nullcontext() if dry_run else cache.lock():
+        found = [*_candidates(opened.job, cache)]
+        shown = tuple(candidate.shown for candidate in found)
+        deleted = bool(found) and not dry_run and confirm(shown)
+        for candidate in found if deleted else ():
+            candidate.delete()
+    return CleanResult(shown, deleted)
+
+
+def tidy(job: Job, cache: FrameCache) -> None:
+    """Remove the arrays of a complete job that its key `keep` does not name. The caller holds the cache's lock."""
+    from stages.all_stages import all_stages
+    from stages.base.progress import progress
+    from stages.base.removal import remove_arrays
+    from stages.jobs.keeping import removable
+
+    stages = all_stages()
+    if job.keep is None or any(progress(stage, stages, job, cache).state != "done" for stage in stages.values()):
+        return
+    made = {name: removable(cache.arrays(*stage.arrays), job.keep) for name, stage in stages.items()}
+    left = {name: [*set(arrays) - cache.record(name).removed] for name, arrays in made.items()}
+    for name, arrays in left.items() if any(left.values()) else ():
+        remove_arrays(cache, name, arrays)  # in order, so that make sees each receipt as newer than those before it
+
+
+def _candidates(job: Job, cache: FrameCache) -> Iterator[Candidate]:
+    """Find everything that can be deleted."""
+    from stages.all_stages import all_stages
+    from stages.base.progress import progress
+
+    stages = all_stages()
+    states = {name: progress(stage, stages, job, cache).state for name, stage in stages.items()}
+    needed = [pattern for name, stage in stages.items() if states[name] != "done" for pattern in stage.needs(job)]
+    for name, stage in stages.items():
+        if states[name] == "stale":
+            yield from _stale(cache, stage)
+        elif states[name] == "done":
+            yield from _unneeded(job, cache, stage, needed)
+    yield from _leftovers(job, cache, states["deflicker"])
+
+
+def _stale(cache: FrameCache, stage: Stage[Job]) -> Iterator[Candidate]:
+    for name in cache.arrays(*stage.arrays):
+        reason = f"stale: {stage.name} has to be redone"
+        yield Candidate(Removable(name, cache.store.size(name), reason), partial(_discard, cache, stage.name, name))
+
+
+def _discard(cache: FrameCache, stage: str, name: str) -> None:
+    cache.record(stage).clear()
+    cache.remove(name)
+
+
+def _unneeded(job: Job, cache: FrameCache, stage: Stage[Job], needed: list[str]) -> Iterator[Candidate]:
+    """Find arrays of a finished stage that no other stage is going to read."""
+    from stages.base.removal import matching, remove_arrays
+    from stages.jobs.keeping import removable
+
+    record, names = cache.record(stage.name), cache.arrays(*stage.arrays)
+    unneeded = set(removable(names, job.keep or ())) - set(matching(names, needed)) - record.removed
+    for name in names:
+        if name in unneeded:
+            reason = "only export needs it" if name == "deflickered" else "no unfinished stage needs it"
+            delete = partial(remove_arrays, cache, stage.name, [name])
+            yield Candidate(Removable(name, cache.store.size(name), reason), delete)
+        elif name in record.removed and cache.has_frames(name):
+            reason = "left when its removal was interrupted"
+            yield Candidate(Removable(name, cache.store.size(name), reason), partial(cache.empty, name))
+
+
+def _leftovers(job: Job, cache: FrameCache, deflicker: str) -> Iterator[Candidate]:
+    """Find what interrupted runs have left: parts of files, and segments of a video that is complete."""
+    from stages.base.outputs import VIDEO
+    from stages.deflicker import SEGMENTS
+
+    reason = "left by an interrupted run"
+    for name in cache.store.leftovers():
+        yield Candidate(Removable(name, cache.store.size(name), reason), partial(cache.store.delete, name))
+    if deflicker == "stale" and (size := cache.store.size(SEGMENTS)):
+        yield Candidate(Removable(SEGMENTS, size, reason), partial(cache.store.delete_all, SEGMENTS))
+    part = Path(job.output_path) / f".{VIDEO}.part"
+    if part.is_file():
+        yield Candidate(Removable(str(part), part.stat().st_size, reason), part.unlink)
