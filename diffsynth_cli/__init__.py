@@ -11,6 +11,7 @@ docs/python.md has more.
 from diffsynth_cli.jobs import export, report, run, status, verify
 from diffsynth_cli.cleaning import clean
 from diffsynth_cli.health import doctor
+from diffsynth_cli.model_files import models
 from diffsynth_cli.planning import plan
 from diffsynth_cli.previews import preview
 from diffsynth_cli.results import (
@@ -23,6 +24,8 @@ from diffsynth_cli.results import (
     JobStatus,
     MetricsResult,
     Mode,
+    ModelFiles,
+    Place,
     PlannedWork,
     PreviewCell,
     PreviewResult,
@@ -52,6 +55,8 @@ __all__ = [
     "JobStatus",
     "MetricsResult",
     "Mode",
+    "ModelFiles",
+    "Place",
     "PlannedWork",
     "PreviewCell",
     "PreviewResult",
@@ -66,6 +71,7 @@ __all__ = [
     "ebsynth",
     "export",
     "metrics",
+    "models",
     "plan",
     "preview",
     "report",

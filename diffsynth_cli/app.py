@@ -124,6 +124,12 @@ COMMANDS = {
         "job",
         ("diffsynth schema > job.schema.json", "diffsynth schema --events"),
     ),
+    "models": Entry(
+        "List the models that a job or a task reads, check their files, and download what is missing.",
+        "models",
+        ("diffsynth models job.json --check", "diffsynth models --task fashion --fetch", "diffsynth models --offline"),
+        ON_MACHINE,
+    ),
     "doctor": Entry(
         "Check whether this machine, or a job, can run, and show what to do about what is missing.",
         "doctor",

@@ -44,7 +44,7 @@ def write_project(
     Raises:
         UsageError: DiffSynth published no such task, the video cannot be read, or files are in the way.
     """
-    job, source = _template(task, published), open_source(video)
+    job, source = template(task, published), open_source(video)
     if not published:
         area = job["frame_height"] * job["frame_width"]
         job["frame_height"], job["frame_width"] = fitting_size(area, source.height, source.width)
@@ -65,7 +65,7 @@ def write_project(
     return [folder / name for name in texts], list(_next_steps(task, job, source, folder))
 
 
-def _template(task: Task, published: bool) -> Values:
+def template(task: Task, published: bool = False) -> Values:
     """Return the keys of a task's job."""
     if published and task not in PUBLISHED:
         raise UsageError(f"--published: DiffSynth published no {task}", f"It published {', '.join(PUBLISHED)}.")

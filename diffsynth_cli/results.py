@@ -107,6 +107,47 @@ class JobStatus:
     scenes: tuple[range, ...]
 
 
+class Place(StrEnum):
+    """Where a model is."""
+
+    EMBEDDED = "embedded"
+    LOCAL = "local"
+    CACHE = "hub cache"
+    HUB = "hub"
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """A model that a job or a task reads.
+
+    Attributes:
+        keys: The job's keys that name it, or the tasks that read it.
+        name: An embedded model, an absolute path or a hub id.
+        place: Where its files are; hub if some have to be downloaded.
+        folder: The folder or file on this machine, if there is one.
+        bytes: Size on this machine of the files that are read.
+        missing: Files that are missing.
+        download: Their size in bytes; None if it is not known.
+        licence: Named by the model card on this machine. Empty if there is none.
+        damaged: Files that were checked and are damaged. None if no file was checked.
+    """
+
+    keys: tuple[str, ...]
+    name: str
+    place: Place
+    folder: Path | None
+    bytes: int
+    missing: tuple[str, ...]
+    download: int | None
+    licence: str
+    damaged: tuple[str, ...] | None
+
+    @property
+    def ready(self) -> bool:
+        """Whether all files are on this machine, and none is known to be damaged."""
+        return not self.missing and not self.damaged
+
+
 @dataclass(frozen=True)
 class Removable:
     """Something that `clean` can delete.

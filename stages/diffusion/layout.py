@@ -40,9 +40,8 @@ def find_model(key: str, name: str, parts: tuple[str, ...], allow_pickle: bool =
     Raises:
         DiffSynthError: Files are missing.
     """
-    also = ALSO_DOWNLOADED if parts == NETWORKS else ()
-    hint = _hint(name, parts, allow_pickle)
-    return find_files(key, str(embedded(name) or name), _files(parts, allow_pickle), also, hint)
+    files, also = files_of(parts, allow_pickle)
+    return find_files(key, str(embedded(name) or name), files, also, _hint(name, parts, allow_pickle))
 
 
 def check_model(key: str, name: str, parts: tuple[str, ...], allow_pickle: bool = False) -> None:
@@ -61,7 +60,7 @@ def check_model(key: str, name: str, parts: tuple[str, ...], allow_pickle: bool 
         check_tensor_file(key, Path(name))
         return
     hint = _hint(name, parts, allow_pickle)
-    folder = check_files(key, str(embedded(name) or name), _files(parts, allow_pickle), hint)
+    folder = check_files(key, str(embedded(name) or name), files_of(parts, allow_pickle)[0], hint)
     if folder is None:  # to be downloaded
         return
     for part in parts:
@@ -88,9 +87,12 @@ def vae_part(name: str) -> str:
     return "vae" if (Path(name) / "vae/config.json").exists() else ""
 
 
-def _files(parts: tuple[str, ...], allow_pickle: bool) -> list[Names]:
-    configs: tuple[Names, ...] = CONFIGS if parts == NETWORKS else ()
-    return [*configs, *(file for part in parts for file in (_config(part), weight_names(part, allow_pickle)))]
+def files_of(parts: tuple[str, ...], allow_pickle: bool) -> tuple[tuple[Names, ...], tuple[str, ...]]:
+    """Return the files of a model that are read, and patterns of files to download as well. See `find_model`."""
+    whole = parts == NETWORKS
+    configs: tuple[Names, ...] = CONFIGS if whole else ()
+    files = (file for part in parts for file in (_config(part), weight_names(part, allow_pickle)))
+    return (*configs, *files), ALSO_DOWNLOADED if whole else ()
 
 
 def _config(part: str) -> str:

@@ -40,9 +40,9 @@ def find_files(key: str, name: str, files: Sequence[Names], also: tuple[str, ...
     """
     if Path(name).is_absolute():
         return _check_complete(key, name, Path(name), files, hint)
-    folder = _cached(key, name)
-    if folder is None or _missing(folder, files):
-        folder = _download(key, name, files, also)
+    folder = cached_folder(key, name, files)
+    if folder is None or missing_files(folder, files):
+        folder = download(key, name, files, also)
     return _check_complete(key, name, folder, files, hint)
 
 
@@ -57,8 +57,8 @@ def check_files(key: str, name: str, files: Sequence[Names], hint: str = "") -> 
     """
     if Path(name).is_absolute():
         return _check_complete(key, name, Path(name), files, hint)
-    folder = _cached(key, name)
-    if folder is not None and not _missing(folder, files):
+    folder = cached_folder(key, name, files)
+    if folder is not None and not missing_files(folder, files):
         return folder
     available = _list_remote(key, name, files)
     missing = [names[0] for names in map(_each, files) if not available.intersection(names)]
@@ -195,51 +195,62 @@ def _each(names: Names) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else names
 
 
-def _missing(folder: Path, files: Sequence[Names]) -> list[str]:
+def missing_files(folder: Path, files: Sequence[Names]) -> list[str]:
+    """Return the files that a folder lacks. Of alternatives that are all missing, the preferred one."""
     return [_each(names)[0] for names in files if first_existing(folder, names) is None]
 
 
 def _check_complete(key: str, name: str, folder: Path, files: Sequence[Names], hint: str) -> Path:
     if not folder.is_dir():
         raise UsageError(f"{key}: no such folder: {name}")
-    if missing := _missing(folder, files):
+    if missing := missing_files(folder, files):
         raise UsageError(f"{key}: {name} lacks {', '.join(missing)}", hint)
     return folder
 
 
-def _cached(key: str, name: str) -> Path | None:
-    """Return the folder of a hub model in the hub's cache, which may be incomplete."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+def cached_folder(key: str, name: str, files: Sequence[Names]) -> Path | None:
+    """Return the folder in the hub's cache that holds some of these files of a hub model, or all. None if none does.
+
+    `snapshot_download` finds only folders that have every file of the hub's model, also those that nobody reads.
+    """
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
     try:
-        with no_logs():
-            return Path(snapshot_download(name, local_files_only=True))
-    except LocalEntryNotFoundError:
-        return None  # not downloaded yet
+        for file in (file for names in files for file in _each(names)):
+            found = try_to_load_from_cache(name, file)
+            if isinstance(found, str):
+                return Path(found).parents[len(Path(file).parts) - 1]
     except HFValidationError:
         raise UsageError(f"{key}: {name} is neither a folder nor a hub id (owner/model)") from None
+    return None
 
 
 def _list_remote(key: str, name: str, files: Sequence[Names]) -> set[str]:
     """List the files that the hub has of a model."""
     from huggingface_hub import HfApi
 
-    with no_logs(), _fetching(key, name, files):
+    with no_logs(), fetching(key, name, files):
         return set(HfApi().list_repo_files(name))
 
 
-def _download(key: str, name: str, files: Sequence[Names], also: tuple[str, ...]) -> Path:
+def download(key: str, name: str, files: Sequence[Names], also: tuple[str, ...] = ()) -> Path:
+    """Download files of a hub model into the hub's cache, and return their folder. The arguments are `find_files`'."""
     from huggingface_hub import snapshot_download
 
+    wanted = wanted_files(key, name, files, also)
+    with no_logs(), fetching(key, name, files):
+        return Path(snapshot_download(name, allow_patterns=wanted))
+
+
+def wanted_files(key: str, name: str, files: Sequence[Names], also: tuple[str, ...] = ()) -> list[str]:
+    """Return the files to download of a hub model: of alternatives, the first that the hub has."""
     available = _list_remote(key, name, files)
-    chosen = [next((file for file in _each(names) if file in available), _each(names)[0]) for names in files]
-    with no_logs(), _fetching(key, name, files):
-        return Path(snapshot_download(name, allow_patterns=[*chosen, *also]))
+    return [*(next((file for file in _each(names) if file in available), _each(names)[0]) for names in files), *also]
 
 
 @contextmanager
-def _fetching(key: str, name: str, files: Sequence[Names]) -> Iterator[None]:
+def fetching(key: str, name: str, files: Sequence[Names]) -> Iterator[None]:
     """Turn network errors into a DiffSynthError that says how to provide the files by hand."""
     from huggingface_hub import constants
     from huggingface_hub.errors import OfflineModeIsEnabled
@@ -247,8 +258,8 @@ def _fetching(key: str, name: str, files: Sequence[Names]) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # the hub's client passes on the errors of its HTTP library
-        folder = _cached(key, name)
-        missing = [_each(names)[0] for names in files] if folder is None else _missing(folder, files)
+        folder = cached_folder(key, name, files)
+        missing = [_each(names)[0] for names in files] if folder is None else missing_files(folder, files)
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         if isinstance(error, OfflineModeIsEnabled):  # whose own message is about an environment variable
             reason = "downloads are disabled"

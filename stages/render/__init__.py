@@ -18,11 +18,12 @@ from stages.base.errors import DiffSynthError, UsageError
 from stages.base.json_types import Values
 from stages.base.scenes import scene_without, split
 from stages.diffusion.attention_backends import check_backend
-from stages.diffusion.layout import NETWORKS, check_model, guidance_is_input, vae_part
+from stages.diffusion.layout import check_model, guidance_is_input
 from stages.diffusion.sampler import SAMPLERS
 from stages.diffusion.settings import ModelNames, Settings
 from stages.jobs.job import Job
 from stages.jobs.maps import recorded_maps
+from stages.jobs.models import networks, tensor_files
 from stages.models.weights import check_device, check_tensor_file
 from stages.render.plan import RenderPlan
 from stages.render.tasks import (
@@ -86,14 +87,9 @@ def check(run: Run[Job], footage: Footage) -> Ahead:
         check_keyframes(job.keyframes, footage.most, job.scenes if isinstance(job.scenes, list) else ())
     run.engine.call(partial(check_device, job.device))
     run.engine.call(partial(check_backend, job.attention_backend, job.device))
-    check_model("model_id", job.model_id, NETWORKS, job.allow_pickle)
-    for index in running_nets(job):
-        check_model(f"controlnet_model_id[{index}]", job.controlnet_model_id[index], ("",), job.allow_pickle)
-    if job.vae is not None:
-        check_model("vae", job.vae, (vae_part(job.vae),), job.allow_pickle)
-    files = [(f"loras[{index}]", lora.path) for index, lora in enumerate(job.loras)]
-    files += [(f"embeddings[{index}]", embedding.path) for index, embedding in enumerate(job.embeddings)]
-    for key, path in files:
+    for key, name, parts in networks(job):
+        check_model(key, name, parts, job.allow_pickle)
+    for key, path in tensor_files(job):
         check_tensor_file(key, Path(path))
     if job.smoother is not None:
         build(job.smoother, job.smoother_config, [], [])
