@@ -38,6 +38,30 @@ def one_of(names: Iterable[T], noun: str) -> Callable[[str], T]:
     return parse
 
 
+def complete_key(incomplete: str) -> list[str]:
+    """Complete KEY=VALUE: the names of job keys and, after the `=`, values of those that have a few."""
+    from stages.annotators import ANNOTATORS
+    from stages.jobs.job import Job
+
+    key, equals, _ = incomplete.partition("=")
+    if not equals:
+        return [f"{name}=" for name in Job.model_fields if name.startswith(key)]
+    if key not in Job.model_fields:
+        return []
+    values = _choices(Job.model_json_schema()["properties"][key])
+    if key == "controlnet_processor":
+        values = [f'["{name}"]' for name in ANNOTATORS]
+    return [f"{key}={value}" for value in values if f"{key}={value}".startswith(incomplete)]
+
+
+def _choices(schema: JsonSchema) -> list[str]:
+    """Return the values of a key that has a few, by its JSON schema."""
+    if schema.get("type") == "boolean":
+        return ["true", "false"]
+    listed = [choice for part in schema.get("anyOf", ()) for choice in _choices(part)]
+    return [*map(str, schema.get("enum") or schema.get("examples") or ()), *listed]
+
+
 JobFile = Annotated[Path, typer.Argument(metavar="JOB.json", help="Job file.", show_default=False)]
 Set = Annotated[
     list[str] | None,
@@ -45,6 +69,7 @@ Set = Annotated[
         "--set",
         metavar="KEY=VALUE",
         help="Override a job key. VALUE is JSON, or else text. Repeatable.",
+        autocompletion=complete_key,
         rich_help_panel=INPUT,
     ),
 ]

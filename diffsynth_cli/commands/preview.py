@@ -9,7 +9,19 @@ import typer
 
 from diffsynth_cli import jobs, previews
 from diffsynth_cli.console import reporter
-from diffsynth_cli.options import INPUT, MACHINE_OPTIONS, OUTPUT, Debug, Force, JobFile, Json, Quiet, Set, with_options
+from diffsynth_cli.options import (
+    INPUT,
+    MACHINE_OPTIONS,
+    OUTPUT,
+    Debug,
+    Force,
+    JobFile,
+    Json,
+    Quiet,
+    Set,
+    complete_key,
+    with_options,
+)
 
 
 @with_options(*MACHINE_OPTIONS)
@@ -31,6 +43,7 @@ def preview(
         typer.Option(
             metavar="KEY=VALUE,VALUE",
             help="Job key and the values to compare, or a JSON list of them. Repeatable for all combinations.",
+            autocompletion=complete_key,
             rich_help_panel=INPUT,
         ),
     ] = None,

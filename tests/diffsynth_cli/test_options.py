@@ -102,6 +102,15 @@ def test_stages_take_the_same_options() -> None:
         ("smooth a.mp4 --device c", "cpu cuda cuda:1"),
         ("ebsynth --backend n", "numba"),
         ("sm", "smooth"),
+        ("models --task fa", "fashion"),
+        ("run job.json --set sch", "scheduler="),
+        ("run job.json --set scheduler=dd", "scheduler=ddim"),
+        ("run job.json --set keep_fr", "keep_frames="),
+        ("run job.json --set keep_frames=", "keep_frames=true keep_frames=false"),
+        ("run job.json --set attention=s", "attention=shared"),
+        ("run job.json --set post_smoother=Py", "post_smoother=PySynthSmoother"),
+        ("preview job.json --grid seed", "seed_of_noise="),
+        ("preview job.json --grid nothing=", ""),
     ],
 )
 def test_choices_are_completed(
