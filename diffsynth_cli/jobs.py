@@ -379,19 +379,10 @@ def _run_stages(
     from diffsynth_cli.outputs import CONFIG, is_same_file
     from stages.base.engine import run_stage
     from stages.base.preflight import check_ahead
-    from stages.base.progress import progress
     from stages.base.record import write_json
-    from stages.base.removal import to_redo
 
     job, cache = run.job, run.cache
-    redone = [
-        stage.name
-        for stage in stages
-        if restart and (not stale_only or progress(stage, run.stages, job, cache).state == "stale")
-    ]
-    if restart and stale_only:  # also what the others need and was removed
-        todo = [stage for stage in stages if stage.name in redone or not cache.record(stage.name).complete]
-        redone += [name for stage in todo for name in to_redo(stage.needs(job), stage.after, run.stages, job, cache)]
+    redone = (_stale(stages, run) if stale_only else [stage.name for stage in stages]) if restart else []
     ahead, footage = check_ahead(stages, run, Path(job.output_path), redone)
     begun = any(cache.record(name).done for name in ahead)  # if so, the line would count work that is done
     if stale_only and footage is not None and footage.count and not begun:
@@ -411,3 +402,14 @@ def _run_stages(
             config = Path(job.output_path) / CONFIG
             if file is None or not is_same_file(config, file):
                 write_json(config, job.model_dump())
+
+
+def _stale(stages: Sequence[Stage[Job]], run: Run[Job]) -> list[str]:
+    """Return the stages that are stale, and those whose arrays were removed but are needed to redo or finish others."""
+    from stages.base.progress import progress
+    from stages.base.removal import to_redo
+
+    states = {stage.name: progress(stage, run.stages, run.job, run.cache).state for stage in stages}
+    todo = [stage for stage in stages if states[stage.name] != "done"]
+    lost = [to_redo(stage.needs(run.job), stage.after, run.stages, run.job, run.cache) for stage in todo]
+    return [name for name, state in states.items() if state == "stale" or any(name in names for names in lost)]

@@ -61,11 +61,13 @@ def models(
         confirm=announce,
         reporter=reporter(quiet or events, False),
     )
+    ready = all(model.ready for model in found)
     if events:
-        print(json.dumps([{**asdict(model), "ready": model.ready} for model in found], default=str))
+        listed = [{**asdict(model), "ready": model.ready} for model in found]
+        print(json.dumps({"ready": ready, "models": listed}, default=str))
     else:
         show_models(found)
-    if (offline or check or fetch) and not all(model.ready for model in found):
+    if (offline or check or fetch) and not ready:
         raise typer.Exit(FAILED)
 
 

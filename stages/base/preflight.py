@@ -60,9 +60,7 @@ def check_ahead(
     todo = [stage for stage in stages if stage.name in restart or states[stage.name].state != "done"]
     if not todo:
         return {}, None
-    for stage in todo:
-        makers = [name for name in stage.after if name not in restart]
-        refuse_removed(stage.name, stage.needs(job), makers, run.stages, job, cache)
+    _check_inputs(todo, run, restart)
     folder = store = writable_folder("output_path", outputs)
     if cache.folder is not None:
         store = writable_folder("output_path" if outputs in cache.folder.parents else "cache", cache.folder)
@@ -84,6 +82,13 @@ def footage_of(run: Run[Work], todo: Sequence[Stage[Work]]) -> Footage:
         if stage.footage is not None:
             return stage.footage(run, stage in todo)
     raise AssertionError("no stage makes frames")
+
+
+def _check_inputs(todo: Sequence[Stage[JobType]], run: Run[JobType], restart: Collection[str]) -> None:
+    """Raise DiffSynthError if a stage needs arrays that were removed, unless they are going to be made again."""
+    for stage in todo:
+        makers = [name for name in stage.after if name not in restart]
+        refuse_removed(stage.name, stage.needs(run.job), makers, run.stages, run.job, run.cache)
 
 
 def _left(state: Progress, redone: bool) -> float:

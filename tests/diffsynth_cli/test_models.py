@@ -34,7 +34,7 @@ def by_name(found: tuple[ModelFiles, ...]) -> dict[str, ModelFiles]:
 
 def test_every_model_that_a_task_downloads_is_listed(cli: Cli) -> None:
     code, output = cli("models", "--offline", "--json")
-    listed = {model["name"]: model for model in json.loads(output)}
+    listed = {model["name"]: model for model in json.loads(output)["models"]}
     assert code == 1 and {name for name in DOWNLOADS if not name.endswith(".pth")} - {"Intel/dpt-large"} <= {
         *listed,
         "Lykon/dreamshaper-7",  # of published jobs
@@ -111,13 +111,13 @@ def test_what_is_missing_is_downloaded_and_the_job_runs(make_job: MakeJob, tmp_p
             HF_HUB_OFFLINE="0",
         )
     (ran,) = diffsynth(("run", job, "-q"), **here, HF_HUB_OFFLINE="1")  # finds them, though the hub has more files
-    model, net = json.loads(shown[1])
+    model, net = json.loads(shown[1])["models"]
     read = sum(len(data) for name, data in files_of(MODEL).items() if name.partition("/")[0] != "safety_checker")
     assert shown[0] == 0 and model["place"] == net["place"] == "hub" and not model["ready"]
     assert 0 < model["download"] <= read and 0 < net["download"] <= sum(map(len, models["owner/net"].values()))
     assert fetched[0] == 0 and fetched[1].count("owner/model") == 2, fetched
     assert not {path for path in asked if "other" in path or path.endswith((".ckpt", ".bin"))}
-    model, net = json.loads(checked[1])
+    model, net = json.loads(checked[1])["models"]
     assert model["ready"] and net["ready"] and model["place"] == "hub cache" and model["damaged"] == []
     assert model["licence"] == "creativeml-openrail-m" and model["bytes"] > 0
     assert (ran[0], ran[1].strip()) == (0, "")
