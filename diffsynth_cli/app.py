@@ -124,18 +124,6 @@ COMMANDS = {
         "job",
         ("diffsynth schema > job.schema.json", "diffsynth schema --events"),
     ),
-    "models": Entry(
-        "List the models that a job or a task reads, check their files, and download what is missing.",
-        "models",
-        ("diffsynth models job.json --check", "diffsynth models --task fashion --fetch", "diffsynth models --offline"),
-        ON_MACHINE,
-    ),
-    "doctor": Entry(
-        "Check whether this machine, or a job, can run, and show what to do about what is missing.",
-        "doctor",
-        ("diffsynth doctor", "diffsynth doctor job.json --device cuda:1", "diffsynth doctor --json"),
-        ON_MACHINE,
-    ),
     "ebsynth": Entry(
         "Paint an image in the style of another, guided by pairs of images. Takes the options of the ebsynth program.",
         "ebsynth",
@@ -163,6 +151,18 @@ COMMANDS = {
             "diffsynth metrics original.mp4 a.mp4 b.mp4 --plot curves.png --json",
         ),
         ON_VIDEOS,
+    ),
+    "models": Entry(
+        "List the models that a job or a task reads, check their files, and download what is missing.",
+        "models",
+        ("diffsynth models job.json --check", "diffsynth models --task fashion --fetch", "diffsynth models --offline"),
+        ON_MACHINE,
+    ),
+    "doctor": Entry(
+        "Check whether this machine, or a job, can run, and show what to do about what is missing.",
+        "doctor",
+        ("diffsynth doctor", "diffsynth doctor job.json --device cuda:1", "diffsynth doctor --json"),
+        ON_MACHINE,
     ),
 }
 

@@ -70,7 +70,7 @@ def tidy(job: Job, cache: FrameCache) -> None:
     if job.keep is None or any(progress(stage, stages, job, cache).state != "done" for stage in stages.values()):
         return
     made = {name: removable(cache.arrays(*stage.arrays), job.keep) for name, stage in stages.items()}
-    left = {name: [*set(arrays) - cache.record(name).removed] for name, arrays in made.items()}
+    left = {name: [array for array in arrays if cache.has_frames(array)] for name, arrays in made.items()}
     for name, arrays in left.items() if any(left.values()) else ():
         remove_arrays(cache, name, arrays)  # in order, so that make sees each receipt as newer than those before it
 

@@ -20,6 +20,7 @@ from stages.base.json_types import Values
 from stages.base.outputs import FRAMES, SIGNATURE, VIDEO
 from stages.base.overlap import Reads
 from stages.base.record import receipt_name, versions
+from stages.base.removal import refuse_removed
 from stages.base.store import as_json, from_json
 from stages.base.words import counted, per_second
 from stages.jobs.job import Job
@@ -176,10 +177,12 @@ def deliver(run: Run[Job], fingerprint: str) -> None:
     if job.keep_frames:
         made_of: Values = {"frames": fingerprint}
         if not _is_written(folder / FRAMES, cache, made_of):
+            refuse_removed(FRAMES, STAGE.arrays, [STAGE.name], run.stages, job, cache)
             write_images(folder / FRAMES, cache, run.reporter)
             _note(folder / FRAMES, cache, made_of)
     made_of = {"frames": fingerprint, "fps": job.fps, "keep_audio": job.keep_audio}
     if not _is_written(folder / VIDEO, cache, made_of):
+        refuse_removed(VIDEO, STAGE.arrays, [STAGE.name], run.stages, job, cache)
         _write_in_segments(folder / VIDEO, run, fingerprint)
         _note(folder / VIDEO, cache, made_of)
     cache.store.delete_all(SEGMENTS)

@@ -100,6 +100,24 @@ def test_a_stage_says_what_to_redo_and_run_restart_redoes_it(finished: Path, cli
     assert np.array_equal(cache_of(finished)["deflickered"][:], before)
 
 
+def test_a_video_that_has_to_be_written_again_names_all_that_it_needs(finished: Path, cli: Cli) -> None:
+    assert cli("run", finished, "-q", "--set", "keep=[]") == (0, "")
+    code, output = cli("run", finished, "-q", "--set", "fps=5")
+    stages = [f"diffsynth {stage} {finished} --set=fps=5 --restart" for stage in all_stages()]
+    assert code == 1 and "video.mp4 needs deflickered" in output and " && ".join(stages) in output
+
+
+def test_a_removal_that_was_interrupted_is_finished_by_the_next_run(
+    finished: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(FrameCache, "empty", lambda cache, name: (_ for _ in ()).throw(OSError("killed")))
+        assert cli("run", finished, "-q", "--set", "keep=[]")[0] == 1
+    assert stored(cache_of(finished).store) != set() and cli("verify", finished, "-q") == (0, "")
+    assert cli("run", finished, "-q", "--set", "keep=[]") == (0, "")
+    assert stored(cache_of(finished).store) == set()
+
+
 def test_an_unfinished_job_keeps_everything(make_job: MakeJob, cli: Cli) -> None:
     job = make_job(3, keep=[])
     for stage in ("extract", "control"):
