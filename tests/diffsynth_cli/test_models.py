@@ -129,7 +129,7 @@ def test_what_is_missing_is_downloaded_and_the_job_runs(make_job: MakeJob, tmp_p
         (["--task", "fashion", "JOB"], "a job and a task"),
         (["--set", "prompt=x"], "need a job"),
         (["--offline", "--fetch"], "offline"),
-        (["--task", "fashon"], "did you mean 'fashion'?"),
+        (["--task", "fash"], "did you mean 'fashion'?"),
     ],
 )
 def test_contradictions_are_refused(options: list[str], expected: str, make_job: MakeJob, cli: Cli) -> None:
