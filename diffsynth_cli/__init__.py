@@ -8,9 +8,9 @@
 docs/python.md has more.
 """
 
-from diffsynth_cli.jobs import export, report, run, status, verify
 from diffsynth_cli.cleaning import clean
 from diffsynth_cli.health import doctor
+from diffsynth_cli.jobs import export, report, run, status, verify
 from diffsynth_cli.model_files import models
 from diffsynth_cli.planning import plan
 from diffsynth_cli.previews import preview
