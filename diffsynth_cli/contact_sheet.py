@@ -32,8 +32,6 @@ def states(cache: FrameCache) -> dict[str, FrameArray]:
         for label, name in stage.shown(cache).items()
         if name not in record.removed
     ]
-    if not names:
-        raise DiffSynthError(f"{cache.store} has no frames to show", f"make them with {cache.command('run')} --restart")
     return {label: cache[name] for label, name in names if name in cache}
 
 
@@ -55,7 +53,12 @@ def write_contact_sheet(path: Path, rows: Mapping[str, Frames], columns: int = C
         rows: Videos of the same length and size, by label.
         columns: Number of frames per row.
         side: Greatest height and width of a frame in pixels. Larger ones are shrunk.
+
+    Raises:
+        DiffSynthError: There are no videos.
     """
+    if not rows:
+        raise DiffSynthError(f"{path}: there are no frames to show", "the job's key keep can keep them")
     count = len(next(iter(rows.values())))
     shown = np.unique(np.linspace(0, count - 1, columns).round().astype(int))
     height, width = next(iter(rows.values()))[0].shape[:2]

@@ -9,11 +9,13 @@ from pathlib import Path
 
 from diffsynth_cli.contact_sheet import states
 from diffsynth_cli.page import Exhibit, StageTime
+from stages.all_stages import all_stages
 from stages.base.cache import FrameCache
 from stages.base.errors import DiffSynthError
 from stages.base.json_types import Values
 from stages.base.progress import Progress
 from stages.base.record import Receipt, StageRecord
+from stages.base.removal import refuse_removed
 from stages.deflicker import frame_rate
 from stages.identity import processor
 from stages.jobs.job import Job
@@ -29,6 +31,7 @@ def of_job(job: Job, cache: FrameCache, stages: Sequence[Progress]) -> Exhibit:
     Raises:
         DiffSynthError: Its frames have not been extracted, or the metadata of an array is damaged.
     """
+    refuse_removed("report", ("frames",), ["extract"], all_stages(), job, cache)
     made = states(cache)
     if "frames" not in made:
         raise DiffSynthError("report needs extract, which is not finished", f"run {cache.command('run')}")

@@ -118,6 +118,17 @@ def test_a_removal_that_was_interrupted_is_finished_by_the_next_run(
     assert stored(cache_of(finished).store) == set()
 
 
+def test_a_report_shows_what_is_left(finished: Path, cli: Cli, tmp_path: Path) -> None:
+    assert cli("run", finished, "-q", "--set", 'keep=["frames", "deflickered"]') == (0, "")
+    assert cli("report", finished, "-q") == (0, "")
+    assert (tmp_path / "out/report.html").exists()
+    assert cli("run", finished, "-q", "--set", "keep=[]") == (0, "")
+    code, output = cli("report", finished, "-q")
+    assert code == 1 and f"diffsynth extract {finished} --restart" in output
+    code, output = cli("run", finished, "-q", "--preview")
+    assert code == 1 and "no frames to show" in output
+
+
 def test_an_unfinished_job_keeps_everything(make_job: MakeJob, cli: Cli) -> None:
     job = make_job(3, keep=[])
     for stage in ("extract", "control"):
