@@ -184,7 +184,8 @@ class Job(MachineSettings):
     """Also write each frame as an image (`frames/00000.png`, ...) in `output_path`, as DiffSynth does."""
     keep: list[ArrayGroup] | None = None
     """Arrays that stay in the cache when the job is complete: any of `frames`, `control`, `latents`, `rendered` and
-    `deflickered`. `export` needs `deflickered`, and `report` needs `frames`. By default, all stay. See [disk space](cache.md#disk-space)."""
+    `deflickered`. `export` needs `deflickered`, and `report` needs `frames`. By default, all stay. See
+    [disk space](cache.md#disk-space)."""
     start_time: Seconds | None = None
     """Start of the used part, in seconds. The first frame at or after it is the first one used."""
     end_time: Annotated[Seconds, Field(gt=0)] | None = None
