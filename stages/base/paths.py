@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, ClassVar, Protocol, TypeVar, cast, get_args
 
-from pydantic import BaseModel
+from pydantic import AfterValidator, BaseModel
 from pydantic.fields import FieldInfo
 
 from stages.base.fingerprint import identify
@@ -123,12 +123,19 @@ class CachePath(OutputPath):
         return name if "://" in name else super().resolve(name, folder)
 
 
+def _possible(name: str) -> str:
+    """Return `name`, unless no file can have it."""
+    if "\0" in name:
+        raise ValueError("must not contain the character NUL")
+    return name
+
+
 InputFile = Annotated[str, FilePath()]
 TensorFile = Annotated[str, TensorPath()]
 ModelName = Annotated[str, ModelPath()]
 WeightsName = Annotated[str, WeightsPath()]
-OutputFolder = Annotated[str, OutputPath()]
-CacheAddress = Annotated[str, CachePath()]
+OutputFolder = Annotated[str, OutputPath(), AfterValidator(_possible)]
+CacheAddress = Annotated[str, CachePath(), AfterValidator(_possible)]
 
 
 # --- search ----------------------------------------------------------------------------------------------

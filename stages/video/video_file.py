@@ -158,6 +158,8 @@ def _best_stream(container: InputContainer, path: Path) -> av.VideoStream:
     stream = cast("av.VideoStream | None", container.streams.best("video"))
     if stream is None:
         raise UsageError(f"{path} holds no video", "give a video file or a folder of images")
+    if cast("av.VideoCodecContext | None", stream.codec_context) is None:
+        raise UsageError(f"{path}: FFmpeg has no decoder for its codec", "convert it, for example to H.264")
     return stream
 
 

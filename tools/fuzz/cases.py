@@ -108,7 +108,8 @@ def videos(samples: Samples, rng: random.Random, count: int) -> Iterator[Case]:
 
 def caches(samples: Samples, rng: random.Random, count: int) -> Iterator[Case]:
     """Yield caches of finished and interrupted runs with one damaged file."""
-    commands = [["status"], ["run", "-q"], ["run", "--restart", "-q"], ["export", "-q"]]
+    commands = [["status"], ["run", "-q"], ["run", "--restart", "-q"], ["export", "-q"], ["verify", "-q"]]
+    commands += [["report", "-q"], ["clean", "--dry-run"], ["clean", "--yes"]]
     commands += [[stage, "--restart", "-q"] for stage in all_stages.NAMES]
     for index in range(count):
         folder = samples.folder / f"cache{index}"

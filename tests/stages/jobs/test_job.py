@@ -135,6 +135,11 @@ def test_mistakes_in_matching_options_are_named(options: Keys) -> None:
     assert len(problems) == 1 and f"ebsynth_config.{next(iter(options))}" in problems[0]
 
 
+@pytest.mark.parametrize("key", ["output_path", "cache"])
+def test_a_folder_that_no_file_system_can_hold_is_a_mistake(key: str) -> None:
+    assert check({**MINIMAL, key: "a\0b"}) == (None, [f"{key}: must not contain the character NUL"])
+
+
 @pytest.mark.parametrize("name", ["./~.mp4", "./~nobody/a.mp4", "~nobody-of-this-name/a.mp4"])
 def test_a_tilde_that_names_no_home_is_kept(tmp_path: Path, name: str) -> None:
     job, _ = read_job(write(tmp_path, MINIMAL | {"input_video": name}))

@@ -149,6 +149,13 @@ def test_sound_without_picture_and_an_empty_folder_are_named(tmp_path: Path) -> 
         open_source(tmp_path / "empty")
 
 
+def test_a_codec_without_a_decoder_is_named(tmp_path: Path) -> None:
+    file = clip(tmp_path / "a.mp4")
+    file.write_bytes(file.read_bytes().replace(b"avc1", b"xxxx"))
+    with pytest.raises(DiffSynthError, match="FFmpeg has no decoder"):
+        open_source(file)
+
+
 @pytest.mark.parametrize("name", [b"a:b", b"http:x", b"g\xfc", b"50%d", b"-x", b"a'b"])
 def test_odd_file_names_are_written_and_read(name: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
