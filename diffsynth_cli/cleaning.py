@@ -105,13 +105,16 @@ def _discard(cache: FrameCache, stage: str, name: str) -> None:
 def _unneeded(job: Job, cache: FrameCache, stage: Stage[Job], needed: list[str]) -> Iterator[Candidate]:
     """Find arrays of a finished stage that no other stage is going to read."""
     from stages.base.removal import matching, remove_arrays
+    from stages.base.words import duration
     from stages.jobs.keeping import removable
 
     record, names = cache.record(stage.name), cache.arrays(*stage.arrays)
     unneeded = set(removable(names, job.keep or ())) - set(matching(names, needed)) - record.removed
     for name in names:
         if name in unneeded:
-            reason = "only export needs it" if name == "deflickered" else "no unfinished stage needs it"
+            purpose = "export and report need it" if name == "deflickered" else "only redoing a later stage needs it"
+            seconds = record.receipt["seconds"] if record.receipt else 0.0
+            reason = f"{purpose}; {stage.name} took {duration(seconds)}"
             delete = partial(remove_arrays, cache, stage.name, [name])
             yield Candidate(Removable(name, cache.store.size(name), reason), delete)
         elif name in record.removed and cache.has_frames(name):

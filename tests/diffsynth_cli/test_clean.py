@@ -49,6 +49,16 @@ def found(cli: Cli, job: Path, *arguments: object) -> list[str]:
     return [item["name"] for item in json.loads(output)["found"]]
 
 
+def test_the_time_to_make_an_array_again_is_named(finished: Path) -> None:
+    receipt = cache_of(finished).record("render").receipt
+    assert receipt is not None
+    receipt["seconds"] = 7300.0
+    path = finished.parent / "out/cache.zarr/receipts/render.json"
+    path.write_text(json.dumps(receipt))
+    reasons = {item.name: item.reason for item in ds.clean(finished, dry_run=True).found}
+    assert reasons["rendered"] == "only redoing a later stage needs it; render took 2.03 h"
+
+
 def test_every_array_is_in_one_group_or_always_stays() -> None:
     patterns = [pattern for group in GROUPS.values() for pattern in group]
     arrays = {pattern for stage in all_stages().values() for pattern in stage.arrays}
