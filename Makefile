@@ -5,6 +5,7 @@
 # make cluster   run jobs on a Ray cluster of processes, and kill some of them
 # make coverage  run the tests and write build/coverage/index.html
 # make lint      style, spelling and types
+# make docs      build the site of docs/ into build/site
 # make hooks     run `make lint`'s checks before every commit
 # make bench     side-by-side measurements
 # make native    rebuild libebsynth and show why a build fails (set-up builds it, too, but continues without it)
@@ -24,7 +25,7 @@ CMAKE  := PATH="$(abspath $(BIN)):$$PATH" cmake
 CUDA_ARCHITECTURES ?=
 MINUTES ?= 15
 
-.PHONY: setup demo test slow chaos cluster coverage lint hooks bench native emulate mutants gpu sanitize clean
+.PHONY: setup demo test slow chaos cluster coverage lint docs hooks bench native emulate mutants gpu sanitize clean
 
 setup: $(VENV)/installed
 
@@ -60,6 +61,10 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/codespell
 	$(BIN)/mypy
+
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo build/site/index.html
 
 hooks: setup
 	$(BIN)/pre-commit install
