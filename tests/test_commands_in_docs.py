@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise, takewhile
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,7 @@ PROGRAMS = ("diffsynth", "make", "python", ".venv/bin/python", "pip", "pipx", "g
 NEEDS = {"gpu", "hub", "network", "cluster", "bucket", "time"}
 INPUTS = ("job", "video", "videos", "guide", "style", "reference")  # parameters that name files that must exist
 ALONE = ("extract", "run", "plan", "status")  # other commands on jobs need results
+FPS, SIDE = Fraction(1), 32  # px
 MARKER, FENCE = re.compile(r"<!-- needs: (\w+) -->"), re.compile(r"```(\w*)")
 
 
@@ -52,8 +54,9 @@ class Line:
 
     @property
     def words(self) -> list[str]:
-        """The words, without a comment at the end and brackets around what is optional."""
-        return [word.strip("[]") for word in shlex.split(self.text, comments=True)]
+        """The words, without a comment or another program at the end, and brackets around what is optional."""
+        words = shlex.split(self.text, comments=True)
+        return [word.strip("[]") for word in takewhile(lambda word: word != "|", words)]
 
     def __str__(self) -> str:
         return f"{self.page}: {self.text}"
@@ -163,22 +166,27 @@ def flat(value: object) -> Iterator[Path]:
 
 
 def last_frame(arguments: list[str]) -> int:
-    """Return the last frame that a command line names."""
-    return max((int(number) for word in arguments for number in re.findall(r"\d+,(\d+)$", word)), default=7)
+    """Return the last frame that a command line names, by its number or its time."""
+    numbers = [int(number) for word in arguments for number in re.findall(r"^\d+,(\d+)$", word)]
+    times = [round(float(value) * FPS) for option, value in pairwise(arguments) if option == "--at"]
+    return max([7, *numbers, *times])
 
 
 def make_input(path: Path, last: int) -> None:
     """Make a small file of the kind that a name stands for. A name in capital letters is a video."""
     path.parent.mkdir(exist_ok=True, parents=True)
     if path.suffix == ".json":
-        write_job(path.parent).rename(path)
+        write_job(path.parent, input_video="video.mp4", frame_height=64, frame_width=64).rename(path)
+        make_input(path.parent / "video.mp4", last)
     elif path.suffix == ".png":
         PillowImage.fromarray(scene(3, 48, 48)).save(path)
     elif path.suffix or path.name.isupper():
-        encode(path.with_suffix(".mp4"), (scene(i, 32, 32) for i in range(last + 2)), Encoding(fps=Fraction(25)))
+        encode(path.with_suffix(".mp4"), (scene(i, SIDE, SIDE) for i in range(last + 4)), Encoding(fps=FPS))
         path.with_suffix(".mp4").rename(path)
     else:
-        for index, image in enumerate([*write_images(path, [scene(0, 32, 32), scene(6, 32, 32)]).iterdir()][1:]):
+        for index, image in enumerate(
+            [*write_images(path, [scene(0, SIDE, SIDE), scene(6, SIDE, SIDE)]).iterdir()][1:]
+        ):
             image.rename(path / f"{6 + index}.png")
 
 
