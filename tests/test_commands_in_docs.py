@@ -184,10 +184,8 @@ def make_input(path: Path, last: int) -> None:
         encode(path.with_suffix(".mp4"), (scene(i, SIDE, SIDE) for i in range(last + 4)), Encoding(fps=FPS))
         path.with_suffix(".mp4").rename(path)
     else:
-        for index, image in enumerate(
-            [*write_images(path, [scene(0, SIDE, SIDE), scene(6, SIDE, SIDE)]).iterdir()][1:]
-        ):
-            image.rename(path / f"{6 + index}.png")
+        write_images(path, [scene(0, SIDE, SIDE), scene(6, SIDE, SIDE)])
+        (path / "1.png").rename(path / "6.png")
 
 
 def make_demos_small(monkeypatch: pytest.MonkeyPatch) -> None:
