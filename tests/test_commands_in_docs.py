@@ -6,6 +6,7 @@ A comment in the page, `<!-- needs: hub -->`, is about the block of commands aft
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import re
 import runpy
@@ -141,6 +142,7 @@ def test_what_needs_nothing_special_runs(line: Line, tmp_path: Path, cli: Cli, m
     else:
         assert program == "diffsynth", "mark what it needs, for example network"
         monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "stdin", io.StringIO("y\n"))  # for those that ask
         make_demos_small(monkeypatch)
         for path in inputs_of(arguments):
             make_input(path, last_frame(arguments))

@@ -137,6 +137,8 @@ def test_text_of_a_job_is_shown_as_it_is(text: str, make_job: MakeJob, cli: Cli)
     code, output = cli("render", make_job(2, prompt=text))
     assert code == 1 and "render is stale" in output
     assert ("[" in text) == (text in output) and not re.search(r"[\x1b\x07\x9b\u202e]", output)
+    _, output = cli("render", make_job(2, prompt=text), "--json")
+    assert not re.search(r"[\x1b\x07\x9b\u202e]", output)
     code, output = cli("status", job)
     assert code == 0 and not re.search(r"[\x1b\x07\x9b\u202e]", output)
     code, output = cli("extract", make_job(2, input_video=f"{text}\nerror: forged"))

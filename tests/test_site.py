@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from tools.docs_site import OUTSIDE
 
 ROOT = Path(__file__).parent.parent
 LARGEST_PICTURE = 100_000  # bytes
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
 READ_WITH_PAGE = (
     r"<(?:script|img|iframe|source|video)\b[^>]*\bsrc=\"([^\"]+)|<link\b[^>]*\bhref=\"([^\"]+)|url\(([^)]+)\)"
@@ -46,6 +49,16 @@ def test_search_finds_pages_without_a_server(site: Path) -> None:
     index = (site / "search/search_index.js").read_text()
     assert index.startswith("var __index") and "nearest-neighbour field" in index
     assert "scripts/iframe-worker.js" in (site / "index.html").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_search_works_on_a_page_opened_from_the_disk(site: Path, tmp_path: Path) -> None:
+    page = f"{(site / 'index.html').as_uri()}?q=landmark"
+    options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=10000", "--dump-dom"]
+    command = [str(CHROMIUM), *options, f"--user-data-dir={tmp_path}", page]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True).stdout
+    assert re.search(r'search-result__meta">\s*\d+ matching documents', shown)
 
 
 def test_pages_outside_docs_are_linked(site: Path) -> None:
