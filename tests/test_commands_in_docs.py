@@ -38,6 +38,13 @@ FPS, SIDE = Fraction(1), 32  # px
 MARKER, FENCE = re.compile(r"<!-- needs: (\w+) -->"), re.compile(r"```(\w*)")
 
 
+class Agreement(io.StringIO):
+    """What somebody types who is asked whether to go on."""
+
+    def isatty(self) -> bool:
+        return True
+
+
 @dataclass(frozen=True)
 class Line:
     """A command line of a page.
@@ -54,9 +61,9 @@ class Line:
 
     @property
     def words(self) -> list[str]:
-        """The words, without a comment or another program at the end, and brackets around what is optional."""
+        """The words, without a comment or another program at the end. In a sentence, brackets show what is optional."""
         words = shlex.split(self.text, comments=True)
-        return [word.strip("[]") for word in takewhile(lambda word: word != "|", words)]
+        return [word.strip("[]" * self.inline) for word in takewhile(lambda word: word != "|", words)]
 
     def __str__(self) -> str:
         return f"{self.page}: {self.text}"
@@ -143,7 +150,7 @@ def test_what_needs_nothing_special_runs(line: Line, tmp_path: Path, cli: Cli, m
     else:
         assert program == "diffsynth", "mark what it needs, for example network"
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "stdin", io.StringIO("y\n"))  # for those that ask
+        monkeypatch.setattr(sys, "stdin", Agreement("y\n"))  # for those that ask
         make_demos_small(monkeypatch)
         for path in inputs_of(arguments):
             make_input(path, last_frame(arguments))
