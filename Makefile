@@ -4,7 +4,8 @@
 # make chaos     for 15 minutes, kill and damage a job in 14 ways, and compare its bytes; then the tests that do so
 # make cluster   run jobs on a Ray cluster of processes, and kill some of them
 # make coverage  run the tests and write build/coverage/index.html
-# make lint      style, spelling and types
+# make lint      style, spelling and types, and known vulnerabilities of packages if their list can be reached
+# make docs      build the site of docs/ into build/site
 # make hooks     run `make lint`'s checks before every commit
 # make bench     side-by-side measurements
 # make native    rebuild libebsynth and show why a build fails (set-up builds it, too, but continues without it)
@@ -24,7 +25,7 @@ CMAKE  := PATH="$(abspath $(BIN)):$$PATH" cmake
 CUDA_ARCHITECTURES ?=
 MINUTES ?= 15
 
-.PHONY: setup demo test slow chaos cluster coverage lint hooks bench native emulate mutants gpu sanitize clean
+.PHONY: setup demo test slow chaos cluster coverage lint docs hooks bench native emulate mutants gpu sanitize clean
 
 setup: $(VENV)/installed
 
@@ -59,7 +60,11 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/codespell
-	$(BIN)/mypy
+	@$(BIN)/python -m tools.audit & audit=$$!; echo $(BIN)/mypy; $(BIN)/mypy; types=$$?; wait $$audit && exit $$types
+
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo build/site/index.html
 
 hooks: setup
 	$(BIN)/pre-commit install

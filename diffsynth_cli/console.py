@@ -26,7 +26,7 @@ from rich.text import Text
 
 from diffsynth_cli.events import Advance, Event
 from stages.base.reporting import Reporter
-from stages.base.words import per_second, size
+from stages.base.words import per_second, printable, size
 
 LOG_INTERVAL = 10.0  # s between progress lines where there is no terminal
 LOG_PATIENCE = 2.0  # s before work that cannot be counted is named there; LOG_INTERVAL if it can be
@@ -34,21 +34,26 @@ LOG_PATIENCE = 2.0  # s before work that cannot be counted is named there; LOG_I
 stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
+def literal(text: str) -> str:
+    """Return markup for Rich that shows `text` as it is. For whatever comes from a job, a file or its name."""
+    return escape(printable(text))
+
+
 def show_error(message: str, hint: str = "") -> None:
     """Show what went wrong and where, then what to do."""
-    stderr.print(f"[bold red]error:[/] {escape(message)}")
+    stderr.print(f"[bold red]error:[/] {literal(message)}")
     if hint:
         show_next(hint)
 
 
 def show_next(hint: str) -> None:
     """Show what to do next."""
-    stderr.print(f"[bold]→[/] {escape(hint)}")
+    stderr.print(f"[bold]→[/] {literal(hint)}")
 
 
 def show_warning(message: str) -> None:
     """Show a warning."""
-    stderr.print(f"[yellow]warning:[/] {escape(message)}")
+    stderr.print(f"[yellow]warning:[/] {literal(message)}")
 
 
 def show_event(event: Event) -> None:
@@ -173,7 +178,7 @@ class LogReporter(QuietReporter):
             self.waiting = None
 
     def _say(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
+        print(printable(text), file=sys.stderr, flush=True)
 
 
 class TerminalReporter(QuietReporter):
@@ -203,7 +208,7 @@ class TerminalReporter(QuietReporter):
 
     def phase(self, name: str) -> None:
         if self.progress is not None and self.task is not None:
-            self.progress.update(self.task, description=escape(name))
+            self.progress.update(self.task, description=literal(name))
 
     def advance(self, frames: int) -> None:
         if self.progress is not None and self.task is not None:
@@ -211,10 +216,10 @@ class TerminalReporter(QuietReporter):
 
     def end(self, stage: str, message: str) -> None:
         self.close()
-        stderr.print(f"[green]✓[/] [bold]{stage:9}[/] {escape(message)}")
+        stderr.print(f"[green]✓[/] [bold]{stage:9}[/] {literal(message)}")
 
     def note(self, message: str) -> None:
-        stderr.print(f"  [bold]{self.stage:9}[/] {escape(message)}")
+        stderr.print(f"  [bold]{self.stage:9}[/] {literal(message)}")
 
     def close(self) -> None:
         if self.progress is not None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 
@@ -25,6 +26,7 @@ from stages.video import (
     Shot,
     Source,
     certain_length,
+    check_length,
     describe,
     last_landmark,
     open_source,
@@ -132,6 +134,7 @@ def check(run: Run[Job], footage: Footage) -> Ahead:
     if footage.most == 0:
         raise _no_frames(run.job)
     count = footage.count or 0
+    check_length(Path(run.job.input_video), count)
     return Ahead([_frames_array(count, footage.height, footage.width)], [_phase(run.job, count)])
 
 

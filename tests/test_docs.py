@@ -68,6 +68,20 @@ def test_the_speed_that_the_readme_claims_was_measured() -> None:
     assert claimed and float(claimed[1]) == round(speeds[1] / speeds[0], 1)
 
 
+def test_benchmarks_repeat_what_their_pages_say() -> None:
+    page = (ROOT / "docs/benchmarks.md").read_text()
+    rows = re.findall(
+        r"^\| [^|]+ \| ([^|]*\d[^|]*) \| ([^|]+) \| ([^|]+) \|[^|]*\| \[.*\]\(([\w-]+\.md)", page, re.MULTILINE
+    )
+    assert len(rows) == len(re.findall(r"^\|.*\.md", page, re.MULTILINE)) > 15
+    for result, machine, date, source in rows:
+        told = (ROOT / "docs" / source).read_text()
+        missing = [number for number in re.findall(r"\d[\d.:]*\d|\d", result) if number not in told]
+        assert missing == [], (source, missing)
+        assert date == "not noted" or date in " ".join(told.split()), (source, date)
+        assert machine == "not noted" or re.search(r"\bcores?\b|EPYC", told), (source, machine)
+
+
 def test_patch_matching_example_runs() -> None:
     page = (ROOT / "docs/patch-matching.md").read_text()
     examples = re.findall(r"```python\n(.*?)```", page, re.DOTALL)

@@ -9,10 +9,10 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Column, Table
 
 from diffsynth_cli import cleaning, jobs
+from diffsynth_cli.console import literal
 from diffsynth_cli.options import CACHE_OPTION, Debug, JobFile, Set, with_options
 from diffsynth_cli.results import Removable
 from stages.base.errors import UsageError
@@ -61,7 +61,7 @@ def show_removable(found: tuple[Removable, ...]) -> None:
     """Print a table of what can be deleted."""
     table = Table(Column("name", overflow="fold"), Column("size", justify="right", no_wrap=True), "why")
     for item in found:
-        table.add_row(escape(item.name), size(item.bytes), item.reason)
+        table.add_row(literal(item.name), size(item.bytes), item.reason)
     table.add_section()
     table.add_row("all", size(sum(item.bytes for item in found)), "")
     Console(highlight=False).print(table)

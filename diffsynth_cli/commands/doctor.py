@@ -9,11 +9,10 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Column, Table
 
 from diffsynth_cli import health, jobs
-from diffsynth_cli.console import reporter
+from diffsynth_cli.console import literal, reporter
 from diffsynth_cli.failures import FAILED
 from diffsynth_cli.options import MACHINE_OPTIONS, Debug, Quiet, Set, with_options
 from diffsynth_cli.results import DoctorResult, Finding, Health
@@ -55,5 +54,5 @@ def show_findings(found: DoctorResult, what: str) -> None:
 
 
 def _described(finding: Finding) -> str:
-    advice = f"\n[bold]→[/] {escape(finding.advice)}" if finding.advice else ""
-    return f"{escape(finding.detail)}{advice}"
+    advice = f"\n[bold]→[/] {literal(finding.advice)}" if finding.advice else ""
+    return f"{literal(finding.detail)}{advice}"

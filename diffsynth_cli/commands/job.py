@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 
 from diffsynth_cli import jobs
-from diffsynth_cli.console import reporter, show_warning
+from diffsynth_cli.console import literal, reporter, show_warning
 from diffsynth_cli.events import schema as event_schema
 from diffsynth_cli.options import (
     CACHE_OPTION,
@@ -176,15 +175,15 @@ def show_status(status: JobStatus, as_json: bool) -> None:
         return
     out = Console(highlight=False, soft_wrap=True)
     for stage in status.stages:
-        out.print(f"{stage.stage:10}[{COLOURS[stage.state]}]{stage.state:7}[/] {escape(_detail(stage))}")
+        out.print(f"{stage.stage:10}[{COLOURS[stage.state]}]{stage.state:7}[/] {literal(_detail(stage))}")
     if status.scenes:
         out.print(described(status.scenes))
     if status.video:
-        out.print(f"{'video':10}{escape(str(status.video))}")
+        out.print(f"{'video':10}{literal(str(status.video))}")
     if status.holder:
-        out.print(f"in use by {escape(status.holder)}")
+        out.print(f"in use by {literal(status.holder)}")
     elif status.next_command:
-        out.print(f"→ {escape(status.next_command)}")
+        out.print(f"→ {literal(status.next_command)}")
 
 
 def _detail(stage: Progress) -> str:

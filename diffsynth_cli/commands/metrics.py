@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Column, Table
 
 from diffsynth_cli import videos as videos_api
+from diffsynth_cli.console import literal
 from diffsynth_cli.console import reporter as make_reporter
 from diffsynth_cli.options import INPUT, OUTPUT, Debug, Force, Quiet
 from diffsynth_cli.results import MetricsResult
@@ -66,10 +66,10 @@ def show_metrics(result: MetricsResult, as_json: bool) -> None:
     out = Console()
     table = Table(Column("video", overflow="fold"), *names)
     for video in result.videos:
-        table.add_row(str(video.path), *(cell(name, video.numbers) for name in names))
+        table.add_row(literal(str(video.path)), *(cell(name, video.numbers) for name in names))
     out.print(table)
     for name in names:
         out.print(f"[bold]{name}[/] {MEANINGS[name]}", highlight=False)
     for video in result.videos:
         if video.warning:
-            out.print(f"[bold red]{escape(str(video.path))}: {video.warning}[/]", highlight=False, soft_wrap=True)
+            out.print(f"[bold red]{literal(str(video.path))}: {video.warning}[/]", highlight=False, soft_wrap=True)

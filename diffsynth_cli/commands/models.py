@@ -10,11 +10,10 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Column, Table
 
 from diffsynth_cli import model_files
-from diffsynth_cli.console import reporter
+from diffsynth_cli.console import literal, reporter
 from diffsynth_cli.failures import FAILED
 from diffsynth_cli.options import INPUT, Debug, Quiet, Set, one_of, with_options
 from diffsynth_cli.results import ModelFiles, Place
@@ -75,7 +74,7 @@ def show_models(found: tuple[ModelFiles, ...]) -> None:
     """Print a table of models."""
     table = Table(Column("model", overflow="fold"), Column("size", justify="right", no_wrap=True), "state")
     for model in found:
-        table.add_row("\n".join([escape(model.name), *_details(model)]), _size(model), _state(model))
+        table.add_row("\n".join([literal(model.name), *_details(model)]), _size(model), _state(model))
     out = Console(highlight=False)
     out.print(table)
     out.print(_summary(found), soft_wrap=True)
@@ -84,16 +83,16 @@ def show_models(found: tuple[ModelFiles, ...]) -> None:
 def _details(model: ModelFiles) -> Iterator[str]:
     """Yield what else is known of a model, and what to do about what is missing, one line each."""
     licence = [f"licence {model.licence}"] if model.licence else []
-    yield f"[dim]{escape(', '.join([*model.keys, *licence]))}[/]"
+    yield f"[dim]{literal(', '.join([*model.keys, *licence]))}[/]"
     if model.bytes and model.missing:
         more = len(model.missing) - SHOWN
         rest = f" and {counted(more, 'more file')}" if more > 0 else ""
-        yield escape(f"lacks {', '.join(model.missing[:SHOWN])}{rest}")
+        yield literal(f"lacks {', '.join(model.missing[:SHOWN])}{rest}")
     if model.damaged:
-        yield escape(f"damaged: {', '.join(model.damaged)}")
+        yield literal(f"damaged: {', '.join(model.damaged)}")
         yield "[bold]→[/] delete it, and get it again" + (" with --fetch" if model.place is Place.CACHE else "")
     if model.missing and model.name in LORAS:
-        yield f"[bold]→[/] {escape(LORAS[model.name])}"
+        yield f"[bold]→[/] {literal(LORAS[model.name])}"
 
 
 def _size(model: ModelFiles) -> str:

@@ -9,11 +9,10 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Column, Table
 
 from diffsynth_cli import jobs, planning
-from diffsynth_cli.console import reporter
+from diffsynth_cli.console import literal, reporter
 from diffsynth_cli.options import INPUT, MACHINE_OPTIONS, Debug, JobFile, Quiet, Set, with_options
 from diffsynth_cli.results import JobPlan
 from stages.base.errors import UsageError
@@ -101,7 +100,7 @@ def show_plan(found: JobPlan) -> None:
         repeated = f"{each.phases} × " if each.phases > 1 else ""
         moved = (size(number) if number else "" for number in (each.bytes_read, each.bytes_written))
         limits = ", then ".join(dict.fromkeys(each.bound))
-        table.add_row(escape(f"{repeated}{each.kind}"), *map(duration, each.seconds), *moved, limits)
+        table.add_row(literal(f"{repeated}{each.kind}"), *map(duration, each.seconds), *moved, limits)
     table.add_section()
     sums = (sum(column) for column in zip(*((each.bytes_read, each.bytes_written) for each in found.work), strict=True))
     table.add_row("all", *map(duration, found.seconds), *map(size, sums), "")
@@ -110,4 +109,4 @@ def show_plan(found: JobPlan) -> None:
     out.print(table)
     gets, puts = (sum(column) for column in zip(*((each.gets, each.puts) for each in found.work), strict=True))
     out.print(f"{puts:,} frames written and {gets:,} read, each by one request if the cache is in an object store")
-    out.print(f"measured on {escape(found.measured_on)}")
+    out.print(f"measured on {literal(found.measured_on)}")

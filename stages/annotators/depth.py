@@ -88,9 +88,9 @@ class DepthModel:
 
             logging.set_verbosity_error()
             logging.disable_progress_bar()
-            processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
+            processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             network, info = AutoModelForDepthEstimation.from_pretrained(
-                folder, use_safetensors=True, local_files_only=True, output_loading_info=True
+                folder, use_safetensors=True, local_files_only=True, trust_remote_code=False, output_loading_info=True
             )
         if missing := info["missing_keys"]:  # transformers would fill them with random numbers
             raise DiffSynthError(

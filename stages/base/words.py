@@ -1,6 +1,20 @@
-"""Numbers in messages."""
+"""Numbers and foreign text in messages."""
 
 from __future__ import annotations
+
+import re
+
+# Control characters other than tab and line feed, line separators, and characters that change the direction of text.
+UNSEEN = r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]"
+
+
+def printable(text: str) -> str:
+    """Return text as it can be shown on a terminal, whatever a job, file or model made it contain.
+
+    Control characters are escaped. Lines after the first are indented, so that none looks like another message.
+    """
+    escaped = re.sub(UNSEEN, lambda found: ascii(found[0])[1:-1], text)
+    return re.sub(r"\n(?=[^\s])", "\n  ", escaped)
 
 
 def counted(number: int, noun: str) -> str:

@@ -15,6 +15,7 @@ from stages.video.encoding import (
 )
 from stages.video.images import fit, frame_files, read_image, save_png, write_frames
 from stages.video.landmarks import LANDMARK_DISTANCE, Landmark, last_landmark
+from stages.video.limits import check_length
 from stages.video.segments import Segment, encode_segment, join, read_segment
 from stages.video.sources import (
     TIME_TOLERANCE,
@@ -42,6 +43,7 @@ __all__ = [
     "certain_length",
     "check_encoder",
     "check_encoding",
+    "check_length",
     "check_shape",
     "default_codec",
     "describe",

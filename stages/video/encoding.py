@@ -318,8 +318,10 @@ def read_comment(path: Path) -> str:
         return read_png_comment(path)
     import av
 
+    from stages.video.containers import open_container
+
     try:
-        with av.open(url(path), metadata_errors="ignore") as container:
+        with open_container(path) as container:
             tags = {name.lower(): value for name, value in container.metadata.items()}
             return str(tags.get("comment", ""))
     except (av.error.FFmpegError, OSError, ValueError):

@@ -14,6 +14,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from stages.base.errors import UsageError
+from stages.video.limits import check_pixels, too_large
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 VALUE_SUFFIXES = {".exr"}  # data rather than pictures
@@ -57,16 +58,15 @@ def image_size(path: Path) -> tuple[int, int] | None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(path) as image:
-                return image.height, image.width
+                height, width = image.height, image.width
     except Image.DecompressionBombError:
-        most = int((2 * (Image.MAX_IMAGE_PIXELS or 0)) ** 0.5)
-        raise UsageError(
-            f"{path} is too large", f"images may have at most {most}×{most} pixels, or the same number in another shape"
-        ) from None
+        raise too_large(path) from None
     except FileNotFoundError:
         raise UsageError(f"{path}: no such file") from None
     except (OSError, ValueError, SyntaxError):  # Pillow raises SyntaxError for a damaged PNG header
         return None
+    check_pixels(path, height, width)
+    return height, width
 
 
 def fit(image: np.ndarray, height: int, width: int, shown: tuple[int, int] | None = None) -> np.ndarray:

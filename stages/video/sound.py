@@ -11,8 +11,8 @@ import av
 from av.container import InputContainer, OutputContainer
 from av.filter import Graph
 
+from stages.video.containers import open_container
 from stages.video.encoding import Audio
-from stages.video.sources import url
 from stages.video.video_file import seek
 
 AUDIO_BIT_RATE = 192_000
@@ -43,13 +43,13 @@ class SoundTrack:
 
 
 def _layout(path: Path) -> str:
-    with av.open(url(path)) as source:
+    with open_container(path) as source:
         return "mono" if source.streams.audio[0].channels == 1 else "stereo"
 
 
 def _cut_sound(audio: Audio, stream: av.AudioStream) -> Iterator[av.AudioFrame]:
     """Yield the span's audio frames in the encoder's format, with times from 0 and gaps filled with silence."""
-    with av.open(url(audio.path), metadata_errors="ignore") as source:
+    with open_container(audio.path) as source:
         track = source.streams.audio[0]
         zero = (source.start_time or 0) / av.time_base + audio.start
         seek(source, track, zero)

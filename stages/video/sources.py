@@ -16,6 +16,7 @@ import numpy as np
 from stages.base.errors import UsageError
 from stages.base.json_types import JsonObject
 from stages.video.images import IMAGE_SUFFIXES, VALUE_SUFFIXES, image_size, read_image, read_values
+from stages.video.limits import check_length
 
 IMAGE_FOLDER_FPS = Fraction(25)  # images have no time stamps; ffmpeg assumes 25, too
 SHAPE_TOLERANCE = 0.03  # relative difference up to which aspect ratios count as equal
@@ -79,6 +80,7 @@ class ImageFolder:
             raise UsageError(f"{path} holds no images", f"known: {', '.join(sorted(known))}")
         self.estimate: int | None = len(self.files)
         self.ends: float | None = None
+        check_length(path, len(self.files))
         stated = [image_size(file) for file in self.files]  # from headers, before anything is decoded
         for file, size in zip(self.files, stated, strict=True):
             if size is not None and stated[0] is not None and sorted(size) != sorted(stated[0]):  # some may be rotated

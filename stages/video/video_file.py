@@ -17,7 +17,9 @@ from av.video.frame import PictureType
 from av.video.reformatter import Colorspace
 
 from stages.base.errors import DiffSynthError, UsageError
-from stages.video.sources import TIME_TOLERANCE, Shot, url
+from stages.video.containers import open_container
+from stages.video.limits import check_length, check_pixels
+from stages.video.sources import TIME_TOLERANCE, Shot
 
 HD_HEIGHT = 720  # like players, assume BT.709 for untagged video from this height on, else BT.601
 MOST_REORDERED = 16  # frames that may be shown before one that is decoded first, in H.264 and H.265
@@ -39,6 +41,7 @@ class VideoFile:
             self.estimate: int | None = stream.frames or None
             self.has_audio = bool(container.streams.audio)
             self.ends: float | None = _stated_end(container, stream)
+            check_pixels(path, stream.height, stream.width)
             first = next(self._decode(container, stream), None)
             if first is None:
                 raise UsageError(f"{path} holds no frame that can be decoded", "is the file complete?")
@@ -46,6 +49,7 @@ class VideoFile:
             aspect = float(stream.sample_aspect_ratio or 1) or 1.0
             size = (first.height, max(1, round(first.width * aspect)))
             self.height, self.width = size[::-1] if self._turns % 2 else size
+            check_pixels(path, self.height, self.width)
 
     def shots(self, start_time: float = 0.0) -> Iterator[Shot]:
         self.damage.clear()
@@ -68,6 +72,7 @@ class VideoFile:
                 if time < start_time - TIME_TOLERANCE:
                     continue
                 yield Shot(time, partial(self._pixels, frame))
+                check_length(self.path, count, time)  # since more are wanted
             if count and self.ends is not None and end < self.ends - max(TRUNCATION_TOLERANCE, float(2 / self.fps)):
                 raise DiffSynthError(
                     f"{self.path} is truncated or damaged: "
@@ -77,13 +82,13 @@ class VideoFile:
 
     def _open(self) -> InputContainer:
         try:
-            return av.open(url(self.path), metadata_errors="ignore")
+            return open_container(self.path)
         except FileNotFoundError:
             raise UsageError(f"{self.path}: no such file") from None
         except (av.error.FFmpegError, OSError) as error:
             raise UsageError(
                 f"{self.path} is not a video that can be read ({error.strerror or error})",
-                "check that the file is complete; FFmpeg cannot read it either",
+                "check that the file is complete, and a video itself rather than a playlist",
             ) from None
 
     def _frames_before(self, container: InputContainer, stream: av.VideoStream, time: float) -> Iterator[av.VideoFrame]:
@@ -125,6 +130,7 @@ class VideoFile:
             self.damage.append(f"reading stopped: {error.strerror or error}")
 
     def _pixels(self, frame: av.VideoFrame) -> np.ndarray:
+        check_pixels(self.path, frame.height, frame.width)  # which may change from frame to frame
         untagged = Colorspace.ITU709 if frame.height >= HD_HEIGHT else Colorspace.ITU601
         tagged = frame.colorspace in {int(space) for space in Colorspace}
         image = frame.reformat(format="rgb24", src_colorspace=None if tagged else untagged).to_ndarray()
@@ -148,7 +154,7 @@ def _keyframe(frames: Iterator[av.VideoFrame], time: float) -> av.VideoFrame | N
 def count_packets(path: Path) -> int:
     """Count the frames of a video file, damaged ones included, without decoding. 0 if it is unreadable."""
     try:
-        with av.open(url(path), metadata_errors="ignore") as container:
+        with open_container(path) as container:
             return sum(packet.size > 0 for packet in container.demux(video=0))
     except (av.error.FFmpegError, OSError, IndexError):
         return 0

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import cv2
@@ -178,6 +180,20 @@ def test_code_in_a_weights_file_is_not_run(tmp_path: Path) -> None:
     hed = Weights("controlnet_processor[0]", str(tmp_path), files_of("hed"))
     with pytest.raises(DiffSynthError, match="cannot be loaded"):
         framewise("hed", {}, None, hed).maps(scene(0)[None])
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("kind", ["dpt", "unknown"])
+def test_code_in_a_model_folder_is_not_run(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked"))
+    folder = write_dpt(tmp_path / "model")
+    (folder / "evil.py").write_text(f"import pathlib\npathlib.Path({str(tmp_path / 'ran')!r}).touch()\n")
+    config = json.loads((folder / "config.json").read_text())
+    named = {"AutoConfig": "evil.Config", "AutoModelForDepthEstimation": "evil.Model"}
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": kind, "auto_map": named}))
+    depth = framewise("depth", {}, None, Weights("controlnet_processor[0]", str(folder), files_of("depth")))
+    with nullcontext() if kind == "dpt" else pytest.raises(DiffSynthError, match="cannot be loaded"):
+        depth.maps(scene(0)[None])
     assert not (tmp_path / "ran").exists()
 
 

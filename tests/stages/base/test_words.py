@@ -1,10 +1,24 @@
-"""Numbers in messages."""
+"""Numbers and foreign text in messages."""
 
 from __future__ import annotations
 
 import pytest
 
-from stages.base.words import counted, duration, per_second, size
+from stages.base.words import counted, duration, per_second, printable, size
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("Größe ✓ 雪\t👩‍🎨", "Größe ✓ 雪\t👩‍🎨"),
+        ("\x1b[2J\x07\r\x00", r"\x1b[2J\x07\r\x00"),
+        ("\x9b31m\x85", r"\x9b31m\x85"),
+        ("\u202egpj.\u2066x\u2028y", r"\u202egpj.\u2066x\u2028y"),
+        ("a\nerror: b\n  c\n", "a\n  error: b\n  c\n"),
+    ],
+)
+def test_text_cannot_steer_a_terminal(text: str, shown: str) -> None:
+    assert printable(text) == shown
 
 
 def test_a_noun_follows_its_number() -> None:
