@@ -83,6 +83,13 @@ Preview = Annotated[
 Force = Annotated[
     bool, typer.Option("--force", help="Overwrite existing files, but never an input.", rich_help_panel=OUTPUT)
 ]
+
+
+def output_option(metavar: str, about: str, default: str) -> object:
+    """Return the option `--output`, for a path that has a default described by `default`."""
+    return typer.Option("--output", "-o", metavar=metavar, help=about, show_default=default, rich_help_panel=OUTPUT)
+
+
 Engine = Annotated[
     EngineName,
     typer.Option(

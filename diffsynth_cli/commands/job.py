@@ -22,6 +22,7 @@ from diffsynth_cli.options import (
     Quiet,
     Set,
     one_of,
+    output_option,
     with_options,
 )
 from diffsynth_cli.results import JobStatus
@@ -60,13 +61,10 @@ def export(
     overrides: Set = None,
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="PATH",
-            help="Video to write (.mp4, .mov, .mkv or .webm). Any other name is a folder of images.",
-            show_default="video-CODEC, or frames for png, in the output folder",
-            rich_help_panel=OUTPUT,
+        output_option(
+            "PATH",
+            "Video to write (.mp4, .mov, .mkv or .webm). Any other name is a folder of images.",
+            "video-CODEC, or frames for png, in the output folder",
         ),
     ] = None,
     codec: Annotated[
@@ -110,14 +108,7 @@ def report(
     overrides: Set = None,
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="FILE.html",
-            help="Page to write.",
-            show_default="report.html in the output folder",
-            rich_help_panel=OUTPUT,
-        ),
+        output_option("FILE.html", "Page to write.", "report.html in the output folder"),
     ] = None,
     first: Annotated[
         int | None,

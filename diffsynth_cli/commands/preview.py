@@ -12,7 +12,6 @@ from diffsynth_cli.console import reporter
 from diffsynth_cli.options import (
     INPUT,
     MACHINE_OPTIONS,
-    OUTPUT,
     Debug,
     Force,
     JobFile,
@@ -20,6 +19,7 @@ from diffsynth_cli.options import (
     Quiet,
     Set,
     complete_key,
+    output_option,
     with_options,
 )
 
@@ -49,14 +49,7 @@ def preview(
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="FILE.png",
-            help="Contact sheet to write.",
-            show_default="preview/preview.png in the output folder",
-            rich_help_panel=OUTPUT,
-        ),
+        output_option("FILE.png", "Contact sheet to write.", "preview/preview.png in the output folder"),
     ] = None,
     force: Force = False,
     quiet: Quiet = False,
