@@ -29,6 +29,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from stages.base.outputs import VIDEO
 from tests.conftest import scene, write_images, write_job
 from tests.object_stores import contents
 from tests.processes import Program
@@ -112,7 +113,19 @@ class World:
         codes = (self.finish(self.start("--restart"), FAILED) for _ in range(ATTEMPTS))
         if damaged and all(code != DONE for code in codes):
             raise Wrong("--restart does not repair it")
+        if damaged:
+            self.heed_verify()
         self.compare()
+
+    def heed_verify(self) -> None:
+        """Delete the video if `verify` says that it is damaged, and have it written again.
+
+        The user may have changed it, so no run replaces it unasked.
+        """
+        self.log.append("verify")
+        if self.finish(Program("verify", self.job, "--json"), FAILED) == FAILED:
+            (self.output / VIDEO).unlink()
+            self.finish(self.start())
 
     def compare(self) -> None:
         """Raise Wrong unless the results are those of an undisturbed run."""
@@ -133,7 +146,7 @@ class World:
 
 def results(output: Path) -> dict[str, str]:
     """Return the hashes of all arrays' files and of the video. Metadata of groups says only that they are groups."""
-    video, files = output / "video.mp4", contents(output / "cache.zarr")
+    video, files = output / VIDEO, contents(output / "cache.zarr")
     arrays = {name.rpartition("/c.")[0] for name in files if "/c." in name}
     kept = {name: digest for name, digest in files.items() if "/c." in name or name.rpartition("/")[0] in arrays}
     return {**kept, video.name: sha256(video.read_bytes()).hexdigest() if video.exists() else ""}
