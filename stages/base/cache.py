@@ -377,9 +377,9 @@ class FrameCache:
             yield from array.damage(record.complete)
 
     def sweep(self, names: Iterable[str]) -> None:
-        """Remove partially written files that a killed process left in these arrays."""
-        for name in names:
-            self.store.sweep(name)
+        """Remove partially written files that a killed process left in these arrays and in the groups around them."""
+        for folder in {"", *(folder for name in names for folder in (name, name.rpartition("/")[0]))}:
+            self.store.sweep(folder)
 
     def record(self, stage: str) -> StageRecord:
         """Read the marks and the receipt of a stage."""

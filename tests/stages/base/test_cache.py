@@ -128,10 +128,13 @@ def test_remains_of_a_removed_array_are_removed_with_the_stage(cache: FrameCache
 
 def test_half_written_files_are_swept_away(cache: FrameCache, frames: Images) -> None:
     cache.create(SPEC).write(0, frames)
-    leftover = cache.path / "frames/c.1.0.0.abc.partial"
-    leftover.write_bytes(b"half")
-    cache.sweep(["frames", "no such array"])
-    assert not leftover.exists() and chunk(cache, 1).exists()
+    cache.create(replace(SPEC, name="control/canny"))
+    names = ("frames/c.1.0.0.abc.partial", "zarr.abc.partial", "control/zarr.abc.partial")
+    leftovers = [cache.path / name for name in names]
+    for leftover in leftovers:
+        leftover.write_bytes(b"half")
+    cache.sweep(["frames", "control/canny", "no such array"])
+    assert not any(leftover.exists() for leftover in leftovers) and chunk(cache, 1).exists()
 
 
 def test_only_one_holds_the_lock(cache: FrameCache) -> None:
