@@ -260,10 +260,10 @@ def model_cache(subject: Subject) -> Outcome:
     folder, found = hub_settings().cache, scan_cache()
     if found is None:
         return good(f"{folder} is made by the first download")
-    held = f"{folder}: {counted(len(found.repos), 'repository')}, {size(found.size_on_disk)}"
+    held = f"{folder}: {counted(len(found.repos), 'model')}, {size(found.size_on_disk)}"
     if found.warnings:
         return warning(f"{held}; {found.warnings[0]}", "delete that folder; it is downloaded again when it is needed")
-    return good(held.replace("repositorys", "repositories"))
+    return good(held)
 
 
 @check("hub")

@@ -413,13 +413,15 @@ def fill(stage: Stage[Work], run: Run[Work], resume: bool) -> None:
 
 
 def discard_if_changed(stage: Stage[JobType], run: Run[JobType]) -> None:
-    """Raise DiffSynthError if input files have changed since `stage` started, and have its results redone.
+    """Raise DiffSynthError if files that `stage` reads have changed since it started, and have its results redone.
 
     Some frames may be those of the old files and others those of the new ones. Nothing would tell, later, if the old
-    files came back.
+    files came back. Files of earlier stages are not read any more and may change.
     """
-    now = stage_inputs(stage, run.stages, run.job, run.cache.recorded)
-    if found := changes(stage.name, run.inputs, now):
+    keys = run.inputs["keys"]
+    before: Inputs = {"keys": keys, "after": {}}
+    now: Inputs = {"keys": run.job.inputs(stage.reads, keys), "after": {}}
+    if found := changes(stage.name, before, now):
         run.cache.record(stage.name).clear()
         raise DiffSynthError(
             "\n".join([f"input changed while {stage.name} was reading it:", *(f"  {change}" for change in found)]),

@@ -125,6 +125,13 @@ def test_a_source_that_changes_meanwhile_is_read_again(tmp_path: Path, make_job:
     assert np.array_equal(FrameCache(tmp_path / "out/cache.zarr")["frames"][19], scene(19))
 
 
+def test_a_source_that_changes_after_extraction_costs_no_maps(tmp_path: Path, make_job: MakeJob) -> None:
+    job, images = make_job(20), tmp_path / "images"
+    ds.run(job, ["extract"])
+    ds.run(job, ["control"], reporter=Swapping(images / "19.png", images / "0.png"))
+    assert FrameCache(tmp_path / "out/cache.zarr").record("control").complete
+
+
 def test_a_restart_with_a_wrong_source_loses_nothing(tmp_path: Path, extract: Extract) -> None:
     before = extract()[:]
     (tmp_path / "no.mp4").write_bytes(b"not a video")
