@@ -6,3 +6,4 @@ most of its modules import torch.
 
 LATENT_FACTOR = 8  # px per latent, in each direction
 LATENT_CHANNELS = 4
+SUBPIXELS = 4  # per latent and direction, of noise that follows motion

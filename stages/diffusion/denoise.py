@@ -16,12 +16,13 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 
 from stages.base.arrays import Images
-from stages.diffusion import LATENT_CHANNELS, LATENT_FACTOR
+from stages.diffusion import LATENT_FACTOR
 from stages.diffusion.attention import Joint, Kept, Shared, View, example_inputs
 from stages.diffusion.attention_backends import Inputs, measure_backends, seconds_on_gpu, try_backend
 from stages.diffusion.compilation import compile_blocks
 from stages.diffusion.guidance import embed_guidance, takes_guidance
 from stages.diffusion.loading import Networks, load_networks
+from stages.diffusion.noise import draw
 from stages.diffusion.sampler import SAMPLERS
 from stages.diffusion.settings import Batches, Settings
 
@@ -63,7 +64,7 @@ class Denoiser:
     def __init__(self, networks: Networks, settings: Settings):
         self.networks, self.settings = networks, settings
         sampler = SAMPLERS[settings.scheduler]
-        self.sampler = sampler(networks.alphas, settings.steps, settings.strength, settings.seed)
+        self.sampler = sampler(networks.alphas, settings.steps, settings.strength)
         self.passes = settings.passes
         for network in [networks.text_encoder] if settings.low_vram else networks.all():
             network.to(networks.device)
@@ -141,9 +142,8 @@ class Denoiser:
         return min(max(int(MEMORY_SHARE * free / taken), 1), MAX_BATCH)
 
     def initial_noise(self, height: int, width: int) -> torch.Tensor:
-        """Return the noise that all frames start from, float32 [1, 4, height/8, width/8]."""
-        shape = (1, LATENT_CHANNELS, height // LATENT_FACTOR, width // LATENT_FACTOR)
-        return torch.randn(shape, generator=torch.Generator("cpu").manual_seed(self.settings.seed))
+        """Return the noise of the first frame and of references, float32 [1, 4, height/8, width/8]."""
+        return draw(self.settings.seed, 0, height, width)
 
     def encode(self, images: Images, batches: Batches, predicted: bool = False) -> torch.Tensor:
         """Return the clean latents of images, the scaled mean of the VAE.

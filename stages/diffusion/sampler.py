@@ -33,13 +33,11 @@ class Sampler(ABC):
         alphas: The cumulative products of 1 - beta, float32 [1000].
         steps: The number of steps of a full schedule.
         strength: The share of them, at the end of the schedule, that is executed.
-        seed: Seed of the noise that steps add.
     """
 
     alphas: torch.Tensor
     steps: int
     strength: float = 1.0
-    seed: int = 0
 
     name: ClassVar[str]
     """Its name in jobs (`scheduler`)."""
@@ -51,6 +49,8 @@ class Sampler(ABC):
     """The guidance above which it oversaturates colours, unless guidance is an input of the model. None: no limit."""
     multistep: ClassVar[bool] = False
     """Whether `step` uses the clean latents of the previous step."""
+    adds_noise: ClassVar[bool] = False
+    """Whether `step` adds fresh noise."""
 
     @abstractmethod
     def schedule(self) -> list[float]:
@@ -90,11 +90,21 @@ class Sampler(ABC):
         return next((later for later in self.timesteps if later < timestep), None)
 
     def step(
-        self, latents: torch.Tensor, clean: torch.Tensor, timestep: float, before: torch.Tensor | None = None
+        self,
+        latents: torch.Tensor,
+        clean: torch.Tensor,
+        timestep: float,
+        before: torch.Tensor | None = None,
+        fresh: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Return the latents of the next timestep, with the same noise (arXiv 2010.02502, equation 12 with sigma = 0).
 
-        `before` are the clean latents of the previous step, None in the first one. Only multistep samplers use them.
+        Args:
+            latents: The latents of this timestep.
+            clean: Their clean part.
+            timestep: One of `timesteps`.
+            before: The clean latents of the previous step, None in the first one. Only multistep samplers use them.
+            fresh: Noise to add. Only samplers that add noise use it, in all steps but the last.
         """
         after = self.after(timestep)
         return clean if after is None else self.add_noise(clean, self.noise(latents, clean, timestep), after)
@@ -166,7 +176,12 @@ class DPM2M(Euler):
     multistep = True
 
     def step(
-        self, latents: torch.Tensor, clean: torch.Tensor, timestep: float, before: torch.Tensor | None = None
+        self,
+        latents: torch.Tensor,
+        clean: torch.Tensor,
+        timestep: float,
+        before: torch.Tensor | None = None,
+        fresh: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Take the first-order step from clean latents extrapolated by half a step of log sigma.
 
@@ -183,15 +198,13 @@ class DPM2M(Euler):
 
 @SAMPLERS.register
 class LCM(Sampler):
-    """Multistep sampling of latent consistency models (arXiv 2310.04378): clean latents, with new noise in each step.
-
-    All frames get the same noise, so that it causes no flicker.
-    """
+    """Multistep sampling of latent consistency models (arXiv 2310.04378): clean latents with fresh noise."""
 
     name = "lcm"
     description = "For LCM models, or for an LCM LoRA in `loras`, in 4 to 8 steps."
     most_steps = 50  # the timesteps that LCMs are distilled at
     most_guidance = 2.0
+    adds_noise = True
     SCALING: ClassVar[float] = 10.0
     SIGMA_DATA: ClassVar[float] = 0.5
 
@@ -212,16 +225,13 @@ class LCM(Sampler):
         return clean
 
     def step(
-        self, latents: torch.Tensor, clean: torch.Tensor, timestep: float, before: torch.Tensor | None = None
+        self,
+        latents: torch.Tensor,
+        clean: torch.Tensor,
+        timestep: float,
+        before: torch.Tensor | None = None,
+        fresh: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Return the clean latents with new noise for the next timestep; `latents` are not used."""
+        """Return the clean latents with fresh noise for the next timestep; `latents` are not used."""
         after = self.after(timestep)
-        return clean if after is None else self.add_noise(clean, self.fresh_noise(latents.shape[1:], timestep), after)
-
-    def fresh_noise(self, shape: torch.Size, timestep: float) -> torch.Tensor:
-        """Return the noise that the step from `timestep` adds, float32 [1, *shape]. It depends on seed and step."""
-        import torch
-
-        entropy = np.random.SeedSequence((self.seed, self.timesteps.index(timestep)))
-        generator = torch.Generator("cpu").manual_seed(int(entropy.generate_state(1, np.uint64)[0]))
-        return torch.randn((1, *shape), generator=generator)
+        return clean if after is None or fresh is None else self.add_noise(clean, fresh, after)

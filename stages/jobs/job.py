@@ -205,7 +205,11 @@ class Job(MachineSettings):
     guidance_scale: float = Field(7.5, ge=1, le=100)
     """Scale of classifier-free guidance. 1 = off, which takes one pass through the networks instead of two."""
     seed_of_noise: int = Field(0, ge=0, lt=2**63)
-    """Random seed of the initial noise, which all frames share."""
+    """Random seed of the noise."""
+    noise: Literal["same", "frame", "warped"] = "same"
+    """Noise that frames start from, and that some schedulers add. same: one noise for all frames, as published. frame:
+    another one for each frame, as if they were unrelated images. warped: noise that moves with the picture, so that
+    details stick to what moves. See [noise](rendering.md#noise)."""
     img2img_strength: float = Field(1.0, gt=0, le=1)
     """Below 1, start from the source's frames with noise added, and run only the last int(steps × strength) steps."""
 
@@ -258,6 +262,7 @@ class Job(MachineSettings):
                 "controlnet_model_id": [net if runs else NOT_RUN for net, runs in nets],
                 "style_image": self.style_image if styled else None,
                 "extra_deflickering_range": self.extra_deflickering_range if self.post_smoother is None else 0,
+                "noise": None if self.noise == "same" else self.noise,
                 "embeddings": [item.model_copy(update={"token": item.word}) for item in self.embeddings],
             }
         )

@@ -25,6 +25,7 @@ from stages.jobs.job import Job
 from stages.jobs.maps import recorded_maps
 from stages.jobs.models import networks, tensor_files
 from stages.models.weights import check_device, check_tensor_file
+from stages.render.noise import ENDS, ORIGINS, FollowMotionTask, LinkChunksTask
 from stages.render.plan import RenderPlan
 from stages.render.tasks import (
     ChooseBackendTask,
@@ -174,6 +175,7 @@ def make_plan(
         maps=maps,
         steps=int(job.num_inference_steps * job.img2img_strength),
         multistep=multistep,
+        noise=job.noise,
         smoother=None if job.smoother is None else (job.smoother, job.smoother_config),
         smoother_interval=job.smoother_interval,
         unsmoothed=job.ignore_smoother_steps,
@@ -252,6 +254,9 @@ def _phases(plan: RenderPlan) -> list[Phase]:
         phases.append(Phase("measure memory", 1, MeasureTask(plan)))
     if plan.references:
         phases.append(Phase("encode references", plan.references, EncodeReferencesTask(plan)))
+    if plan.noise == "warped":
+        phases.append(Phase("follow the motion", len(plan.keys), FollowMotionTask(plan), cuts=plan.key_cuts))
+        phases.append(Phase("link the motion", 1, LinkChunksTask(plan)))
     if plan.img2img:
         phases.append(_key_phase("noise the frames", NoiseFramesTask(plan)))
     for step in range(plan.steps):
@@ -302,8 +307,8 @@ def deliver(run: Run[Job], fingerprint: str) -> None:
 
 
 def needs(job: Job) -> tuple[str, ...]:
-    """The arrays of maps and references and, if frames are smoothed, painted or noised, the frames."""
-    reads_frames = job.smoother is not None or job.keyframes != 1 or job.img2img_strength < 1
+    """The arrays of maps and references and, if frames are smoothed, painted, noised or followed, the frames."""
+    reads_frames = job.smoother is not None or job.keyframes != 1 or job.img2img_strength < 1 or job.noise == "warped"
     return ("control/*", "control_reference/*", "references", *(["frames"] if reads_frames else []))
 
 
@@ -328,6 +333,7 @@ STAGE = Stage(
         "scheduler",
         "guidance_scale",
         "seed_of_noise",
+        "noise",
         "img2img_strength",
         "combine_pattern",
         "keyframes",
@@ -341,6 +347,8 @@ STAGE = Stage(
         "step_predicted/*",
         "latents",
         "reference_latents",
+        ORIGINS,
+        ENDS,
         "keyframes",
         "rendered",
         "unseen",

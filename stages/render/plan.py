@@ -11,6 +11,7 @@ from stages.base.scenes import scene_of
 from stages.diffusion import LATENT_CHANNELS, LATENT_FACTOR
 from stages.diffusion.layout import guidance_is_input
 from stages.diffusion.settings import Batches, Settings
+from stages.render.noise import ENDS, ORIGINS, noise_arrays
 from stages.render.pattern import Item
 
 # Prefixes of the arrays of a step. Each step has its own.
@@ -36,6 +37,7 @@ class RenderPlan:
         maps: For each ControlNet that runs, the names of the arrays with its maps of the frames and of the references.
         steps: Number of denoising steps.
         multistep: Whether the sampler uses the clean latents of the previous step.
+        noise: Which noise frames get: same, frame or warped.
         smoother: Name and options of the smoother, None if no step is smoothed.
         smoother_interval: Every n-th step is smoothed, starting with the first.
         unsmoothed: Number of steps at the end that are not smoothed.
@@ -55,6 +57,7 @@ class RenderPlan:
     maps: tuple[tuple[str, str], ...]
     steps: int
     multistep: bool
+    noise: str
     smoother: tuple[str, Values] | None
     smoother_interval: int
     unsmoothed: int
@@ -115,6 +118,11 @@ class RenderPlan:
         """Whether the next step uses the clean latents of this one."""
         return self.multistep and step < self.steps - 1
 
+    @property
+    def _read_by_all_steps(self) -> list[str]:
+        warped = [ORIGINS, ENDS] if self.noise == "warped" else []
+        return [*(["reference_latents"] if self.references else []), *warped]
+
     def drops(self, step: int) -> tuple[str, ...]:
         """The arrays that are no longer needed once a step is complete."""
         has_start = step > 0 or self.img2img
@@ -122,7 +130,7 @@ class RenderPlan:
             *([self.latents(step - 1)] if has_start and not self.keep_steps else []),
             *([self.clean(step - 1)] if step > 0 and self.keeps_clean(step - 1) else []),
             *([self.predicted(step)] if self.is_smoothed(step) else []),
-            *(["reference_latents"] if self.references and step == self.steps - 1 else []),
+            *(self._read_by_all_steps if step == self.steps - 1 else []),
         )
 
     def arrays(self) -> list[ArraySpec]:
@@ -137,6 +145,8 @@ class RenderPlan:
         arrays += [ArraySpec(self.predicted(step), images, "uint8") for step in steps if self.is_smoothed(step)]
         if self.references:
             arrays.append(ArraySpec("reference_latents", (self.references, *latents[1:]), "float32"))
+        if self.noise == "warped":
+            arrays += noise_arrays(keys, self.key_cuts, self.size)
         arrays.append(ArraySpec("rendered", (count, *self.size, 3), "uint8"))
         if keys < count:
             arrays += [ArraySpec("keyframes", images, "uint8"), ArraySpec("unseen", (count,), "float32")]

@@ -17,6 +17,7 @@ from stages.base.json_types import Values
 from stages.base.overlap import Reads
 from stages.base.scenes import split as scenes_of
 from stages.diffusion.settings import Batches
+from stages.render.noise import FrameNoise
 from stages.render.pattern import Item, attended_frames, ordered, shared_window, split
 from stages.render.plan import RenderPlan
 from stages.tasks import ChunkSmoother, Picked
@@ -44,6 +45,11 @@ class RenderTask(Task):
         from stages.diffusion.denoise import denoiser
 
         return denoiser(self.plan.settings)
+
+    @property
+    def noise(self) -> FrameNoise:
+        """The noise of the frames."""
+        return FrameNoise(self.plan)
 
     def rendered_frames(self, cache: FrameCache, name: str) -> Picked:
         """The frames of an array that are rendered."""
@@ -124,13 +130,14 @@ class NoiseFramesTask(RenderTask):
     """Encode the frames and add the noise of the first timestep, for img2img."""
 
     def reads(self, start: int, stop: int) -> Reads:
-        return one_by_one("frames", self.plan.keys[start:stop])
+        frames = range(start, stop)
+        return [*one_by_one("frames", self.plan.keys[start:stop]), *self.noise.reads(frames)]
 
     def run(self, cache: FrameCache, start: int, stop: int) -> None:
         denoiser, frames = self.denoiser, self.rendered_frames(cache, "frames")
         with self.batches(cache) as batches:
             clean = denoiser.encode(np.stack([frames[index] for index in range(start, stop)]), batches)
-            noise = denoiser.initial_noise(*self.plan.size)
+            noise = self.noise.draw(cache, range(start, stop), 0)
             latents = denoiser.sampler.add_noise(clean, noise, denoiser.sampler.timesteps[0])
             cache[self.plan.latents(-1)].write(start, latents.numpy())
 
@@ -204,7 +211,8 @@ class StepTask(RenderTask):
         """Compute the next latents from the clean ones and write them."""
         sampler = self.denoiser.sampler
         before = self.clean_before(cache, frames) if self.plan.multistep else None
-        following = sampler.step(latents, clean, sampler.timesteps[self.step], before)
+        fresh = self.noise.draw(cache, frames, self.step + 1) if sampler.adds_noise else None
+        following = sampler.step(latents, clean, sampler.timesteps[self.step], before, fresh)
         if self.plan.keeps_clean(self.step):
             cache[self.plan.clean(self.step)].write(frames.start, clean.numpy())
         cache[self.plan.latents(self.step)].write(frames.start, following.numpy())
@@ -224,12 +232,12 @@ class StepTask(RenderTask):
         import torch
 
         if self._starts:
-            return self.denoiser.initial_noise(*self.plan.size).repeat(len(frames), 1, 1, 1)
+            return self.noise.draw(cache, frames, 0)
         return torch.from_numpy(cache[self.plan.latents(self.step - 1)].read(frames))
 
     def reads_of_latents(self, frames: Sequence[int]) -> Reads:
         """What `latents` reads."""
-        return [] if self._starts else [(self.plan.latents(self.step - 1), frames)]
+        return self.noise.reads(frames) if self._starts else [(self.plan.latents(self.step - 1), frames)]
 
     @property
     def _starts(self) -> bool:
