@@ -271,7 +271,7 @@ def plain(job: Job, clock: Clock) -> tuple[Latents, float]:
     from stages.render.pattern import attended_frames
 
     ready = denoiser(denoiser_settings(job, Options()))
-    sampler, text, device = ready.sampler, ready.text, ready.networks.device
+    sampler, text, device = ready.sampler, ready.prompts.both.rows, ready.networks.device
     unet, controlnet = joint_networks(job, ready.networks)
     clock.watch((unet, controlnet), unet)
     cache = FrameCache(Path(job.output_path) / CACHE_NAME)

@@ -38,6 +38,7 @@ from stages.diffusion import denoise
 from stages.diffusion.attention import View
 from stages.diffusion.denoise import Denoiser
 from stages.diffusion.loading import load_networks
+from stages.diffusion.prompts import Text
 from stages.diffusion.settings import Batches, Settings
 from stages.jobs.job import Job
 from stages.jobs.job_file import read_job
@@ -136,10 +137,10 @@ class WaitingDenoiser(Denoiser):
         return [torch.zeros((len(net_maps), 1, 1, 1)) for net_maps in maps]
 
     def _predict(
-        self, latents: torch.Tensor, embedded: list[torch.Tensor], timestep: float, text: torch.Tensor, view: View
+        self, latents: torch.Tensor, embedded: list[torch.Tensor], timestep: float, text: Text, view: View
     ) -> torch.Tensor:
-        self.clock.wait(self.seconds * len(latents) * len(text) / self.passes)
-        return torch.zeros((len(text), *latents.shape))
+        self.clock.wait(self.seconds * len(latents) * text.passes / self.passes)
+        return torch.zeros((text.passes, *latents.shape))
 
     def encode(self, images: Images, batches: Batches, predicted: bool = False) -> torch.Tensor:
         def one(batch: Images) -> torch.Tensor:

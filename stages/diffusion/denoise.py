@@ -5,11 +5,10 @@ DiffSynth, arXiv 2308.03463, section 3.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
@@ -17,14 +16,15 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 
 from stages.base.arrays import Images
 from stages.diffusion import LATENT_FACTOR
-from stages.diffusion.attention import Joint, Kept, Shared, View, example_inputs
+from stages.diffusion.attention import Joint, Kept, Regions, Shared, View, Words, example_inputs
 from stages.diffusion.attention_backends import Inputs, measure_backends, seconds_on_gpu, try_backend
 from stages.diffusion.compilation import compile_blocks
 from stages.diffusion.guidance import embed_guidance, takes_guidance
 from stages.diffusion.loading import Networks, load_networks
 from stages.diffusion.noise import draw
+from stages.diffusion.prompts import Prompts, Text
 from stages.diffusion.sampler import SAMPLERS
-from stages.diffusion.settings import Batches, Settings
+from stages.diffusion.settings import Batches, Mix, Settings
 
 MEMORY_SHARE = 0.8  # of a GPU's free memory
 MAX_BATCH = 16  # groups; more are not faster
@@ -35,17 +35,33 @@ Items = TypeVar("Items", Images, torch.Tensor, Sequence["Frames"], Sequence[Sequ
 
 @dataclass(frozen=True, eq=False)
 class Frames:
-    """Latents of frames, float32 [F, 4, h, w], with control maps, uint8 [F, H, W, 3] per ControlNet."""
+    """Frames on their way through the networks.
+
+    Args:
+        latents: float32 [F, 4, h, w].
+        maps: Control maps, uint8 [F, H, W, 3] per ControlNet.
+        mixes: The prompts of each frame. Empty if there is only one prompt.
+        regions: How much each latent belongs to each region, float32 [F, R, h, w]. None without regions.
+    """
 
     latents: torch.Tensor
     maps: Sequence[Images]
+    mixes: Sequence[Mix] = ()
+    regions: torch.Tensor | None = None
 
     def __eq__(self, other: object) -> bool:
         return (
             isinstance(other, Frames)
             and torch.equal(self.latents, other.latents)
             and all(np.array_equal(a, b) for a, b in zip(self.maps, other.maps, strict=True))
+            and self.mixes == other.mixes
+            and (self.regions is None or torch.equal(self.regions, cast(torch.Tensor, other.regions)))
         )
+
+    def pick(self, indexes: Sequence[int]) -> Frames:
+        """Return some of the frames, without their maps."""
+        mixes = [self.mixes[index] for index in indexes] if self.mixes else ()
+        return Frames(self.latents[indexes], (), mixes, None if self.regions is None else self.regions[indexes])
 
 
 @lru_cache(maxsize=1)
@@ -69,15 +85,12 @@ class Denoiser:
         for network in [networks.text_encoder] if settings.low_vram else networks.all():
             network.to(networks.device)
         with torch.inference_mode():
-            negative = settings.negative_prompt if self.passes == 2 else None
-            self.text = encode_prompts(networks, settings.prompt, negative)
-        self.texts_apart = self.text.split(1)
-        self.positive = self.text[-1:]
+            self.prompts = Prompts(networks, settings)
         if settings.tiled:
             networks.vae.enable_tiling()
         if settings.compiled:
             compile_blocks(networks.unet, *networks.controlnets)
-        self.anchors: tuple[Frames, float, str, torch.Tensor, Kept] | None = None  # the latest, and their keys
+        self.anchors: tuple[Frames, float, str, int, bool, Kept] | None = None  # the latest, and their keys
 
     @property
     def device_name(self) -> str:
@@ -186,15 +199,17 @@ class Denoiser:
             batches: How many groups to process at once.
         """
         self._load_denoisers()
-        latents, embedded = frames.latents, self._embed(frames.maps, batches)
-        view = Joint(len(groups[0]), own, batches.kernel)
+        embedded = self._embed(frames.maps, batches)
 
         def one(batch: Sequence[Sequence[int]]) -> torch.Tensor:
             members = [frame for group in batch for frame in group]
-            inputs = latents[members], [part[members] for part in embedded]
-            predicted = torch.cat([self._predict(*inputs, timestep, text, view) for text in self._texts(batches)])
-            asked = predicted.unflatten(1, (len(batch), -1))[:, :, own]
-            return self._guided_noise(asked, latents[[group[own] for group in batch]], timestep)
+            of_batch, maps = frames.pick(members), [part[members] for part in embedded]
+            predicted = [
+                self._predict(of_batch.latents, maps, timestep, text, Joint(len(groups[0]), own, batches.kernel, words))
+                for text, words in self._texts(of_batch, timestep, batches)
+            ]
+            asked = torch.cat(predicted).unflatten(1, (len(batch), -1))[:, :, own]
+            return self._guided_noise(asked, frames.latents[[group[own] for group in batch]], timestep)
 
         return torch.cat([noise.float().cpu() for noise in self._batched(one, groups, batches)])
 
@@ -216,30 +231,42 @@ class Denoiser:
 
         def one(batch: Sequence[Frames]) -> torch.Tensor:
             latents, predicted = batch[0].latents, []
-            for text in self._texts(batches):
+            for text, words in self._texts(batch[0], timestep, batches):
                 anchored = self._keys_of(anchors, timestep, text, batches)
-                view = Shared(seen, anchored, kernel=batches.kernel)
+                view = Shared(seen, anchored, kernel=batches.kernel, words=words)
                 predicted.append(self._predict(latents, embedded, timestep, text, view))
             return self._guided_noise(torch.cat(predicted), latents, timestep)
 
         return self._batched(one, [frames], batches)[0].float().cpu()
 
-    def _keys_of(self, anchors: Frames, timestep: float, text: torch.Tensor, batches: Batches) -> Kept:
-        """Return the keys and values of anchors in all layers. The latest result is cached."""
+    def _keys_of(self, anchors: Frames, timestep: float, like: Text, batches: Batches) -> Kept:
+        """Return the keys and values of anchors in all layers, in passes like those of a text. The latest are kept."""
         if not len(anchors.latents):
             return {}
-        key = anchors, timestep, batches.backend
-        if self.anchors is None or self.anchors[:3] != key or self.anchors[3] is not text:
+        key = anchors, timestep, batches.backend, like.passes, like.positive is None
+        if self.anchors is None or self.anchors[:5] != key:
             kept: Kept = {}
             everyone = torch.arange(len(anchors.latents), device=self.networks.device)
-            view = Shared(everyone.expand(len(everyone), -1), keep=kept, kernel=batches.kernel)
+            texts = self._texts(anchors, timestep, batches)
+            text, words = next(found for found in texts if (found[0].positive is None) == (like.positive is None))
+            view = Shared(everyone.expand(len(everyone), -1), keep=kept, kernel=batches.kernel, words=words)
             self._predict(anchors.latents, self._embed(anchors.maps, batches), timestep, text, view)
-            self.anchors = *key, text, kept
-        return self.anchors[4]
+            self.anchors = *key, kept
+        return self.anchors[5]
 
-    def _texts(self, batches: Batches) -> tuple[torch.Tensor, ...]:
-        """Return the embeddings of the passes of guidance, one tensor per batch."""
-        return self.texts_apart if batches.passes_apart else (self.text,)
+    def _texts(self, frames: Frames, timestep: float, batches: Batches) -> list[tuple[Text, Words]]:
+        """Return the text of each pass of guidance, or one for both, and what is special about it."""
+        guided = self.settings.is_guided(self._step(timestep))
+        texts = self.prompts.texts(frames.mixes, guided, batches.passes_apart)
+        return [(text, Words(text.fixed, self._regions(frames, text))) for text in texts]
+
+    def _regions(self, frames: Frames, text: Text) -> Regions | None:
+        if frames.regions is None or text.positive is None:
+            return None
+        return Regions(self.prompts.regions, self._to_device(frames.regions))
+
+    def _step(self, timestep: float) -> int:
+        return self.sampler.timesteps.index(timestep)
 
     def _embed(self, maps: Sequence[Images], batches: Batches) -> list[torch.Tensor]:
         """Return the output of each ControlNet's first layers for its maps, [F, channels, h, w], on the device."""
@@ -254,53 +281,55 @@ class Denoiser:
         ]
 
     def _predict(
-        self, latents: torch.Tensor, embedded: list[torch.Tensor], timestep: float, text: torch.Tensor, view: View
+        self, latents: torch.Tensor, embedded: list[torch.Tensor], timestep: float, text: Text, view: View
     ) -> torch.Tensor:
         """Return the output of the U-Net for each pass of `text`, float32 [passes, F, 4, h, w]."""
-        batch = self._to_device(latents).repeat(len(text), 1, 1, 1)
+        batch = self._to_device(latents).repeat(text.passes, 1, 1, 1)
         residuals = self._control_residuals(batch, embedded, timestep, text, view)
         predicted = self.networks.unet(
             batch,
             timestep,
-            text,
+            text.rows,
             down_block_additional_residuals=residuals[:-1] or None,
             mid_block_additional_residual=residuals[-1] if residuals else None,
             cross_attention_kwargs={"view": view},
             return_dict=False,
         )[0]
-        passes: torch.Tensor = predicted.float().unflatten(0, (len(text), -1))
+        passes: torch.Tensor = predicted.float().unflatten(0, (text.passes, -1))
         return passes
 
     def _control_residuals(
-        self, latents: torch.Tensor, embedded: list[torch.Tensor], timestep: float, text: torch.Tensor, view: View
+        self, latents: torch.Tensor, embedded: list[torch.Tensor], timestep: float, text: Text, view: View
     ) -> list[torch.Tensor]:
         """Return what the ControlNets add to the U-Net's skip connections and, last, to its middle block."""
         total: list[torch.Tensor] = []
-        for controlnet, scale, maps in zip(self.networks.controlnets, self.settings.scales, embedded, strict=True):
-            frames = len(maps)
+        nets = zip(self.networks.controlnets, self.settings.scales, embedded, strict=True)
+        for net, (controlnet, scale, maps) in enumerate(nets):
             # A ControlNet that pools over space (shuffle) has no layout: it adds zeros to the negative pass.
-            pooled = bool(controlnet.config["global_pool_conditions"]) and self.passes == 2
-            if pooled and text is self.texts_apart[0]:
+            alone = self.settings.guess or bool(controlnet.config["global_pool_conditions"])
+            if not self.settings.runs(net, self._step(timestep)) or (alone and text.positive is None):
                 continue
-            run = latents[-frames:] if pooled else latents
+            frames = len(maps)
+            run = latents[-frames:] if alone else latents
             down, middle = controlnet(
                 run,
                 timestep,
-                self.positive if pooled else text,
+                text.positive if alone and text.positive is not None else text.rows,
                 maps.repeat(len(run) // frames, 1, 1, 1),
                 conditioning_scale=scale,
+                guess_mode=self.settings.guess,
                 cross_attention_kwargs={"view": view},
                 return_dict=False,
             )
             residuals = [*down, middle]
-            if pooled and len(text) == 2:
+            if alone and text.passes == 2:
                 residuals = [torch.cat([torch.zeros_like(residual), residual]) for residual in residuals]
             total = [a + b for a, b in zip(total, residuals, strict=True)] if total else residuals
         return total
 
     def _guided_noise(self, predicted: torch.Tensor, latents: torch.Tensor, timestep: float) -> torch.Tensor:
         """Apply classifier-free guidance (arXiv 2207.12598, eq. 6) to predictions [passes, F, 4, h, w]."""
-        if self.passes == 2:
+        if len(predicted) == 2:
             negative, positive = predicted[0], predicted[1]
             guided = negative + self.settings.guidance * (positive - negative)
         else:
@@ -354,28 +383,6 @@ class Denoiser:
         levels = ((pixels.float() / 2 + 0.5).clamp(0, 1) * 255).round()
         images: Images = levels.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
         return images
-
-
-def encode_prompts(networks: Networks, prompt: str, negative: str | None) -> torch.Tensor:
-    """Return the embeddings of both prompts [passes, tokens, channels], of the negative one first if there is one.
-
-    A prompt longer than the encoder's window is split into windows, which are encoded separately. The windows of the
-    shorter prompt are repeated to the length of the other, which does not change attention.
-    """
-    texts = [text for text in (negative, prompt) if text is not None]
-    encoded = [_encode_windows(networks, text) for text in texts]
-    longest = math.lcm(*(tokens.shape[1] for tokens in encoded))
-    return torch.cat([tokens.repeat(1, longest // tokens.shape[1], 1) for tokens in encoded])
-
-
-def _encode_windows(networks: Networks, text: str) -> torch.Tensor:
-    window = networks.text_encoder.config.max_position_embeddings
-    words = networks.tokenizer(text, truncation=False).input_ids
-    ids = [vector for word in words for vector in networks.inverted.get(word, (word,))]
-    ids += [networks.tokenizer.pad_token_id] * (-len(ids) % window)
-    windows = networks.text_encoder(torch.tensor(ids, device=networks.device).reshape(-1, window))[0]
-    tokens: torch.Tensor = windows.reshape(1, len(ids), -1)
-    return tokens
 
 
 def _scaling(vae: AutoencoderKL | AutoencoderTiny) -> float:

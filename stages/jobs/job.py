@@ -27,6 +27,18 @@ from stages.jobs.keeping import ArrayGroup
 from stages.jobs.machine import MachineSettings
 from stages.smoothers import SMOOTHERS
 
+MOMENT = re.compile(r"[0-9]{1,9}|[0-9]{1,6}(\.[0-9]{1,6})?s")
+# Keys that earlier versions did not know. At their defaults they count as missing, so that earlier caches stay valid.
+ADDED = (
+    "noise",
+    "controlnet_start",
+    "controlnet_end",
+    "guess_mode",
+    "prompt_weighting",
+    "clip_skip",
+    "guidance_start",
+    "guidance_end",
+)
 NOT_RUN = "not run (controlnet_scale 0)"
 
 
@@ -107,8 +119,16 @@ def _keyframes(value: object) -> object:
     raise ValueError(f'give a number from 1, a list of frame numbers from 0, or "auto", not {shown(value)}')
 
 
+def _check_moments(prompts: dict[str, str]) -> dict[str, str]:
+    for moment in prompts:
+        if not MOMENT.fullmatch(moment):
+            raise ValueError(f'give frames ("48") or seconds ("2.5s") as the keys of prompts, not {shown(moment)}')
+    return prompts
+
+
 SmootherName = Annotated[str, NameIn(SMOOTHERS)]
 SmootherConfig = Annotated[Values, OptionsIn(SMOOTHERS)]
+Share = Annotated[float, Field(ge=0, le=1)]
 Size = Annotated[int, Field(ge=64, le=8192, multiple_of=8)]
 
 
@@ -130,6 +150,14 @@ class Job(MachineSettings):
     controlnet_scale: list[Annotated[float, Field(ge=-1e6, le=1e6)]] = []
     """Conditioning scale of each ControlNet. By default, all are 1.0. A ControlNet of scale 0 is skipped, and so is its
     map."""
+    controlnet_start: list[Share] = []
+    """The part of the steps after which each ControlNet begins to run: 0.25 skips the first quarter. By default, all
+    are 0."""
+    controlnet_end: list[Share] = []
+    """The part of the steps after which each ControlNet no longer runs. By default, all are 1."""
+    guess_mode: bool = False
+    """Run the ControlNets for the prompt alone, not for the negative prompt, and weaken them in the outer layers, so
+    that a picture can be made without a prompt."""
     style_image: InputFile | None = None
     """Image for annotators such as `shuffle`, which make all maps from it."""
     loras: list[Annotated[Lora, BeforeValidator(_expand_lora, json_schema_input_type=str | Lora)]] = []
@@ -194,16 +222,27 @@ class Job(MachineSettings):
     """Process every scene as if it were a video of its own: auto finds the cuts, or list the first frame of each scene
     after the first, counted in used frames from 0. See [scenes](rendering.md#scenes). null = the video is one scene."""
 
-    prompt: str
-    """Prompt. May be longer than the text encoder's window."""
+    prompt: str | Annotated[dict[str, str], AfterValidator(_check_moments), Field(min_length=1)]
+    """Prompt. May be longer than the text encoder's window. Or several, by the frame or time from which they apply:
+    `{"0": "spring", "48": "winter"}` or `{"0s": "spring", "2.5s": "winter"}`. In between, one turns into the next. See
+    [prompts over time](rendering.md#prompts-over-time)."""
     negative_prompt: str = ""
     """Negative prompt."""
+    prompt_weighting: Literal["a1111"] | None = None
+    """a1111: in all prompts, `(word)`, `(word:1.3)` and `[word]` make a word count more or less. null: brackets are
+    ordinary characters."""
+    clip_skip: Annotated[Positive, Field(le=32)] = 1
+    """The layer of the text encoder to use, counted from the last. Some models were trained with 2."""
     num_inference_steps: int = Field(20, ge=1, le=1000)
     """Number of denoising steps. Some schedulers have a lower limit."""
     scheduler: Annotated[str, NameIn(SAMPLERS)] = "ddim"
     """Sampler of the denoising steps."""
     guidance_scale: float = Field(7.5, ge=1, le=100)
     """Scale of classifier-free guidance. 1 = off, which takes one pass through the networks instead of two."""
+    guidance_start: Share = 0.0
+    """The part of the steps after which guidance begins."""
+    guidance_end: Share = 1.0
+    """The part of the steps after which guidance is off. Steps without it take half the time."""
     seed_of_noise: int = Field(0, ge=0, lt=2**63)
     """Random seed of the noise."""
     noise: Literal["same", "frame", "warped"] = "same"
@@ -240,6 +279,18 @@ class Job(MachineSettings):
         """Whether each ControlNet is run."""
         return [scale != 0 for scale in self.controlnet_scale]
 
+    @property
+    def spans(self) -> list[tuple[float, float]]:
+        """The part of the steps in which each ControlNet runs."""
+        nets = len(self.controlnet_model_id)
+        starts, ends = self.controlnet_start or [0.0] * nets, self.controlnet_end or [1.0] * nets
+        return [*zip(starts, ends, strict=True)]
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """All prompts, in the order of the file."""
+        return (self.prompt,) if isinstance(self.prompt, str) else tuple(self.prompt.values())
+
     def inputs(self, keys: Collection[str], known: object) -> dict[str, object]:
         """Return the values of `keys` as fingerprints store them. `known` is what an earlier one stores."""
         values = identified(self._effective(), keys, known)
@@ -262,8 +313,8 @@ class Job(MachineSettings):
                 "controlnet_model_id": [net if runs else NOT_RUN for net, runs in nets],
                 "style_image": self.style_image if styled else None,
                 "extra_deflickering_range": self.extra_deflickering_range if self.post_smoother is None else 0,
-                "noise": None if self.noise == "same" else self.noise,
                 "embeddings": [item.model_copy(update={"token": item.word}) for item in self.embeddings],
+                **{key: None for key in ADDED if getattr(self, key) == type(self).model_fields[key].default},
             }
         )
 

@@ -231,6 +231,22 @@ def _scales(job: Job) -> list[str]:
     return [f"controlnet_scale: give one per ControlNet ({nets}, not {scales}), or none"] * (scales not in (0, nets))
 
 
+def _spans(job: Job) -> list[str]:
+    nets, starts, ends = len(job.controlnet_model_id), job.controlnet_start, job.controlnet_end
+    problems = [
+        f"{key}: give one per ControlNet ({nets}, not {len(values)}), or none"
+        for key, values in (("controlnet_start", starts), ("controlnet_end", ends))
+        if len(values) not in (0, nets)
+    ]
+    if not problems and any(start >= end for start, end in job.spans):
+        problems.append("controlnet_end: must be after controlnet_start")
+    return problems
+
+
+def _guided(job: Job) -> list[str]:
+    return ["guidance_end: must be after guidance_start"] * (job.guidance_start >= job.guidance_end)
+
+
 def _pattern(job: Job) -> list[str]:
     problems = []
     if job.combine_pattern.count(0) != 1:
@@ -298,6 +314,8 @@ def _is_pickle(name: str) -> bool:
 _RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
     (("controlnet_model_id", "controlnet_processor"), _lengths),
     (("controlnet_model_id", "controlnet_scale"), _scales),
+    (("controlnet_model_id", "controlnet_start", "controlnet_end"), _spans),
+    (("guidance_start", "guidance_end"), _guided),
     (("combine_pattern", "frames_reference"), _pattern),
     (("num_inference_steps", "img2img_strength"), _steps),
     (("num_inference_steps", "scheduler"), _most_steps),

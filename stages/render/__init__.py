@@ -27,6 +27,7 @@ from stages.jobs.models import networks, tensor_files
 from stages.models.weights import check_device, check_tensor_file
 from stages.render.noise import ENDS, ORIGINS, FollowMotionTask, LinkChunksTask
 from stages.render.plan import RenderPlan
+from stages.render.schedule import Schedule, frame_times, schedule_of
 from stages.render.tasks import (
     ChooseBackendTask,
     DecodeLatentsTask,
@@ -129,6 +130,7 @@ def plan(run: Run[Job], resume: bool) -> Plan:
         cuts=cuts,
         maps=tuple(recorded_maps(cache)),
         multistep=SAMPLERS[job.scheduler].multistep,
+        schedule=schedule_of(job.prompt, frame_times(cache)),
     )
     phases = _phases(rendering)
     if resume and not _steps_begun(cache) <= {phase.name for phase in phases}:
@@ -160,6 +162,7 @@ def make_plan(
     cuts: tuple[int, ...] = (),
     maps: tuple[tuple[str, str], ...],
     multistep: bool,
+    schedule: Schedule = (),
 ) -> RenderPlan:
     """What rendering the frames `keys` of a video of this shape (count, height, width), cut at `cuts`, takes."""
     count, height, width = shape
@@ -176,6 +179,7 @@ def make_plan(
         steps=int(job.num_inference_steps * job.img2img_strength),
         multistep=multistep,
         noise=job.noise,
+        schedule=schedule,
         smoother=None if job.smoother is None else (job.smoother, job.smoother_config),
         smoother_interval=job.smoother_interval,
         unsmoothed=job.ignore_smoother_steps,
@@ -201,9 +205,14 @@ def denoiser_settings(job: Job, options: Options) -> Settings:
     return Settings(
         models=models,
         scales=tuple(job.controlnet_scale[index] for index in nets),
-        prompt=job.prompt,
+        spans=tuple(job.spans[index] for index in nets),
+        guess=job.guess_mode,
+        prompts=job.prompts,
+        weighted=job.prompt_weighting is not None,
+        clip_skip=job.clip_skip,
         negative_prompt=job.negative_prompt,
         guidance=job.guidance_scale,
+        guided=(job.guidance_start, job.guidance_end),
         steps=job.num_inference_steps,
         strength=job.img2img_strength,
         seed=job.seed_of_noise,
@@ -318,6 +327,9 @@ STAGE = Stage(
         "model_id",
         "controlnet_model_id",
         "controlnet_scale",
+        "controlnet_start",
+        "controlnet_end",
+        "guess_mode",
         "loras",
         "embeddings",
         "vae",
@@ -329,9 +341,13 @@ STAGE = Stage(
         "smoother_interval",
         "prompt",
         "negative_prompt",
+        "prompt_weighting",
+        "clip_skip",
         "num_inference_steps",
         "scheduler",
         "guidance_scale",
+        "guidance_start",
+        "guidance_end",
         "seed_of_noise",
         "noise",
         "img2img_strength",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from stages.base.cache import ArraySpec, FrameCache
@@ -10,9 +11,10 @@ from stages.base.json_types import Values
 from stages.base.scenes import scene_of
 from stages.diffusion import LATENT_CHANNELS, LATENT_FACTOR
 from stages.diffusion.layout import guidance_is_input
-from stages.diffusion.settings import Batches, Settings
+from stages.diffusion.settings import Batches, Mix, Settings
 from stages.render.noise import ENDS, ORIGINS, noise_arrays
 from stages.render.pattern import Item
+from stages.render.schedule import Schedule, mix_at
 
 # Prefixes of the arrays of a step. Each step has its own.
 STEP_LATENTS, STEP_CLEAN, STEP_PREDICTED = "step_latents", "step_clean", "step_predicted"
@@ -38,6 +40,7 @@ class RenderPlan:
         steps: Number of denoising steps.
         multistep: Whether the sampler uses the clean latents of the previous step.
         noise: Which noise frames get: same, frame or warped.
+        schedule: The frames from which prompts apply, if there are several.
         smoother: Name and options of the smoother, None if no step is smoothed.
         smoother_interval: Every n-th step is smoothed, starting with the first.
         unsmoothed: Number of steps at the end that are not smoothed.
@@ -58,6 +61,7 @@ class RenderPlan:
     steps: int
     multistep: bool
     noise: str
+    schedule: Schedule
     smoother: tuple[str, Values] | None
     smoother_interval: int
     unsmoothed: int
@@ -65,11 +69,18 @@ class RenderPlan:
     batch_size: int | None
     backend: str
 
-    @property
-    def passes(self) -> int:
-        """How often a frame goes through the networks for guidance."""
+    def passes(self, step: int) -> int:
+        """How often a frame goes through the networks in a step."""
         models = self.settings.models
-        return 1 if guidance_is_input(models.model_id, models.allow_pickle) else self.settings.passes
+        is_input = guidance_is_input(models.model_id, models.allow_pickle)
+        return 2 if self.settings.is_guided(step) and not is_input else 1
+
+    def mixes(self, frames: Sequence[int]) -> list[Mix]:
+        """The prompts of rendered frames, by their places in `keys`. Empty if there is only one prompt."""
+        if len(self.settings.prompts) == 1:
+            return []
+        numbers = [self.keys[frame] for frame in frames]
+        return [mix_at(self.schedule, number, scene_of(number, self.frames, self.cuts)) for number in numbers]
 
     @property
     def img2img(self) -> bool:

@@ -16,7 +16,7 @@ from stages.base.engine import Task
 from stages.base.json_types import Values
 from stages.base.overlap import Reads
 from stages.base.scenes import split as scenes_of
-from stages.diffusion.settings import Batches
+from stages.diffusion.settings import Batches, Mix
 from stages.render.noise import FrameNoise
 from stages.render.pattern import Item, attended_frames, ordered, shared_window, split
 from stages.render.plan import RenderPlan
@@ -25,6 +25,7 @@ from stages.tasks import ChunkSmoother, Picked
 SHARED_PIXELS = 16 * 512 * 960  # of the frames that go through the networks together with shared attention
 SHARED_CHUNK = 4, 16  # minimum and maximum number of these frames
 FIRST_FRAMES = 2  # of a video, which a smoother would wait for before it reads ahead
+FIRST_PROMPT: Mix = (0, 0, 0.0)
 SAMPLES = "frames through the networks"  # in what tasks say of their work
 
 if TYPE_CHECKING:  # importing torch takes seconds, so tasks import it when they run
@@ -205,7 +206,8 @@ class StepTask(RenderTask):
 
     def work(self, frames: int) -> dict[str, float]:
         plan = self.plan
-        return {SAMPLES: plan.passes * samples(plan.pattern, plan.joint, len(plan.keys), plan.key_cuts, self.chunk)}
+        once = samples(plan.pattern, plan.joint, len(plan.keys), plan.key_cuts, self.chunk)
+        return {SAMPLES: plan.passes(self.step) * once}
 
     def write_next(self, cache: FrameCache, frames: range, latents: torch.Tensor, clean: torch.Tensor) -> None:
         """Compute the next latents from the clean ones and write them."""
@@ -285,7 +287,12 @@ class StepTask(RenderTask):
             latents = torch.cat([latents, self.denoiser.sampler.add_noise(clean, noise, timestep)])
             of_references = [cache[name].read(references) for _, name in self.plan.maps]
             maps = [np.concatenate(pair) for pair in zip(maps, of_references, strict=True)]
-        return Frames(latents, maps)
+        return Frames(latents, maps, self._mixes(frames, references))
+
+    def _mixes(self, frames: Sequence[int], references: Sequence[int]) -> list[Mix]:
+        """The prompts of frames and references, which have the first one. Empty if there is only one prompt."""
+        mixes = self.plan.mixes(frames)
+        return [*mixes, *[FIRST_PROMPT] * len(references)] if len(self.plan.settings.prompts) > 1 else []
 
     def _reads_of_inputs(self, items: Sequence[Item]) -> Reads:
         """What `_inputs` reads."""

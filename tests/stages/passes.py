@@ -10,8 +10,9 @@ import torch
 
 from stages.diffusion.attention import View
 from stages.diffusion.denoise import Denoiser
+from stages.diffusion.prompts import Text
 
-Look: TypeAlias = Callable[[torch.Tensor, torch.Tensor, View], None]
+Look: TypeAlias = Callable[[torch.Tensor, Text, View], None]
 PREDICT = Denoiser._predict
 
 
@@ -23,7 +24,7 @@ def watch_passes(monkeypatch: pytest.MonkeyPatch, look: Look) -> None:
         latents: torch.Tensor,
         embedded: list[torch.Tensor],
         timestep: float,
-        text: torch.Tensor,
+        text: Text,
         view: View,
     ) -> torch.Tensor:
         look(latents, text, view)

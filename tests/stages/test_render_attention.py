@@ -16,6 +16,7 @@ from stages.base.cache import FrameCache
 from stages.diffusion.attention import View
 from stages.diffusion.attention_backends import AttentionBackend
 from stages.diffusion.denoise import Denoiser
+from stages.diffusion.prompts import Text
 from stages.render import tasks as render_tasks
 from tests.conftest import scene, write_images
 from tests.stages.passes import watch_passes
@@ -35,7 +36,7 @@ def used(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """The names of the backends that passes through the networks use."""
     names: set[str] = set()
 
-    def look(latents: torch.Tensor, text: torch.Tensor, view: View) -> None:
+    def look(latents: torch.Tensor, text: Text, view: View) -> None:
         assert isinstance(view.kernel, MethodType) and isinstance(view.kernel.__self__, AttentionBackend)
         names.add(view.kernel.__self__.name)
 

@@ -14,6 +14,7 @@ from diffsynth_cli.failures import Interrupted
 from stages.base.cache import FrameCache
 from stages.diffusion import denoise
 from stages.diffusion.attention import View
+from stages.diffusion.prompts import Text
 from stages.models import compiler
 from stages.render import tasks as render_tasks
 from tests.conftest import CONTROLNET
@@ -32,8 +33,8 @@ def short_of_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int],
     def limit(most: int) -> Tried:
         tried: Tried = []
 
-        def look(latents: torch.Tensor, text: torch.Tensor, view: View) -> None:
-            tried.append((len(latents) * len(text), len(text)))
+        def look(latents: torch.Tensor, text: Text, view: View) -> None:
+            tried.append((len(latents) * text.passes, text.passes))
             if tried[-1][0] > most:
                 raise torch.OutOfMemoryError
 

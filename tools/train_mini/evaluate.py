@@ -123,7 +123,7 @@ def render_separately(model: str, maps: Images, seeds: list[int]) -> Images:
     names = ModelNames(model_id=model, controlnets=(f"{model}/canny",))
     networks = load_networks(names)
     settings = Settings(
-        models=names, scales=(SCALE,), prompt=PROMPT, guidance=GUIDANCE, steps=STEPS, scheduler=SCHEDULER
+        models=names, scales=(SCALE,), prompts=(PROMPT,), guidance=GUIDANCE, steps=STEPS, scheduler=SCHEDULER
     )
     noises = [Denoiser(networks, replace(settings, seed=seed)).initial_noise(*maps.shape[1:]) for seed in seeds]
     return denoise(Denoiser(networks, settings), torch.cat(noises), maps)
@@ -160,7 +160,7 @@ def generate(model: str, looks: Sequence[Look | None], maps: Images, scale: floa
     for look in track(dict.fromkeys(looks), f"scale {scale}", transient=True):
         indexes = [k for k, other in enumerate(looks) if other == look]
         prompt = "" if look is None else f"{look.season}, {look.time}, {look.medium}"
-        denoiser = Denoiser(networks, replace(settings, prompt=prompt))
+        denoiser = Denoiser(networks, replace(settings, prompts=(prompt,)))
         latents = denoiser.initial_noise(SIZE, SIZE).repeat(len(indexes), 1, 1, 1)
         images[indexes] = denoise(denoiser, latents, maps[indexes])
     return images

@@ -18,7 +18,7 @@ from tests.conftest import CONTROLNET, MODEL, scene
 def test_v_is_turned_into_the_noise_of_each_groups_own_frame(guidance: float) -> None:
     names = ModelNames(model_id=str(MODEL), controlnets=(str(CONTROLNET),), device="cpu")
     networks = load_networks(names)
-    settings = Settings(models=names, scales=(1.0,), prompt="winter", guidance=guidance, steps=4)
+    settings = Settings(models=names, scales=(1.0,), prompts=("winter",), guidance=guidance, steps=4)
     latents = torch.randn((3, 4, 8, 8), generator=torch.Generator().manual_seed(0))
     maps, groups, own, timestep = [np.stack([scene(k) for k in range(3)])], [[0, 1], [1, 2], [0, 2]], 1, 749
 

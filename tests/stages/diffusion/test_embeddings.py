@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import save_file
 
 from stages.base.errors import DiffSynthError, UsageError
-from stages.diffusion.denoise import encode_prompts
 from stages.diffusion.loading import Networks, load_networks
+from stages.diffusion.prompts import encode_prompts
 from stages.diffusion.settings import ModelNames
 from stages.diffusion.vocabulary import clip_tokenizer
 from tests.conftest import MODEL
@@ -33,7 +33,7 @@ def load(*embeddings: tuple[Path, str], **more: Any) -> Networks:
 
 @torch.inference_mode()
 def encoded(networks: Networks, prompt: str) -> torch.Tensor:
-    return encode_prompts(networks, prompt, None)
+    return encode_prompts(networks, [prompt])
 
 
 def token_vectors(networks: Networks) -> torch.Tensor:

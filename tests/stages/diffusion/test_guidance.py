@@ -32,7 +32,7 @@ def test_guidance_that_is_an_input_is_what_diffusers_makes_of_it(model: Path) ->
     unet = UNet2DConditionModel.from_pretrained(model / "unet").eval()
     settings = Settings(
         models=ModelNames(model_id=str(model), device="cpu"),
-        prompt="winter",
+        prompts=("winter",),
         negative_prompt="blurry",
         guidance=8.0,
         steps=4,
@@ -43,7 +43,7 @@ def test_guidance_that_is_an_input_is_what_diffusers_makes_of_it(model: Path) ->
     pipeline = LatentConsistencyModelPipeline.__new__(LatentConsistencyModelPipeline)
     embedding = pipeline.get_guidance_scale_embedding(torch.tensor([7.0]), 16)
     with torch.inference_mode():
-        expected = unet(latents, 999, ours.text, timestep_cond=embedding).sample
+        expected = unet(latents, 999, ours.prompts.alone.rows, timestep_cond=embedding).sample
     found = ours.predict_noise(Frames(latents, []), [[0]], 0, 999, Batches())
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     assert guidance_is_input(str(model)) and not guidance_is_input(str(MODEL))

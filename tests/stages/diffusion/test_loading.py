@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from stages.base.errors import DiffSynthError
-from stages.diffusion.denoise import encode_prompts
 from stages.diffusion.layout import NETWORKS, find_model
 from stages.diffusion.loading import load_networks
+from stages.diffusion.prompts import encode_prompts
 from stages.diffusion.settings import ModelNames
 from tests.conftest import CONTROLNET, MODEL
 from tests.typing import Keys
@@ -131,8 +131,8 @@ def test_prompts_of_different_lengths_fill_whole_windows() -> None:
     networks = load_networks(names())
     window = networks.tokenizer.model_max_length
     long, longer = "winter snow " * 15, "winter snow " * 25
-    sizes = [encode_prompts(networks, prompt, "blurry").shape[1] // window for prompt in ("winter", long, longer)]
+    sizes = [encode_prompts(networks, ["blurry", prompt]).shape[1] // window for prompt in ("winter", long, longer)]
     assert sizes == sorted(sizes) and sizes[0] == 1 and sizes[1] > 1
-    both = encode_prompts(networks, longer, long)
+    both = encode_prompts(networks, [long, longer])
     assert both.shape[0] == 2 and both.shape[1] % window == 0
-    torch.testing.assert_close(both[1:, :window], encode_prompts(networks, longer, None)[:, :window])
+    torch.testing.assert_close(both[1:, :window], encode_prompts(networks, [longer])[:, :window])

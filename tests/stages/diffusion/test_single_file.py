@@ -17,8 +17,8 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from stages.base.errors import DiffSynthError, UsageError
 from stages.diffusion import single_file
-from stages.diffusion.denoise import encode_prompts
 from stages.diffusion.loading import Networks, load_networks
+from stages.diffusion.prompts import encode_prompts
 from stages.diffusion.settings import ModelNames
 from stages.diffusion.vocabulary import clip_tokenizer
 from tests.conftest import MODEL
@@ -86,7 +86,7 @@ def names(folder: Path, model: str = "model.safetensors", *controlnets: str, **m
 
 @torch.inference_mode()
 def noise(networks: Networks) -> torch.Tensor:
-    latents, text = torch.linspace(-1, 1, 4 * 8 * 8).reshape(1, 4, 8, 8), encode_prompts(networks, "winter", None)
+    latents, text = torch.linspace(-1, 1, 4 * 8 * 8).reshape(1, 4, 8, 8), encode_prompts(networks, ["winter"])
     residuals = {}
     for controlnet, embed in zip(networks.controlnets, networks.map_embeddings):
         down, middle = controlnet(latents, 500, text, embed(torch.ones(1, 3, 64, 64) / 3), return_dict=False)
