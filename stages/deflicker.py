@@ -156,16 +156,19 @@ def _try_gpu(device: str) -> None:
 
 
 def _task(job: Job, frames: int, *, compiled: bool, cuts: Sequence[int] = ()) -> SmoothTask | PassTask:
+    masked = job.mask is not None
     if job.post_smoother is not None:
-        return _smoothed(ChunkSmoother(job.post_smoother, job.post_smoother_config, job.device, compiled), cuts)
+        return _smoothed(ChunkSmoother(job.post_smoother, job.post_smoother_config, job.device, compiled), cuts, masked)
     if job.extra_deflickering_range:  # Ebsynth's, as published, whatever the job's smoother is
         reach = min(job.extra_deflickering_range, frames - 1)
-        return _smoothed(ChunkSmoother(Ebsynth.name, {"smooth_index": [*range(-reach, reach + 1)]}, job.device), cuts)
+        return _smoothed(
+            ChunkSmoother(Ebsynth.name, {"smooth_index": [*range(-reach, reach + 1)]}, job.device), cuts, masked
+        )
     return PassTask()
 
 
-def _smoothed(smoother: ChunkSmoother, cuts: Sequence[int]) -> SmoothTask:
-    return SmoothTask(smoother, "frames", "rendered", "deflickered", cuts)
+def _smoothed(smoother: ChunkSmoother, cuts: Sequence[int], masked: bool) -> SmoothTask:
+    return SmoothTask(smoother, "frames", "rendered", "deflickered", cuts, "mask" if masked else None)
 
 
 def deliver(run: Run[Job], fingerprint: str) -> None:

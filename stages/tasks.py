@@ -15,12 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from stages.base.arrays import Image
+from stages.base.arrays import Image, Images
 from stages.base.cache import FrameArray, FrameCache
 from stages.base.engine import Task
 from stages.base.errors import DiffSynthError
 from stages.base.json_types import Values
 from stages.base.scenes import scene_of
+from stages.compositing import composite
 from stages.smoothers import SMOOTHERS, Frames, LoadedFrames, Smoother, build, frames_on_device
 from stages.video import Shot, fit
 
@@ -46,6 +47,7 @@ class DecodeTask(Task):
         shots: Opens the source and yields its frames from the one with this number on.
         target: The array that is written.
         convert: Turns a decoded image into uint8 RGB [H, W, 3].
+        finish: Turns the fitted image into what is written.
         shown: (height, width) at which the source is meant to be seen, if its pixels are not square.
     """
 
@@ -53,6 +55,7 @@ class DecodeTask(Task):
     shots: Callable[[int], Iterator[Shot]]
     target: str
     convert: Callable[[np.ndarray], np.ndarray] = unchanged
+    finish: Callable[[np.ndarray], np.ndarray] = unchanged
     shown: tuple[int, int] | None = None
     _left: Iterator[Shot] | None = field(default=None, init=False, repr=False)
     _next: int = field(default=0, init=False, repr=False)
@@ -65,7 +68,7 @@ class DecodeTask(Task):
         target = cache[self.target]
         height, width = target.shape[1:3]
         shots = islice(self._from(start), stop - start)
-        frames = [fit(self.convert(shot.image()), height, width, self.shown) for shot in shots]
+        frames = [self.finish(fit(self.convert(shot.image()), height, width, self.shown)) for shot in shots]
         self._next = start + len(frames)
         if self._next < stop:
             raise DiffSynthError(
@@ -80,6 +83,13 @@ class DecodeTask(Task):
 
     def close(self) -> None:
         self._left = None
+
+
+def masked(cache: FrameCache, images: Images, guides: str, mask: str | None, frames: Sequence[int]) -> Images:
+    """Show the array `guides` where the array `mask` is black. `images` are those of `frames`."""
+    if mask is None:
+        return images
+    return composite(images, cache[guides].read(frames), cache[mask].read(frames))
 
 
 class Picked(Sequence[np.ndarray]):
@@ -176,13 +186,17 @@ class ChunkSmoother:
 
 @dataclass
 class SmoothTask(Task):
-    """Deflicker a chunk of the array `styles`; `guides` may name the same array. Scenes begin at `cuts`."""
+    """Deflicker a chunk of the array `styles`; `guides` may name the same array. Scenes begin at `cuts`.
+
+    Where the array `mask` is black, if there is one, the guides are shown.
+    """
 
     smoother: ChunkSmoother
     guides: str
     styles: str
     target: str
     cuts: Sequence[int] = ()
+    mask: str | None = None
 
     @property
     def chunk(self) -> int:
@@ -200,7 +214,7 @@ class SmoothTask(Task):
         styles = Picked(cache[self.styles], scene)
         guides = styles if self.guides == self.styles else Picked(cache[self.guides], scene)
         smoothed = self.smoother.smooth(guides, styles, start=start, stop=stop, first=scene.start)
-        cache[self.target].write(start, smoothed)
+        cache[self.target].write(start, masked(cache, smoothed, self.guides, self.mask, range(start, stop)))
 
     def close(self) -> None:
         self.smoother.close()
@@ -219,6 +233,7 @@ class PaintTask(Task):
         device: Device of the job.
         patch_size: Side of the patches in pixels.
         cuts: The first frame of each scene after the first. Every scene has a keyframe.
+        mask: The array of masks. Where they are black, the guides are shown.
     """
 
     guides: str
@@ -229,6 +244,7 @@ class PaintTask(Task):
     device: str
     patch_size: int
     cuts: Sequence[int] = ()
+    mask: str | None = None
 
     @property
     def chunk(self) -> int:
@@ -246,5 +262,6 @@ class PaintTask(Task):
         styles = frames_on_device(Picked(cache[self.styles], inside), self.device)
         painter = Interpolator(guides, styles, self.keys[inside.start : inside.stop], self.patch_size)
         frames, unseen = zip(*painter.paint(range(start, stop)), strict=True)
-        cache[self.target].write(start, np.stack(frames))
+        painted = masked(cache, np.stack(frames), self.guides, self.mask, range(start, stop))
+        cache[self.target].write(start, painted)
         cache[self.unseen].write(start, np.array(unseen, np.float32))

@@ -38,6 +38,11 @@ ADDED = (
     "clip_skip",
     "guidance_start",
     "guidance_end",
+    "mask",
+    "mask_grow",
+    "mask_feather",
+    "mask_invert",
+    "regions",
 )
 NOT_RUN = "not run (controlnet_scale 0)"
 
@@ -101,6 +106,17 @@ class Embedding(Strict):
 
 def _expand_embedding(value: object) -> Embedding:
     return checked(Embedding, {"path": value} if isinstance(value, str) else value)
+
+
+class Region(Strict):
+    """A part of the frames with a prompt of its own."""
+
+    mask: InputFile
+    """White where the region is."""
+    prompt: str
+    """The prompt there."""
+    scale: float = Field(1.0, gt=0, le=1)
+    """Its share there; the rest belongs to the job's prompt."""
 
 
 def _pattern_item(value: object) -> int | str:
@@ -252,6 +268,19 @@ class Job(MachineSettings):
     img2img_strength: float = Field(1.0, gt=0, le=1)
     """Below 1, start from the source's frames with noise added, and run only the last int(steps × strength) steps."""
 
+    mask: InputFile | None = None
+    """Restyle only where this is white, and keep the source's pixels where it is black: a video or a folder of images
+    with one mask per frame, or one image for all frames. See [masks](rendering.md#masks)."""
+    mask_grow: int = Field(0, ge=-1000, le=1000)
+    """Pixels by which the white part of `mask` grows; it shrinks by a negative number."""
+    mask_feather: int = Field(4, ge=0, le=1000)
+    """Width in pixels of the soft edge of `mask`."""
+    mask_invert: bool = False
+    """Swap black and white of `mask`."""
+    regions: list[Region] = Field([], max_length=16)
+    """Parts of the frames with prompts of their own: `{"mask": PATH, "prompt": TEXT, "scale": 1.0}`, with masks as for
+    `mask`. See [regions](rendering.md#regions)."""
+
     frames_reference: list[InputFile] = []
     """Images that every frame may attend to. They go through the same annotators as the frames."""
     combine_pattern: list[Annotated[int | str, BeforeValidator(_pattern_item)]] = Field(
@@ -314,6 +343,7 @@ class Job(MachineSettings):
                 "style_image": self.style_image if styled else None,
                 "extra_deflickering_range": self.extra_deflickering_range if self.post_smoother is None else 0,
                 "embeddings": [item.model_copy(update={"token": item.word}) for item in self.embeddings],
+                **({} if self.mask else dict.fromkeys(("mask_grow", "mask_feather", "mask_invert"))),
                 **{key: None for key in ADDED if getattr(self, key) == type(self).model_fields[key].default},
             }
         )

@@ -24,13 +24,15 @@ from stages.diffusion.settings import ModelNames, Settings
 from stages.jobs.job import Job
 from stages.jobs.maps import recorded_maps
 from stages.jobs.models import networks, tensor_files
+from stages.masks import Mask, check_mask
 from stages.models.weights import check_device, check_tensor_file
 from stages.render.noise import ENDS, ORIGINS, FollowMotionTask, LinkChunksTask
-from stages.render.plan import RenderPlan
+from stages.render.plan import MASK, REGION_MASKS, SOURCE_LATENTS, RenderPlan
 from stages.render.schedule import Schedule, frame_times, schedule_of
 from stages.render.tasks import (
     ChooseBackendTask,
     DecodeLatentsTask,
+    EncodeFramesTask,
     EncodeReferencesTask,
     LoadTask,
     MeasureTask,
@@ -93,6 +95,10 @@ def check(run: Run[Job], footage: Footage) -> Ahead:
         check_model(key, name, parts, job.allow_pickle)
     for key, path in tensor_files(job):
         check_tensor_file(key, Path(path))
+    masks = {"mask": job.mask} if job.mask else {}
+    masks |= {f"regions[{index}].mask": region.mask for index, region in enumerate(job.regions)}
+    for key, mask in masks.items():
+        check_mask(key, mask, footage.least, footage.most)
     if job.smoother is not None:
         build(job.smoother, job.smoother_config, [], [])
     count = footage.count or 0
@@ -180,6 +186,8 @@ def make_plan(
         multistep=multistep,
         noise=job.noise,
         schedule=schedule,
+        mask=mask_of(job),
+        regions=tuple((Mask(region.mask), region.scale) for region in job.regions),
         smoother=None if job.smoother is None else (job.smoother, job.smoother_config),
         smoother_interval=job.smoother_interval,
         unsmoothed=job.ignore_smoother_steps,
@@ -187,6 +195,11 @@ def make_plan(
         batch_size=options.batch_size,
         backend=options.backend,
     )
+
+
+def mask_of(job: Job) -> Mask | None:
+    """The mask of a job."""
+    return Mask(job.mask, job.mask_grow, job.mask_feather, job.mask_invert) if job.mask else None
 
 
 def denoiser_settings(job: Job, options: Options) -> Settings:
@@ -210,6 +223,7 @@ def denoiser_settings(job: Job, options: Options) -> Settings:
         prompts=job.prompts,
         weighted=job.prompt_weighting is not None,
         clip_skip=job.clip_skip,
+        regions=tuple(region.prompt for region in job.regions),
         negative_prompt=job.negative_prompt,
         guidance=job.guidance_scale,
         guided=(job.guidance_start, job.guidance_end),
@@ -266,6 +280,11 @@ def _phases(plan: RenderPlan) -> list[Phase]:
     if plan.noise == "warped":
         phases.append(Phase("follow the motion", len(plan.keys), FollowMotionTask(plan), cuts=plan.key_cuts))
         phases.append(Phase("link the motion", 1, LinkChunksTask(plan)))
+    if plan.mask is not None:
+        phases.append(Phase("read the mask", plan.frames, plan.mask.decode(MASK)))
+        phases.append(_key_phase("encode the frames", EncodeFramesTask(plan)))
+    for index, (mask, _) in enumerate(plan.regions):
+        phases.append(Phase(f"read the mask of region {index}", plan.frames, mask.decode(plan.region_mask(index))))
     if plan.img2img:
         phases.append(_key_phase("noise the frames", NoiseFramesTask(plan)))
     for step in range(plan.steps):
@@ -301,7 +320,8 @@ def _paint_phase(plan: RenderPlan) -> Phase:
     from stages.smoothers.images.matching import PATCH
 
     device = plan.settings.models.device
-    task = PaintTask("frames", "keyframes", plan.keys, "rendered", "unseen", device, PATCH, plan.cuts)
+    mask = MASK if plan.mask else None
+    task = PaintTask("frames", "keyframes", plan.keys, "rendered", "unseen", device, PATCH, plan.cuts, mask)
     return Phase("paint frames between keyframes", plan.frames, task, drops=("keyframes",), cuts=plan.cuts)
 
 
@@ -316,8 +336,9 @@ def deliver(run: Run[Job], fingerprint: str) -> None:
 
 
 def needs(job: Job) -> tuple[str, ...]:
-    """The arrays of maps and references and, if frames are smoothed, painted, noised or followed, the frames."""
-    reads_frames = job.smoother is not None or job.keyframes != 1 or job.img2img_strength < 1 or job.noise == "warped"
+    """The arrays of maps and references and, if something else looks at them, the frames."""
+    looks = job.smoother is not None or job.mask is not None or job.noise == "warped"
+    reads_frames = looks or job.keyframes != 1 or job.img2img_strength < 1
     return ("control/*", "control_reference/*", "references", *(["frames"] if reads_frames else []))
 
 
@@ -351,6 +372,11 @@ STAGE = Stage(
         "seed_of_noise",
         "noise",
         "img2img_strength",
+        "mask",
+        "mask_grow",
+        "mask_feather",
+        "mask_invert",
+        "regions",
         "combine_pattern",
         "keyframes",
         "attention",
@@ -363,6 +389,9 @@ STAGE = Stage(
         "step_predicted/*",
         "latents",
         "reference_latents",
+        MASK,
+        f"{REGION_MASKS}/*",
+        SOURCE_LATENTS,
         ORIGINS,
         ENDS,
         "keyframes",

@@ -12,12 +12,14 @@ from stages.base.scenes import scene_of
 from stages.diffusion import LATENT_CHANNELS, LATENT_FACTOR
 from stages.diffusion.layout import guidance_is_input
 from stages.diffusion.settings import Batches, Mix, Settings
+from stages.masks import Mask
 from stages.render.noise import ENDS, ORIGINS, noise_arrays
 from stages.render.pattern import Item
 from stages.render.schedule import Schedule, mix_at
 
 # Prefixes of the arrays of a step. Each step has its own.
 STEP_LATENTS, STEP_CLEAN, STEP_PREDICTED = "step_latents", "step_clean", "step_predicted"
+MASK, REGION_MASKS, SOURCE_LATENTS = "mask", "region_masks", "source_latents"
 MOST_AT_ONCE = {STEP_LATENTS: 1, STEP_CLEAN: 2, STEP_PREDICTED: 1}  # not counting the final latents
 
 
@@ -41,6 +43,8 @@ class RenderPlan:
         multistep: Whether the sampler uses the clean latents of the previous step.
         noise: Which noise frames get: same, frame or warped.
         schedule: The frames from which prompts apply, if there are several.
+        mask: Which parts of frames are restyled. None: all.
+        regions: The mask of each region that has a prompt of its own, and the share of that prompt.
         smoother: Name and options of the smoother, None if no step is smoothed.
         smoother_interval: Every n-th step is smoothed, starting with the first.
         unsmoothed: Number of steps at the end that are not smoothed.
@@ -62,6 +66,8 @@ class RenderPlan:
     multistep: bool
     noise: str
     schedule: Schedule
+    mask: Mask | None
+    regions: tuple[tuple[Mask, float], ...]
     smoother: tuple[str, Values] | None
     smoother_interval: int
     unsmoothed: int
@@ -132,7 +138,13 @@ class RenderPlan:
     @property
     def _read_by_all_steps(self) -> list[str]:
         warped = [ORIGINS, ENDS] if self.noise == "warped" else []
-        return [*(["reference_latents"] if self.references else []), *warped]
+        sources = [SOURCE_LATENTS] if self.mask else []
+        regions = [self.region_mask(index) for index in range(len(self.regions))]
+        return [*(["reference_latents"] if self.references else []), *warped, *sources, *regions]
+
+    def region_mask(self, index: int) -> str:
+        """The array of the masks of a region, one value per latent."""
+        return f"{REGION_MASKS}/{index}"
 
     def drops(self, step: int) -> tuple[str, ...]:
         """The arrays that are no longer needed once a step is complete."""
@@ -158,6 +170,11 @@ class RenderPlan:
             arrays.append(ArraySpec("reference_latents", (self.references, *latents[1:]), "float32"))
         if self.noise == "warped":
             arrays += noise_arrays(keys, self.key_cuts, self.size)
+        if self.mask:
+            arrays.append(ArraySpec(MASK, (count, *self.size), "uint8"))
+            arrays.append(ArraySpec(SOURCE_LATENTS, latents, "float32"))
+        grid = (count, *latents[2:])
+        arrays += [ArraySpec(self.region_mask(index), grid, "uint8") for index in range(len(self.regions))]
         arrays.append(ArraySpec("rendered", (count, *self.size, 3), "uint8"))
         if keys < count:
             arrays += [ArraySpec("keyframes", images, "uint8"), ArraySpec("unseen", (count,), "float32")]
@@ -165,7 +182,11 @@ class RenderPlan:
 
     def most_at_once(self) -> list[ArraySpec]:
         """The arrays that are on the disk at the same time, at the peak."""
-        limits = {**MOST_AT_ONCE, **({STEP_LATENTS: self.steps + 1} if self.keep_steps else {})}
+        limits = {
+            **MOST_AT_ONCE,
+            REGION_MASKS: len(self.regions),
+            **({STEP_LATENTS: self.steps + 1} if self.keep_steps else {}),
+        }
         found: list[ArraySpec] = []
         for spec in self.arrays():
             group = spec.name.partition("/")[0]

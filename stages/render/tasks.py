@@ -11,16 +11,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from stages.base.arrays import Images
 from stages.base.cache import FrameCache
 from stages.base.engine import Task
 from stages.base.json_types import Values
 from stages.base.overlap import Reads
 from stages.base.scenes import split as scenes_of
+from stages.compositing import WHITE
+from stages.diffusion import LATENT_FACTOR
 from stages.diffusion.settings import Batches, Mix
+from stages.masks import latents_inside
 from stages.render.noise import FrameNoise
 from stages.render.pattern import Item, attended_frames, ordered, shared_window, split
-from stages.render.plan import RenderPlan
-from stages.tasks import ChunkSmoother, Picked
+from stages.render.plan import MASK, SOURCE_LATENTS, RenderPlan
+from stages.tasks import ChunkSmoother, Picked, masked
 
 SHARED_PIXELS = 16 * 512 * 960  # of the frames that go through the networks together with shared attention
 SHARED_CHUNK = 4, 16  # minimum and maximum number of these frames
@@ -51,6 +55,11 @@ class RenderTask(Task):
     def noise(self) -> FrameNoise:
         """The noise of the frames."""
         return FrameNoise(self.plan)
+
+    def masked(self, cache: FrameCache, images: Images, frames: Sequence[int]) -> Images:
+        """Show the source in images of rendered frames where the mask is black."""
+        mask = MASK if self.plan.mask else None
+        return masked(cache, images, "frames", mask, [self.plan.keys[frame] for frame in frames])
 
     def rendered_frames(self, cache: FrameCache, name: str) -> Picked:
         """The frames of an array that are rendered."""
@@ -127,6 +136,19 @@ class EncodeReferencesTask(RenderTask):
 
 
 @dataclass
+class EncodeFramesTask(RenderTask):
+    """Encode the frames, which masks keep in part."""
+
+    def reads(self, start: int, stop: int) -> Reads:
+        return one_by_one("frames", self.plan.keys[start:stop])
+
+    def run(self, cache: FrameCache, start: int, stop: int) -> None:
+        with self.batches(cache) as batches:
+            frames = self.rendered_frames(cache, "frames").read(range(start, stop))
+            cache[SOURCE_LATENTS].write(start, self.denoiser.encode(frames, batches).numpy())
+
+
+@dataclass
 class NoiseFramesTask(RenderTask):
     """Encode the frames and add the noise of the first timestep, for img2img."""
 
@@ -200,7 +222,8 @@ class StepTask(RenderTask):
             latents, noise = self._predict(cache, frames, timestep, batches)
             clean = sampler.clean(latents, noise, timestep)
             if self.plan.is_smoothed(self.step):
-                cache[self.plan.predicted(self.step)].write(start, denoiser.decode(clean, batches, predicted=True))
+                predicted = self.masked(cache, denoiser.decode(clean, batches, predicted=True), frames)
+                cache[self.plan.predicted(self.step)].write(start, predicted)
             else:
                 self.write_next(cache, frames, latents, clean)
 
@@ -213,11 +236,28 @@ class StepTask(RenderTask):
         """Compute the next latents from the clean ones and write them."""
         sampler = self.denoiser.sampler
         before = self.clean_before(cache, frames) if self.plan.multistep else None
+        timestep = sampler.timesteps[self.step]
         fresh = self.noise.draw(cache, frames, self.step + 1) if sampler.adds_noise else None
-        following = sampler.step(latents, clean, sampler.timesteps[self.step], before, fresh)
+        following = sampler.step(latents, clean, timestep, before, fresh)
+        if self.plan.mask is not None:
+            clean, following = self._keep_outside(cache, frames, clean, following, sampler.after(timestep))
         if self.plan.keeps_clean(self.step):
             cache[self.plan.clean(self.step)].write(frames.start, clean.numpy())
         cache[self.plan.latents(self.step)].write(frames.start, following.numpy())
+
+    def _keep_outside(
+        self, cache: FrameCache, frames: range, clean: torch.Tensor, following: torch.Tensor, after: float | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Replace clean and following latents outside the mask by those of the source, with the frames' noise."""
+        import torch
+
+        source = torch.from_numpy(cache[SOURCE_LATENTS].read(frames))
+        inside = latents_inside(self.rendered_frames(cache, MASK).read(frames), LATENT_FACTOR)
+        mask = torch.from_numpy(inside)[:, None]
+        noised = source
+        if after is not None:
+            noised = self.denoiser.sampler.add_noise(source, self.noise.draw(cache, frames, 0), after)
+        return torch.where(mask, clean, source), torch.where(mask, following, noised)
 
     def clean_before(self, cache: FrameCache, frames: Sequence[int]) -> torch.Tensor | None:
         """Return the clean latents of the previous step, after smoothing. None for the first step."""
@@ -287,12 +327,26 @@ class StepTask(RenderTask):
             latents = torch.cat([latents, self.denoiser.sampler.add_noise(clean, noise, timestep)])
             of_references = [cache[name].read(references) for _, name in self.plan.maps]
             maps = [np.concatenate(pair) for pair in zip(maps, of_references, strict=True)]
-        return Frames(latents, maps, self._mixes(frames, references))
+        mixes = self._mixes(frames, references)
+        return Frames(latents, maps, mixes, self._regions(cache, frames, len(references)))
 
     def _mixes(self, frames: Sequence[int], references: Sequence[int]) -> list[Mix]:
         """The prompts of frames and references, which have the first one. Empty if there is only one prompt."""
         mixes = self.plan.mixes(frames)
         return [*mixes, *[FIRST_PROMPT] * len(references)] if len(self.plan.settings.prompts) > 1 else []
+
+    def _regions(self, cache: FrameCache, frames: Sequence[int], references: int) -> torch.Tensor | None:
+        """How much each latent belongs to each region, [frames and references, regions, h, w]. References have none."""
+        import torch
+
+        if not self.plan.regions:
+            return None
+        scales = [scale for _, scale in self.plan.regions]
+        names = [self.plan.region_mask(index) for index in range(len(scales))]
+        masks = np.stack([self.rendered_frames(cache, name).read(frames) for name in names], axis=1) / WHITE
+        weights = torch.from_numpy(masks * np.array(scales)[:, None, None]).float()
+        weights = weights / weights.sum(dim=1, keepdim=True).clamp(min=1)
+        return torch.cat([weights, weights.new_zeros((references, *weights.shape[1:]))])
 
     def _reads_of_inputs(self, items: Sequence[Item]) -> Reads:
         """What `_inputs` reads."""
@@ -347,7 +401,8 @@ class SmoothStepTask(StepTask):
             for part in frames[::size]
         ]
         with self.batches(cache) as batches:
-            clean = self.denoiser.encode(np.concatenate(parts), batches, predicted=True)
+            smoothed = self.masked(cache, np.concatenate(parts), frames)
+            clean = self.denoiser.encode(smoothed, batches, predicted=True)
             self.write_next(cache, frames, self.latents(cache, frames), clean)
 
     def close(self) -> None:
@@ -367,4 +422,5 @@ class DecodeLatentsTask(RenderTask):
 
         latents = torch.from_numpy(cache["latents"].read(range(start, stop)))
         with self.batches(cache) as batches:
-            cache[self.plan.decoded].write(start, self.denoiser.decode(latents, batches))
+            images = self.denoiser.decode(latents, batches)
+            cache[self.plan.decoded].write(start, self.masked(cache, images, range(start, stop)))

@@ -1,0 +1,102 @@
+"""Masks: which parts of frames are restyled, and which keep the source's pixels.
+
+A mask is uint8 [H, W], 255 where frames are restyled and 0 where the source's pixels stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice, repeat
+from pathlib import Path
+
+import numpy as np
+
+from stages.base.arrays import Image, Images
+from stages.base.errors import UsageError
+from stages.base.words import counted
+from stages.compositing import WHITE
+from stages.tasks import DecodeTask
+from stages.video import Shot, certain_length, open_source, read_image
+
+
+@dataclass(frozen=True)
+class Mask:
+    """A mask of a video, as the user describes it.
+
+    Args:
+        path: A video or a folder of images with as many masks as there are frames, or one image for all frames.
+        grow: By how many pixels the white part grows, or shrinks if it is negative.
+        feather: Width in pixels of the soft edge on both sides of the white part's outline.
+        invert: Swap black and white first.
+    """
+
+    path: str
+    grow: int = 0
+    feather: int = 0
+    invert: bool = False
+
+    def soften(self, image: Image) -> Image:
+        """Return the mask in an image, uint8 [H, W, 3] to [H, W]."""
+        import cv2
+
+        mask = image.mean(axis=2).round().astype(np.uint8)
+        mask = WHITE - mask if self.invert else mask
+        if self.grow:
+            operation = cv2.dilate if self.grow > 0 else cv2.erode
+            mask = np.asarray(operation(mask, _disc(abs(self.grow))), np.uint8)
+        if self.feather:  # beyond this distance from the outline, the mask is what it was
+            mask = np.asarray(cv2.GaussianBlur(mask, (2 * self.feather + 1,) * 2, self.feather / 2), np.uint8)
+        return np.asarray(mask, np.uint8)
+
+    def decode(self, target: str) -> DecodeTask:
+        """Return the task that writes the masks of all frames into the array `target`, uint8 [N, H, W]."""
+        return DecodeTask(self.path, partial(mask_shots, self.path), target, finish=self.soften)
+
+
+def _disc(radius: int) -> np.ndarray:
+    import cv2
+
+    return cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1,) * 2)
+
+
+def mask_shots(path: str, first: int) -> Iterator[Shot]:
+    """The masks of a video from number `first` on. One image is repeated without end."""
+    if is_still(path):
+        image = read_image(path)
+        return repeat(Shot(0.0, lambda: image))
+    return islice(open_source(path).shots(), first, None)
+
+
+def is_still(path: str) -> bool:
+    """Whether the path is that of an image, which is the mask of all frames."""
+    from stages.video.images import IMAGE_SUFFIXES
+
+    return Path(path).suffix.lower() in IMAGE_SUFFIXES
+
+
+def check_mask(key: str, path: str, least: float, most: float) -> None:
+    """Raise UsageError if a mask cannot be read, or cannot have one image per frame.
+
+    Args:
+        key: The job key or option that names it.
+        path: A video, a folder of images, or an image.
+        least: The minimum number of frames.
+        most: The maximum number.
+    """
+    if is_still(path):
+        read_image(path)
+        return
+    fewest, largest = certain_length(open_source(path))
+    if fewest > most or largest < least:
+        masks, frames = (fewest, most) if fewest > most else (largest, least)
+        given = f"{counted(int(masks), 'mask')} for {counted(int(frames), 'frame')}"
+        raise UsageError(f"{key}: {path} holds {given}", "give one mask for each frame that is used, or one image")
+
+
+def latents_inside(masks: Images, factor: int) -> np.ndarray:
+    """Return which latents are restyled: those with any pixel that is not black, bool [K, H/factor, W/factor]."""
+    count, height, width = masks.shape
+    inside: np.ndarray = masks.reshape(count, height // factor, factor, width // factor, factor).max((2, 4)) > 0
+    return inside
