@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from diffusers.models.attention_processor import Attention
 
-from stages.diffusion.attention import CrossFrameAttention, Joint, Kept, Shared
+from stages.diffusion.attention import CrossFrameAttention, Joint, Kept, Regions, Shared, Words
 
 
 def layer(cross_attention_dim: int | None = None) -> Attention:
@@ -79,3 +79,33 @@ def test_anchors_of_another_video_are_forgotten_where_there_are_none() -> None:
     attention.set_processor(CrossFrameAttention())
     attention(torch.randn(1, 9, 16), view=Shared(torch.tensor([[0]]), keep={}))  # of frames of another size
     torch.testing.assert_close(attention(states, view=view), layer()(states), atol=1e-5, rtol=1e-5)
+
+
+@torch.inference_mode()
+def test_regions_mix_the_results_of_their_texts_in_the_positive_pass() -> None:
+    attention, states = layer(12), torch.randn(4, 8, 16)  # two passes of two frames of 2×4 tokens
+    text, own = torch.randn(2, 3, 12), torch.randn(1, 5, 12)
+    weights = torch.zeros(2, 1, 4, 8)  # of latents, four per token
+    weights[0, 0, :, 4:] = 1
+    weights[1] = 0.25
+    attention.set_processor(CrossFrameAttention())
+    plain = attention(states, text, view=Joint(1))
+    alone = attention(states[2:], own, view=Joint(1))
+    found = attention(states, text, view=Joint(1, words=Words(regions=Regions([own], weights))))
+    torch.testing.assert_close(found[:2], plain[:2], atol=0, rtol=0)
+    right = torch.tensor([0, 0, 1, 1] * 2)[:, None]
+    torch.testing.assert_close(found[2], torch.where(right == 1, alone[0], plain[2]))
+    torch.testing.assert_close(found[3], 0.75 * plain[3] + 0.25 * alone[1])
+
+
+@torch.inference_mode()
+def test_only_fixed_texts_are_kept() -> None:
+    attention, processor = layer(12), CrossFrameAttention()
+    attention.set_processor(processor)
+    texts = [torch.randn(1, 3, 12) for _ in range(12)]
+    for text in texts:
+        attention(torch.randn(1, 8, 16), text, view=Joint(1, words=Words(fixed=False)))
+    assert processor.kept == []
+    for text in texts:
+        attention(torch.randn(1, 8, 16), text, view=Joint(1))
+    assert [kept[0] is text for kept, text in zip(processor.kept, texts[4:], strict=True)] == [True] * 8
