@@ -98,6 +98,7 @@ COMMANDS = {
         (
             "diffsynth export job.json --codec prores",
             "diffsynth export job.json -o small.webm --crf 40",
+            "diffsynth export job.json -o fluid.mp4 --fps 2x",
             "diffsynth export job.json -o frames/ --codec png",
         ),
     ),

@@ -138,7 +138,7 @@ def export(
     *,
     codec: Codec | str | None = None,
     crf: int | None = None,
-    fps: float | None = None,
+    fps: float | str | None = None,
     overrides: Overrides = (),
     force: bool = False,
     reporter: Reporter | None = None,
@@ -150,7 +150,7 @@ def export(
         output: A video file or, with any other suffix, a folder of images; by default in the job's output folder.
         codec: By default, what suits `output`.
         crf: Quality, 0 to 63; lower is better and larger.
-        fps: Frame rate, in frames per second.
+        fps: Frame rate, in frames per second; or "2x", "3x" or "4x" to paint frames between those of the job.
         overrides: Job keys that replace those of `job`.
         force: Overwrite existing files, but never an input.
         reporter: Receives progress and warnings.
@@ -165,14 +165,15 @@ def export(
     from diffsynth_cli.outputs import choose_export
     from stages.all_stages import all_stages
     from stages.base.removal import refuse_removed
-    from stages.deflicker import write_images, write_video
+    from stages.deflicker import Quality, write_images, write_video
 
     reporter = reporter or SilentReporter()
-    opened = open_job(job, [*_texts(overrides), *([] if fps is None else [f"fps={fps}"])], reporter)
+    rate, factor = parse_fps(fps)
+    opened = open_job(job, [*_texts(overrides), *([] if rate is None else [f"fps={rate}"])], reporter)
     chosen = None if codec is None else member(Codec, codec, "codec")
     path, encoder = choose_export(as_path(output), chosen, opened.job, opened.file, force)
-    if encoder is None and (crf is not None or fps is not None):
-        raise UsageError("--crf and --fps are for videos, not for images")
+    if encoder is None and (crf is not None or rate is not None):
+        raise UsageError("--crf and --fps are for videos, not for images", "for images, --fps can only be 2x, 3x or 4x")
     if not opened.cache.record("deflicker").complete:
         raise DiffSynthError(
             "export needs deflicker, which is not finished", f"Finish it with: {opened.cache.command('run')}"
@@ -182,9 +183,9 @@ def export(
         if output is None:
             path.parent.mkdir(parents=True, exist_ok=True)
         if encoder is None:
-            write_images(path, opened.cache, reporter)
+            write_images(path, opened.job, opened.cache, reporter, factor)
         else:
-            write_video(path, opened.job, opened.cache, reporter, encoder, crf)
+            write_video(path, opened.job, opened.cache, reporter, Quality(encoder, crf, factor))
     return path
 
 
@@ -332,6 +333,23 @@ def _scenes(opened: Opened) -> tuple[range, ...]:
     if job.scenes is None or progress(known["control"], known, job, cache).state in ("to do", "stale"):
         return ()
     return tuple(split(len(cache["frames"]), recorded_cuts(job, cache)))
+
+
+def parse_fps(fps: float | str | None) -> tuple[float | None, int]:
+    """Split the frame rate of an export into frames per second, if given, and the factor of frames to paint.
+
+    Raises:
+        UsageError: It is neither a number nor one of the factors.
+    """
+    from stages.frame_rate import FACTORS
+
+    factors = {f"{factor}x": factor for factor in FACTORS}
+    if isinstance(fps, str) and fps.lower() in factors:
+        return None, factors[fps.lower()]
+    try:
+        return None if fps is None else float(fps), 1
+    except ValueError:
+        raise UsageError(f"fps: {fps!r} is not a frame rate", f"give a number, or {', '.join(factors)}") from None
 
 
 def options_of(job: Job) -> Options:

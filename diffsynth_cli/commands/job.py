@@ -80,8 +80,12 @@ def export(
         int | None, typer.Option(min=0, max=63, help="Quality. Lower is better and larger.", rich_help_panel=OUTPUT)
     ] = None,
     fps: Annotated[
-        float | None,
-        typer.Option(min=0.01, max=1000, help="Frame rate, in frames per second.", rich_help_panel=OUTPUT),
+        str | None,
+        typer.Option(
+            metavar="FPS|2x|3x|4x",
+            help="Frame rate, in frames per second; 2x, 3x or 4x paints the frames in between.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = None,
     force: Force = False,
     quiet: Quiet = False,

@@ -7,6 +7,7 @@ import os
 import re
 import warnings
 from collections.abc import Iterable
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -104,16 +105,16 @@ def frame_files(folder: Path) -> list[Path]:
     return sorted((file for file in files if re.fullmatch(r"\d{5,}\.png", file.name)), key=lambda file: int(file.stem))
 
 
-def write_frames(folder: Path, frames: Iterable[np.ndarray], signature: str) -> None:
+def write_frames(folder: Path, frames: Iterable[np.ndarray], signature: str, notes: Iterable[str] = repeat("")) -> None:
     """Write frames as %05d.png, each atomically. Files that already hold the same frame are kept.
 
-    A comment in each file holds `signature` and a hash of the pixels. Files of an earlier, longer video, which have the
-    signature and higher numbers, are removed.
+    A comment in each file holds `signature`, a hash of the pixels, and the frame's note. Files of an earlier, longer
+    video, which have the signature and higher numbers, are removed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     count = 0
-    for index, frame in enumerate(frames):
-        path, comment = folder / f"{index:05d}.png", f"{signature} {_digest(frame)}"
+    for index, (frame, note) in enumerate(zip(frames, notes, strict=False)):
+        path, comment = folder / f"{index:05d}.png", f"{signature} {_digest(frame)}{note}"
         if not (_is_complete(path) and read_png_comment(path) == comment):
             save_png(path, frame, comment)
         count = index + 1

@@ -16,7 +16,7 @@ from stages.base.cache import ArraySpec, FrameCache
 from stages.base.engine import stage_inputs
 from stages.jobs.job_file import read_job
 from stages.smoothers import SMOOTHERS, Smoother, build
-from stages.video import Encoding, encode, open_source, write_frames
+from stages.video import Encoding, encode, open_source, read_comment, write_frames
 from tests.conftest import scene, write_images
 from tests.stages.test_smooth import stopped
 from tests.stages.video.clips import onsets, tone
@@ -244,6 +244,51 @@ def test_exported_images_are_the_frames_and_export_resumes(tmp_path: Path, defli
     np.testing.assert_array_equal(frames_in(folder), cache["deflickered"][:])
     again = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
     assert {path.name for path in folder.iterdir() if again[path] != written[path]} == {"00003.png", "00007.png"}
+
+
+def test_more_frames_are_painted_for_videos_and_images(tmp_path: Path, deflicker: Deflicker, cli: Cli) -> None:
+    cache, _ = deflicker(scenes=[5])
+    job, video, folder = tmp_path / "job.json", tmp_path / "a.mkv", tmp_path / "more"
+    code, output = cli("export", job, "-o", video, "--codec", "ffv1", "--fps", "2x")
+    assert code == 0 and "20 frames, 8 of them painted, 50 frames/s" in output
+    source = open_source(video)
+    frames = np.stack([shot.image() for shot in source.shots()])
+    assert source.fps == 50 and len(frames) == 20
+    np.testing.assert_array_equal(frames[::2], cache["deflickered"][:])
+    np.testing.assert_array_equal(frames[9], frames[8])  # the scene ends
+    assert "8 of them painted" in read_comment(video)
+    assert cli("export", job, "-o", folder, "--fps", "2X")[0] == 0
+    np.testing.assert_array_equal(frames_in(folder), frames)
+    assert [read_comment(folder / f"{index:05d}.png").endswith("painted") for index in (0, 1, 9)] == [
+        False,
+        True,
+        False,
+    ]
+
+
+def test_painted_frames_keep_the_sound_in_sync(tmp_path: Path, deflicker: Deflicker, cli: Cli) -> None:
+    tone(tmp_path / "a.mp4")
+    deflicker(input_video="a.mp4", start_time=0.4, frame_maximum_count=None)
+    code, output = cli("export", tmp_path / "job.json", "-o", tmp_path / "b.mp4", "--fps", "3x")
+    assert code == 0 and "with sound" in output
+    before, after = onsets(tmp_path / "out/video.mp4"), onsets(tmp_path / "b.mp4")
+    assert after == pytest.approx(before, abs=0.045)  # the picture brightens in between
+
+
+def test_painted_frames_halve_uneven_gaps(tmp_path: Path, deflicker: Deflicker, cli: Cli) -> None:
+    times = np.array([0.0, 0.04, 0.16, 0.2, 0.24, 0.3, 0.34, 0.4, 0.44, 0.5])
+    encode(tmp_path / "uneven.mkv", [scene(index) for index in range(10)], Encoding(times=times, codec="ffv1"))
+    deflicker(input_video="uneven.mkv")
+    assert cli("export", tmp_path / "job.json", "-o", tmp_path / "a.mkv", "--fps", "2x")[0] == 0
+    shown = [shot.time for shot in open_source(tmp_path / "a.mkv").shots()]
+    np.testing.assert_allclose(shown[::2], times, atol=2e-3)
+    np.testing.assert_allclose(shown[1:-1:2], (times[1:] + times[:-1]) / 2, atol=2e-3)
+
+
+@pytest.mark.parametrize("fps", ["5x", "fast", "2x3", "x"])
+def test_other_factors_are_refused(fps: str, tmp_path: Path, make_job: MakeJob, cli: Cli) -> None:
+    code, output = cli("export", make_job(), "--fps", fps)
+    assert code == 2 and "is not a frame rate" in output and "2x, 3x, 4x" in output
 
 
 def test_images_are_exported_to_the_frames_folder_by_default(tmp_path: Path, deflicker: Deflicker, cli: Cli) -> None:
