@@ -28,7 +28,7 @@ from stages.base.errors import DiffSynthError, UsageError
 from stages.base.json_types import Values
 from stages.base.reporting import Reporter
 from stages.base.words import counted
-from stages.codecs import Codec
+from stages.codecs import IMAGES, Codec
 
 if TYPE_CHECKING:
     from stages.base.cache import FrameCache
@@ -139,6 +139,7 @@ def export(
     codec: Codec | str | None = None,
     crf: int | None = None,
     fps: float | str | None = None,
+    alpha: FilePath | None = None,
     overrides: Overrides = (),
     force: bool = False,
     reporter: Reporter | None = None,
@@ -151,6 +152,8 @@ def export(
         codec: By default, what suits `output`.
         crf: Quality, 0 to 63; lower is better and larger.
         fps: Frame rate, in frames per second; or "2x", "3x" or "4x" to paint frames between those of the job.
+        alpha: Masks that become the alpha channel (white = opaque): a video or folder with one for each frame, or one
+            image.
         overrides: Job keys that replace those of `job`.
         force: Overwrite existing files, but never an input.
         reporter: Receives progress and warnings.
@@ -162,17 +165,20 @@ def export(
         UsageError: The codec does not fit the output, or files are in the way.
         DiffSynthError: The job is not finished.
     """
-    from diffsynth_cli.outputs import choose_export
+    from diffsynth_cli.outputs import check_alpha, choose_export, parse_fps
     from stages.all_stages import all_stages
     from stages.base.removal import refuse_removed
-    from stages.deflicker import Quality, write_images, write_video
+    from stages.deflicker import Export, write_images, write_video
 
     reporter = reporter or SilentReporter()
     rate, factor = parse_fps(fps)
     opened = open_job(job, [*_texts(overrides), *([] if rate is None else [f"fps={rate}"])], reporter)
     chosen = None if codec is None else member(Codec, codec, "codec")
-    path, encoder = choose_export(as_path(output), chosen, opened.job, opened.file, force)
-    if encoder is None and (crf is not None or rate is not None):
+    masks = as_path(alpha)
+    path, codec = choose_export(as_path(output), chosen, opened.job, opened.file, force=force, alpha=masks)
+    check_alpha(masks, codec, factor)
+    is_video = codec not in IMAGES
+    if not is_video and (crf is not None or rate is not None):
         raise UsageError("--crf and --fps are for videos, not for images", "for images, --fps can only be 2x, 3x or 4x")
     if not opened.cache.record("deflicker").complete:
         raise DiffSynthError(
@@ -182,10 +188,8 @@ def export(
     with closing(reporter):
         if output is None:
             path.parent.mkdir(parents=True, exist_ok=True)
-        if encoder is None:
-            write_images(path, opened.job, opened.cache, reporter, factor)
-        else:
-            write_video(path, opened.job, opened.cache, reporter, Quality(encoder, crf, factor))
+        write = write_video if is_video else write_images
+        write(path, opened.job, opened.cache, reporter, Export(codec, crf, factor, masks))
     return path
 
 
@@ -333,23 +337,6 @@ def _scenes(opened: Opened) -> tuple[range, ...]:
     if job.scenes is None or progress(known["control"], known, job, cache).state in ("to do", "stale"):
         return ()
     return tuple(split(len(cache["frames"]), recorded_cuts(job, cache)))
-
-
-def parse_fps(fps: float | str | None) -> tuple[float | None, int]:
-    """Split the frame rate of an export into frames per second, if given, and the factor of frames to paint.
-
-    Raises:
-        UsageError: It is neither a number nor one of the factors.
-    """
-    from stages.frame_rate import FACTORS
-
-    factors = {f"{factor}x": factor for factor in FACTORS}
-    if isinstance(fps, str) and fps.lower() in factors:
-        return None, factors[fps.lower()]
-    try:
-        return None if fps is None else float(fps), 1
-    except ValueError:
-        raise UsageError(f"fps: {fps!r} is not a frame rate", f"give a number, or {', '.join(factors)}") from None
 
 
 def options_of(job: Job) -> Options:

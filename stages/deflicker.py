@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from stages.alpha import Masks
 from stages.base.cache import RUN, ArraySpec, FrameCache
 from stages.base.engine import Ahead, Chunk, Footage, Phase, Plan, Reporter, Run, Stage, Task, with_progress
 from stages.base.errors import DiffSynthError
@@ -23,6 +24,7 @@ from stages.base.record import receipt_name, versions
 from stages.base.removal import refuse_removed
 from stages.base.store import as_json, from_json
 from stages.base.words import counted, per_second
+from stages.codecs import Codec
 from stages.frame_rate import Raised, raised_times
 from stages.jobs.job import Job
 from stages.models.weights import check_device, pick_gpu
@@ -53,18 +55,23 @@ SAME_SPEED = 1e-3  # audio is kept when the speed changes by less than this part
 
 
 @dataclass(frozen=True)
-class Quality:
-    """How to export a video.
+class Export:
+    """How to write the deflickered frames.
 
     Args:
-        codec: A key of `ENCODERS`.
+        codec: The video codec, or the format of images.
         crf: Quality, lower is better. None for the codec's default.
         factor: Frames to write for each frame, most of which are painted.
+        alpha: Masks that become the alpha channel: a video, a folder, or one image.
     """
 
-    codec: str
+    codec: Codec = Codec.PNG
     crf: int | None = None
     factor: int = 1
+    alpha: Path | None = None
+
+
+PNG_IMAGES = Export()
 
 
 @dataclass
@@ -265,35 +272,33 @@ def raised(job: Job, cache: FrameCache, factor: int) -> Raised:
     return Raised(cache["deflickered"], cache["frames"] if has_guides else None, factor, recorded_cuts(job, cache))
 
 
-def write_images(folder: Path, job: Job, cache: FrameCache, reporter: Reporter, factor: int = 1) -> None:
-    """Write the deflickered frames as PNG files. Those that are there already are kept.
-
-    Args:
-        folder: The folder to write to.
-        job: The job.
-        cache: Its cache.
-        reporter: Receives progress.
-        factor: Frames to write for each frame, most of which are painted.
-    """
-    frames = raised(job, cache, factor)
+def write_images(folder: Path, job: Job, cache: FrameCache, reporter: Reporter, export: Export = PNG_IMAGES) -> None:
+    """Write the deflickered frames as images. Those that are there already are kept."""
+    frames, masks = raised(job, cache, export.factor), _masks(export, cache)
     reporter.begin(folder.name, len(frames))
-    reporter.phase("write png")
+    reporter.phase(f"write {export.codec}")
     notes = (PAINTED if frames.is_painted(index) else "" for index in range(len(frames)))
-    write_frames(folder, with_progress(frames, reporter), f"{SIGNATURE} frame", notes)
+    pictures = with_progress(frames if masks is None else masks.applied(frames), reporter)
+    write_frames(folder, pictures, f"{SIGNATURE} frame", notes, f".{export.codec}")
     reporter.end("written", f"{folder}: {counted(len(frames), 'image')}{_painted(frames)}")
 
 
-def write_video(path: Path, job: Job, cache: FrameCache, reporter: Reporter, quality: Quality) -> None:
+def write_video(path: Path, job: Job, cache: FrameCache, reporter: Reporter, export: Export) -> None:
     """Encode the deflickered frames, at the job's or the source's frame rate and with the source's sound."""
-    frames = raised(job, cache, quality.factor)
+    frames, masks = raised(job, cache, export.factor), _masks(export, cache)
     reporter.begin(path.name, len(frames))
-    reporter.phase(f"write {quality.codec}")
-    how = _raised_encoding(_encoding(job, cache, reporter, quality.codec, quality.crf), frames)
-    rate = frame_rate(job, cache) * quality.factor
+    reporter.phase(f"write {export.codec}")
+    how = _raised_encoding(_encoding(job, cache, reporter, export.codec, export.crf), frames)
+    rate = frame_rate(job, cache) * export.factor
     _, height, width, _ = cache["deflickered"].shape
-    check_encoder(path, quality.codec, height, width, rate)
-    encode(path, with_progress(frames, reporter), how)
+    check_encoder(path, export.codec, height, width, rate)
+    encode(path, with_progress(frames if masks is None else masks.applied(frames), reporter), how)
     _report(path, len(frames), rate, reporter, how, _painted(frames))
+
+
+def _masks(export: Export, cache: FrameCache) -> Masks | None:
+    count, height, width, _ = cache["deflickered"].shape
+    return None if export.alpha is None else Masks(export.alpha, count, height, width)
 
 
 def _painted(frames: Raised) -> str:
