@@ -144,6 +144,12 @@ COMMANDS = {
         ),
         ON_VIDEOS,
     ),
+    "mask": Entry(
+        "Write the masks of the people in a video, white on black.",
+        "mask",
+        ("diffsynth mask holiday.mp4 -o mask.mkv", "diffsynth mask holiday.mp4 -o masks/ --threshold 0.3"),
+        ON_VIDEOS,
+    ),
     "metrics": Entry(
         "Measure flicker and sharpness of stylised videos, and what smoothing invented or lost.",
         "metrics",

@@ -55,7 +55,7 @@ def check_job_outputs(
         check_inputs_kept(folder / name, inputs)  # even if another stage runs first
     for path in _written(job, stages, preview):
         if path.name == FRAMES:
-            _check_frames(path, inputs, force)
+            check_frames(path, inputs, force)
         elif path.name == CONFIG and job_file is not None and is_same_file(path, job_file):
             continue  # which is then not written
         else:
@@ -87,7 +87,7 @@ def choose_export(
         path = output or folder / (FRAMES if name == Codec.PNG and alpha is None else f"{FRAMES}-{name}")
         if is_video_name(path):
             raise UsageError(f"{path}: {name} writes a folder of images", "Give the name of a folder.")
-        _check_frames(path, inputs, force, f".{name}")
+        check_frames(path, inputs, force, f".{name}")
         return path, name
     path = output or folder / f"video-{name}{ENCODERS[name].suffix}"
     check_encoding(path, name)
@@ -159,7 +159,7 @@ def _inputs(job: Job, job_file: Path | None) -> list[Path]:
     return [*input_paths(job), *([] if job_file is None else [job_file])]
 
 
-def _check_frames(folder: Path, inputs: Sequence[Path], force: bool, suffix: str = ".png") -> None:
+def check_frames(folder: Path, inputs: Sequence[Path], force: bool, suffix: str = ".png") -> None:
     """Raise UsageError if images cannot be written to `folder`, or would replace images of another program."""
     check_inputs_kept(folder, inputs)
     if folder.exists() and not folder.is_dir():
