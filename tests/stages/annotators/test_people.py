@@ -13,10 +13,11 @@ from transformers import AutoModelForObjectDetection, RTDetrImageProcessor, Sam2
 from stages.annotators import ANNOTATORS, build
 from stages.annotators.people import PeopleOptions, PersonMask, Vitpose, body
 from stages.annotators.pose import PEOPLE
+from stages.base.cache import FrameCache
 from stages.base.errors import DiffSynthError
 from tests.conftest import scene
 from tests.stages.annotators.people_networks import SAM_SIDE, write_detector, write_sam, write_vitpose
-from tests.typing import Images, Keys
+from tests.typing import Cli, Images, Keys, MakeJob
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +115,24 @@ def test_both_models_are_checked_before_the_job_runs(folder: Path, tmp_path: Pat
     assert weights is not None
     with pytest.raises(DiffSynthError, match=r"controlnet_processor\[0\]\.detector"):
         weights.check()
+
+
+def test_a_job_makes_masks_and_makes_them_again_for_another_detector(
+    tmp_path: Path, folder: Path, make_job: MakeJob, cli: Cli
+) -> None:
+    detector = tmp_path / "own"
+    write_detector(detector)
+    maker = {"name": "person_mask", "model": str(folder / "person_mask"), "detector": str(detector), "threshold": 0}
+    job = make_job(2, controlnet_processor=[maker])
+    assert cli("extract", job, "-q") == (0, "") and cli("control", job, "-q") == (0, "")
+    cache = FrameCache(tmp_path / "out/cache.zarr")
+    (name,) = cache.arrays("control/*")
+    assert set(np.unique(cache[name][:])) <= {0, 255}
+    write_detector(detector, ("dog", "cat"))
+    assert "stale" in cli("status", job)[1]
+    assert cli("control", job, "-q", "--restart") == (0, "")
+    (other,) = set(cache.arrays("control/*")) - {name} or {""}
+    assert other and not cache[other][:].any()
 
 
 def test_the_mask_is_built_for_the_registered_class(folder: Path) -> None:
