@@ -10,6 +10,8 @@ import pytest
 from PIL import Image
 
 from stages.base.cache import FrameCache
+from stages.base.removal import remove_arrays
+from stages.frame_rate import Raised
 from stages.video import Encoding, encode, open_source, read_comment, write_frames
 from tests.conftest import scene, write_images
 from tests.stages.test_deflicker import Deflicker, deflicker, frames_in
@@ -81,6 +83,15 @@ def test_more_frames_are_painted_for_videos_and_images(tmp_path: Path, deflicker
         True,
         False,
     ]
+
+
+def test_frames_are_painted_without_the_original_video(tmp_path: Path, deflicker: Deflicker, cli: Cli) -> None:
+    cache, _ = deflicker()
+    job = tmp_path / "job.json"
+    remove_arrays(cache, "extract", ["frames"])
+    assert cli("export", job, "-o", tmp_path / "more", "--fps", "2x")[0] == 0
+    expected = [*Raised(cache["deflickered"], None, 2)]
+    np.testing.assert_array_equal(frames_in(tmp_path / "more"), expected)
 
 
 def test_painted_frames_keep_the_sound_in_sync(tmp_path: Path, deflicker: Deflicker, cli: Cli) -> None:
