@@ -11,6 +11,7 @@ docs/python.md has more.
 from diffsynth_cli.cleaning import clean
 from diffsynth_cli.health import doctor
 from diffsynth_cli.jobs import export, report, run, status, verify
+from diffsynth_cli.masks import mask
 from diffsynth_cli.model_files import models
 from diffsynth_cli.planning import plan
 from diffsynth_cli.previews import preview
@@ -70,6 +71,7 @@ __all__ = [
     "doctor",
     "ebsynth",
     "export",
+    "mask",
     "metrics",
     "models",
     "plan",

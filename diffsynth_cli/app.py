@@ -98,6 +98,7 @@ COMMANDS = {
         (
             "diffsynth export job.json --codec prores",
             "diffsynth export job.json -o small.webm --crf 40",
+            "diffsynth export job.json -o fluid.mp4 --fps 2x",
             "diffsynth export job.json -o frames/ --codec png",
         ),
     ),
@@ -141,6 +142,12 @@ COMMANDS = {
             "diffsynth smooth stylised.mp4 -o smooth.mp4 --report changes.html",
             "diffsynth smooth original.mp4 keyframes/ -o painted.mp4 --mode interpolate",
         ),
+        ON_VIDEOS,
+    ),
+    "mask": Entry(
+        "Write the masks of the people in a video, white on black.",
+        "mask",
+        ("diffsynth mask holiday.mp4 -o mask.mkv", "diffsynth mask holiday.mp4 -o masks/ --threshold 0.3"),
         ON_VIDEOS,
     ),
     "metrics": Entry(

@@ -28,7 +28,7 @@ from stages.base.errors import DiffSynthError, UsageError
 from stages.base.json_types import Values
 from stages.base.reporting import Reporter
 from stages.base.words import counted
-from stages.codecs import Codec
+from stages.codecs import IMAGES, Codec
 
 if TYPE_CHECKING:
     from stages.base.cache import FrameCache
@@ -138,7 +138,8 @@ def export(
     *,
     codec: Codec | str | None = None,
     crf: int | None = None,
-    fps: float | None = None,
+    fps: float | str | None = None,
+    alpha: FilePath | None = None,
     overrides: Overrides = (),
     force: bool = False,
     reporter: Reporter | None = None,
@@ -150,7 +151,9 @@ def export(
         output: A video file or, with any other suffix, a folder of images; by default in the job's output folder.
         codec: By default, what suits `output`.
         crf: Quality, 0 to 63; lower is better and larger.
-        fps: Frame rate, in frames per second.
+        fps: Frame rate, in frames per second; or "2x", "3x" or "4x" to paint frames between those of the job.
+        alpha: Masks that become the alpha channel (white = opaque): a video or folder with one for each frame, or one
+            image.
         overrides: Job keys that replace those of `job`.
         force: Overwrite existing files, but never an input.
         reporter: Receives progress and warnings.
@@ -162,17 +165,21 @@ def export(
         UsageError: The codec does not fit the output, or files are in the way.
         DiffSynthError: The job is not finished.
     """
-    from diffsynth_cli.outputs import choose_export
+    from diffsynth_cli.outputs import check_alpha, choose_export, parse_fps
     from stages.all_stages import all_stages
     from stages.base.removal import refuse_removed
-    from stages.deflicker import write_images, write_video
+    from stages.deflicker import Export, write_images, write_video
 
     reporter = reporter or SilentReporter()
-    opened = open_job(job, [*_texts(overrides), *([] if fps is None else [f"fps={fps}"])], reporter)
+    rate, factor = parse_fps(fps)
+    opened = open_job(job, [*_texts(overrides), *([] if rate is None else [f"fps={rate}"])], reporter)
     chosen = None if codec is None else member(Codec, codec, "codec")
-    path, encoder = choose_export(as_path(output), chosen, opened.job, opened.file, force)
-    if encoder is None and (crf is not None or fps is not None):
-        raise UsageError("--crf and --fps are for videos, not for images")
+    masks = as_path(alpha)
+    path, codec = choose_export(as_path(output), chosen, opened.job, opened.file, force=force, alpha=masks)
+    check_alpha(masks, codec, factor)
+    is_video = codec not in IMAGES
+    if not is_video and (crf is not None or rate is not None):
+        raise UsageError("--crf and --fps are for videos, not for images", "for images, --fps can only be 2x, 3x or 4x")
     if not opened.cache.record("deflicker").complete:
         raise DiffSynthError(
             "export needs deflicker, which is not finished", f"Finish it with: {opened.cache.command('run')}"
@@ -181,10 +188,8 @@ def export(
     with closing(reporter):
         if output is None:
             path.parent.mkdir(parents=True, exist_ok=True)
-        if encoder is None:
-            write_images(path, opened.cache, reporter)
-        else:
-            write_video(path, opened.job, opened.cache, reporter, encoder, crf)
+        write = write_video if is_video else write_images
+        write(path, opened.job, opened.cache, reporter, Export(codec, crf, factor, masks))
     return path
 
 

@@ -11,11 +11,13 @@ from stages.base.cache import FrameCache
 from stages.base.engine import Stage
 from stages.base.errors import UsageError
 from stages.base.outputs import FRAMES, SIGNATURE, check_inputs_kept, check_output
-from stages.codecs import Codec
+from stages.codecs import IMAGES, TRANSPARENT, Codec
+from stages.frame_rate import FACTORS
 from stages.jobs.job import Job
 from stages.jobs.job_file import input_paths
 from stages.smoothers.images.synthesis import check_writable
 from stages.video import (
+    CONTAINER_CODECS,
     ENCODERS,
     check_encoding,
     default_codec,
@@ -53,7 +55,7 @@ def check_job_outputs(
         check_inputs_kept(folder / name, inputs)  # even if another stage runs first
     for path in _written(job, stages, preview):
         if path.name == FRAMES:
-            _check_frames(path, inputs, force)
+            check_frames(path, inputs, force)
         elif path.name == CONFIG and job_file is not None and is_same_file(path, job_file):
             continue  # which is then not written
         else:
@@ -66,25 +68,69 @@ def check_sheet(path: Path, job: Job, job_file: Path | None, *, force: bool) -> 
 
 
 def choose_export(
-    output: Path | None, codec: Codec | None, job: Job, job_file: Path | None, force: bool
-) -> tuple[Path, str | None]:
-    """Return the path and the codec of an export, deriving one from the other. For a folder of images, no codec.
+    output: Path | None,
+    codec: Codec | None,
+    job: Job,
+    job_file: Path | None,
+    *,
+    force: bool,
+    alpha: Path | None = None,
+) -> tuple[Path, Codec]:
+    """Return the path and the codec of an export, deriving one from the other.
 
     Raises:
         UsageError: The codec does not fit the path, or files are in the way.
     """
-    folder, inputs = Path(job.output_path), _inputs(job, job_file)
-    if codec == Codec.PNG or (codec is None and output is not None and not is_video_name(output)):
-        path = output or folder / FRAMES
+    folder, inputs = Path(job.output_path), [*_inputs(job, job_file), *([] if alpha is None else [alpha])]
+    name = codec or _default_codec(output, alpha)
+    if name in IMAGES:
+        path = output or folder / (FRAMES if name == Codec.PNG and alpha is None else f"{FRAMES}-{name}")
         if is_video_name(path):
-            raise UsageError(f"{path}: {Codec.PNG} writes a folder of images", "Give the name of a folder.")
-        _check_frames(path, inputs, force)
-        return path, None
-    name = codec or (Codec.H264 if output is None else default_codec(output))
+            raise UsageError(f"{path}: {name} writes a folder of images", "Give the name of a folder.")
+        check_frames(path, inputs, force, f".{name}")
+        return path, name
     path = output or folder / f"video-{name}{ENCODERS[name].suffix}"
     check_encoding(path, name)
     check_output(path, inputs, force=force, own=output is None and is_own(path, job))
     return path, name
+
+
+def _default_codec(output: Path | None, alpha: Path | None) -> Codec:
+    """Return the usual codec for a path. Where a mask becomes the alpha channel, it is one that can hold it."""
+    if output is not None and not is_video_name(output):
+        return Codec.PNG
+    if output is None:
+        return Codec.H264 if alpha is None else Codec.PRORES
+    usual = Codec(default_codec(output))
+    fitting = [name for name in TRANSPARENT if name in CONTAINER_CODECS[output.suffix.lower()]]
+    return fitting[0] if fitting and alpha is not None else usual
+
+
+def check_alpha(alpha: Path | None, codec: Codec, factor: int) -> None:
+    """Raise UsageError for an alpha channel that cannot be written."""
+    if alpha is None:
+        return
+    if codec not in TRANSPARENT:
+        raise UsageError(f"--alpha: {codec} has no alpha channel", f"choose one of the codecs {', '.join(TRANSPARENT)}")
+    if factor > 1:
+        raise UsageError(
+            f"--alpha cannot be combined with --fps {factor}x", "there are no masks for the frames in between"
+        )
+
+
+def parse_fps(fps: float | str | None) -> tuple[float | None, int]:
+    """Split the frame rate of an export into frames per second, if given, and the factor of frames to paint.
+
+    Raises:
+        UsageError: It is neither a number nor one of the factors.
+    """
+    factors = {f"{factor}x": factor for factor in FACTORS}
+    if isinstance(fps, str) and fps.lower() in factors:
+        return None, factors[fps.lower()]
+    try:
+        return None if fps is None else float(fps), 1
+    except ValueError:
+        raise UsageError(f"fps: {fps!r} is not a frame rate", f"give a number, or {', '.join(factors)}") from None
 
 
 def choose_page(output: Path | None, job: Job, job_file: Path | None, force: bool) -> Path:
@@ -113,12 +159,12 @@ def _inputs(job: Job, job_file: Path | None) -> list[Path]:
     return [*input_paths(job), *([] if job_file is None else [job_file])]
 
 
-def _check_frames(folder: Path, inputs: Sequence[Path], force: bool) -> None:
+def check_frames(folder: Path, inputs: Sequence[Path], force: bool, suffix: str = ".png") -> None:
     """Raise UsageError if images cannot be written to `folder`, or would replace images of another program."""
     check_inputs_kept(folder, inputs)
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file, but a folder of images is to be written there", "Move it away.")
-    for file in frame_files(folder):
+    for file in frame_files(folder, suffix):
         check_output(file, inputs, force=force, own=read_comment(file).startswith(SIGNATURE))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
 from hashlib import sha256
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from stages.alpha import Masks
 from stages.base.cache import RUN, ArraySpec, FrameCache
 from stages.base.engine import Ahead, Chunk, Footage, Phase, Plan, Reporter, Run, Stage, Task, with_progress
 from stages.base.errors import DiffSynthError
@@ -23,6 +24,8 @@ from stages.base.record import receipt_name, versions
 from stages.base.removal import refuse_removed
 from stages.base.store import as_json, from_json
 from stages.base.words import counted, per_second
+from stages.codecs import Codec
+from stages.frame_rate import Raised, raised_times
 from stages.jobs.job import Job
 from stages.models.weights import check_device, pick_gpu
 from stages.scenes import recorded_cuts
@@ -47,7 +50,28 @@ SEGMENTS = "segments"  # folder in the cache's store
 # Size of video.mp4, and of its segments, as a share of the frames' size in memory, at least and usually. Measured with
 # black frames, and with the demo's clip and noise of standard deviation 5. Without noise, the clip needs 0.008.
 VIDEO_SIZE = (0.0003, 0.035)
+PAINTED = " painted"  # in the comment of an image that was painted between two frames
 SAME_SPEED = 1e-3  # audio is kept when the speed changes by less than this part
+
+
+@dataclass(frozen=True)
+class Export:
+    """How to write the deflickered frames.
+
+    Args:
+        codec: The video codec, or the format of images.
+        crf: Quality, lower is better. None for the codec's default.
+        factor: Frames to write for each frame, most of which are painted.
+        alpha: Masks that become the alpha channel: a video, a folder, or one image.
+    """
+
+    codec: Codec = Codec.PNG
+    crf: int | None = None
+    factor: int = 1
+    alpha: Path | None = None
+
+
+PNG_IMAGES = Export()
 
 
 @dataclass
@@ -181,7 +205,7 @@ def deliver(run: Run[Job], fingerprint: str) -> None:
         made_of: Values = {"frames": fingerprint}
         if not _is_written(folder / FRAMES, cache, made_of):
             refuse_removed(FRAMES, STAGE.arrays, [STAGE.name], run.stages, job, cache)
-            write_images(folder / FRAMES, cache, run.reporter)
+            write_images(folder / FRAMES, job, cache, run.reporter)
             _note(folder / FRAMES, cache, made_of)
     made_of = {"frames": fingerprint, "fps": job.fps, "keep_audio": job.keep_audio}
     if not _is_written(folder / VIDEO, cache, made_of):
@@ -245,25 +269,53 @@ def _begin(cache: FrameCache, compiled: bool) -> None:
         cache.store.delete(receipt_name(Path(output).stem))
 
 
-def write_images(folder: Path, cache: FrameCache, reporter: Reporter) -> None:
-    """Write the deflickered frames as PNG files. Those that are there already are kept."""
-    frames = cache["deflickered"]
+def raised(job: Job, cache: FrameCache, factor: int) -> Raised:
+    """Return the deflickered frames and those painted between them. `factor` 1 adds none."""
+    has_guides = "frames" not in cache.record("extract").removed
+    return Raised(cache["deflickered"], cache["frames"] if has_guides else None, factor, recorded_cuts(job, cache))
+
+
+def write_images(folder: Path, job: Job, cache: FrameCache, reporter: Reporter, export: Export = PNG_IMAGES) -> None:
+    """Write the deflickered frames as images. Those that are there already are kept."""
+    frames, masks = raised(job, cache, export.factor), _masks(export, cache)
     reporter.begin(folder.name, len(frames))
-    reporter.phase("write png")
-    write_frames(folder, with_progress(frames, reporter), f"{SIGNATURE} frame")
-    reporter.end("written", f"{folder}: {counted(len(frames), 'image')}")
+    reporter.phase(f"write {export.codec}")
+    notes = (PAINTED if frames.is_painted(index) else "" for index in range(len(frames)))
+    pictures = with_progress(frames if masks is None else masks.applied(frames), reporter)
+    write_frames(folder, pictures, f"{SIGNATURE} frame", notes, f".{export.codec}")
+    reporter.end("written", f"{folder}: {counted(len(frames), 'image')}{_painted(frames)}")
 
 
-def write_video(
-    path: Path, job: Job, cache: FrameCache, reporter: Reporter, codec: str = "h264", crf: int | None = None
-) -> None:
+def write_video(path: Path, job: Job, cache: FrameCache, reporter: Reporter, export: Export) -> None:
     """Encode the deflickered frames, at the job's or the source's frame rate and with the source's sound."""
-    frames = cache["deflickered"]
+    frames, masks = raised(job, cache, export.factor), _masks(export, cache)
     reporter.begin(path.name, len(frames))
-    reporter.phase(f"write {codec}")
-    how = _encoding(job, cache, reporter, codec, crf)
-    encode(path, with_progress(frames, reporter), how)
-    _report(path, job, cache, reporter, how)
+    reporter.phase(f"write {export.codec}")
+    how = _raised_encoding(_encoding(job, cache, reporter, export.codec, export.crf), frames)
+    rate = frame_rate(job, cache) * export.factor
+    _, height, width, _ = cache["deflickered"].shape
+    check_encoder(path, export.codec, height, width, rate)
+    encode(path, with_progress(frames if masks is None else masks.applied(frames), reporter), how)
+    _report(path, len(frames), rate, reporter, how, _painted(frames))
+
+
+def _masks(export: Export, cache: FrameCache) -> Masks | None:
+    count, height, width, _ = cache["deflickered"].shape
+    return None if export.alpha is None else Masks(export.alpha, count, height, width)
+
+
+def _painted(frames: Raised) -> str:
+    """Say how many frames were painted. Empty if none was."""
+    return f", {frames.painted} of them painted" if frames.painted else ""
+
+
+def _raised_encoding(how: Encoding, frames: Raised) -> Encoding:
+    """Return how to encode more frames in the same time, with a comment that says how many of them were painted."""
+    if frames.factor == 1:
+        return how
+    fps = None if how.fps is None else how.fps * frames.factor
+    times = np.array(raised_times(how.times.tolist(), frames.factor)) if how.fps is None else how.times
+    return replace(how, fps=fps, times=times, comment=f"{how.comment}{_painted(frames)}")
 
 
 def _write_in_segments(path: Path, run: Run[Job], fingerprint: str) -> None:
@@ -280,7 +332,7 @@ def _write_in_segments(path: Path, run: Run[Job], fingerprint: str) -> None:
         for start, stop in finished:
             reporter.advance(stop - start)
     join(path, (task.segment(cache, start) for start, _ in chunks), frames.shape[1:], how)
-    _report(path, job, cache, reporter, how)
+    _report(path, len(frames), frame_rate(job, cache), reporter, how)
 
 
 def _encoding(job: Job, cache: FrameCache, reporter: Reporter, codec: str = "h264", crf: int | None = None) -> Encoding:
@@ -297,10 +349,10 @@ def frame_rate(job: Job, cache: FrameCache) -> Fraction:
     return Fraction(str(cache["frames"].attrs["fps"])) if job.fps is None else _rate(job.fps)
 
 
-def _report(path: Path, job: Job, cache: FrameCache, reporter: Reporter, how: Encoding) -> None:
+def _report(path: Path, count: int, rate: Fraction, reporter: Reporter, how: Encoding, painted: str = "") -> None:
     """Tell the reporter what has been written."""
-    count, rate = counted(len(cache["deflickered"]), "frame"), per_second(float(frame_rate(job, cache)))
-    reporter.end("written", f"{path}: {count}, {rate}{', with sound' if how.audio else ''}")
+    shown = f"{counted(count, 'frame')}{painted}, {per_second(float(rate))}"
+    reporter.end("written", f"{path}: {shown}{', with sound' if how.audio else ''}")
 
 
 def _rate(fps: float) -> Fraction:

@@ -64,14 +64,14 @@ def export(
         output_option(
             "PATH",
             "Video to write (.mp4, .mov, .mkv or .webm). Any other name is a folder of images.",
-            "video-CODEC, or frames for png, in the output folder",
+            "video-CODEC, frames or frames-CODEC in the output folder",
         ),
     ] = None,
     codec: Annotated[
         Codec | None,
         typer.Option(
             parser=one_of([*Codec, "h265"], "codec"),
-            help="Video codec (h265 is hevc), or png for a folder of images.",
+            help="Video codec (h265 is hevc), or png or exr for a folder of images.",
             show_default="by the suffix of --output, or h264",
             rich_help_panel=OUTPUT,
         ),
@@ -80,8 +80,21 @@ def export(
         int | None, typer.Option(min=0, max=63, help="Quality. Lower is better and larger.", rich_help_panel=OUTPUT)
     ] = None,
     fps: Annotated[
-        float | None,
-        typer.Option(min=0.01, max=1000, help="Frame rate, in frames per second.", rich_help_panel=OUTPUT),
+        str | None,
+        typer.Option(
+            metavar="FPS|2x|3x|4x",
+            help="Frame rate, in frames per second; 2x, 3x or 4x paints the frames in between.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    alpha: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="MASK",
+            help="Alpha channel, white is opaque: a video or folder with a mask per frame, or one image.",
+            show_default=False,
+            rich_help_panel=OUTPUT,
+        ),
     ] = None,
     force: Force = False,
     quiet: Quiet = False,
@@ -96,6 +109,7 @@ def export(
         codec=codec,
         crf=crf,
         fps=fps,
+        alpha=alpha,
         overrides=jobs.with_settings(overrides, machine),
         force=force,
         reporter=reporter(quiet, events),

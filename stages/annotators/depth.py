@@ -16,10 +16,10 @@ from pydantic import Field
 
 from stages.annotators import ANNOTATORS, Weighted
 from stages.annotators.controlnet_aux import quiet
+from stages.annotators.pretrained import pretrained
 from stages.base.arrays import Floats, Image, Images
-from stages.base.errors import DiffSynthError
 from stages.base.paths import WeightsName
-from stages.models.weights import Weights, explained, pick_device
+from stages.models.weights import Weights
 
 NEAREST = 1e-3  # m, smallest distance of metric models
 CONTRAST = 5.0  # steepness of the sigmoid, as published with DiffSynth
@@ -81,23 +81,7 @@ class DepthModel:
     @cached_property
     def parts(self) -> tuple[Any, Any]:
         """The image processor and the network."""
-        folder = self.weights.folder()
-        with quiet(), explained(self.weights.key, f"{folder} (a depth model)"):
-            from transformers import AutoImageProcessor, AutoModelForDepthEstimation
-            from transformers.utils import logging
-
-            logging.set_verbosity_error()
-            logging.disable_progress_bar()
-            processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-            network, info = AutoModelForDepthEstimation.from_pretrained(
-                folder, use_safetensors=True, local_files_only=True, trust_remote_code=False, output_loading_info=True
-            )
-        if missing := info["missing_keys"]:  # transformers would fill them with random numbers
-            raise DiffSynthError(
-                f"{self.weights.key}: {folder} lacks {len(missing)} tensors, such as {sorted(missing)[0]}",
-                "choose a depth-estimation model",
-            )
-        return processor, network.to(pick_device(self.device)).eval()
+        return pretrained(self.weights, "AutoModelForDepthEstimation", "a depth-estimation model", self.device)
 
     @property
     def invert(self) -> bool:

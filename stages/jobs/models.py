@@ -56,5 +56,5 @@ def needed_models(job: Job) -> list[Needed]:
     for index, (annotator, runs) in enumerate(zip(job.controlnet_processor, job.networks_run, strict=True)):
         weights = annotator.weights(f"controlnet_processor[{index}]") if runs else None
         if weights is not None:
-            found.append(Needed(weights.key, weights.name, weights.files))
+            found += [Needed(part.key, part.name, part.files) for part in (weights, *weights.others)]
     return found

@@ -88,19 +88,24 @@ def first_existing(folder: Path, names: Names) -> str | None:
 
 @dataclass(frozen=True)
 class Weights:
-    """The files of the model `name`, which the job sets by `key`."""
+    """The files of the model `name`, which the job sets by `key`, and the weights of `others` that it works with."""
 
     key: str
     name: str
     files: tuple[str, ...]
+    others: tuple[Weights, ...] = ()
     _HINT: ClassVar[str] = "are these the weights of this annotator?"
 
     def folder(self) -> Path:
-        """Return the folder that holds the files. Raises DiffSynthError if there is none."""
+        """Return the folder that holds the files, once those of others exist, too. Raises DiffSynthError if not."""
+        for other in self.others:
+            other.folder()
         return find_files(self.key, self.name, self.files, hint=self._HINT)
 
     def check(self) -> None:
         """Raise DiffSynthError unless the files exist or can be downloaded. Downloads nothing."""
+        for other in self.others:
+            other.check()
         folder = check_files(self.key, self.name, self.files, self._HINT)
         if folder is not None:
             for file in self.files:

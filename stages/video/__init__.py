@@ -2,6 +2,7 @@
 
 from stages.video.cuts import find_cuts
 from stages.video.encoding import (
+    CONTAINER_CODECS,
     ENCODERS,
     Audio,
     Encoding,
@@ -30,6 +31,7 @@ from stages.video.sources import (
 )
 
 __all__ = [
+    "CONTAINER_CODECS",
     "ENCODERS",
     "LANDMARK_DISTANCE",
     "TIME_TOLERANCE",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cached_property
 from io import BytesIO
@@ -17,7 +17,7 @@ import numpy as np
 
 from stages.base.errors import DiffSynthError, UsageError
 from stages.codecs import Codec
-from stages.video.images import IMAGE_SUFFIXES, read_png_comment
+from stages.video.images import IMAGE_FORMATS, IMAGE_SUFFIXES, VALUE_SUFFIXES
 from stages.video.sources import url
 
 if TYPE_CHECKING:
@@ -29,13 +29,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Encoder:
-    """Settings of an encoder: FFmpeg's name, pixel format, quality and the usual suffix of the file."""
+    """Settings of an encoder: FFmpeg's name, pixel format, quality and the usual suffix of the file.
+
+    `with_alpha` is the pixel format, with options that replace others, for frames with an alpha channel.
+    """
 
     ffmpeg: str
     pixel_format: str
     crf: int | None
     suffix: str
     options: dict[str, str] = field(default_factory=dict)
+    with_alpha: tuple[str, dict[str, str]] | None = None
+
+    def of(self, channels: int) -> Encoder:
+        """Return the settings for frames of this many channels, 3 or 4."""
+        if channels == 3:
+            return self
+        if self.with_alpha is None:
+            raise UsageError(f"{self.ffmpeg} cannot hold an alpha channel", "choose another codec")
+        pixel_format, options = self.with_alpha
+        return replace(self, pixel_format=pixel_format, options=self.options | options)
 
 
 # mbtree=0: at many sizes x264's macroblock tree reads uninitialised memory, so output bytes would vary.
@@ -50,8 +63,15 @@ ENCODERS: dict[str, Encoder] = {
     ),
     Codec.VP9: Encoder("libvpx-vp9", "yuv420p", 24, ".webm", {"b": "0", "row-mt": "1"}),
     Codec.AV1: Encoder("libsvtav1", "yuv420p", 22, ".mp4", {"preset": "8"}),
-    Codec.PRORES: Encoder("prores_ks", "yuv422p10le", None, ".mov", {"profile": "hq"}),
-    Codec.FFV1: Encoder("ffv1", "bgr0", None, ".mkv"),
+    Codec.PRORES: Encoder(
+        "prores_ks",
+        "yuv422p10le",
+        None,
+        ".mov",
+        {"profile": "hq"},
+        ("yuva444p10le", {"profile": "4444", "alpha_bits": "16"}),
+    ),
+    Codec.FFV1: Encoder("ffv1", "bgr0", None, ".mkv", with_alpha=("bgra", {})),
 }
 # Fixed, since the bytes that x264 writes depend on it.
 ENCODER_THREADS = 4
@@ -127,11 +147,11 @@ def encode(path: Path, frames: Iterable[np.ndarray], how: Encoding) -> None:
 
     Args:
         path: The file. Its suffix determines the container.
-        frames: uint8 RGB [H, W, 3], all of one size.
+        frames: uint8 RGB [H, W, 3], or RGB and alpha [H, W, 4], all of one size.
         how: Codec, times and audio.
 
     Raises:
-        UsageError: The container cannot hold the codec.
+        UsageError: The container cannot hold the codec, or the codec no alpha.
         DiffSynthError: There are no frames, or writing failed.
     """
     check_encoding(path, how.codec)
@@ -295,7 +315,7 @@ def is_video_name(path: Path) -> bool:
         return True
     if suffix in OTHER_SUFFIXES:
         raise UsageError(f"{path}: cannot write {suffix} videos", f"use {_listed(CONTAINERS)}, or the name of a folder")
-    if suffix in IMAGE_SUFFIXES:
+    if suffix in IMAGE_SUFFIXES | VALUE_SUFFIXES:
         raise UsageError(f"{path} is the name of a single image", "give the name of a folder for images")
     return False
 
@@ -313,9 +333,9 @@ def padded_size(codec: str, height: int, width: int) -> tuple[int, int]:
 
 
 def read_comment(path: Path) -> str:
-    """Return the comment in the metadata of a video or PNG file. Empty if there is none or the file is unreadable."""
-    if path.suffix.lower() == ".png":
-        return read_png_comment(path)
+    """Return the comment in the metadata of a video or image. Empty if there is none or the file is unreadable."""
+    if path.suffix.lower() in IMAGE_FORMATS:
+        return IMAGE_FORMATS[path.suffix.lower()].comment(path)
     import av
 
     from stages.video.containers import open_container
@@ -334,7 +354,7 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def _picture_stream(container: OutputContainer, shape: tuple[int, ...], how: Encoding) -> av.VideoStream:
-    encoder = ENCODERS[how.codec]
+    encoder = ENCODERS[how.codec].of(shape[2])
     crf = encoder.crf if how.crf is None else how.crf
     options = encoder.options if crf is None else {**encoder.options, "crf": str(crf)}
     os.environ.setdefault("SVT_LOG", "1")  # errors only; read when the encoder of AV1 is opened
@@ -358,7 +378,8 @@ def _picture_frame(image: np.ndarray, stream: av.VideoStream, how: Encoding, ind
     from av.video.reformatter import Colorspace
 
     pad = ((0, stream.height - image.shape[0]), (0, stream.width - image.shape[1]), (0, 0))
-    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(np.pad(image, pad, mode="edge")), format="rgb24")
+    pixels = "rgb24" if image.shape[2] == 3 else "rgba"
+    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(np.pad(image, pad, mode="edge")), format=pixels)
     if not (stream.pix_fmt or "").startswith("bgr"):
         frame = frame.reformat(format=stream.pix_fmt, dst_colorspace=Colorspace.ITU709)
     frame.pts, frame.time_base = how.ticks(index), how.time_base

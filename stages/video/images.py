@@ -6,14 +6,17 @@ import hashlib
 import os
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from itertools import repeat
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from stages.base.errors import UsageError
+from stages.video.exr import is_complete_exr, read_exr_comment, save_exr
 from stages.video.limits import check_pixels, too_large
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
@@ -98,27 +101,41 @@ PNG_LEVEL = 1  # of 0 to 9: a frame of 1920×1080 takes 0.14 s, at Pillow's defa
 PNG_END = b"IEND\xaeB`\x82"  # the end of every complete PNG file
 
 
-def frame_files(folder: Path) -> list[Path]:
+def frame_files(folder: Path, suffix: str = ".png") -> list[Path]:
     """Return the files named like frames (00012.png), in order. Empty if the folder does not exist."""
     files = folder.iterdir() if folder.is_dir() else ()
-    return sorted((file for file in files if re.fullmatch(r"\d{5,}\.png", file.name)), key=lambda file: int(file.stem))
+    named = re.compile(rf"\d{{5,}}{re.escape(suffix)}")
+    return sorted((file for file in files if named.fullmatch(file.name)), key=lambda file: int(file.stem))
 
 
-def write_frames(folder: Path, frames: Iterable[np.ndarray], signature: str) -> None:
+def write_frames(
+    folder: Path,
+    frames: Iterable[np.ndarray],
+    signature: str,
+    notes: Iterable[str] = repeat(""),
+    suffix: str = ".png",
+) -> None:
     """Write frames as %05d.png, each atomically. Files that already hold the same frame are kept.
 
-    A comment in each file holds `signature` and a hash of the pixels. Files of an earlier, longer video, which have the
-    signature and higher numbers, are removed.
+    A comment in each file holds `signature`, a hash of the pixels, and the frame's note. Files of an earlier, longer
+    video, which have the signature and higher numbers, are removed.
+
+    Args:
+        folder: The folder, which need not exist.
+        frames: uint8 RGB [H, W, 3], or RGB and alpha [H, W, 4].
+        signature: Begins the comments.
+        notes: Ends the comment of each frame.
+        suffix: A key of `IMAGE_FORMATS`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    count = 0
-    for index, frame in enumerate(frames):
-        path, comment = folder / f"{index:05d}.png", f"{signature} {_digest(frame)}"
-        if not (_is_complete(path) and read_png_comment(path) == comment):
-            save_png(path, frame, comment)
+    form, count = IMAGE_FORMATS[suffix], 0
+    for index, (frame, note) in enumerate(zip(frames, notes, strict=False)):
+        path, comment = folder / f"{index:05d}{suffix}", f"{signature} {_digest(frame)}{note}"
+        if not (form.is_complete(path) and form.comment(path) == comment):
+            form.save(path, frame, comment)
         count = index + 1
-    for path in frame_files(folder):
-        if int(path.stem) >= count and read_png_comment(path).startswith(signature):
+    for path in frame_files(folder, suffix):
+        if int(path.stem) >= count and form.comment(path).startswith(signature):
             path.unlink()
 
 
@@ -151,3 +168,20 @@ def _is_complete(path: Path) -> bool:
             return file.read() == PNG_END
     except OSError:
         return False
+
+
+class ImageFormat(NamedTuple):
+    """How numbered frames are written in one format."""
+
+    save: Callable[[Path, np.ndarray, str], None]
+    """Write an image uint8 [H, W, 3 or 4] and a comment."""
+    comment: Callable[[Path], str]
+    """Read the comment. Empty if there is none or the file is unreadable."""
+    is_complete: Callable[[Path], bool]
+    """Whether a file was written to its end."""
+
+
+IMAGE_FORMATS = {
+    ".png": ImageFormat(save_png, read_png_comment, _is_complete),
+    ".exr": ImageFormat(save_exr, read_exr_comment, is_complete_exr),
+}

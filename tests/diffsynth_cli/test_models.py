@@ -151,6 +151,15 @@ def test_needed_models_are_those_that_stages_check(make_job: MakeJob) -> None:
     ]  # fmt: skip
 
 
+def test_models_that_an_annotator_works_with_are_needed_too(make_job: MakeJob) -> None:
+    job, _ = read_job(
+        make_job(controlnet_processor=[{"name": "person_mask", "model": "owner/sam", "detector": "owner/detector"}])
+    )
+    found = {each.key: each.name for each in needed_models(job)}
+    assert found["controlnet_processor[0]"] == "owner/sam"
+    assert found["controlnet_processor[0].detector"] == "owner/detector"
+
+
 @pytest.mark.parametrize("columns", [80, 120])
 def test_the_table_fits_the_terminal(columns: int, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))

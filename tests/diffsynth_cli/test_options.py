@@ -95,7 +95,7 @@ def test_stages_take_the_same_options() -> None:
 @pytest.mark.parametrize(
     ("words", "completed"),
     [
-        ("export job.json --codec ", "h264 hevc vp9 av1 prores ffv1 png"),
+        ("export job.json --codec ", "h264 hevc vp9 av1 prores ffv1 png exr"),
         ("init text", "text_guided text_guided_lcm"),
         ("smooth a.mp4 --mode i", "interpolate"),
         ("run job.json --dtype f", "float32 float16"),

@@ -6,7 +6,6 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, Protocol
 
-import av
 import numpy as np
 import pytest
 
@@ -17,7 +16,7 @@ from stages.base.engine import stage_inputs
 from stages.jobs.job_file import read_job
 from stages.smoothers import SMOOTHERS, Smoother, build
 from stages.video import Encoding, encode, open_source, write_frames
-from tests.conftest import scene, write_images
+from tests.conftest import scene
 from tests.stages.test_smooth import stopped
 from tests.stages.video.clips import onsets, tone
 from tests.typing import Cli, Images, Keys, MakeJob
@@ -199,79 +198,8 @@ def test_the_video_is_rewritten_only_when_needed(
     assert cli("deflicker", job)[0] == 0 and open_source(video).fps == 25
 
 
-def test_export(tmp_path: Path, deflicker: Deflicker, cli: Cli) -> None:
-    deflicker()
-    job = tmp_path / "job.json"
-    for codec, name in (
-        ("h265", "a.mp4"),
-        ("av1", "b.mp4"),
-        ("av1", "b.webm"),
-        ("vp9", "a.webm"),
-        ("prores", "a.mov"),
-        ("ffv1", "a.mkv"),
-    ):
-        code, output = cli("export", job, "--codec", codec, "-o", tmp_path / name, "--fps", 10)
-        assert code == 0, output
-        source = open_source(tmp_path / name)
-        assert len(list(source.shots())) == 10 and source.fps == 10
-    lossless = np.stack([shot.image() for shot in open_source(tmp_path / "a.mkv").shots()])
-    np.testing.assert_array_equal(lossless, FrameCache(tmp_path / "out/cache.zarr")["deflickered"][:])
-    small, large = tmp_path / "small.mp4", tmp_path / "large.mp4"
-    assert cli("export", job, "-o", small, "--crf", 40)[0] == cli("export", job, "-o", large, "--crf", 5)[0] == 0
-    assert small.stat().st_size < large.stat().st_size
-    code, output = cli("export", job, "--codec", "h264", "-o", tmp_path / "a.webm")
-    assert code == 2 and "cannot hold h264" in output
-    with av.open(str(tmp_path / "a.mp4")) as container:
-        assert container.streams.video[0].codec_context.name == "hevc"
-
-
 def frames_in(folder: Path) -> Images:
     return np.stack([shot.image() for shot in open_source(folder).shots()])
-
-
-def test_exported_images_are_the_frames_and_export_resumes(tmp_path: Path, deflicker: Deflicker, cli: Cli) -> None:
-    cache, _ = deflicker()
-    job, folder = tmp_path / "job.json", tmp_path / "images of it"
-    assert cli("export", job, "-o", folder)[0] == 0
-    names = [f"{index:05d}.png" for index in range(10)]
-    assert sorted(path.name for path in folder.iterdir()) == names
-    np.testing.assert_array_equal(frames_in(folder), cache["deflickered"][:])
-    written = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
-    (folder / "00003.png").unlink()
-    (folder / "00007.png").write_bytes((folder / "00007.png").read_bytes()[:500])  # as a copy that was cut short
-    code, output = cli("export", job, "--codec", "png", "-o", folder)
-    assert code == 0, output
-    np.testing.assert_array_equal(frames_in(folder), cache["deflickered"][:])
-    again = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
-    assert {path.name for path in folder.iterdir() if again[path] != written[path]} == {"00003.png", "00007.png"}
-
-
-def test_images_are_exported_to_the_frames_folder_by_default(tmp_path: Path, deflicker: Deflicker, cli: Cli) -> None:
-    deflicker()
-    job = tmp_path / "job.json"
-    code, output = cli("export", job, "--codec", "png")
-    assert code == 0 and str(tmp_path / "out/frames") in output
-    assert len(list((tmp_path / "out/frames").iterdir())) == 10
-    for arguments, message in (
-        (("--codec", "png", "-o", tmp_path / "a.mp4"), "png writes a folder of images"),
-        (("--codec", "png", "--crf", 3), "--crf and --fps are for videos"),
-        (("-o", tmp_path / "images"), "is the input"),
-        (("-o", job), "is the input"),
-    ):
-        code, output = cli("export", job, *arguments)
-        assert code == 2 and message in output, output
-
-
-def test_overwriting_foreign_images_needs_force(tmp_path: Path, deflicker: Deflicker, cli: Cli) -> None:
-    cache, _ = deflicker()
-    job, mine = tmp_path / "job.json", write_images(tmp_path / "mine", [scene(0)]) / "00004.png"
-    (tmp_path / "mine/0.png").rename(mine)
-    before = mine.read_bytes()
-    code, output = cli("export", job, "-o", mine.parent)
-    assert code == 2 and "00004.png exists" in output
-    assert mine.read_bytes() == before and len(list(mine.parent.iterdir())) == 1
-    assert cli("export", job, "-o", mine.parent, "--force")[0] == 0
-    np.testing.assert_array_equal(frames_in(mine.parent), cache["deflickered"][:])
 
 
 def test_kept_frames_are_written_once_and_follow_the_job(

@@ -15,9 +15,12 @@ import pytest
 import torch
 
 from stages.annotators import ANNOTATORS, Annotator, FromFiles, VideoAnnotator, Weighted, build
+from stages.annotators.people import PeopleOptions
+from stages.annotators.pretrained import FILES
 from stages.base.errors import DiffSynthError
 from stages.models.weights import Weights
 from tests.conftest import scene
+from tests.stages.annotators.people_networks import write_detector, write_people_model
 from tests.stages.annotators.random_weights import write_dpt, write_weights
 from tests.typing import Image, Images, Keys
 
@@ -29,7 +32,14 @@ EXTRAS = [name for name, model in MAKING.items() if model.extra]
 # Of a network of 350 million numbers, `python -m benchmarks.annotators` shows that it runs.
 TOO_LARGE = ("zoe",)
 LARGE = ("leres", "midas")
-NOTHING_SEEN = ("mediapipe_face", "openpose", "openpose_video", "dwpose")  # in frames that show no people
+NOTHING_SEEN = (
+    "mediapipe_face",
+    "openpose",
+    "openpose_video",
+    "dwpose",
+    "person_mask",
+    "vitpose",
+)  # in frames that show no people
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +48,9 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Weights
     folder = tmp_path_factory.mktemp("weights")
 
     def write(name: str) -> Weights:
+        if issubclass(ANNOTATORS[name], PeopleOptions):
+            detector = Weights("controlnet_processor[0].detector", str(write_detector(folder / "detector")), FILES)
+            return Weights("controlnet_processor[0]", str(write_people_model(name, folder / name)), FILES, (detector,))
         model = write_dpt(folder / "dpt") if name.startswith("depth") else write_weights(name, folder)
         return Weights("controlnet_processor[0]", str(model), files_of(name))
 
