@@ -47,6 +47,10 @@ def smooth(
     guide_weight: float = 1.0,
     device: str = "auto",
     compile: bool = False,
+    mask: FilePath | None = None,
+    mask_grow: int = 0,
+    mask_feather: int = 4,
+    mask_invert: bool = False,
     report: FilePath | None = None,
     restart: bool = False,
     force: bool = False,
@@ -68,6 +72,10 @@ def smooth(
         guide_weight: Weight of the guide in matching.
         device: auto, cpu, cuda or cuda:N.
         compile: Compile smoothing on a GPU, which takes minutes at the start.
+        mask: Where `style` is shown, over the guide: a video, a folder of images or one image.
+        mask_grow: Pixels by which the white part of `mask` grows.
+        mask_feather: Width in pixels of the soft edge of `mask`.
+        mask_invert: Swap black and white of `mask`.
         report: Where to write an .html page that compares the videos, or only a .png sheet of the places that changed
             most.
         restart: Redo everything, even if the output is complete.
@@ -78,6 +86,7 @@ def smooth(
         UsageError: The videos do not belong together, an option is wrong, or files are in the way.
     """
     from diffsynth_cli import change_report
+    from stages.masks import Mask
     from stages.smooth import smooth as run_smooth
     from stages.smooth.request import Smoothing
 
@@ -94,6 +103,7 @@ def smooth(
         offset=offset,
         scenes=scenes,
         compiled=compile,
+        mask=None if mask is None else Mask(str(Path(mask)), mask_grow, mask_feather, mask_invert),
     )
     _check_smoothing(smoothing)
     if page is not None:
@@ -125,7 +135,11 @@ def _arguments(smoothing: Smoothing, mode: Mode, force: bool) -> str:
     words = [f"--{name.replace('_', '-')}={value}" for name, value in options.items() if value != "auto"]
     if smoothing.scenes is not None:
         words.append(f"--scenes={'auto' if smoothing.scenes == 'auto' else ','.join(map(str, smoothing.scenes))}")
-    paths = [*map(as_argument, smoothing.inputs), "-o", as_argument(smoothing.output)]
+    if (mask := smoothing.mask) is not None:
+        words += [f"--mask={mask.path}", f"--mask-grow={mask.grow}", f"--mask-feather={mask.feather}"]
+        words += ["--mask-invert"] * mask.invert
+    videos = [path for path in (smoothing.guide, smoothing.style) if path is not None]
+    paths = [*map(as_argument, videos), "-o", as_argument(smoothing.output)]
     return shlex.join([*paths, *words, *["--compile"] * smoothing.compiled, *["--force"] * force])
 
 

@@ -25,6 +25,7 @@ from diffsynth_cli.options import (
 from diffsynth_cli.results import Mode
 from stages.base.errors import UsageError
 from stages.base.scenes import Scenes, check_scenes
+from stages.jobs.masking import MaskSettings
 from stages.smoothers import SmootherOptions
 from stages.smoothers.patch_blend import PatchBlend
 
@@ -32,6 +33,7 @@ from stages.smoothers.patch_blend import PatchBlend
 SMOOTHER_OPTIONS = options_of(
     PatchBlend, "Smoothing", [name for name in PatchBlend.model_fields if name not in SmootherOptions.model_fields]
 )
+MASK_OPTIONS = options_of(MaskSettings, "Mask")
 
 
 def frames(text: str) -> float | None:
@@ -118,7 +120,7 @@ Report = Annotated[
 RestartOption = Annotated[bool, typer.Option("--restart", help="Redo everything, even if the output is complete.")]
 
 
-@with_options(*SMOOTHER_OPTIONS, *SMOOTHING_OPTIONS)
+@with_options(*SMOOTHER_OPTIONS, *MASK_OPTIONS, *SMOOTHING_OPTIONS)
 def smooth(
     videos: VideosArgument,
     *,

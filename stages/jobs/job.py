@@ -25,6 +25,7 @@ from stages.base.scenes import check_scenes
 from stages.diffusion.sampler import SAMPLERS
 from stages.jobs.keeping import ArrayGroup
 from stages.jobs.machine import MachineSettings
+from stages.jobs.masking import MaskSettings
 from stages.smoothers import SMOOTHERS
 
 MOMENT = re.compile(r"[0-9]{1,9}|[0-9]{1,6}(\.[0-9]{1,6})?s")
@@ -148,7 +149,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Size = Annotated[int, Field(ge=64, le=8192, multiple_of=8)]
 
 
-class Job(MachineSettings):
+class Job(MachineSettings, MaskSettings):
     """One video to restyle: its input, the settings of each stage, and the output folder."""
 
     model_id: ModelName = Field(min_length=1)
@@ -268,15 +269,6 @@ class Job(MachineSettings):
     img2img_strength: float = Field(1.0, gt=0, le=1)
     """Below 1, start from the source's frames with noise added, and run only the last int(steps × strength) steps."""
 
-    mask: InputFile | None = None
-    """Restyle only where this is white, and keep the source's pixels where it is black: a video or a folder of images
-    with one mask per frame, or one image for all frames. See [masks](rendering.md#masks)."""
-    mask_grow: int = Field(0, ge=-1000, le=1000)
-    """Pixels by which the white part of `mask` grows; it shrinks by a negative number."""
-    mask_feather: int = Field(4, ge=0, le=1000)
-    """Width in pixels of the soft edge of `mask`."""
-    mask_invert: bool = False
-    """Swap black and white of `mask`."""
     regions: list[Region] = Field([], max_length=16)
     """Parts of the frames with prompts of their own: `{"mask": PATH, "prompt": TEXT, "scale": 1.0}`, with masks as for
     `mask`. See [regions](rendering.md#regions)."""

@@ -18,6 +18,7 @@ from stages.base.errors import DiffSynthError, UsageError
 from stages.base.fingerprint import Inputs, fingerprint, identify
 from stages.base.json_types import JsonObject, Values
 from stages.base.scenes import scene_without
+from stages.masks import check_mask
 from stages.models.weights import pick_gpu
 from stages.pairing import GuideShots
 from stages.scenes import choose_cuts
@@ -30,7 +31,7 @@ from stages.smoothers.patch_blend import PatchBlend
 from stages.tasks import ChunkSmoother, DecodeTask, PaintTask, SmoothTask
 from stages.video import Shot, Source, check_shape, default_codec, describe, open_source, padded_size
 
-SMOOTHER = PatchBlend.name
+SMOOTHER, MASK = PatchBlend.name, "mask"
 Work = tuple[str, int, DecodeTask | SmoothTask | PaintTask]
 """The name of a phase, its number of frames, and its task."""
 
@@ -127,6 +128,8 @@ def _identified(smoothing: Smoothing, known: dict[str, object]) -> tuple[Smoothi
     }
     if smoothing.scenes is not None:  # outputs of earlier versions, which knew no scenes, remain complete
         keys["scenes"] = smoothing.scenes
+    if smoothing.mask is not None:  # nor masks
+        keys["mask"] = {**asdict(smoothing.mask), "path": identify(smoothing.mask.path)}
     return smoothing, {"keys": keys, "after": {}}
 
 
@@ -158,6 +161,10 @@ def plan(run: Run[Smoothing], resume: bool) -> Plan:
         notes = {**describe(clock, times), **asdict(guidance), **chosen}
     work = (_painting if smoothing.interpolate else _smoothing)(run, guidance, count, cuts)
     arrays = [ArraySpec(task.target, (frames, style.height, style.width, 3), "uint8") for _, frames, task in work]
+    if smoothing.mask is not None:
+        check_mask("mask", smoothing.mask.path, count, count)
+        work = [("read the mask", count, smoothing.mask.decode(MASK)), *work]
+        arrays.append(ArraySpec(MASK, (count, style.height, style.width), "uint8"))
     shares = [ArraySpec("unseen", (count,), "float32")] if smoothing.interpolate else []
     return Plan(
         frames=count,
@@ -185,7 +192,8 @@ def _smoothing(run: Run[Smoothing], guidance: Guidance, count: int, cuts: tuple[
         work.append(("decode the guide", count, DecodeTask(str(smoothing.guide), shots, "guides")))
     style = DecodeTask(str(smoothing.style), partial(_shots, smoothing.style), "styles")
     smoother = ChunkSmoother(SMOOTHER, smoothing.config, smoothing.device, smoothing.compiled)
-    task = SmoothTask(smoother, "guides" if work else "styles", "styles", "smoothed", cuts)
+    mask = MASK if smoothing.mask else None
+    task = SmoothTask(smoother, "guides" if work else "styles", "styles", "smoothed", cuts, mask)
     return [*work, ("decode the style", count, style), ("smooth", count, task)]
 
 
@@ -201,7 +209,8 @@ def _painting(run: Run[Smoothing], guidance: Guidance, count: int, cuts: tuple[i
     guide = DecodeTask(str(smoothing.guide), shots, "guides")
     style = DecodeTask(str(smoothing.style), partial(_shots, smoothing.style, skipped=first), "styles")
     patch_size = smoothing.config["patch_size"]
-    task = PaintTask("guides", "styles", keys, "smoothed", "unseen", smoothing.device, patch_size, cuts)
+    mask = MASK if smoothing.mask else None
+    task = PaintTask("guides", "styles", keys, "smoothed", "unseen", smoothing.device, patch_size, cuts, mask)
     return [("decode the guide", count, guide), ("decode the style", len(keys), style), ("paint frames", count, task)]
 
 
@@ -220,4 +229,4 @@ def _shots(path: Path, first: int, skipped: int = 0) -> Iterator[Shot]:
     return islice(open_source(path).shots(), skipped + first, None)
 
 
-STAGE = Stage(NAME, plan, arrays=("guides", "styles", "smoothed", "unseen"), deliver=deliver)
+STAGE = Stage(NAME, plan, arrays=("guides", "styles", MASK, "smoothed", "unseen"), deliver=deliver)

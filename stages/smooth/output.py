@@ -20,6 +20,7 @@ from stages.base.words import counted
 from stages.smooth.request import Smoothing
 from stages.smoothers.images.changes import Changes
 from stages.smoothers.images.keyframes import unseen_warning
+from stages.tasks import masked
 from stages.video import (
     Audio,
     Encoding,
@@ -77,13 +78,21 @@ def deliver(run: Run[Smoothing], made_from: str, changes: Changes | None = None)
         reporter.warn(f"{worst}; keyframes there would help")
     reporter.begin(smoothing.output.name, len(frames))
     reporter.phase("write")
-    results = frames if changes is None else changes.watch(run.cache["styles"], frames, len(frames))
+    results = frames if changes is None else changes.watch(_shown_styles(run.cache), frames, len(frames))
     comment = _comment(made_from, len(frames))
     if smoothing.makes_video:
         encode(smoothing.output, with_progress(results, reporter), _encoding(smoothing, frames.attrs.asdict(), comment))
     else:
         _write_images(smoothing.output, with_progress(results, reporter), comment)
     reporter.end("written", f"{smoothing.output}: {counted(len(frames), 'frame')}")
+
+
+def _shown_styles(cache: FrameCache) -> Iterator[np.ndarray]:
+    """Yield the stylised frames as far as the mask shows them, over the guide."""
+    guides = "guides" if "guides" in cache else "styles"
+    mask = "mask" if "mask" in cache else None
+    for index in range(len(cache["styles"])):
+        yield masked(cache, cache["styles"].read([index]), guides, mask, [index])[0]
 
 
 def _encoding(smoothing: Smoothing, played: Values, comment: str) -> Encoding:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from stages.base.json_types import Values
 from stages.base.scenes import Scenes
+from stages.masks import Mask
 from stages.video import is_video_name
 
 NAME = "smooth"  # of the stage
@@ -26,6 +27,7 @@ class Smoothing:
         offset: Frames by which the style is ahead of the guide. None to detect it.
         scenes: The first frame of each scene of the output after the first, auto to find them in the guide, or None.
         compiled: Compile smoothing on a GPU.
+        mask: Where the stylised frames are shown; elsewhere the guide is. None: everywhere.
     """
 
     guide: Path | None
@@ -37,6 +39,7 @@ class Smoothing:
     offset: float | None = None
     scenes: Scenes = None
     compiled: bool = False
+    mask: Mask | None = None
 
     @property
     def makes_video(self) -> bool:
@@ -44,7 +47,8 @@ class Smoothing:
 
     @property
     def inputs(self) -> list[Path]:
-        return [path for path in (self.guide, self.style) if path is not None]
+        mask = None if self.mask is None else Path(self.mask.path)
+        return [path for path in (self.guide, self.style, mask) if path is not None]
 
     @property
     def cache_path(self) -> Path:
