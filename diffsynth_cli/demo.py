@@ -7,11 +7,14 @@ from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
+from diffsynth_cli.comparison import write_comparison
 from diffsynth_cli.contact_sheet import states, write_contact_sheet
 from diffsynth_cli.project import fitting_size
 from stages.base.cache import FrameCache
 from stages.base.outputs import SIGNATURE, VIDEO, check_inputs_kept, check_output
 from stages.base.record import write_json
+from stages.base.reporting import Reporter
+from stages.deflicker import frame_rate
 from stages.jobs.job_file import read_job
 from stages.video import open_source, read_comment
 
@@ -19,7 +22,11 @@ FRAMES = 24  # used of the user's video
 AREA = 160 * 256  # px; about what the embedded model was trained on
 SIZE_STEP = 32  # px; the coarsest level of the embedded U-Net
 COLUMNS = 4
-SHEET = "contact-sheet.png"
+SHEET, COMPARISON, REPORT = "contact-sheet.png", "comparison.mp4", "report.html"
+OURS, SINGLY = "diffsynth", "frame by frame"
+SINGLY_FOLDER = "frame-by-frame"
+# Each frame as an image of its own: other noise, no attention to other frames, no smoothing.
+SINGLY_KEYS = {"noise": "frame", "combine_pattern": [0], "smoother": None, "post_smoother": None, "cache": None}
 
 
 def write_demo(folder: Path, video: Path | None, prompt: str, force: bool = False) -> Path:
@@ -36,8 +43,8 @@ def write_demo(folder: Path, video: Path | None, prompt: str, force: bool = Fals
     inputs = [] if video is None else [video]
     own = path.exists() and f'"{job["model_id"]}"' in path.read_text(encoding="utf-8", errors="replace")
     check_output(path, inputs, force=force, own=own)
-    sheet = folder / SHEET
-    check_output(sheet, inputs, force=force, own=read_comment(sheet).startswith(SIGNATURE))
+    for output in (folder / SHEET, folder / COMPARISON):
+        check_output(output, inputs, force=force, own=read_comment(output).startswith(SIGNATURE))
     check_inputs_kept(folder / job["output_path"] / VIDEO, inputs)
     job["prompt"] = prompt
     clip = folder / "clip.mp4"
@@ -64,3 +71,19 @@ def write_sheet(path: Path, overrides: Sequence[str]) -> Path:
     sheet = path.with_name(SHEET)
     write_contact_sheet(sheet, states(FrameCache(job.cache_place)), COLUMNS)
     return sheet
+
+
+def singly(path: Path) -> list[str]:
+    """Return overrides with which a demo renders each frame as an image of its own."""
+    keys = {**SINGLY_KEYS, "output_path": str(path.with_name(SINGLY_FOLDER))}
+    return [f"{key}={json.dumps(value)}" for key, value in keys.items()]
+
+
+def write_demo_comparison(path: Path, overrides: Sequence[str], reporter: Reporter) -> Path:
+    """Write the video that compares a finished demo with frames that were rendered singly, and return its path."""
+    jobs = [read_job(path, more)[0] for more in (overrides, [*overrides, *singly(path)])]
+    ours, alone = (FrameCache(job.cache_place) for job in jobs)
+    videos = {"input": ours["frames"], SINGLY: alone["deflickered"], OURS: ours["deflickered"]}
+    comparison = path.with_name(COMPARISON)
+    write_comparison(comparison, videos, frame_rate(jobs[0], ours), reporter)
+    return comparison

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -77,15 +78,21 @@ def demo(
     debug: Debug = False,
     **machine: object,
 ) -> None:
-    """Restyle a small clip with the embedded model, offline, in a minute or two."""
-    from diffsynth_cli.demo import write_demo, write_sheet
+    """Restyle a small clip with the embedded model, offline, in a minute or two.
+
+    It is rendered twice: as a video, and frame by frame as if the frames were unrelated images, for comparison.
+    """
+    from diffsynth_cli.demo import REPORT, singly, write_demo, write_demo_comparison, write_sheet
 
     path = write_demo(output, video, prompt, force)
-    overrides = jobs.with_settings(None, machine)
-    result = jobs.run(path, overrides=overrides, restart=True, force=force, reporter=reporter(quiet, events))
-    sheet = write_sheet(path, overrides)
+    overrides, shown = jobs.with_settings(None, machine), partial(reporter, quiet, events)
+    jobs.run(path, overrides=[*overrides, *singly(path)], restart=True, force=force, reporter=shown())
+    result = jobs.run(path, overrides=overrides, restart=True, force=force, reporter=shown())
+    sheet, comparison = write_sheet(path, overrides), write_demo_comparison(path, overrides, shown())
+    page = jobs.report(path, path.with_name(REPORT), overrides=overrides, force=force, reporter=shown())
     if not (quiet or events):
         typer.echo(f"video          {result.video}")
+        typer.echo(f"side by side   {comparison}")
+        typer.echo(f"report         {page}")
         typer.echo(f"contact sheet  {sheet}")
-        typer.echo(f"compare        diffsynth report {jobs.arguments(path, overrides)}")
         typer.echo(f"your own video diffsynth demo --video VIDEO --output FOLDER --prompt {shlex.quote(prompt)}")
