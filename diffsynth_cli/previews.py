@@ -65,7 +65,11 @@ def preview(
     sheet = as_path(output) or folder / SHEET
     check_sheet(sheet, opened.job, opened.file, force=force)
     common, cells = _shortened(opened.job, frames, at), combinations(read_grid(grid))
-    keys = [{**cell, **common, "output_path": str(folder / str(number))} for number, cell in enumerate(cells, 1)]
+    prompt = _later(opened.job, at)
+    keys = [
+        {"prompt": prompt, **cell, **common, "output_path": str(folder / str(number))}
+        for number, cell in enumerate(cells, 1)
+    ]
     caches = [jobs.open_job(opened.job, each, reporter, [*all_stages().values()]).cache for each in keys]
     results = []
     for cell, each, cache, before in zip(cells, keys, caches, [None, *caches], strict=False):
@@ -135,6 +139,20 @@ def _shortened(job: Job, frames: int, at: float) -> dict[str, object]:
         "keyframes": 1 if isinstance(job.keyframes, list) else job.keyframes,
         "scenes": None if isinstance(job.scenes, list) else job.scenes,
     }
+
+
+def _later(job: Job, seconds: float) -> str | dict[str, str]:
+    """Return the prompts of a job whose video begins later."""
+    if isinstance(job.prompt, str) or not seconds:
+        return job.prompt
+    from stages.video import open_source
+
+    frames = round(seconds * float(open_source(job.input_video).fps) / job.frame_interval)
+
+    def moved(moment: str) -> str:
+        return f"{float(moment[:-1]) - seconds:.6f}s" if moment.endswith("s") else str(int(moment) - frames)
+
+    return {moved(moment): text for moment, text in job.prompt.items()}
 
 
 def _start_from(before: Path, place: Path) -> None:

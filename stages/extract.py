@@ -18,10 +18,10 @@ from stages.base.errors import UsageError
 from stages.base.json_types import JsonObject, Values
 from stages.base.words import counted
 from stages.jobs.job import Job
+from stages.selection import selection_of
 from stages.tasks import DecodeTask
 from stages.video import (
     LANDMARK_DISTANCE,
-    TIME_TOLERANCE,
     Landmark,
     Shot,
     Source,
@@ -54,19 +54,7 @@ class UsedShots:
         if landmark is not None and (shots := landmark.shots(source)) is not None:
             interval = self.job.frame_interval
             return islice(shots, (first - landmark.frame) * interval, None, interval)
-        return islice(used_shots(source, self.job), first, None)
-
-
-def used_shots(source: Source, job: Job) -> Iterator[Shot]:
-    """Yield the frames of `source` that `job` uses: every k-th between start and end, up to a maximum."""
-    until = float("inf") if job.end_time is None else job.end_time
-    shots = source.shots(job.start_time or 0.0)
-    limit = None if job.frame_maximum_count is None else job.frame_maximum_count * job.frame_interval
-    for index, shot in enumerate(islice(shots, limit)):
-        if shot.time >= until - TIME_TOLERANCE:
-            return
-        if index % job.frame_interval == 0:
-            yield shot
+        return islice(selection_of(self.job).shots(source), first, None)
 
 
 def frame_size(job: Job, source: Source) -> tuple[int, int]:
@@ -186,7 +174,7 @@ def _scan(source: Source, job: Job, reporter: Reporter) -> tuple[Times, list[Lan
     reporter.phase("scan")
     times, landmarks = [], []
     distance = max(1, LANDMARK_DISTANCE // job.frame_interval)
-    for index, shot in enumerate(used_shots(source, job)):
+    for index, shot in enumerate(selection_of(job).shots(source)):
         times.append(shot.time)
         if source.seekable and index and index % distance == 0:
             landmarks.append(Landmark.of(index, shot))

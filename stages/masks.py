@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import partial
 from itertools import islice, repeat
 from pathlib import Path
@@ -18,7 +19,9 @@ from stages.base.errors import UsageError
 from stages.base.words import counted
 from stages.compositing import WHITE
 from stages.tasks import DecodeTask
-from stages.video import Shot, certain_length, open_source, read_image
+from stages.video import ImageFolder, Selection, Shot, certain_length, open_source, read_image
+
+HINT = "give one mask for each frame of the video, or one image"
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class Mask:
     """A mask of a video, as the user describes it.
 
     Args:
-        path: A video or a folder of images with as many masks as there are frames, or one image for all frames.
+        path: A video or a folder of images with one mask for each frame of the video, or one image for all frames.
         grow: By how many pixels the white part grows, or shrinks if it is negative.
         feather: Width in pixels of the soft edge on both sides of the white part's outline.
         invert: Swap black and white first.
@@ -50,9 +53,16 @@ class Mask:
             mask = np.asarray(cv2.GaussianBlur(mask, (2 * self.feather + 1,) * 2, self.feather / 2), np.uint8)
         return np.asarray(mask, np.uint8)
 
-    def decode(self, target: str) -> DecodeTask:
-        """Return the task that writes the masks of all frames into the array `target`, uint8 [N, H, W]."""
-        return DecodeTask(self.path, partial(mask_shots, self.path), target, finish=self.soften)
+    def decode(self, target: str, selection: Selection, fps: Fraction | None = None) -> DecodeTask:
+        """Return the task that writes the masks of all used frames into the array `target`, uint8 [N, H, W].
+
+        Args:
+            target: The array. Masks are resized to its size.
+            selection: The used frames.
+            fps: The frame rate of the masks if they are a folder of images.
+        """
+        shots = partial(mask_shots, self.path, selection, fps)
+        return DecodeTask(self.path, shots, target, finish=self.soften)
 
 
 def _disc(radius: int) -> np.ndarray:
@@ -61,12 +71,19 @@ def _disc(radius: int) -> np.ndarray:
     return cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1,) * 2)
 
 
-def mask_shots(path: str, first: int) -> Iterator[Shot]:
-    """The masks of a video from number `first` on. One image is repeated without end."""
+def mask_shots(path: str, selection: Selection, fps: Fraction | None, first: int) -> Iterator[Shot]:
+    """Yield the masks of used frames from number `first` on. One image is repeated without end.
+
+    Raises:
+        UsageError: There are no more masks.
+    """
     if is_still(path):
         image = read_image(path)
-        return repeat(Shot(0.0, lambda: image))
-    return islice(open_source(path).shots(), first, None)
+        yield from repeat(Shot(0.0, lambda: image))
+    folder = Path(path).is_dir()
+    source = ImageFolder(Path(path), fps) if folder and fps is not None else open_source(path)
+    yield from islice(selection.shots(source), first, None)
+    raise UsageError(f"mask: {path} ends before the last frame", HINT)
 
 
 def is_still(path: str) -> bool:
@@ -76,23 +93,22 @@ def is_still(path: str) -> bool:
     return Path(path).suffix.lower() in IMAGE_SUFFIXES
 
 
-def check_mask(key: str, path: str, least: float, most: float) -> None:
-    """Raise UsageError if a mask cannot be read, or cannot have one image per frame.
+def check_mask(key: str, path: str, selection: Selection, least: float) -> None:
+    """Raise UsageError if a mask cannot be read, or is certainly too short.
 
     Args:
         key: The job key or option that names it.
         path: A video, a folder of images, or an image.
-        least: The minimum number of frames.
-        most: The maximum number.
+        selection: The used frames.
+        least: The minimum of their number.
     """
     if is_still(path):
         read_image(path)
         return
-    fewest, largest = certain_length(open_source(path))
-    if fewest > most or largest < least:
-        masks, frames = (fewest, most) if fewest > most else (largest, least)
-        given = f"{counted(int(masks), 'mask')} for {counted(int(frames), 'frame')}"
-        raise UsageError(f"{key}: {path} holds {given}", "give one mask for each frame that is used, or one image")
+    _, most = certain_length(open_source(path))
+    if most < (least - 1) * selection.interval + 1:
+        given = f"{counted(int(most), 'mask')} for {counted(int(least), 'used frame')}"
+        raise UsageError(f"{key}: {path} holds {given}", HINT)
 
 
 def latents_inside(masks: Images, factor: int) -> np.ndarray:

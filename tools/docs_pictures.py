@@ -1,11 +1,12 @@
-"""Make the pictures of docs/tasks.md and docs/gallery.md with the embedded model, from clips that are drawn here.
+"""Make the pictures of the docs and the README with the embedded model, from clips that are drawn here.
 
-python -m tools.docs_pictures
+python -m tools.docs_pictures [tasks] [rendering] [demo]
 """
 
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ import numpy as np
 from PIL import Image as PillowImage
 
 import diffsynth_cli as ds
+from diffsynth_cli.comparison import side_by_side
+from diffsynth_cli.demo import OURS, SINGLY, SINGLY_FOLDER, singly, write_demo
 from stages.base.arrays import Image
 from stages.base.cache import FrameCache
 from stages.base.record import CACHE_NAME
@@ -26,6 +29,7 @@ from tools.train_mini.scenes import random_scene
 from tools.train_mini.world import Look, draw, render
 
 PICTURES = Path(__file__).resolve().parents[1] / "docs" / "pictures"
+DEMO_WIDTH = 320  # px of each video
 FRAMES, COLUMNS, GAP, QUALITY = 9, 3, 4, 82
 DAY = Look("summer", "day", "photo")
 
@@ -77,6 +81,31 @@ def outlines(number: int) -> Frame:
     return drawn
 
 
+def panning(frame: Frame, step: float) -> Frame:
+    """Return what a camera sees that pans over the first frame, `step` pixels per frame."""
+    wide = fit(frame(0.0), 2 * HEIGHT, 2 * WIDTH)
+
+    def seen(time: float) -> Image:
+        centre = (WIDTH / 2 + step * time * FPS, HEIGHT)
+        return np.asarray(cv2.getRectSubPix(wide, (WIDTH, HEIGHT), centre), np.uint8)
+
+    return seen
+
+
+def oval() -> Image:
+    """Return a mask that is white around the middle."""
+    mask = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    cv2.ellipse(mask, (WIDTH // 2 + 8, HEIGHT - 50), (78, 46), 0, 0, 360, (255, 255, 255), -1)
+    return mask
+
+
+def right_half() -> Image:
+    """Return a mask that is white on the right."""
+    mask = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    mask[:, WIDTH // 2 :] = 255
+    return mask
+
+
 @dataclass(frozen=True)
 class Example:
     """A job of the embedded model.
@@ -114,6 +143,14 @@ TASKS = {
     "rendering_3d": Example(
         clay(1018), {"prompt": "summer, day, photo", "controlnet_processor": ["file:maps"]}, maps=outlines(1018)
     ),
+}
+SUMMER, WINTER = "summer, day, photo", "winter, snow, night"
+RENDERING = {
+    "mask": Example(painted(SCENE, DAY), {"prompt": WINTER, "mask": "image.png", "mask_feather": 8}, oval()),
+    "regions": Example(
+        painted(SCENE, DAY), {"prompt": SUMMER, "regions": [{"mask": "image.png", "prompt": WINTER}]}, right_half()
+    ),
+    "prompts": Example(painted(SCENE, DAY), {"prompt": {"0": SUMMER, str(FRAMES - 1): WINTER}}),
 }
 GALLERY = (
     "winter, snow, day", "spring, blossoms, watercolor", "summer, noon, cartoon",
@@ -161,9 +198,8 @@ def write(name: str, rows: list[list[Image]]) -> None:
     print(f"{path.name}: {path.stat().st_size / 1000:.0f} kB")
 
 
-def main() -> None:
-    """Make all pictures."""
-    PICTURES.mkdir(exist_ok=True)
+def make_tasks() -> None:
+    """Make the pictures of tasks and of the gallery."""
     for name, example in TASKS.items():
         before, after = run(example, FRAMES)
         chosen = range(0, FRAMES, FRAMES // COLUMNS)
@@ -171,6 +207,46 @@ def main() -> None:
         write(name, [[before[k] for k in chosen] + given, [after[k] for k in chosen]])
     looks = [run(Example(painted(SCENE, DAY), {"prompt": prompt}), 2)[1][0] for prompt in GALLERY]
     write("gallery", [looks[:COLUMNS], looks[COLUMNS:]])
+
+
+def make_rendering() -> None:
+    """Make the pictures of docs/rendering.md."""
+    for name, example in RENDERING.items():
+        before, after = run(example, FRAMES)
+        chosen = range(0, FRAMES, FRAMES // 2)
+        write(name, [[before[k] for k in chosen], [after[k] for k in chosen]])
+    rows = []
+    for noise in ("same", "warped"):
+        example = Example(panning(painted(SCENE, DAY), 4.0), {"prompt": WINTER, "noise": noise, "post_smoother": None})
+        before, after = run(example, FRAMES)
+        rows.append([after[k] for k in range(0, FRAMES, FRAMES // 2)])
+    write("noise", rows)
+
+
+def make_demo() -> None:
+    """Make the moving picture of the README: the demo's clip, single frames, and the result."""
+    with tempfile.TemporaryDirectory() as name:
+        path = write_demo(Path(name), None, "winter, snow, night")
+        for overrides in (singly(path), []):
+            ds.run(path, overrides=overrides)
+        ours = FrameCache(path.parent / "output" / CACHE_NAME)
+        alone = FrameCache(path.parent / SINGLY_FOLDER / CACHE_NAME)
+        videos = {"input": ours["frames"], SINGLY: alone["deflickered"], OURS: ours["deflickered"]}
+        size = (3 * DEMO_WIDTH, round(3 * DEMO_WIDTH * 0.225))
+        frames = [PillowImage.fromarray(picture).resize(size) for picture in side_by_side(videos)]
+    path = PICTURES.parent / "demo.webp"
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=1000 // FPS, loop=0, quality=QUALITY)
+    print(f"{path.name}: {path.stat().st_size / 1000:.0f} kB")
+
+
+SETS = {"tasks": make_tasks, "rendering": make_rendering, "demo": make_demo}
+
+
+def main() -> None:
+    """Make the sets of pictures that are named, or all of them."""
+    PICTURES.mkdir(exist_ok=True)
+    for name in sys.argv[1:] or SETS:
+        SETS[name]()
 
 
 if __name__ == "__main__":

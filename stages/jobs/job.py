@@ -28,7 +28,7 @@ from stages.jobs.machine import MachineSettings
 from stages.jobs.masking import MaskSettings
 from stages.smoothers import SMOOTHERS
 
-MOMENT = re.compile(r"[0-9]{1,9}|[0-9]{1,6}(\.[0-9]{1,6})?s")
+MOMENT = re.compile(r"-?[0-9]{1,9}|-?[0-9]{1,6}(\.[0-9]{1,6})?s")
 # Keys that earlier versions did not know. At their defaults they count as missing, so that earlier caches stay valid.
 ADDED = (
     "noise",
@@ -242,7 +242,7 @@ class Job(MachineSettings, MaskSettings):
     prompt: str | Annotated[dict[str, str], AfterValidator(_check_moments), Field(min_length=1)]
     """Prompt. May be longer than the text encoder's window. Or several, by the frame or time from which they apply:
     `{"0": "spring", "48": "winter"}` or `{"0s": "spring", "2.5s": "winter"}`. In between, one turns into the next. See
-    [prompts over time](rendering.md#prompts-over-time)."""
+    [prompts over time](steering.md#prompts-over-time)."""
     negative_prompt: str = ""
     """Negative prompt."""
     prompt_weighting: Literal["a1111"] | None = None
@@ -265,13 +265,13 @@ class Job(MachineSettings, MaskSettings):
     noise: Literal["same", "frame", "warped"] = "same"
     """Noise that frames start from, and that some schedulers add. same: one noise for all frames, as published. frame:
     another one for each frame, as if they were unrelated images. warped: noise that moves with the picture, so that
-    details stick to what moves. See [noise](rendering.md#noise)."""
+    details stick to what moves. See [noise](steering.md#noise)."""
     img2img_strength: float = Field(1.0, gt=0, le=1)
     """Below 1, start from the source's frames with noise added, and run only the last int(steps × strength) steps."""
 
     regions: list[Region] = Field([], max_length=16)
     """Parts of the frames with prompts of their own: `{"mask": PATH, "prompt": TEXT, "scale": 1.0}`, with masks as for
-    `mask`. See [regions](rendering.md#regions)."""
+    `mask`. See [regions](steering.md#regions)."""
 
     frames_reference: list[InputFile] = []
     """Images that every frame may attend to. They go through the same annotators as the frames."""

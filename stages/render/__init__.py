@@ -28,7 +28,7 @@ from stages.masks import Mask, check_mask
 from stages.models.weights import check_device, check_tensor_file
 from stages.render.noise import ENDS, ORIGINS, FollowMotionTask, LinkChunksTask
 from stages.render.plan import MASK, REGION_MASKS, SOURCE_LATENTS, RenderPlan
-from stages.render.schedule import Schedule, frame_times, schedule_of
+from stages.render.schedule import Timing, schedule_of, unreached_warning
 from stages.render.tasks import (
     ChooseBackendTask,
     DecodeLatentsTask,
@@ -42,6 +42,7 @@ from stages.render.tasks import (
     StepTask,
 )
 from stages.scenes import recorded_cuts
+from stages.selection import selection_of
 from stages.smoothers import build, frames_on_device
 from stages.tasks import ChunkSmoother, PaintTask, Picked
 
@@ -98,7 +99,7 @@ def check(run: Run[Job], footage: Footage) -> Ahead:
     masks = {"mask": job.mask} if job.mask else {}
     masks |= {f"regions[{index}].mask": region.mask for index, region in enumerate(job.regions)}
     for key, mask in masks.items():
-        check_mask(key, mask, footage.least, footage.most)
+        check_mask(key, mask, selection_of(job), footage.least)
     if job.smoother is not None:
         build(job.smoother, job.smoother_config, [], [])
     count = footage.count or 0
@@ -136,8 +137,10 @@ def plan(run: Run[Job], resume: bool) -> Plan:
         cuts=cuts,
         maps=tuple(recorded_maps(cache)),
         multistep=SAMPLERS[job.scheduler].multistep,
-        schedule=schedule_of(job.prompt, frame_times(cache)),
+        timing=Timing.of(cache, job.frame_interval),
     )
+    if warning := unreached_warning(job.prompt, rendering.schedule, count):
+        run.reporter.warn(warning)
     phases = _phases(rendering)
     if resume and not _steps_begun(cache) <= {phase.name for phase in phases}:
         raise _older(cache)
@@ -168,7 +171,7 @@ def make_plan(
     cuts: tuple[int, ...] = (),
     maps: tuple[tuple[str, str], ...],
     multistep: bool,
-    schedule: Schedule = (),
+    timing: Timing | None = None,
 ) -> RenderPlan:
     """What rendering the frames `keys` of a video of this shape (count, height, width), cut at `cuts`, takes."""
     count, height, width = shape
@@ -185,7 +188,8 @@ def make_plan(
         steps=int(job.num_inference_steps * job.img2img_strength),
         multistep=multistep,
         noise=job.noise,
-        schedule=schedule,
+        schedule=schedule_of(job.prompt, timing) if timing else (),
+        used=(selection_of(job), timing.source_fps if timing else None),
         mask=mask_of(job),
         regions=tuple((Mask(region.mask), region.scale) for region in job.regions),
         smoother=None if job.smoother is None else (job.smoother, job.smoother_config),
@@ -281,10 +285,12 @@ def _phases(plan: RenderPlan) -> list[Phase]:
         phases.append(Phase("follow the motion", len(plan.keys), FollowMotionTask(plan), cuts=plan.key_cuts))
         phases.append(Phase("link the motion", 1, LinkChunksTask(plan)))
     if plan.mask is not None:
-        phases.append(Phase("read the mask", plan.frames, plan.mask.decode(MASK)))
+        phases.append(Phase("read the mask", plan.frames, plan.mask.decode(MASK, *plan.used)))
         phases.append(_key_phase("encode the frames", EncodeFramesTask(plan)))
     for index, (mask, _) in enumerate(plan.regions):
-        phases.append(Phase(f"read the mask of region {index}", plan.frames, mask.decode(plan.region_mask(index))))
+        phases.append(
+            Phase(f"read the mask of region {index}", plan.frames, mask.decode(plan.region_mask(index), *plan.used))
+        )
     if plan.img2img:
         phases.append(_key_phase("noise the frames", NoiseFramesTask(plan)))
     for step in range(plan.steps):

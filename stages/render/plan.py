@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 from stages.base.cache import ArraySpec, FrameCache
 from stages.base.json_types import Values
@@ -16,6 +17,7 @@ from stages.masks import Mask
 from stages.render.noise import ENDS, ORIGINS, noise_arrays
 from stages.render.pattern import Item
 from stages.render.schedule import Schedule, mix_at
+from stages.video import Selection
 
 # Prefixes of the arrays of a step. Each step has its own.
 STEP_LATENTS, STEP_CLEAN, STEP_PREDICTED = "step_latents", "step_clean", "step_predicted"
@@ -45,6 +47,7 @@ class RenderPlan:
         schedule: The frames from which prompts apply, if there are several.
         mask: Which parts of frames are restyled. None: all.
         regions: The mask of each region that has a prompt of its own, and the share of that prompt.
+        used: The used frames of the video, and its frame rate, None before it has been decoded.
         smoother: Name and options of the smoother, None if no step is smoothed.
         smoother_interval: Every n-th step is smoothed, starting with the first.
         unsmoothed: Number of steps at the end that are not smoothed.
@@ -68,6 +71,7 @@ class RenderPlan:
     schedule: Schedule
     mask: Mask | None
     regions: tuple[tuple[Mask, float], ...]
+    used: tuple[Selection, Fraction | None]
     smoother: tuple[str, Values] | None
     smoother_interval: int
     unsmoothed: int
@@ -86,7 +90,10 @@ class RenderPlan:
         if len(self.settings.prompts) == 1:
             return []
         numbers = [self.keys[frame] for frame in frames]
-        return [mix_at(self.schedule, number, scene_of(number, self.frames, self.cuts)) for number in numbers]
+        scenes = (scene_of(number, self.frames, self.cuts) for number in numbers)
+        return [
+            mix_at(self.schedule, number, scene, self.frames) for number, scene in zip(numbers, scenes, strict=True)
+        ]
 
     @property
     def img2img(self) -> bool:

@@ -29,7 +29,7 @@ from stages.smooth.request import NAME, Smoothing
 from stages.smoothers.images.changes import Changes
 from stages.smoothers.patch_blend import PatchBlend
 from stages.tasks import ChunkSmoother, DecodeTask, PaintTask, SmoothTask
-from stages.video import Shot, Source, check_shape, default_codec, describe, open_source, padded_size
+from stages.video import Selection, Shot, Source, check_shape, default_codec, describe, open_source, padded_size
 
 SMOOTHER, MASK = PatchBlend.name, "mask"
 Work = tuple[str, int, DecodeTask | SmoothTask | PaintTask]
@@ -162,8 +162,8 @@ def plan(run: Run[Smoothing], resume: bool) -> Plan:
     work = (_painting if smoothing.interpolate else _smoothing)(run, guidance, count, cuts)
     arrays = [ArraySpec(task.target, (frames, style.height, style.width, 3), "uint8") for _, frames, task in work]
     if smoothing.mask is not None:
-        check_mask("mask", smoothing.mask.path, count, count)
-        work = [("read the mask", count, smoothing.mask.decode(MASK)), *work]
+        check_mask("mask", smoothing.mask.path, Selection(), count)
+        work = [("read the mask", count, smoothing.mask.decode(MASK, Selection())), *work]
         arrays.append(ArraySpec(MASK, (count, style.height, style.width), "uint8"))
     shares = [ArraySpec("unseen", (count,), "float32")] if smoothing.interpolate else []
     return Plan(

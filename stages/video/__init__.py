@@ -18,6 +18,7 @@ from stages.video.images import fit, frame_files, read_image, save_png, write_fr
 from stages.video.landmarks import LANDMARK_DISTANCE, Landmark, last_landmark
 from stages.video.limits import check_length
 from stages.video.segments import Segment, encode_segment, join, read_segment
+from stages.video.selection import Selection
 from stages.video.sources import (
     TIME_TOLERANCE,
     ImageFolder,
@@ -40,6 +41,7 @@ __all__ = [
     "ImageFolder",
     "Landmark",
     "Segment",
+    "Selection",
     "Shot",
     "Source",
     "certain_length",

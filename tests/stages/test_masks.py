@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 
 import cv2
@@ -11,6 +13,7 @@ import pytest
 from stages.base.errors import UsageError
 from stages.compositing import composite
 from stages.masks import Mask, check_mask, latents_inside, mask_shots
+from stages.video import Selection
 from tests.conftest import scene, write_images
 
 
@@ -54,12 +57,27 @@ def test_a_latent_is_inside_if_any_of_its_pixels_is() -> None:
 
 def test_one_image_is_the_mask_of_all_frames_and_a_folder_has_one_per_frame(tmp_path: Path) -> None:
     write_images(tmp_path / "masks", [square(), 255 - square()])
-    shots = mask_shots(str(tmp_path / "masks/0.png"), 1000)
+    shots = mask_shots(str(tmp_path / "masks/0.png"), Selection(), None, 1000)
     np.testing.assert_array_equal(next(shots).image(), next(shots).image())
-    np.testing.assert_array_equal(next(mask_shots(str(tmp_path / "masks"), 1)).image(), 255 - square())
-    check_mask("mask", str(tmp_path / "masks/0.png"), 5, 5)
-    check_mask("mask", str(tmp_path / "masks"), 1, 2)
-    with pytest.raises(UsageError, match=r"regions\[0\].mask: .* holds 2 masks for 5 frames"):
-        check_mask("regions[0].mask", str(tmp_path / "masks"), 5, 5)
+    np.testing.assert_array_equal(
+        next(mask_shots(str(tmp_path / "masks"), Selection(), None, 1)).image(), 255 - square()
+    )
+    check_mask("mask", str(tmp_path / "masks/0.png"), Selection(), 5)
+    check_mask("mask", str(tmp_path / "masks"), Selection(), 1)
+    for used in (Selection(), Selection(interval=2)):
+        with pytest.raises(UsageError, match=r"regions\[0\].mask: .* holds 2 masks for 3 used frames"):
+            check_mask("regions[0].mask", str(tmp_path / "masks"), used, 3)
+    with pytest.raises(UsageError, match="ends before the last frame"):
+        list(mask_shots(str(tmp_path / "masks"), Selection(), None, 0))
     cv2.imwrite(str(tmp_path / "deep.png"), np.full((8, 8), 65535, np.uint16))
-    np.testing.assert_array_equal(next(mask_shots(str(tmp_path / "deep.png"), 0)).image(), 255)
+    np.testing.assert_array_equal(next(mask_shots(str(tmp_path / "deep.png"), Selection(), None, 0)).image(), 255)
+
+
+def test_masks_of_the_used_frames_are_used(tmp_path: Path) -> None:
+    write_images(tmp_path / "masks", [np.full((8, 8, 3), 10 * k, np.uint8) for k in range(10)])
+    for selection, fps, expected in (
+        (Selection(interval=3, most=3), None, [0, 30, 60]),
+        (Selection(start=0.2, end=0.75), Fraction(10), [20, 30, 40, 50, 60, 70]),
+    ):
+        shots = islice(mask_shots(str(tmp_path / "masks"), selection, fps, 0), len(expected))
+        assert [int(shot.image()[0, 0, 0]) for shot in shots] == expected

@@ -81,10 +81,20 @@ def test_an_inverted_mask_restyles_the_rest(render: Render) -> None:
 
 
 def test_a_mask_of_another_length_is_refused_before_anything_is_rendered(make_job: MakeJob, cli: Cli) -> None:
-    code, output = cli("run", make_job(frames=3, mask="moving"))
-    assert code == 2 and "mask: " in output and "5 masks for 3 frames" in output
+    code, output = cli("run", make_job(frames=7, mask="moving"))
+    assert code == 2 and "mask: " in output and "5 masks for 7 used frames" in output
     code, output = cli("run", make_job(mask="none.png"))
     assert code == 2 and "mask: no such file" in output
+
+
+def test_a_trial_and_a_preview_take_the_masks_of_their_frames(
+    render: Render, make_job: MakeJob, cli: Cli, tmp_path: Path
+) -> None:
+    whole = render("whole", frames=5, mask="moving", num_inference_steps=1)["mask"][:]
+    part = render("part", mask="moving", num_inference_steps=1, frame_interval=2, frame_maximum_count=2)["mask"][:]
+    np.testing.assert_array_equal(part, whole[:4:2])
+    assert cli("preview", make_job(mask="moving", num_inference_steps=1), "--frames", 2, "--at", 0.08, "-q")[0] == 0
+    np.testing.assert_array_equal(FrameCache(tmp_path / "out/preview/1/cache.zarr")["mask"][:], whole[2:4])
 
 
 def test_a_changed_mask_makes_rendering_stale_and_its_edge_counts_only_with_a_mask(make_job: MakeJob, cli: Cli) -> None:

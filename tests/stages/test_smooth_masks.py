@@ -64,7 +64,7 @@ def test_another_mask_makes_another_output(tmp_path: Path, folders: tuple[Path, 
 
 def test_wrong_masks_are_refused(tmp_path: Path, folders: tuple[Path, Path], mask: Path, cli: Cli) -> None:
     write_images(tmp_path / "two", [np.zeros((8, 8, 3), np.uint8)] * 2)
-    for path, message in ((tmp_path / "two", "2 masks for 6 frames"), (tmp_path / "none.png", "no such file")):
+    for path, message in ((tmp_path / "two", "2 masks for 6 used frames"), (tmp_path / "none.png", "no such file")):
         code, output = cli("smooth", *folders, "-o", tmp_path / "out", *OPTIONS, "--mask", path)
         assert code == 2 and message in output
     code, output = cli("smooth", *folders, "-o", mask, "--mask", mask, "--force")
