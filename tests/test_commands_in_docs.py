@@ -32,7 +32,16 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 PROGRAMS = ("diffsynth", "make", "python", ".venv/bin/python", "pip", "pipx", "git", "ray", "srun", "export")
 NEEDS = {"gpu", "hub", "network", "cluster", "bucket", "time"}
-INPUTS = ("alpha", "job", "video", "videos", "guide", "style", "reference")  # parameters for files that must exist
+INPUTS = (
+    "alpha",
+    "mask",
+    "job",
+    "video",
+    "videos",
+    "guide",
+    "style",
+    "reference",
+)  # parameters for files that must exist
 ALONE = ("extract", "run", "plan", "status")  # other commands on jobs need results
 FPS, SIDE = Fraction(1), 32  # px
 MARKER, FENCE = re.compile(r"<!-- needs: (\w+) -->"), re.compile(r"```(\w*)")
@@ -168,9 +177,9 @@ def inputs_of(arguments: list[str]) -> set[Path]:
 
 
 def flat(value: object) -> Iterator[Path]:
-    if isinstance(value, Path):
-        yield value
-    elif isinstance(value, Iterable) and not isinstance(value, str):
+    if isinstance(value, Path | str):
+        yield Path(value)
+    elif isinstance(value, Iterable):
         for item in value:
             yield from flat(item)
 
