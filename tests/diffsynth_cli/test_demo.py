@@ -42,12 +42,16 @@ def test_from_prompt_to_contact_sheet(tmp_path: Path, cli: Cli, moto: Server, mo
     code, output = cli("demo", "--video", video, "-o", folder, "--prompt", "winter")
     assert code == 0 and "video.mp4" in output and "contact-sheet.png" in output and "diffsynth demo --video" in output
     assert len(list(open_source(folder / "output/video.mp4").shots())) == 3
-    assert (folder / "contact-sheet.png").exists()
+    assert (folder / "contact-sheet.png").exists() and (folder / "report.html").exists()
+    (shape,) = {shot.image().shape for shot in open_source(folder / "comparison.mp4").shots()}
+    assert shape == (448 + 28, 3 * 452, 3)
+    singly = FrameCache(folder / "frame-by-frame/cache.zarr")["deflickered"][:]
     winter = FrameCache(folder / "output/cache.zarr")["rendered"][:]
     code, output = cli("demo", "--video", video, "-o", folder, "--prompt", "winter")
-    assert code == 0 and output.count("nothing to do") == 4
+    assert code == 0 and output.count("nothing to do") == 8
     sheet, url = (folder / "contact-sheet.png").read_bytes(), moto.new_url()
     assert cli("demo", "--video", video, "-o", folder, "--prompt", "winter", "-q", "--cache", url) == (0, "")
+    assert (FrameCache(folder / "frame-by-frame/cache.zarr")["deflickered"][:] == singly).all()
     assert (FrameCache(url)["rendered"][:] == winter).all() and (folder / "contact-sheet.png").read_bytes() == sheet
     assert cli("demo", "--video", video, "-o", folder, "--prompt", "night")[0] == 0  # only what depends on the prompt
     assert not (FrameCache(folder / "output/cache.zarr")["rendered"][:] == winter).all()
