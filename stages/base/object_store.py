@@ -159,10 +159,12 @@ class ObjectStore:
         """True. Raises UsageError if the store ignores the conditions of writes, as some do without saying so."""
         name = f"{PROBE}{uuid4().hex}"
         try:
-            written = [self._put_if(name, b"probe", version) for version in (None, None, ('"0"', "0"))]
+            created = self._put_if(name, b"probe", None) is not None
+            created = created or self.get(name) is not None  # its reply was lost, and the repeated request refused
+            ignored = any(self._put_if(name, b"probe", version) for version in (None, ('"0"', "0")))
         finally:
             self._delete([name])
-        if written[0] is None or any(written[1:]):
+        if ignored or not created:
             raise UsageError(
                 f"{self}: this store ignores conditional writes, so it cannot keep two runs apart",
                 "use a store that supports If-None-Match and If-Match, or a folder",

@@ -11,6 +11,7 @@ import pytest
 from stages.base.cache import ArraySpec, FrameCache
 from stages.base.engine import LocalEngine, Task
 from stages.base.errors import DiffSynthError, UsageError
+from stages.base.lease import Version
 from stages.base.overlap import Reads
 from tests.object_stores import PAGE, Server
 
@@ -174,3 +175,15 @@ def test_without_obstore_a_message_says_what_to_install(monkeypatch: pytest.Monk
     with pytest.raises(UsageError, match="need the package obstore") as error:
         FrameCache("s3://bucket/job.zarr")
     assert "diffsynth-cli[cloud]" in error.value.hint
+
+
+def test_a_probe_whose_reply_was_lost_does_not_condemn_the_store(moto: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = ObjectStore(moto.new_url())
+    real = store._put_if
+
+    def without_reply(name: str, data: bytes, version: Version | None) -> Version | None:
+        real(name, data, version)
+        return real(name, data, version)
+
+    monkeypatch.setattr(store, "_put_if", without_reply)
+    assert store.has_conditions
