@@ -215,6 +215,11 @@ def _breaks(world: World, network: Network) -> None:
         time.sleep(world.chance.random() * 0.3)
 
 
+def _leaves_replies_out(world: World, network: Network) -> None:
+    """Requests arrive, but their replies do not."""
+    network.unanswered = world.chance.randint(1, 3)
+
+
 def _stalls(world: World, network: Network) -> None:
     """Nothing arrives for a while."""
     with network.stalled():
@@ -228,7 +233,7 @@ def _is_away(world: World, network: Network) -> None:
     network.find()
 
 
-OUTAGES = (_breaks, _stalls, _is_away)
+OUTAGES = (_breaks, _leaves_replies_out, _stalls, _is_away)
 
 
 @fault
@@ -286,3 +291,4 @@ def disturb(world: World, name: str) -> None:
         if name not in REPAIRED:
             world.complete()
         world.start_over()
+        world.log.clear()

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 
 HOST = "127.0.0.1"
 BLOCK = 1 << 16  # bytes that are passed on at once
-RESET = struct.pack("ii", 1, 0)  # close at once, so that the other side sees "connection reset"
+RESET = struct.pack("ii", 1, 0)  # makes closing a connection break it
 
 
 class Network:
@@ -21,12 +21,14 @@ class Network:
 
     Attributes:
         port: The port to use instead.
+        unanswered: How many of the next replies do not arrive, because their connections break.
     """
 
     def __init__(self, server: int):
         self.server = server
         self.flowing = threading.Event()
         self.flowing.set()
+        self.unanswered = 0
         self.connections: list[socket.socket] = []
         self.listener = socket.create_server((HOST, 0))
         self.port: int = self.listener.getsockname()[1]
@@ -40,11 +42,7 @@ class Network:
     def reset(self) -> None:
         """Break all connections. New ones can be made."""
         while self.connections:
-            connection = self.connections.pop()
-            with suppress(OSError):
-                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
-                connection.shutdown(socket.SHUT_RD)
-            connection.close()
+            _break(self.connections.pop())
 
     def lose(self) -> None:
         """Break all connections and refuse new ones."""
@@ -76,15 +74,27 @@ class Network:
             server = socket.create_connection((HOST, self.server))
             self.connections += [client, server]
             _in_thread(self._pass_on, client, server)
-            _in_thread(self._pass_on, server, client)
+            _in_thread(self._pass_on, server, client, True)
 
-    def _pass_on(self, source: socket.socket, target: socket.socket) -> None:
+    def _pass_on(self, source: socket.socket, target: socket.socket, is_reply: bool = False) -> None:
         with suppress(OSError):
             while block := source.recv(BLOCK):
                 self.flowing.wait()
+                if is_reply and self.unanswered:
+                    self.unanswered -= 1
+                    _break(target)
+                    return
                 target.sendall(block)
             target.shutdown(socket.SHUT_WR)
 
 
-def _in_thread(work: Callable[..., None], *arguments: socket.socket) -> None:
+def _break(connection: socket.socket) -> None:
+    """Close a connection, and let the other side see "connection reset"."""
+    with suppress(OSError):
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        connection.shutdown(socket.SHUT_RD)
+    connection.close()
+
+
+def _in_thread(work: Callable[..., None], *arguments: object) -> None:
     threading.Thread(target=work, args=arguments, daemon=True).start()

@@ -48,7 +48,7 @@ class World:
     chance: random.Random
     expected: dict[str, str] = field(default_factory=dict)
     log: list[str] = field(default_factory=list)
-    """What happened since the last start."""
+    """What happened since all results were last removed."""
     url: str = ""
     """Where the cache is, if not in the output folder."""
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -89,7 +89,7 @@ class World:
             program.process.kill()
             raise Wrong(f"it did not end within {PATIENCE} s")
         code, _, printed = program.finish()
-        self.log.append(f"  exit code {code}: {printed.strip()[-500:]}")
+        self.log.append(f"  exit code {code}: {printed.strip()[-4000:]}")
         if "Traceback" in printed or UNEXPLAINED in printed or code not in (DONE, *codes):
             raise Wrong(f"exit code {code}")
         if code in (FAILED, REFUSED) and "error:" not in printed:
@@ -125,7 +125,6 @@ class World:
     def start_over(self) -> None:
         """Remove all results."""
         shutil.rmtree(self.output, ignore_errors=True)
-        self.log.clear()
 
     def files(self) -> list[Path]:
         """Return all files that the program has written, in order."""

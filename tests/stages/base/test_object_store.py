@@ -14,6 +14,7 @@ from stages.base.errors import DiffSynthError, UsageError
 from stages.base.lease import Version
 from stages.base.overlap import Reads
 from tests.object_stores import PAGE, Server
+from tools.chaos.network import Network
 
 FRAMES = 12
 CHUNKS = [(0, 4), (4, 8), (8, 12)]
@@ -187,3 +188,42 @@ def test_a_probe_whose_reply_was_lost_does_not_condemn_the_store(moto: Server, m
 
     monkeypatch.setattr(store, "_put_if", without_reply)
     assert store.has_conditions
+
+
+def lock(cache: FrameCache) -> None:
+    with cache.lock():
+        pass
+
+
+LOST: dict[str, Callable[[FrameCache], object]] = {
+    "create": lambda cache: cache.create(ArraySpec("control/new", (1, 8, 8, 3), "uint8")),
+    "remove": lambda cache: cache.remove("frames"),
+    "empty": lambda cache: cache.empty("frames"),
+    "list": lambda cache: cache.arrays("*"),
+    "write": lambda cache: cache["frames"].write(0, np.ones((1, 8, 8, 3), np.uint8)),
+    "read": lambda cache: cache["frames"][:],
+    "lock": lock,
+}
+
+
+@pytest.mark.parametrize("name", LOST)
+def test_what_breaks_off_is_repeated(name: str, moto: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    network, url = Network(moto.port), moto.new_url()
+    FrameCache(url).create(ArraySpec("frames", (1, 8, 8, 3), "uint8")).write(0, np.ones((1, 8, 8, 3), np.uint8))
+    monkeypatch.setenv("AWS_ENDPOINT_URL", network.address)
+    for unanswered in (1, 2):
+        network.unanswered = unanswered
+        LOST[name](FrameCache(url))
+        assert network.unanswered == 0
+    network.lose()
+
+
+def test_a_store_that_stays_away_is_named(moto: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = Network(moto.port)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", network.address)
+    monkeypatch.setattr("stages.base.object_store.LONGEST_BREAK", 0.5)
+    network.unanswered = 1000
+    store = ObjectStore(moto.new_url())
+    with pytest.raises(DiffSynthError, match="cannot be reached"):
+        store._put_if("name", b"", None)
+    network.lose()

@@ -80,3 +80,11 @@ def test_nothing_arrives_while_it_is_stalled(network: Network) -> None:
                 say(connection, b"one")
         connection.settimeout(5)
         assert connection.recv(100) == b"one"
+
+
+def test_a_reply_that_must_not_arrive_breaks_its_connection(network: Network) -> None:
+    network.unanswered = 1
+    with connect(network) as connection, pytest.raises(ConnectionResetError):
+        say(connection, b"one")
+    with connect(network) as connection:
+        assert say(connection, b"two") == b"two"
