@@ -190,6 +190,14 @@ def test_a_probe_whose_reply_was_lost_does_not_condemn_the_store(moto: Server, m
     assert store.has_conditions
 
 
+def test_a_probe_that_a_killed_run_left_does_not_stop_the_next_one(moto: Server) -> None:
+    store = ObjectStore(moto.new_url())
+    store.put("probe-1", b"probe")
+    assert FrameCache(store).is_cache()
+    store.put("holiday.jpg", b"mine")
+    assert not FrameCache(store).is_cache()
+
+
 def lock(cache: FrameCache) -> None:
     with cache.lock():
         pass
