@@ -116,10 +116,10 @@ class Job(MachineSettings):
     """One video to restyle: its input, the settings of each stage, and the output folder."""
 
     model_id: ModelName = Field(min_length=1)
-    """Stable Diffusion 1.x model: a hub id (`stable-diffusion-v1-5/stable-diffusion-v1-5`), a local diffusers folder,
-    a single-file checkpoint (`.safetensors`), or `mini`, the [embedded model](mini-model.md). See [models](models.md).
-    Tokenizer, text encoder, U-Net and VAE are used, and the scheduler's betas and prediction type (noise or v). The
-    safety checker is not loaded."""
+    """Stable Diffusion 1.x model: a hub id (`stable-diffusion-v1-5/stable-diffusion-v1-5`), perhaps with a revision
+    (`owner/model@revision`), a local diffusers folder, a single-file checkpoint (`.safetensors`), or `mini`, the
+    [embedded model](mini-model.md). See [models](models.md). Tokenizer, text encoder, U-Net and VAE are used, and the
+    scheduler's betas and prediction type (noise or v). The safety checker is not loaded."""
     controlnet_model_id: list[ModelName] = []
     """ControlNets, one per control map: hub ids, local folders, single files, or `mini/canny`, the embedded one."""
     controlnet_processor: list[
