@@ -68,8 +68,9 @@ def now() -> float:
 
 def gpu_memory() -> int | None:
     """Return how many bytes of the GPU's memory this process has reserved. None if it has not used one."""
-    torch = sys.modules.get("torch")
-    return torch.cuda.memory_reserved() if torch is not None and torch.cuda.is_initialized() else None
+    cuda = getattr(sys.modules.get("torch"), "cuda", None)
+    is_initialized = getattr(cuda, "is_initialized", bool)  # neither exists while another thread imports torch
+    return cuda.memory_reserved() if cuda is not None and is_initialized() else None
 
 
 def reporter(quiet: bool, as_json: bool) -> Reporter:
