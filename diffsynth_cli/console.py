@@ -22,6 +22,7 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 from rich.text import Text
 
 from diffsynth_cli.events import Advance, Event
@@ -220,7 +221,11 @@ class TerminalReporter(QuietReporter):
         stderr.print(f"[green]✓[/] [bold]{stage:9}[/] {literal(message)}")
 
     def note(self, message: str) -> None:
-        stderr.print(f"  [bold]{self.stage:9}[/] {literal(message)}")
+        line = Table.grid(padding=(0, 1))  # wraps a long message beside the stage
+        line.add_column(min_width=1)
+        line.add_column(style="bold", min_width=9)
+        line.add_row("", self.stage, literal(message))
+        stderr.print(line, soft_wrap=False)
 
     def close(self) -> None:
         if self.progress is not None:

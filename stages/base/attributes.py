@@ -5,10 +5,22 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from stages.base.json_types import Values
 
 CHECKSUM = "checksum"  # the attribute; arrays of earlier versions have none
+
+
+class Attributes(dict[str, Any]):
+    """Attributes that were read back. Asking for one that is missing raises `lost`."""
+
+    def __init__(self, attributes: Values, lost: Exception):
+        super().__init__(attributes)
+        self.lost = lost
+
+    def __missing__(self, name: str) -> Any:
+        raise self.lost
 
 
 def with_checksum(attributes: Mapping[str, object], shape: Sequence[int], dtype: object) -> Values:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, TypeVar, overload
 import numpy as np
 import psutil
 
-from stages.base.attributes import are_intact, with_checksum, without_checksum
+from stages.base.attributes import Attributes, are_intact, with_checksum, without_checksum
 from stages.base.errors import DiffSynthError
 from stages.base.fingerprint import Inputs
 from stages.base.json_types import Json, Values
@@ -112,8 +112,9 @@ class FrameArray:
 
     @property
     def attrs(self) -> Values:
-        """Its attributes. `note` changes them."""
-        return without_checksum(self.array.attrs.asdict())
+        """Its attributes. `note` changes them. To ask for one that is missing raises LostArray."""
+        lost = LostArray(f"{self.store}: the array '{self.name}' has damaged metadata", self.mend)
+        return Attributes(without_checksum(self.array.attrs.asdict()), lost)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -307,7 +308,7 @@ class FrameCache:
         if not isinstance(array, zarr.Array):
             raise LostArray(f"{self.store}: '{name}' is not an array", mend, maker)
         intact = are_intact(array.metadata.attributes, array.shape, array.dtype)
-        if array.chunks != _chunk_shape(array.shape) or not intact:
+        if array.chunks != _chunk_shape(array.shape) or array.fill_value != 0 or not intact:
             raise LostArray(f"{self.store}: the array '{name}' has damaged metadata", mend, maker)
         # By default Zarr does not write chunks of zeros, so black frames would be missing.
         return FrameArray(array.with_config({"write_empty_chunks": True}), self.store, name, mend, self.kept)

@@ -152,11 +152,11 @@ class StageRecord:
             if not header:
                 return
             seconds = {(mark["phase"], mark["start"]): mark["seconds"] for mark in marks}
-            chunks, phases = header["chunks"], _by_phase(seconds)
+            inputs, chunks, phases = header["inputs"], header["chunks"], _by_phase(seconds)
         except (ValueError, KeyError, TypeError):
             return  # damaged, so nothing counts as done
-        if _are_inputs(header["inputs"]) and isinstance(chunks, int):
-            self.inputs, self.chunks, self.done, self.phases = header["inputs"], chunks, set(seconds), phases
+        if _are_inputs(inputs) and isinstance(chunks, int):
+            self.inputs, self.chunks, self.done, self.phases = inputs, chunks, set(seconds), phases
 
 
 def _by_phase(seconds: dict[tuple[str, int], float]) -> dict[str, float]:

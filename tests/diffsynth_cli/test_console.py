@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import threading
 import time
@@ -119,3 +120,13 @@ def test_progress_is_shown_while_torch_is_being_imported(begun: object, monkeypa
     reporter.progress.refresh()
     reporter.close()
     assert "render" in screen.export_text()
+
+
+def test_a_long_note_is_wrapped_between_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = Console(record=True, force_terminal=True, width=40, soft_wrap=True)
+    monkeypatch.setattr(console, "stderr", screen)
+    reporter = TerminalReporter()
+    reporter.begin("plan", None)
+    reporter.note("24 frames, 672 frames through the networks")
+    reporter.close()
+    assert re.search(r"  plan      24 frames, 672 frames +\n {12}through the networks", screen.export_text())

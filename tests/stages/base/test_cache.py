@@ -161,6 +161,7 @@ def test_a_folder_that_is_no_cache_is_named(tmp_path: Path, metadata: str) -> No
         ('"fps": "25",', ""),
         ('"attributes": {', '"attributes": 3, "other": {'),
         ('"uint8"', '"int8"'),
+        ('"fill_value": 0', '"fill_value": -1'),
         ("    24,\n", "    25,\n"),
         ("    5,\n", "    4,\n"),
         ('"checksum": "', '"checksum": "0'),
@@ -182,3 +183,5 @@ def test_attributes_of_earlier_versions_have_no_checksum(cache: FrameCache) -> N
     array.note(fps="25", start=0.0)
     forget(array, "start")
     assert FrameCache(cache.path)["frames"].attrs == {"fps": "25"}
+    with pytest.raises(DiffSynthError, match="the array 'frames' has damaged metadata"):
+        FrameCache(cache.path)["frames"].attrs["start"]

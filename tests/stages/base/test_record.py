@@ -86,8 +86,9 @@ def test_damaged_records_count_as_missing(tmp_path: Path, record: StageRecord, d
     assert StageRecord(FolderStore(tmp_path), "render").inputs is None
     (tmp_path / MARKS).write_text(f"{marks}{damage or '?'}\n{marks}")
     assert StageRecord(FolderStore(tmp_path), "render").inputs is None
-    (tmp_path / MARKS).write_text(marks.replace('"chunks": 1', '"chunks": "1"'))
-    assert StageRecord(FolderStore(tmp_path), "render").inputs is None
+    for old, new in (('"chunks": 1', '"chunks": "1"'), ('"inputs"', '"puts"')):
+        (tmp_path / MARKS).write_text(marks.replace(old, new))
+        assert StageRecord(FolderStore(tmp_path), "render").inputs is None
     (tmp_path / MARKS).write_bytes(b"\xff\n")
     assert StageRecord(FolderStore(tmp_path), "render").inputs is None
     record.finish("abc", frames=8)
