@@ -1,7 +1,7 @@
 # make demo      set up, then restyle a small clip through all four stages, offline
 # make test      set up, then run the tests that take less than 6 seconds
 # make slow      run the others
-# make chaos     for 15 minutes, kill and damage a job in 14 ways, and compare its bytes; then the tests that do so
+# make chaos     for 15 minutes, kill and damage a job in 16 ways, and compare its bytes; then the tests that do so
 # make cluster   run jobs on a Ray cluster of processes, and kill some of them
 # make coverage  run the tests and write build/coverage/index.html
 # make lint      style, spelling and types, and known vulnerabilities of packages if their list can be reached

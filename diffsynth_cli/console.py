@@ -22,6 +22,7 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 from rich.text import Text
 
 from diffsynth_cli.events import Advance, Event
@@ -68,8 +69,9 @@ def now() -> float:
 
 def gpu_memory() -> int | None:
     """Return how many bytes of the GPU's memory this process has reserved. None if it has not used one."""
-    torch = sys.modules.get("torch")
-    return torch.cuda.memory_reserved() if torch is not None and torch.cuda.is_initialized() else None
+    cuda = getattr(sys.modules.get("torch"), "cuda", None)
+    is_initialized = getattr(cuda, "is_initialized", bool)  # neither exists while another thread imports torch
+    return cuda.memory_reserved() if cuda is not None and is_initialized() else None
 
 
 def reporter(quiet: bool, as_json: bool) -> Reporter:
@@ -219,7 +221,11 @@ class TerminalReporter(QuietReporter):
         stderr.print(f"[green]✓[/] [bold]{stage:9}[/] {literal(message)}")
 
     def note(self, message: str) -> None:
-        stderr.print(f"  [bold]{self.stage:9}[/] {literal(message)}")
+        line = Table.grid(padding=(0, 1))  # wraps a long message beside the stage
+        line.add_column(min_width=1)
+        line.add_column(style="bold", min_width=9)
+        line.add_row("", self.stage, literal(message))
+        stderr.print(line, soft_wrap=False)
 
     def close(self) -> None:
         if self.progress is not None:

@@ -80,7 +80,7 @@ def _time(stage: Progress, record: StageRecord) -> StageTime:
 
 def _networks(cache: FrameCache) -> dict[str, str]:
     """Return what rendering noted about where and how the networks ran."""
-    noted: Values = cache["rendered"].attrs.asdict()
+    noted: Values = cache["rendered"].attrs
     devices = {"device": ", ".join(noted["devices"])} if noted.get("devices") else {}
     return devices | {name: noted[name] for name in ("attention_backend",) if name in noted}
 

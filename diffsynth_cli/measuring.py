@@ -130,6 +130,7 @@ def panels(curves: Curves, compared: bool) -> dict[str, Callable[[Curves], list[
     """
     found: dict[str, Callable[[Curves], list[float]]] = {
         "warp1 (×1000)": lambda c: c.warp[1],
+        "flicker (levels)": lambda c: c.flicker,
         "luminance (levels)": lambda c: c.luminance,
         "sharpness": lambda c: c.sharpness,
     }

@@ -262,7 +262,7 @@ def _finished_maps(cache: FrameCache, of_frames: Values, cuts: Sequence[int]) ->
     def is_whole(name: str, measures: str) -> bool:
         try:
             same_scenes = measures not in cache or cache[measures].attrs.get("scenes", []) == [*cuts]
-            return same_scenes and dict(cache[name].attrs) == of_frames | {"whole": True}
+            return same_scenes and cache[name].attrs == of_frames | {"whole": True}
         except DiffSynthError:  # damaged, so it is redone
             return False
 

@@ -152,12 +152,14 @@ def check(run: Run[Job], footage: Footage) -> Ahead:
 
 
 def needs(job: Job) -> tuple[str, ...]:
-    return ("rendered",) if isinstance(_task(job, 1, compiled=False), PassTask) else ("rendered", "frames")
+    if isinstance(_task(job, 1, compiled=False), PassTask):
+        return ("rendered",)
+    return ("rendered", "frames", *(["mask"] if job.mask else []))
 
 
 def plan(run: Run[Job], resume: bool) -> Plan:
     shape, cuts = run.cache["rendered"].shape, recorded_cuts(run.job, run.cache)
-    begun: Values = run.cache["deflickered"].attrs.asdict() if resume else {}
+    begun: Values = run.cache["deflickered"].attrs if resume else {}
     compiled = run.options.compiled or begun.get("compiled", False)  # what is resumed rounds as it did
     task = _task(run.job, shape[0], compiled=compiled, cuts=cuts)
     if isinstance(task, SmoothTask) and SMOOTHERS[task.smoother.name].on_gpu:
@@ -263,7 +265,7 @@ def _files(output: Path) -> list[Path]:
 
 def _begin(cache: FrameCache, compiled: bool) -> None:
     """Note how the frames are smoothed, and forget the outputs of an earlier run."""
-    cache["deflickered"].attrs["compiled"] = compiled
+    cache["deflickered"].note(compiled=compiled)
     cache.store.delete_all(SEGMENTS)
     for output in (VIDEO, FRAMES):
         cache.store.delete(receipt_name(Path(output).stem))
@@ -337,7 +339,7 @@ def _write_in_segments(path: Path, run: Run[Job], fingerprint: str) -> None:
 
 def _encoding(job: Job, cache: FrameCache, reporter: Reporter, codec: str = "h264", crf: int | None = None) -> Encoding:
     """Return how to encode the deflickered frames. Warn if their sound is lost."""
-    source: Values = cache["frames"].attrs.asdict()
+    source: Values = cache["frames"].attrs
     rate, times = frame_rate(job, cache), source["times"] if job.fps is None else None
     audio = _audio(job, source, len(cache["deflickered"]), rate, reporter)
     fps = rate if times is None else None

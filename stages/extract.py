@@ -148,7 +148,7 @@ def plan(run: Run[Job], resume: bool) -> Plan:
         attributes["landmarks"] = [landmark.as_json() for landmark in landmarks]
 
     def begin(cache: FrameCache) -> None:
-        cache["frames"].attrs.update(attributes)
+        cache["frames"].note(**attributes)
 
     return Plan(
         frames=count,
@@ -160,7 +160,7 @@ def plan(run: Run[Job], resume: bool) -> Plan:
 
 def _noted_landmarks(cache: FrameCache) -> list[Landmark]:
     """Return the landmarks of an extraction that is resumed. Empty if an earlier version started it."""
-    noted: Values = cache["frames"].attrs.asdict()
+    noted: Values = cache["frames"].attrs
     return [Landmark(*values) for values in noted.get("landmarks", [])]
 
 

@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 
 from diffsynth_cli.__main__ import main
-from stages.base.cache import FrameCache
+from stages.base.attributes import CHECKSUM
+from stages.base.cache import FrameArray, FrameCache
 from tests.object_stores import Server, moto_server, rclone_server
 from tests.typing import Cli, Image, MakeJob, Render
 
@@ -59,6 +60,12 @@ def write_job(folder: Path, frames: int = 6, /, **keys: object) -> Path:
     path = folder / "job.json"
     path.write_text(json.dumps({key: value for key, value in job.items() if value is not ...}))
     return path
+
+
+def forget(array: FrameArray, *names: str) -> None:
+    """Remove attributes of an array, as if an earlier version had made it, which noted no checksum either."""
+    for name in (*names, CHECKSUM):
+        del array.array.attrs[name]
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-COMMIT = "1" * 40
+COMMIT, PINNED = "1" * 40, "2" * 40  # of the newest revision, and of another one
 LARGE = ".safetensors"  # files that the hub stores under their SHA-256
 
 
@@ -35,8 +35,12 @@ def entry(name: str, data: bytes) -> dict[str, object]:
 
 @contextmanager
 def hub_server(models: Mapping[str, Mapping[str, bytes]]) -> Iterator[tuple[str, list[str]]]:
-    """Serve models, each with its files by name. Yield the server's address, and the list of paths it was asked for."""
+    """Serve models, each with its files by name. Yield the server's address, and the list of paths it was asked for.
+
+    `owner/model@revision` is a revision of a model, whose commit is PINNED.
+    """
     asked: list[str] = []
+    pinned = {name.partition("@")[0]: name for name in models if "@" in name}
 
     class Handler(BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
@@ -48,14 +52,17 @@ def hub_server(models: Mapping[str, Mapping[str, bytes]]) -> Iterator[tuple[str,
             parts = path.strip("/").split("/")
             api = parts[:2] == ["api", "models"]
             repository = "/".join(parts[2:4] if api else parts[:2])
-            files, name = models.get(repository, {}), "/".join(parts[4:])
+            revision, name = "".join(parts[5:6] if api else parts[3:4]), "/".join(parts[4:])
+            is_pinned = f"{repository}@{revision}" in models or revision == PINNED
+            self.commit = PINNED if is_pinned else COMMIT
+            files = models.get(pinned.get(repository, "") if is_pinned else repository, {})
             if path == "/":
                 self.answer(b"")
             elif api and files and name.startswith("tree/"):
                 self.answer(json.dumps([entry(file, data) for file, data in files.items()]).encode())
             elif api and files:
                 siblings = [{"rfilename": file} for file in files]
-                self.answer(json.dumps({"id": repository, "sha": COMMIT, "siblings": siblings}).encode())
+                self.answer(json.dumps({"id": repository, "sha": self.commit, "siblings": siblings}).encode())
             elif name in files:
                 self.answer(files[name], ETag=f'"{etag(name, files[name])}"')
             else:
@@ -63,7 +70,7 @@ def hub_server(models: Mapping[str, Mapping[str, bytes]]) -> Iterator[tuple[str,
 
         def answer(self, data: bytes, code: int = 200, **headers: str) -> None:
             self.send_response(code)
-            for header, value in {**headers, "Content-Length": str(len(data)), "X-Repo-Commit": COMMIT}.items():
+            for header, value in {**headers, "Content-Length": str(len(data)), "X-Repo-Commit": self.commit}.items():
                 self.send_header(header, value)
             self.end_headers()
             if self.command == "GET":
@@ -79,9 +86,14 @@ def hub_server(models: Mapping[str, Mapping[str, bytes]]) -> Iterator[tuple[str,
 
 
 def fill_cache(cache: Path, name: str, files: Mapping[str, bytes]) -> Path:
-    """Store a model in a hub cache as huggingface_hub does, and return the folder of its files."""
+    """Store a model in a hub cache as huggingface_hub does, and return the folder of its files.
+
+    `owner/model@revision` is a revision of the model, whose commit is PINNED.
+    """
+    name, _, revision = name.partition("@")
     repository = cache / f"models--{name.replace('/', '--')}"
-    folder = repository / "snapshots" / COMMIT
+    commit = PINNED if revision else COMMIT
+    folder = repository / "snapshots" / commit
     for file, data in files.items():
         blob, link = repository / "blobs" / etag(file, data), folder / file
         blob.parent.mkdir(parents=True, exist_ok=True)
@@ -89,5 +101,5 @@ def fill_cache(cache: Path, name: str, files: Mapping[str, bytes]) -> Path:
         blob.write_bytes(data)
         link.symlink_to(blob)
     (repository / "refs").mkdir(exist_ok=True)
-    (repository / "refs/main").write_text(COMMIT)
+    (repository / "refs" / (revision or "main")).write_text(commit)
     return folder

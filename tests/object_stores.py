@@ -45,6 +45,11 @@ class Server:
     process: subprocess.Popen[bytes]
 
     @property
+    def port(self) -> int:
+        """Its TCP port."""
+        return int(self.address.rpartition(":")[2])
+
+    @property
     def environment(self) -> dict[str, str]:
         """The environment variables with which it is used."""
         return {
@@ -62,9 +67,10 @@ class Server:
 
 
 def expire_soon(url: str) -> None:
-    """Make the lease of a killed process run out in a second."""
+    """Make the lease of a killed process, if it got one, run out in a second."""
     store = open_store(url)
-    store.put(LOCK, json.dumps({**json.loads(store.get(LOCK) or b""), "duration": 1.0}).encode())
+    if lease := store.get(LOCK):
+        store.put(LOCK, json.dumps({**json.loads(lease), "duration": 1.0}).encode())
 
 
 def contents(place: str | Path) -> dict[str, str]:

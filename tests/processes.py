@@ -6,13 +6,14 @@ import multiprocessing
 import os
 import resource
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection, Pipe
 
 from diffsynth_cli.__main__ import entry
 
 IMPORTED = ["diffsynth_cli.commands.stages", "diffsynth_cli.outputs", "stages.video.video_file", "zarr"]
 IMPORTED += ["stages.all_stages", "stages.diffusion.denoise"]
+NONE: Mapping[str, str] = {}
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(IMPORTED)
 
@@ -23,16 +24,17 @@ class Program:
     Args:
         arguments: What follows `diffsynth` on the command line.
         path: Folders to import from, before others.
+        environment: Further environment variables.
 
     Attributes:
         out: What it prints.
         err: What it prints on standard error.
     """
 
-    def __init__(self, *arguments: object, path: Sequence[str] = ()):
+    def __init__(self, *arguments: object, path: Sequence[str] = (), environment: Mapping[str, str] = NONE):
         pipes = [Pipe(duplex=False) for _ in range(3)]
         ends = [end for _, end in pipes]
-        self.process = SERVER.Process(target=_run, args=([*map(str, arguments)], [*path], *ends))
+        self.process = SERVER.Process(target=_run, args=([*map(str, arguments)], [*path], {**environment}, *ends))
         self.process.start()
         for end in ends:
             end.close()
@@ -61,7 +63,15 @@ class Program:
         return peak
 
 
-def _run(arguments: list[str], path: list[str], out: Connection, err: Connection, peak: Connection) -> None:
+def _run(
+    arguments: list[str],
+    path: list[str],
+    environment: dict[str, str],
+    out: Connection,
+    err: Connection,
+    peak: Connection,
+) -> None:
+    os.environ |= environment
     for number, end in enumerate((out, err), 1):
         os.dup2(end.fileno(), number)
         end.close()

@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING, TypeVar, overload
 import numpy as np
 import psutil
 
+from stages.base.attributes import Attributes, are_intact, with_checksum, without_checksum
 from stages.base.errors import DiffSynthError
 from stages.base.fingerprint import Inputs
-from stages.base.json_types import Json
+from stages.base.json_types import Json, Values
 from stages.base.record import StageRecord
 from stages.base.store import CHUNK, LOCK, FolderStore, MissingChunk, Store, open_store
 
@@ -108,7 +109,12 @@ class FrameArray:
     def __init__(self, array: AnyArray, store: Store, name: str, mend: str, kept: KeptFrames):
         self.array, self.store, self.name, self.mend, self.kept = array, store, name, mend, kept
         self.shape: tuple[int, ...] = array.shape
-        self.attrs = array.attrs
+
+    @property
+    def attrs(self) -> Values:
+        """Its attributes. `note` changes them. To ask for one that is missing raises LostArray."""
+        lost = LostArray(f"{self.store}: the array '{self.name}' has damaged metadata", self.mend)
+        return Attributes(without_checksum(self.array.attrs.asdict()), lost)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -169,7 +175,7 @@ class FrameArray:
 
     def note(self, **attributes: Json) -> None:
         """Set attributes, after the frames written so far are stored."""
-        self.attrs.update(attributes)
+        self.array.attrs.update(with_checksum({**self.attrs, **attributes}, self.shape, self.array.dtype))
 
     def _map(self, function: Callable[[Part], Result], parts: Iterable[Part]) -> Iterator[Result]:
         """Call a function that reads one part, for as many parts at once as is worthwhile."""
@@ -281,7 +287,7 @@ class FrameCache:
         """Whether there is a frame cache or an empty folder."""
         if self.folder is not None and not self.folder.is_dir():
             return False
-        files = set(self.store.children(""))
+        files = set(self.store.children("")) - set(self.store.leftovers())
         return not files or bool(files & {LOCK, "marks", "receipts", METADATA})
 
     def __contains__(self, name: str) -> bool:
@@ -301,6 +307,9 @@ class FrameCache:
             raise LostArray(f"{self.store}: the array '{name}' has damaged metadata", mend, maker) from error
         if not isinstance(array, zarr.Array):
             raise LostArray(f"{self.store}: '{name}' is not an array", mend, maker)
+        intact = are_intact(array.metadata.attributes, array.shape, array.dtype)
+        if array.chunks != _chunk_shape(array.shape) or array.fill_value != 0 or not intact:
+            raise LostArray(f"{self.store}: the array '{name}' has damaged metadata", mend, maker)
         # By default Zarr does not write chunks of zeros, so black frames would be missing.
         return FrameArray(array.with_config({"write_empty_chunks": True}), self.store, name, mend, self.kept)
 
@@ -313,12 +322,12 @@ class FrameCache:
         group.create_array(
             own_name,
             shape=spec.shape,
-            chunks=(1, *(max(1, size) for size in spec.shape[1:])),
+            chunks=_chunk_shape(spec.shape),
             dtype=spec.dtype,
             compressors=[ZstdCodec(level=ZSTD_LEVEL), Crc32cCodec()],
             chunk_key_encoding={"name": "default", "separator": "."},
             dimension_names=["frame", *(None for _ in spec.shape[1:])],
-            attributes=dict(spec.attributes),
+            attributes=with_checksum(spec.attributes, spec.shape, np.dtype(spec.dtype)),
             overwrite=True,
         )
         return self[spec.name]
@@ -333,7 +342,7 @@ class FrameCache:
     def empty(self, name: str) -> None:
         """Remove the frames of an array, if it exists. Its shape and attributes stay, except that it is `whole`."""
         if name in self:
-            self[name].array.update_attributes({"whole": False})
+            self[name].note(whole=False)
             self.store.delete_chunks(name)
 
     def has_frames(self, name: str) -> bool:
@@ -407,6 +416,11 @@ class FrameCache:
             DiffSynthError: Another process uses the cache.
         """
         return self.store.lock(waiting)
+
+
+def _chunk_shape(shape: Sequence[int]) -> tuple[int, ...]:
+    """Return the shape of a frame, which is one chunk."""
+    return (1, *(max(1, size) for size in shape[1:]))
 
 
 def _runs(ascending: Sequence[int]) -> Iterator[tuple[int, int]]:

@@ -15,7 +15,9 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict, TypeGuard
+from typing import TypeGuard
+
+from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
 from stages.base.errors import DiffSynthError, UsageError
 

@@ -55,7 +55,7 @@ class Ledger:
         """Mark the array that a finished phase completes, and remove those that no later phase reads."""
         self.record.commit()
         if phase.completes:
-            self.cache[phase.completes].attrs["whole"] = True
+            self.cache[phase.completes].note(whole=True)
         for name in phase.drops:
             self.cache.remove(name)
 

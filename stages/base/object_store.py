@@ -5,17 +5,19 @@ Credentials and the endpoint come from the environment (AWS_ACCESS_KEY_ID, AWS_E
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
+from typing import TypeVar
 from uuid import uuid4
 
 import obstore
-from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
+from obstore.exceptions import AlreadyExistsError, BaseError, GenericError, PreconditionError
 from obstore.store import ObjectStore as Objects
 from zarr.abc.store import ByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype
@@ -29,7 +31,11 @@ from stages.base.store import CHUNK, Journal, Store, open_store
 SCHEMES = ("s3://", "s3a://", "gs://", "az://", "abfs://", "abfss://")
 PROBE = "probe-"  # the beginning of names of objects with which a store is tried
 COMMIT_INTERVAL = 1.0  # s between objects of a journal
+LONGEST_BREAK = 5.0  # s for which such requests are repeated that obstore does not repeat
+BROKEN = "HTTP error"  # in messages about connections, but not about replies of the store
 LISTED = 1000  # names that are listed before they are deleted
+
+Result = TypeVar("Result")
 
 
 class ObjectStore:
@@ -82,8 +88,7 @@ class ObjectStore:
             return list(pool.map(self.get, names))
 
     def children(self, folder: str) -> list[str]:
-        with explained(self.url):
-            listed = obstore.list_with_delimiter(self.objects, folder or None)
+        listed = repeated(self.url, lambda: obstore.list_with_delimiter(self.objects, folder or None))
         paths = [*listed["common_prefixes"], *(item["path"] for item in listed["objects"])]
         return [path.rpartition("/")[2] for path in paths]
 
@@ -110,20 +115,16 @@ class ObjectStore:
         self._delete([name])
 
     def delete_all(self, folder: str) -> None:
-        with explained(self.url):
-            for batch in obstore.list(self.objects, folder, chunk_size=LISTED):
-                self._delete([item["path"] for item in batch])
+        self._delete_listed(folder, "")
 
     def delete_chunks(self, array: str) -> None:
-        with explained(self.url):
-            for batch in obstore.list(self.objects, array, chunk_size=LISTED):
-                paths = [item["path"] for item in batch]
-                self._delete([path for path in paths if path.rpartition("/")[2].startswith(CHUNK)])
+        self._delete_listed(array, CHUNK)
 
     def size(self, name: str) -> int:
-        with explained(self.url):
-            listed = sum(item["size"] for batch in obstore.list(self.objects, name) for item in batch)
-        return listed or len(self.get(name) or b"")
+        def listed() -> int:
+            return sum(item["size"] for batch in obstore.list(self.objects, name) for item in batch)
+
+        return repeated(self.url, listed) or len(self.get(name) or b"")
 
     def flush(self, names: Sequence[str]) -> None:
         """Do nothing: what has been stored is durable."""
@@ -159,10 +160,12 @@ class ObjectStore:
         """True. Raises UsageError if the store ignores the conditions of writes, as some do without saying so."""
         name = f"{PROBE}{uuid4().hex}"
         try:
-            written = [self._put_if(name, b"probe", version) for version in (None, None, ('"0"', "0"))]
+            created = self._put_if(name, b"probe", None) is not None
+            created = created or self.get(name) is not None  # its reply was lost, and the repeated request refused
+            ignored = any(self._put_if(name, b"probe", version) for version in (None, ('"0"', "0")))
         finally:
             self._delete([name])
-        if written[0] is None or any(written[1:]):
+        if ignored or not created:
             raise UsageError(
                 f"{self}: this store ignores conditional writes, so it cannot keep two runs apart",
                 "use a store that supports If-None-Match and If-Match, or a folder",
@@ -170,12 +173,14 @@ class ObjectStore:
         return True
 
     def _put_if(self, name: str, data: bytes, version: Version | None) -> Version | None:
-        with explained(self.url):
+        def put() -> Version | None:
             try:
-                put = obstore.put(self.objects, name, data, mode=_condition(version))
-                return put["e_tag"], put["version"]
+                stored = obstore.put(self.objects, name, data, mode=_condition(version))
+                return stored["e_tag"], stored["version"]
             except (AlreadyExistsError, PreconditionError):
                 return None
+
+        return repeated(self.url, put)
 
     def _check_lease(self) -> None:
         if self.lease is not None:
@@ -183,11 +188,22 @@ class ObjectStore:
 
     def _delete(self, names: Sequence[str]) -> None:
         self._check_lease()
-        with explained(self.url):
-            try:
+
+        def delete() -> None:
+            with suppress(FileNotFoundError):  # some stores say so
                 obstore.delete(self.objects, names)
-            except FileNotFoundError:  # some stores say so
-                return
+
+        repeated(self.url, delete)
+
+    def _delete_listed(self, folder: str, beginning: str) -> None:
+        """Delete all objects in a folder whose own names have this beginning."""
+
+        def delete() -> None:
+            for batch in obstore.list(self.objects, folder, chunk_size=LISTED):
+                paths = [item["path"] for item in batch]
+                self._delete([path for path in paths if path.rpartition("/")[2].startswith(beginning)])
+
+        repeated(self.url, delete)
 
 
 def _condition(version: Version | None) -> obstore.PutMode:
@@ -220,11 +236,21 @@ class ZarrObjects(ZarrObjectStore[Objects]):
         with explained(self.url):
             await obstore.put_async(self.store, key, value.as_buffer_like(), use_multipart=False)
 
-    async def delete_dir(self, prefix: str) -> None:
+    async def exists(self, key: str) -> bool:
         with explained(self.url):
-            found = await obstore.list(self.store, prefix).collect_async()
-            if found:
-                await obstore.delete_async(self.store, [item["path"] for item in found])
+            return await super().exists(key)
+
+    async def set_if_not_exists(self, key: str, value: Buffer) -> None:
+        """Do without a conditional write, which would not be repeated. The lease keeps others from writing."""
+        if not await self.exists(key):
+            await self.set(key, value)
+
+    async def delete_dir(self, prefix: str) -> None:
+        def delete() -> None:
+            for batch in obstore.list(self.store, prefix, chunk_size=LISTED):
+                obstore.delete(self.store, [item["path"] for item in batch])
+
+        await asyncio.to_thread(repeated, self.url, delete)
 
 
 # --- marks ----------------------------------------------------------------------------------------------
@@ -285,6 +311,26 @@ class ObjectJournal:
 
 
 # --- errors ---------------------------------------------------------------------------------------------
+
+
+def repeated(url: str, request: Callable[[], Result]) -> Result:
+    """Send a request that may be sent twice, again and again for a few seconds if the connection breaks.
+
+    obstore itself repeats neither conditional writes nor requests whose reply breaks off. All others it does repeat.
+
+    Raises:
+        DiffSynthError: It failed for another reason, or for too long.
+    """
+    until, pause = time.monotonic() + LONGEST_BREAK, 0.1
+    while True:
+        with explained(url):
+            try:
+                return request()
+            except GenericError as error:
+                if BROKEN not in str(error) or time.monotonic() > until:
+                    raise
+        time.sleep(pause)
+        pause *= 2
 
 
 @contextmanager

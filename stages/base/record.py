@@ -12,9 +12,13 @@ import platform
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import NotRequired, TypedDict, TypeGuard
+from typing import NotRequired, TypeGuard
+
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
 from stages.base.errors import DiffSynthError
 from stages.base.fingerprint import Inputs
@@ -148,11 +152,11 @@ class StageRecord:
             if not header:
                 return
             seconds = {(mark["phase"], mark["start"]): mark["seconds"] for mark in marks}
-            chunks, phases = header["chunks"], _by_phase(seconds)
+            inputs, chunks, phases = header["inputs"], header["chunks"], _by_phase(seconds)
         except (ValueError, KeyError, TypeError):
             return  # damaged, so nothing counts as done
-        if _are_inputs(header["inputs"]):
-            self.inputs, self.chunks, self.done, self.phases = header["inputs"], chunks, set(seconds), phases
+        if _are_inputs(inputs) and isinstance(chunks, int):
+            self.inputs, self.chunks, self.done, self.phases = inputs, chunks, set(seconds), phases
 
 
 def _by_phase(seconds: dict[tuple[str, int], float]) -> dict[str, float]:
@@ -164,12 +168,15 @@ def _by_phase(seconds: dict[tuple[str, int], float]) -> dict[str, float]:
 
 
 def _is_receipt(value: object) -> TypeGuard[Receipt]:
-    expected = {"fingerprint": str, "frames": int, "seconds": int | float, "finished": str}
-    return (
-        isinstance(value, dict)
-        and all(isinstance(value.get(key), kind) for key, kind in expected.items())
-        and _are_inputs(value.get("inputs"))
-    )
+    with suppress(ValidationError):
+        _receipts().validate_python(value, strict=True)
+        return True
+    return False
+
+
+@cache
+def _receipts() -> TypeAdapter[Receipt]:
+    return TypeAdapter(Receipt)
 
 
 def _are_inputs(value: object) -> TypeGuard[Inputs]:

@@ -136,11 +136,15 @@ def _keyframes(value: object) -> object:
     raise ValueError(f'give a number from 1, a list of frame numbers from 0, or "auto", not {shown(value)}')
 
 
-def _check_moments(prompts: dict[str, str]) -> dict[str, str]:
-    for moment in prompts:
-        if not MOMENT.fullmatch(moment):
+def _prompt(value: object) -> object:
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, dict) or not value or not all(isinstance(text, str) for text in value.values()):
+        raise ValueError(f"give a text, or texts by the frames or seconds at which they begin, not {shown(value)}")
+    for moment in value:
+        if not MOMENT.fullmatch(str(moment)):
             raise ValueError(f'give frames ("48") or seconds ("2.5s") as the keys of prompts, not {shown(moment)}')
-    return prompts
+    return value
 
 
 SmootherName = Annotated[str, NameIn(SMOOTHERS)]
@@ -153,10 +157,10 @@ class Job(MachineSettings, MaskSettings):
     """One video to restyle: its input, the settings of each stage, and the output folder."""
 
     model_id: ModelName = Field(min_length=1)
-    """Stable Diffusion 1.x model: a hub id (`stable-diffusion-v1-5/stable-diffusion-v1-5`), a local diffusers folder,
-    a single-file checkpoint (`.safetensors`), or `mini`, the [embedded model](mini-model.md). See [models](models.md).
-    Tokenizer, text encoder, U-Net and VAE are used, and the scheduler's betas and prediction type (noise or v). The
-    safety checker is not loaded."""
+    """Stable Diffusion 1.x model: a hub id (`stable-diffusion-v1-5/stable-diffusion-v1-5`), perhaps with a revision
+    (`owner/model@revision`), a local diffusers folder, a single-file checkpoint (`.safetensors`), or `mini`, the
+    [embedded model](mini-model.md). See [models](models.md). Tokenizer, text encoder, U-Net and VAE are used, and the
+    scheduler's betas and prediction type (noise or v). The safety checker is not loaded."""
     controlnet_model_id: list[ModelName] = []
     """ControlNets, one per control map: hub ids, local folders, single files, or `mini/canny`, the embedded one."""
     controlnet_processor: list[
@@ -239,7 +243,7 @@ class Job(MachineSettings, MaskSettings):
     """Process every scene as if it were a video of its own: auto finds the cuts, or list the first frame of each scene
     after the first, counted in used frames from 0. See [scenes](rendering.md#scenes). null = the video is one scene."""
 
-    prompt: str | Annotated[dict[str, str], AfterValidator(_check_moments), Field(min_length=1)]
+    prompt: Annotated[str | dict[str, str], BeforeValidator(_prompt)]
     """Prompt. May be longer than the text encoder's window. Or several, by the frame or time from which they apply:
     `{"0": "spring", "48": "winter"}` or `{"0s": "spring", "2.5s": "winter"}`. In between, one turns into the next. See
     [prompts over time](steering.md#prompts-over-time)."""

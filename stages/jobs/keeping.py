@@ -13,7 +13,7 @@ GROUPS: dict[ArrayGroup, tuple[str, ...]] = {
     "frames": ("frames",),
     "control": ("control/*", "control_reference/*", "references", "measures/*"),
     "latents": ("latents", "step_latents/*"),
-    "rendered": ("rendered",),
+    "rendered": ("rendered", "mask"),
     "deflickered": ("deflickered",),
 }
 """The arrays that can be removed, by what jobs call them. Others are small and always stay."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stages.models.weights import Names, fetching, no_logs, wanted_files
+from stages.models.weights import Names, fetching, no_logs, split_revision, wanted_files
 
 if TYPE_CHECKING:
     from huggingface_hub import HFCacheInfo
@@ -89,9 +89,9 @@ def to_download(key: str, name: str, files: Sequence[Names], also: tuple[str, ..
     """
     from huggingface_hub import snapshot_download
 
-    patterns = wanted_files(key, name, files, also)
+    patterns, (repository, revision) = wanted_files(key, name, files, also), split_revision(name)
     with no_logs(), _no_bars(), fetching(key, name, files):
-        listed = snapshot_download(name, allow_patterns=patterns, dry_run=True)
+        listed = snapshot_download(repository, revision=revision, allow_patterns=patterns, dry_run=True)
     return {file.filename: file.file_size or 0 for file in listed if not isinstance(file, str) and file.will_download}
 
 

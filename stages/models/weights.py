@@ -30,7 +30,7 @@ def find_files(key: str, name: str, files: Sequence[Names], also: tuple[str, ...
 
     Args:
         key: The job key that names the model.
-        name: An absolute path or a hub id.
+        name: An absolute path or a hub id, `owner/model` or `owner/model@revision`.
         files: The files that are needed.
         also: Patterns of files to download as well.
         hint: What to suggest if files are missing.
@@ -221,31 +221,43 @@ def cached_folder(key: str, name: str, files: Sequence[Names]) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
+    repository, revision = split_revision(name)
     try:
         for file in (file for names in files for file in _each(names)):
-            found = try_to_load_from_cache(name, file)
+            found = try_to_load_from_cache(repository, file, revision=revision)
             if isinstance(found, str):
                 return Path(found).parents[len(Path(file).parts) - 1]
     except HFValidationError:
-        raise UsageError(f"{key}: {name} is neither a folder nor a hub id (owner/model)") from None
+        raise UsageError(
+            f"{key}: {name} is neither a folder nor a hub id (owner/model or owner/model@revision)"
+        ) from None
     return None
+
+
+def split_revision(name: str) -> tuple[str, str | None]:
+    """Return the repository and the revision of a hub id. Without a revision, it is the hub's newest, None."""
+    repository, mark, revision = name.partition("@")
+    if mark and not revision:
+        return name, None  # which is no hub id
+    return repository, revision or None
 
 
 def _list_remote(key: str, name: str, files: Sequence[Names]) -> set[str]:
     """List the files that the hub has of a model."""
     from huggingface_hub import HfApi
 
+    repository, revision = split_revision(name)
     with no_logs(), fetching(key, name, files):
-        return set(HfApi().list_repo_files(name))
+        return set(HfApi().list_repo_files(repository, revision=revision))
 
 
 def download(key: str, name: str, files: Sequence[Names], also: tuple[str, ...] = ()) -> Path:
     """Download files of a hub model into the hub's cache, and return their folder. The arguments are `find_files`'."""
     from huggingface_hub import snapshot_download
 
-    wanted = wanted_files(key, name, files, also)
+    wanted, (repository, revision) = wanted_files(key, name, files, also), split_revision(name)
     with no_logs(), fetching(key, name, files):
-        return Path(snapshot_download(name, allow_patterns=wanted))
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=wanted))
 
 
 def wanted_files(key: str, name: str, files: Sequence[Names], also: tuple[str, ...] = ()) -> list[str]:
@@ -268,7 +280,8 @@ def fetching(key: str, name: str, files: Sequence[Names]) -> Iterator[None]:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         if isinstance(error, OfflineModeIsEnabled):  # whose own message is about an environment variable
             reason = "downloads are disabled"
-        where = f"https://huggingface.co/{name}/resolve/main/"
+        repository, revision = split_revision(name)
+        where = f"https://huggingface.co/{repository}/resolve/{revision or 'main'}/"
         raise DiffSynthError(
             f"{key}: {name} is not a local folder, and {', '.join(missing)} of the hub model of this name is neither "
             f"in {constants.HF_HUB_CACHE} nor can it be downloaded: {reason}",

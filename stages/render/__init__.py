@@ -123,7 +123,7 @@ def _expected_keys(job: Job, count: int) -> tuple[int, ...]:
 
 def plan(run: Run[Job], resume: bool) -> Plan:
     job, cache = run.job, run.cache
-    begun: Values = cache["rendered"].attrs.asdict() if resume else {}
+    begun: Values = cache["rendered"].attrs if resume else {}
     if resume and "latents_other" in cache:
         raise _older(cache)
     run.reporter.begin("render", None)
@@ -156,7 +156,7 @@ def plan(run: Run[Job], resume: bool) -> Plan:
         frames=count,
         arrays=rendering.arrays(),
         phases=phases,
-        begin=lambda cache: cache["rendered"].attrs.update(noted),
+        begin=lambda cache: cache["rendered"].note(**noted),
         rereads=(*rendering.control_maps, *(["frames"] if rendering.smoother else [])),
         trial=LoadTask(rendering),
     )
@@ -303,7 +303,7 @@ def _phases(plan: RenderPlan) -> list[Phase]:
 
 def _chosen_backend(cache: FrameCache) -> str:
     """Describe how the attention backend was chosen. Empty if none was measured."""
-    noted: Values = cache["rendered"].attrs.asdict()
+    noted: Values = cache["rendered"].attrs
     listed = ", ".join(f"{name} {1000 * seconds:.3g} ms" for name, seconds in noted["attention_seconds"].items())
     return listed and f"attention_backend: {noted['attention_backend']} is the fastest ({listed})"
 

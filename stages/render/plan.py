@@ -208,7 +208,7 @@ class RenderPlan:
 
         All processes and a resumed render read them from the cache, since with others numbers round differently.
         """
-        noted: Values = cache["rendered"].attrs.asdict()
+        noted: Values = cache["rendered"].attrs
         reduced = noted.get("reduced", {})
         size = self.batch_size or noted["batch_size"]
         passes_apart = reduced.get("passes_apart", False)
@@ -216,5 +216,5 @@ class RenderPlan:
 
     def noted_backend(self, cache: FrameCache) -> str:
         """The attention backend that was asked for or measured."""
-        noted: Values = cache["rendered"].attrs.asdict()
+        noted: Values = cache["rendered"].attrs
         return noted["attention_backend"] if self.backend == "auto" else self.backend

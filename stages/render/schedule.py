@@ -38,7 +38,7 @@ class Timing:
     @classmethod
     def of(cls, cache: FrameCache, interval: int) -> Timing:
         """Return the timing of the frames in a cache."""
-        played: Values = cache["frames"].attrs.asdict()
+        played: Values = cache["frames"].attrs
         return cls(Fraction(str(played["fps"])), interval, tuple(played["times"] or ()))
 
     @property

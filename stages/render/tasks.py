@@ -76,7 +76,7 @@ class RenderTask(Task):
 
     def _first_batches(self, cache: FrameCache) -> Batches:
         """Batch sizes for the first chunk. Notes which device computes, since results of others can differ."""
-        attributes: Values = cache["rendered"].attrs.asdict()
+        attributes: Values = cache["rendered"].attrs
         device, noted = self.denoiser.device_name, attributes.get("devices", [])
         if device not in noted:
             cache["rendered"].note(devices=[*noted, device])

@@ -144,7 +144,7 @@ def plan(run: Run[Smoothing], resume: bool) -> Plan:
         check_shape(open_source(smoothing.guide), style.height, style.width)
     notes: JsonObject = {}
     if resume:
-        noted: Values = cache["smoothed"].attrs.asdict()
+        noted: Values = cache["smoothed"].attrs
         count, guidance = len(cache["smoothed"]), recorded_guidance(run)
         cuts = tuple(noted.get("cuts", ()))
         compiled = smoothing.compiled or bool(noted.get("compiled"))  # it rounds as it did
@@ -172,7 +172,7 @@ def plan(run: Run[Smoothing], resume: bool) -> Plan:
         phases=[
             Phase(name, frames, task, cuts=() if isinstance(task, DecodeTask) else cuts) for name, frames, task in work
         ],
-        begin=lambda cache: cache["smoothed"].attrs.update(notes),
+        begin=lambda cache: cache["smoothed"].note(**notes),
     )
 
 

@@ -48,7 +48,7 @@ def find_guidance(run: Run[Smoothing]) -> Guidance:
 
 def recorded_guidance(run: Run[Smoothing]) -> Guidance:
     """Return, and report, what the run that is resumed found."""
-    noted = run.cache["smoothed"].attrs.asdict()
+    noted = run.cache["smoothed"].attrs
     guidance = Guidance(bool(noted["guided"]), float(str(noted["offset"])))
     if guidance.offset or not run.job.interpolate:
         report_offset(guidance, run)

@@ -81,7 +81,7 @@ def deliver(run: Run[Smoothing], made_from: str, changes: Changes | None = None)
     results = frames if changes is None else changes.watch(_shown_styles(run.cache), frames, len(frames))
     comment = _comment(made_from, len(frames))
     if smoothing.makes_video:
-        encode(smoothing.output, with_progress(results, reporter), _encoding(smoothing, frames.attrs.asdict(), comment))
+        encode(smoothing.output, with_progress(results, reporter), _encoding(smoothing, frames.attrs, comment))
     else:
         _write_images(smoothing.output, with_progress(results, reporter), comment)
     reporter.end("written", f"{smoothing.output}: {counted(len(frames), 'frame')}")

@@ -17,6 +17,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from stages.base.errors import UsageError
 from stages.video.exr import is_complete_exr, read_exr_comment, save_exr
+from stages.video.exr_header import exr_size
 from stages.video.limits import check_pixels, too_large
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
@@ -52,7 +53,7 @@ def _decode(path: Path, full_depth: bool) -> np.ndarray:
 
 
 def image_size(path: Path) -> tuple[int, int] | None:
-    """Return the (height, width) in an image's header, without EXIF rotation. None if Pillow does not know the format.
+    """Return the (height, width) in an image's header, without EXIF rotation. None if the format is not known.
 
     Raises:
         UsageError: The file does not exist, or its size would exhaust memory.
@@ -61,15 +62,16 @@ def image_size(path: Path) -> tuple[int, int] | None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(path) as image:
-                height, width = image.height, image.width
+                size: tuple[int, int] | None = (image.height, image.width)
     except Image.DecompressionBombError:
         raise too_large(path) from None
     except FileNotFoundError:
         raise UsageError(f"{path}: no such file") from None
     except (OSError, ValueError, SyntaxError):  # Pillow raises SyntaxError for a damaged PNG header
-        return None
-    check_pixels(path, height, width)
-    return height, width
+        size = exr_size(path)
+    if size is not None:
+        check_pixels(path, *size)
+    return size
 
 
 def fit(image: np.ndarray, height: int, width: int, shown: tuple[int, int] | None = None) -> np.ndarray:

@@ -19,7 +19,10 @@ from tests.object_stores import Server
 from tests.typing import Cli, MakeJob
 
 SMALL = {"scenes", "unseen"}  # always stay
-WHILE_RENDERING = {"reference_latents", "keyframes", "step_clean/*", "step_predicted/*", "notes/*"}
+WHILE_RENDERING = {
+    "reference_latents", "keyframes", "step_clean/*", "step_predicted/*", "notes/*", "source_latents", "region_masks/*",
+    "noise_origins", "noise_ends",
+}  # fmt: skip
 EARLIER = {"latents_other", "latents_steps", "clean", "clean_other", "predicted"}  # of earlier versions
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import threading
 import time
@@ -106,3 +107,26 @@ def test_progress_shows_the_memory_of_a_gpu(monkeypatch: pytest.MonkeyPatch, cap
         reporter.close()
     captured = capfd.readouterr()
     assert '"gpu_memory": 11200000000' in captured.out and captured.err.endswith(", GPU 11 GB\n")
+
+
+@pytest.mark.parametrize("begun", [SimpleNamespace(), SimpleNamespace(cuda=SimpleNamespace())])
+def test_progress_is_shown_while_torch_is_being_imported(begun: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", begun)
+    screen = Console(record=True, force_terminal=True, width=120)
+    monkeypatch.setattr(console, "stderr", screen)
+    reporter = TerminalReporter()
+    reporter.begin("render", 8)
+    assert reporter.progress is not None
+    reporter.progress.refresh()
+    reporter.close()
+    assert "render" in screen.export_text()
+
+
+def test_a_long_note_is_wrapped_between_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = Console(record=True, force_terminal=True, width=40, soft_wrap=True)
+    monkeypatch.setattr(console, "stderr", screen)
+    reporter = TerminalReporter()
+    reporter.begin("plan", None)
+    reporter.note("24 frames, 672 frames through the networks")
+    reporter.close()
+    assert re.search(r"  plan      24 frames, 672 frames +\n {12}through the networks", screen.export_text())

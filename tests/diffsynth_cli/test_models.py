@@ -15,7 +15,7 @@ from stages.jobs.models import needed_models
 from templates import DOWNLOADS, Task
 from tests.conftest import CONTROLNET, MODEL
 from tests.diffsynth_cli.test_names import diffsynth
-from tests.hub import files_of, fill_cache, hub_server
+from tests.hub import PINNED, files_of, fill_cache, hub_server
 from tests.typing import Cli, MakeJob
 
 CARD = b"---\nlicense: creativeml-openrail-m\n---\n# A model\n"
@@ -120,6 +120,23 @@ def test_what_is_missing_is_downloaded_and_the_job_runs(make_job: MakeJob, tmp_p
     model, net = json.loads(checked[1])["models"]
     assert model["ready"] and net["ready"] and model["place"] == "hub cache" and model["damaged"] == []
     assert model["licence"] == "creativeml-openrail-m" and model["bytes"] > 0
+    assert (ran[0], ran[1].strip()) == (0, "")
+
+
+@pytest.mark.slow
+def test_a_revision_is_downloaded_and_the_job_runs(make_job: MakeJob, tmp_path: Path) -> None:
+    job = make_job(2, model_id="owner/model@v1.5", controlnet_model_id=["owner/net@refs-pr-1"])
+    newer: dict[str, dict[str, bytes]] = {"owner/model": {"a": b""}, "owner/net": {"a": b""}}
+    models = {"owner/model@v1.5": files_of(MODEL), "owner/net@refs-pr-1": files_of(CONTROLNET)}
+    with hub_server({**newer, **models}) as (address, asked):
+        here = {"HF_ENDPOINT": address, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_DISABLE_XET": "1"}
+        shown, fetched = diffsynth(
+            ("models", job, "--json"), ("models", job, "--fetch", "-q"), **here, HF_HUB_OFFLINE="0"
+        )
+    checked, ran = diffsynth(("models", job, "--check", "--json"), ("run", job, "-q"), **here, HF_HUB_OFFLINE="1")
+    assert [model["name"] for model in json.loads(shown[1])["models"]] == [*models] and fetched[0] == 0, fetched
+    assert "/api/models/owner/model/revision/v1.5" in asked and not [path for path in asked if "/main" in path]
+    assert all(model["ready"] and PINNED in model["folder"] for model in json.loads(checked[1])["models"])
     assert (ran[0], ran[1].strip()) == (0, "")
 
 

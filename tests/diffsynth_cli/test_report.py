@@ -108,6 +108,7 @@ def test_curves_are_those_of_metrics(page: Page, finished: Path) -> None:
     panels = {panel["measure"]: panel["lines"] for panel in page.data["panels"]}
     for name, expected in (
         ("warp1 (×1000)", [result.warp[1], style.warp[1]]),
+        ("flicker (levels)", [result.flicker, style.flicker]),
         ("luminance (levels)", [result.luminance, style.luminance]),
         ("structure", [result.structure]),
     ):
@@ -142,7 +143,7 @@ def test_an_unfinished_job_shows_what_there_is(tmp_path: Path, make_job: MakeJob
     assert set(tmp_path.rglob("*")) == before | {job}
     for stages, videos, panels in (
         (("extract", "control"), ["input", "map 0: canny"], 0),
-        (("render",), ["input", "map 0: canny", "rendered"], 3),
+        (("render",), ["input", "map 0: canny", "rendered"], 4),
     ):
         for stage in stages:
             assert cli(stage, job, "-q")[0] == 0

@@ -167,7 +167,7 @@ def test_the_slider_wipes_between_any_two(visit: Visit) -> None:
 
 def test_a_click_on_a_curve_and_on_a_place_seeks_all_players(visit: Visit) -> None:
     opened = visit()
-    plot = opened.page.locator(".plot").nth(1)
+    plot = opened.page.get_by_label("flicker (levels), by frame")
     box = plot.bounding_box()
     assert box is not None
     plot.click(position={"x": box["width"] * 5 / (COUNT - 1), "y": box["height"] / 2})

@@ -18,7 +18,8 @@ from tests.typing import Cli, Keys, MakeJob
 WRONG_KEYS = [
     ({"promt": "x"}, "unknown key 'promt'; did you mean 'prompt'?"),
     ({"prompt": ...}, "prompt: missing"),
-    ({"prompt": 3}, "prompt: must be a string, not 3"),
+    ({"prompt": 3}, "prompt: give a text, or texts by the frames or seconds at which they begin, not 3"),
+    ({"prompt": {"soon": "snow"}}, '("2.5s") as the keys of prompts, not "soon"'),
     ({"model_id": "/no/such/model"}, "model_id: no such file or folder: /no/such/model"),
     ({"input_video": "nowhere.mp4"}, "input_video: no such file or folder"),
     ({"controlnet_scale": 1}, "controlnet_scale: must be a list, not 1"),

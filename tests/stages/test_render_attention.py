@@ -18,7 +18,7 @@ from stages.diffusion.attention_backends import AttentionBackend
 from stages.diffusion.denoise import Denoiser
 from stages.diffusion.prompts import Text
 from stages.render import tasks as render_tasks
-from tests.conftest import scene, write_images
+from tests.conftest import forget, scene, write_images
 from tests.stages.passes import watch_passes
 from tests.stages.test_render import assert_same
 from tests.typing import Cli, MakeJob, Render
@@ -137,8 +137,7 @@ def test_a_render_that_an_earlier_version_began_resumes_with_pytorchs_choice(
     used: set[str], measured: Measured, interrupted: Callable[..., FrameCache], render: Render
 ) -> None:
     begun = interrupted()
-    for name in ("attention_backend", "attention_seconds"):
-        del begun["rendered"].attrs[name]
+    forget(begun["rendered"], "attention_backend", "attention_seconds")
     measured({"math": 1.0, "sdpa": 2.0})
     render("interrupted")
     assert used == {"sdpa"}
@@ -156,7 +155,7 @@ def test_a_resume_can_name_another_backend(
 def test_a_resume_where_the_noted_backend_cannot_run_says_what_to_do(
     interrupted: Callable[..., FrameCache], make_job: MakeJob, cli: Cli, render: Render
 ) -> None:
-    interrupted()["rendered"].attrs["attention_backend"] = "cudnn"
+    interrupted()["rendered"].note(attention_backend="cudnn")
     code, said = cli("run", make_job(output_path="interrupted"), "-q", "--device", "cpu")
     assert code == 2 and "attention_backend: cudnn needs an NVIDIA GPU" in said and "use sdpa" in said
     render("interrupted", attention_backend="sdpa")

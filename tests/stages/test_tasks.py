@@ -63,6 +63,13 @@ JOBS: dict[str, tuple[Keys, set[str]]] = {
         {"attention": "shared", "combine_pattern": [-10000, -1, 0], "keyframes": 3, "scenes": [7]},
         {*RENDERED, "AnnotateTask", "PaintTask", "PassTask"},
     ),
+    "masks, regions and moving noise": (
+        {
+            "mask": "maps", "regions": [{"mask": "maps", "prompt": "night"}], "noise": "warped", "scheduler": "lcm",
+            "guidance_scale": 1.0, "scenes": [7], "prompt": {"2": "spring", "6": "winter"}, "combine_pattern": [-1, 0],
+        },
+        {*RENDERED, "AnnotateTask", "FollowMotionTask", "LinkChunksTask", "EncodeFramesTask", "PassTask"},
+    ),
 }  # fmt: skip
 CALLS: dict[str, tuple[list[object], set[str]]] = {
     "smooth": (["guide", "style", "--window", 2, "--detail", 1, "--scenes", "5,14"], {"DecodeTask", "SmoothTask"}),

@@ -11,8 +11,9 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from types import FrameType
 from typing import IO
@@ -20,7 +21,7 @@ from typing import IO
 from diffsynth_cli.__main__ import main
 
 TIMEOUT = 60.0  # s
-KINDS = ("success", "refusal", "unexplained", "traceback", "hang")
+KINDS = ("success", "refusal", "unexplained", "traceback", "hang", "stray")
 BAD = KINDS[2:]
 UNEXPLAINED = "This is a bug."  # printed for unexpected errors
 
@@ -51,6 +52,28 @@ def run(arguments: Sequence[str], folder: Path, new_process: bool = False) -> Ou
     started = time.monotonic()
     code, output = _in_new_process(arguments, folder) if new_process else _in_this_process(arguments, folder)
     return Outcome(_kind(code, output), code, output, time.monotonic() - started)
+
+
+def contents(folder: Path) -> dict[Path, str]:
+    """Return the hashes of all files in a folder."""
+    return {path: sha256(path.read_bytes()).hexdigest() for path in folder.rglob("*") if path.is_file()}
+
+
+def checked(outcome: Outcome, folder: Path, before: Mapping[Path, str], allowed: Sequence[str]) -> Outcome:
+    """Return the outcome, or a bad one if the command has written, changed or removed files where it must not.
+
+    Args:
+        folder: Where it was run.
+        before: The contents of the folder before.
+        allowed: What it may write in the folder. Files that are in nothing but the first must not be changed.
+    """
+    after, places = contents(folder), [Path(os.path.normpath(folder / name)) for name in allowed if "\0" not in name]
+    made = [path for path in after.keys() - before if not any(path.is_relative_to(place) for place in places)]
+    changed = [path for path in before if not path.is_relative_to(places[0]) and before[path] != after.get(path)]
+    if outcome.kind in BAD or not made + changed:
+        return outcome
+    listed = ", ".join(sorted(str(path.relative_to(folder)) for path in made + changed))
+    return replace(outcome, kind="stray", output=f"{outcome.output}\nwritten or changed: {listed}")
 
 
 def _kind(code: int | None, output: str) -> str:

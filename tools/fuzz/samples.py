@@ -30,6 +30,9 @@ JOB: JsonObject = {
     "input_video": "images", "output_path": "out", "prompt": "winter", "num_inference_steps": 1, "device": "cpu",
     "combine_pattern": [-1, 0],
 }  # fmt: skip
+OUTPUT = str(JOB["output_path"])
+PLAIN = "plain"  # the folder with files that are not damaged
+RUNS = ("finished", "interrupted")
 CLIPS = {"a.mp4": "h264", "b.webm": "vp9", "c.mkv": "ffv1", "d.mov": "prores", "e.mkv": "h264"}
 
 
@@ -53,7 +56,7 @@ class _StoppingEngine(Engine):
 
 @dataclass(frozen=True)
 class Samples:
-    """A folder with `images`, the CLIPS and `job.json`, and with two runs of it in `finished` and `interrupted`."""
+    """A folder with `images`, the CLIPS and `job.json`, copied in PLAIN, and with two runs of the job, RUNS."""
 
     folder: Path
 
@@ -71,9 +74,17 @@ class Samples:
             save_file({}, path)
         samples = cls(folder)
         samples.write_job(JOB, folder / "job.json")
-        samples.run(folder / "finished")
-        samples.run(folder / "interrupted", chunks=3)
+        samples.copy(folder / PLAIN)
+        for name, chunks in zip(RUNS, (1000, 3), strict=True):
+            samples.run(folder / name, chunks)
         return samples
+
+    def copy(self, folder: Path) -> None:
+        """Copy what a job may need into a new folder."""
+        shutil.copytree(self.folder / "images", folder / "images")
+        for name in ("a.mp4", "file.safetensors", "job.json"):
+            shutil.copy(self.folder / name, folder / name)
+        (folder / "weights").symlink_to(self.folder / "weights")
 
     def write_job(self, job: JsonObject, path: Path) -> Path:
         """Write a job file and return its path."""
@@ -81,7 +92,7 @@ class Samples:
         path.write_text(json.dumps(job))
         return path
 
-    def run(self, folder: Path, chunks: int = 1000) -> None:
+    def run(self, folder: Path, chunks: int) -> None:
         """Run all stages of a job in `folder`, stopped after a number of chunks."""
         shutil.copytree(self.folder / "images", folder / "images")
         job, _ = read_job(self.write_job(JOB, folder / "job.json"), (), [*all_stages().values()])

@@ -23,6 +23,7 @@ GAPS = (1, 5)  # distances of compared frames
 ROUND_TRIP_LIMIT = 1.0  # px of forward-backward error of the guide's flow
 LIKENESS_LIMIT = 0.1  # mean colour difference (0..1) at which the guide's flow is still trusted
 OWN_ROUND_TRIP_LIMIT = 1.5  # the same for the style's flow, |x| + |y|
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # weights of red, green and blue in brightness
 BEST_PSNR = 100.0  # dB, for identical images
 
 
@@ -33,6 +34,8 @@ class Curves:
     Attributes:
         warp: by gap, mean squared error ×1000 (colours 0..1) between frame t and frame t + gap warped back along the
             guide's flow, over pixels that can be compared. NaN where there are none.
+        flicker: how much the mean brightness of these pixels changes between neighbouring frames, in levels. Motion
+            alone does not change it.
         own_warp: the same between neighbouring frames along the style's flow, which a wrong guide cannot change.
         luminance: mean luminance, 0..255.
         sharpness: variance of the Laplacian.
@@ -46,6 +49,7 @@ class Curves:
     """
 
     warp: dict[int, list[float]] = field(default_factory=lambda: {gap: [] for gap in GAPS})
+    flicker: list[float] = field(default_factory=list)
     own_warp: list[float] = field(default_factory=list)
     luminance: list[float] = field(default_factory=list)
     sharpness: list[float] = field(default_factory=list)
@@ -132,9 +136,9 @@ def measure(
         recent.append(frames)
         for gap in GAPS:
             if len(recent) > gap:
-                then, now = recent[-1 - gap], recent[-1]
-                for curve, error in zip(curves, warp_errors(then, now), strict=True):
+                for curve, (error, change) in zip(curves, _changes(recent[-1 - gap], recent[-1]), strict=True):
                     curve.warp[gap].append(error)
+                    curve.flicker += [change] if gap == 1 else []
         for index, (curve, frame) in enumerate(zip(curves, frames[1:], strict=True)):
             _measure_frame(curve, frame, frames[-1] if reference is not None and index < len(videos) else None)
         if style is not None:
@@ -146,18 +150,22 @@ def measure(
     return curves
 
 
-def warp_errors(then: Sequence[Image], now: Sequence[Image]) -> Iterator[float]:
-    """Yield each video's mean squared error ×1000 between its frame `then` and its frame `now` warped back.
+def _changes(then: Sequence[Image], now: Sequence[Image]) -> Iterator[tuple[float, float]]:
+    """Compare each video's frame `then` with its frame `now` warped back along the guide's motion.
 
-    The guide's frames come first in both and have no error of their own.
+    The guide's frames come first in both and are not compared.
+
+    Yields:
+        Mean squared error ×1000, and by how many levels the mean brightness changes.
     """
     motion, seen = correspondence(then[0], now[0])
     for before, after in zip(then[1:], now[1:], strict=True):
         if not seen.any():
-            yield float("nan")
+            yield float("nan"), float("nan")
             continue
-        carried, _ = carry(after.astype(np.float32) / 255, motion)
-        yield 1e3 * float(((carried - before.astype(np.float32) / 255) ** 2)[seen].mean())
+        carried, _ = carry(after.astype(np.float32), motion)
+        difference = (carried - before)[seen]
+        yield 1e3 * float(((difference / 255) ** 2).mean()), abs(float((difference @ LUMA).mean()))
 
 
 def correspondence(a: Image, b: Image) -> tuple[Flow, Mask]:

@@ -12,6 +12,7 @@ from zarr.core.metadata import ArrayV3Metadata
 
 from stages.base.cache import ArraySpec, FrameCache
 from stages.base.errors import DiffSynthError
+from tests.conftest import forget
 from tests.typing import Images
 
 SPEC = ArraySpec("frames", (5, 16, 24, 3), "uint8")
@@ -151,3 +152,36 @@ def test_a_folder_that_is_no_cache_is_named(tmp_path: Path, metadata: str) -> No
     (tmp_path / "cache.zarr/zarr.json").write_text(metadata)
     with pytest.raises(DiffSynthError, match="cannot be opened"):
         FrameCache(tmp_path / "cache.zarr").create(SPEC)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"fps": "25"', '"fps": "24"'),
+        ('"fps": "25",', ""),
+        ('"attributes": {', '"attributes": 3, "other": {'),
+        ('"uint8"', '"int8"'),
+        ('"fill_value": 0', '"fill_value": -1'),
+        ("    24,\n", "    25,\n"),
+        ("    5,\n", "    4,\n"),
+        ('"checksum": "', '"checksum": "0'),
+    ],
+)
+def test_metadata_that_was_changed_is_found(cache: FrameCache, frames: Images, old: str, new: str) -> None:
+    cache.create(SPEC).note(fps="25", keys=[1, 2])
+    assert FrameCache(cache.path)["frames"].attrs == {"fps": "25", "keys": [1, 2]}
+    path = cache.path / "frames/zarr.json"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    with pytest.raises(DiffSynthError, match="the array 'frames' has damaged metadata"):
+        FrameCache(cache.path)["frames"]
+
+
+def test_attributes_of_earlier_versions_have_no_checksum(cache: FrameCache) -> None:
+    array = cache.create(SPEC)
+    array.note(fps="25", start=0.0)
+    forget(array, "start")
+    assert FrameCache(cache.path)["frames"].attrs == {"fps": "25"}
+    with pytest.raises(DiffSynthError, match="the array 'frames' has damaged metadata"):
+        FrameCache(cache.path)["frames"].attrs["start"]

@@ -11,8 +11,10 @@ import pytest
 from stages.base.cache import ArraySpec, FrameCache
 from stages.base.engine import LocalEngine, Task
 from stages.base.errors import DiffSynthError, UsageError
+from stages.base.lease import Version
 from stages.base.overlap import Reads
 from tests.object_stores import PAGE, Server
+from tools.chaos.network import Network
 
 FRAMES = 12
 CHUNKS = [(0, 4), (4, 8), (8, 12)]
@@ -174,3 +176,62 @@ def test_without_obstore_a_message_says_what_to_install(monkeypatch: pytest.Monk
     with pytest.raises(UsageError, match="need the package obstore") as error:
         FrameCache("s3://bucket/job.zarr")
     assert "diffsynth-cli[cloud]" in error.value.hint
+
+
+def test_a_probe_whose_reply_was_lost_does_not_condemn_the_store(moto: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = ObjectStore(moto.new_url())
+    real = store._put_if
+
+    def without_reply(name: str, data: bytes, version: Version | None) -> Version | None:
+        real(name, data, version)
+        return real(name, data, version)
+
+    monkeypatch.setattr(store, "_put_if", without_reply)
+    assert store.has_conditions
+
+
+def test_a_probe_that_a_killed_run_left_does_not_stop_the_next_one(moto: Server) -> None:
+    store = ObjectStore(moto.new_url())
+    store.put("probe-1", b"probe")
+    assert FrameCache(store).is_cache()
+    store.put("holiday.jpg", b"mine")
+    assert not FrameCache(store).is_cache()
+
+
+def lock(cache: FrameCache) -> None:
+    with cache.lock():
+        pass
+
+
+LOST: dict[str, Callable[[FrameCache], object]] = {
+    "create": lambda cache: cache.create(ArraySpec("control/new", (1, 8, 8, 3), "uint8")),
+    "remove": lambda cache: cache.remove("frames"),
+    "empty": lambda cache: cache.empty("frames"),
+    "list": lambda cache: cache.arrays("*"),
+    "write": lambda cache: cache["frames"].write(0, np.ones((1, 8, 8, 3), np.uint8)),
+    "read": lambda cache: cache["frames"][:],
+    "lock": lock,
+}
+
+
+@pytest.mark.parametrize("name", LOST)
+def test_what_breaks_off_is_repeated(name: str, moto: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    network, url = Network(moto.port), moto.new_url()
+    FrameCache(url).create(ArraySpec("frames", (1, 8, 8, 3), "uint8")).write(0, np.ones((1, 8, 8, 3), np.uint8))
+    monkeypatch.setenv("AWS_ENDPOINT_URL", network.address)
+    for unanswered in (1, 2):
+        network.unanswered = unanswered
+        LOST[name](FrameCache(url))
+        assert network.unanswered == 0
+    network.lose()
+
+
+def test_a_store_that_stays_away_is_named(moto: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = Network(moto.port)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", network.address)
+    monkeypatch.setattr("stages.base.object_store.LONGEST_BREAK", 0.5)
+    network.unanswered = 1000
+    store = ObjectStore(moto.new_url())
+    with pytest.raises(DiffSynthError, match="cannot be reached"):
+        store._put_if("name", b"", None)
+    network.lose()

@@ -86,9 +86,29 @@ def test_damaged_records_count_as_missing(tmp_path: Path, record: StageRecord, d
     assert StageRecord(FolderStore(tmp_path), "render").inputs is None
     (tmp_path / MARKS).write_text(f"{marks}{damage or '?'}\n{marks}")
     assert StageRecord(FolderStore(tmp_path), "render").inputs is None
+    for old, new in (('"chunks": 1', '"chunks": "1"'), ('"inputs"', '"puts"')):
+        (tmp_path / MARKS).write_text(marks.replace(old, new))
+        assert StageRecord(FolderStore(tmp_path), "render").inputs is None
     (tmp_path / MARKS).write_bytes(b"\xff\n")
     assert StageRecord(FolderStore(tmp_path), "render").inputs is None
     record.finish("abc", frames=8)
     (tmp_path / RECEIPT).write_text(damage)
     again = StageRecord(FolderStore(tmp_path), "render")
     assert again.inputs is None and not again.complete
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"arrays": 3}, {"removed": [3]}, {"versions": {"python": [3]}}, {"phases": {"step 1": "long"}}, {"frames": 1.5},
+     {"inputs": {"keys": {}, "after": {"extract": 3}}}],
+)  # fmt: skip
+def test_a_receipt_with_a_value_of_the_wrong_type_counts_as_missing(
+    tmp_path: Path, record: StageRecord, changed: dict[str, object]
+) -> None:
+    record.begin(INPUTS, chunks=1)
+    record.finish("abc", frames=8)
+    path = tmp_path / RECEIPT
+    path.write_text(json.dumps({**json.loads(path.read_text()), "note": "of a later version"}))
+    assert StageRecord(FolderStore(tmp_path), "render").complete
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changed}))
+    assert not StageRecord(FolderStore(tmp_path), "render").complete

@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+import av
 import cv2
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from stages.base.errors import DiffSynthError, UsageError
 from stages.smoothers.images.synthesis import load
 from stages.video import fit, open_source, read_comment, read_image, save_png
-from stages.video.images import read_values
+from stages.video.images import image_size, read_values
 from tests.conftest import scene, write_images
 
 
@@ -57,6 +58,41 @@ def test_exr_files_that_this_opencv_cannot_read_are_explained(tmp_path: Path) ->
     with pytest.raises(DiffSynthError, match=r"0\.exr is not an image") as unreadable:
         open_source(tmp_path, values=True)
     assert "lack EXR support" in unreadable.value.hint
+
+
+def exr(path: Path, height: int, width: int) -> Path:
+    """An EXR file of 40×24 pixels whose header states another size."""
+    with av.open(str(path), "w", format="image2", options={"update": "1"}) as container:
+        stream = container.add_stream("exr", rate=1, width=24, height=40, pix_fmt="gbrpf32le")
+        frame = av.VideoFrame(24, 40, "gbrpf32le")
+        container.mux([*stream.encode(frame), *stream.encode()])
+    data = bytearray(path.read_bytes())
+    place = data.index(b"dataWindow\0box2i\0") + len("dataWindow_box2i_") + 4
+    assert struct.unpack("<4i", data[place : place + 16]) == (0, 0, 23, 39)
+    data[place : place + 16] = struct.pack("<4i", -5, -7, width - 6, height - 8)
+    path.write_bytes(data)
+    return path
+
+
+def test_an_exr_file_of_too_many_pixels_is_refused_before_it_is_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert image_size(exr(tmp_path / "0.exr", 40, 24)) == (40, 24)
+    exr(tmp_path / "1.exr", 20_000, 20_001)
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("decoded"))
+    for read in (read_values, load):
+        with pytest.raises(UsageError, match=r"1\.exr is too large"):
+            read(tmp_path / "1.exr")
+    with pytest.raises(UsageError, match=r"1\.exr is too large"):
+        open_source(tmp_path, values=True)
+
+
+@pytest.mark.parametrize("size", [3, 8, 20, 60, 200])
+def test_the_header_of_an_exr_file_that_breaks_off_states_no_size(size: int, tmp_path: Path) -> None:
+    path = exr(tmp_path / "0.exr", 40, 24)
+    data = path.read_bytes()
+    path.write_bytes(data[: min(size, data.index(b"dataWindow") + 30)])
+    assert image_size(path) is None
 
 
 def lying_png(path: Path, height: int, width: int) -> Path:

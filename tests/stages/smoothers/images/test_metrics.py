@@ -45,6 +45,14 @@ def test_motion_is_no_flicker_and_flicker_is(guide: list[Image]) -> None:
     assert still["flicker"] < 2
 
 
+def test_flicker_of_each_pair_is_its_change_of_brightness_whatever_moves(guide: list[Image]) -> None:
+    levels, ramp = [0, 20, -10, -10, -20, 5, 0, 18, -12], np.arange(SIZE + 40)[None, :, None]
+    moving = [(frame // 2 + ramp[:, 2 * t : 2 * t + SIZE]).astype(np.uint8) for t, frame in enumerate(guide)]
+    still, flickering = measure(moving, [moving, brighter(moving, levels)])
+    assert max(still.flicker) < 0.2 < 1.5 < np.diff(still.luminance).min()
+    np.testing.assert_allclose(flickering.flicker, np.abs(np.diff(levels)), rtol=0.05, atol=0.2)
+
+
 def test_numbers_are_those_of_their_definitions(guide: list[Image]) -> None:
     style = brighter(guide, [0, 9, 0, 9, 0, 9, 0, 9, 0])
     curves, of_style = measure(guide, [guide, style])
@@ -74,7 +82,11 @@ def test_blur_is_seen(guide: list[Image]) -> None:
 def test_what_cannot_be_compared_is_left_out() -> None:
     black, white = np.zeros((16, 16, 3), np.uint8), np.full((16, 16, 3), 255, np.uint8)
     (curves,) = measure([black, white], [[black, white]])
-    assert np.isnan(curves.warp[1]).all() and "warp1" not in curves.summary() and "flicker" in curves.summary()
+    assert (
+        np.isnan([*curves.warp[1], *curves.flicker]).all()
+        and "warp1" not in curves.summary()
+        and "flicker" in curves.summary()
+    )
     (alone,) = measure([black], [[black]])
     assert alone.summary() == {"sharpness": 0}
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from stages.base.cache import FrameCache
-from tools.chaos import FAULTS, World, Wrong, disturb, usable, world
+from tools.chaos.faults import FAULTS, disturb, usable
+from tools.chaos.world import World, Wrong, world
 
 pytestmark = [pytest.mark.slow, pytest.mark.chaos, pytest.mark.timeout(600)]
 
