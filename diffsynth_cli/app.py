@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -181,6 +181,15 @@ class LazyGroup(TyperGroup):
         """Return the command that the command line names, with its options."""
         name, listed, rest = super().resolve_command(ctx, args)
         return name, None if name is None or listed is None else load(name), rest
+
+    def _main_shell_completion(
+        self, ctx_args: MutableMapping[str, Any], prog_name: str, complete_var: str | None = None
+    ) -> None:
+        """Complete a command line, if the shell asks for that. Typer has registered its own completion before."""
+        from diffsynth_cli.bash import register
+
+        register()
+        super()._main_shell_completion(ctx_args, prog_name, complete_var)
 
 
 def load(name: str) -> AnyCommand:

@@ -42,7 +42,7 @@ Part = TypeVar("Part")
 Result = TypeVar("Result")
 
 # What Zarr raises for metadata that is not JSON, is incomplete or has values of the wrong type.
-DAMAGED_METADATA = (ValueError, KeyError, TypeError, AttributeError)
+DAMAGED_METADATA = (ValueError, KeyError, TypeError, AttributeError, OverflowError)
 # What it raises for frames that do not match their checksum or cannot be read.
 DAMAGED_DATA = (ValueError, RuntimeError, OSError)
 
@@ -308,7 +308,7 @@ class FrameCache:
         if not isinstance(array, zarr.Array):
             raise LostArray(f"{self.store}: '{name}' is not an array", mend, maker)
         intact = are_intact(array.metadata.attributes, array.shape, array.dtype)
-        if array.chunks != _chunk_shape(array.shape) or array.fill_value != 0 or not intact:
+        if array.chunks != _chunk_shape(array.shape) or not intact:
             raise LostArray(f"{self.store}: the array '{name}' has damaged metadata", mend, maker)
         # By default Zarr does not write chunks of zeros, so black frames would be missing.
         return FrameArray(array.with_config({"write_empty_chunks": True}), self.store, name, mend, self.kept)

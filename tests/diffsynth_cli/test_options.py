@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -103,13 +105,13 @@ def test_stages_take_the_same_options() -> None:
         ("ebsynth --backend n", "numba"),
         ("sm", "smooth"),
         ("models --task fa", "fashion"),
-        ("run job.json --set sch", "scheduler="),
+        ("run job.json --set sch", "scheduler= scheduler=VALUE"),
         ("run job.json --set scheduler=dd", "scheduler=ddim"),
-        ("run job.json --set keep_fr", "keep_frames="),
+        ("run job.json --set keep_fr", "keep_frames= keep_frames=VALUE"),
         ("run job.json --set keep_frames=", "keep_frames=true keep_frames=false"),
         ("run job.json --set attention=s", "attention=shared"),
         ("run job.json --set post_smoother=Py", "post_smoother=PySynthSmoother"),
-        ("preview job.json --grid seed", "seed_of_noise="),
+        ("preview job.json --grid seed", "seed_of_noise= seed_of_noise=VALUE"),
         ("preview job.json --grid nothing=", ""),
     ],
 )
@@ -121,6 +123,35 @@ def test_choices_are_completed(
     monkeypatch.setenv("COMP_CWORD", str(len(words.split()) + words.endswith(" ")))
     assert main([]) == 0
     assert capsys.readouterr().out.split() == completed.split()
+
+
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [
+        ("run job.json --set sch", "scheduler= scheduler=VALUE"),  # two, so that no space follows
+        ("run job.json --set scheduler =", "ddim dpm++2m euler lcm"),
+        ("run job.json --set scheduler = dp", "dpm++2m"),
+        ("run job.json --set = scheduler = dp", "dpm++2m"),
+        ("run job.json --set = sch", "scheduler= scheduler=VALUE"),
+        ("run job.json --set keep_frames = true --set scheduler = e", "euler"),
+        ("export job.json --codec = h26", "h264"),
+        ("run job.json --set cache = s3 : // a : b --set attention = s", "shared"),
+    ],
+)
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
+def test_words_that_bash_has_split_are_completed(words: str, completed: str, tmp_path: Path) -> None:
+    """Bash makes words of `=` and `:`, and replaces only what follows the last of them."""
+    shell = """
+        source <(diffsynth --show-completion bash)
+        COMP_WORDS=(diffsynth $WORDS); COMP_CWORD=$((${#COMP_WORDS[@]} - 1))
+        _diffsynth_completion diffsynth; echo ${COMPREPLY[@]}
+    """
+    program = tmp_path / "diffsynth"
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m diffsynth_cli "$@"\n')
+    program.chmod(0o755)
+    environment = {**os.environ, "WORDS": words, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", "-c", shell], env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    assert done.stdout.split() == completed.split()
 
 
 @pytest.mark.parametrize(
