@@ -90,7 +90,11 @@ COMMANDS = {
     "clean": Entry(
         "Show what a job's cache no longer needs, with sizes, and delete it after asking.",
         "clean",
-        ("diffsynth clean job.json", "diffsynth clean job.json --set 'keep=[\"deflickered\"]' --yes"),
+        (
+            "diffsynth clean job.json",
+            "diffsynth clean job.json --set 'keep=[\"deflickered\"]' --yes",
+            "diffsynth clean smooth.mp4   # what an interrupted smooth has left",
+        ),
     ),
     "export": Entry(
         "Write the finished video again, with another codec, quality or frame rate, or as images.",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from diffsynth_cli.results import CleanResult, JobSource, Overrides, Removable, SilentReporter
 
@@ -25,6 +26,9 @@ class Candidate:
     delete: Callable[[], None]
 
 
+Find: TypeAlias = Callable[[], Iterator[Candidate]]
+
+
 def clean(
     job: JobSource,
     *,
@@ -35,7 +39,7 @@ def clean(
     """Delete what a job's cache holds and no unfinished stage needs. What the job's key `keep` names stays.
 
     Args:
-        job: As for `run`.
+        job: As for `run`. Or the output of an interrupted `smooth`, whose whole cache is deleted.
         overrides: Job keys that replace those of `job`.
         confirm: Gets what can be deleted, if there is anything, and returns whether to delete it.
         dry_run: Only return what can be deleted.
@@ -44,19 +48,46 @@ def clean(
         UsageError: The job is wrong.
         DiffSynthError: Another process uses the cache.
     """
-    from diffsynth_cli.jobs import open_job
-
-    opened = open_job(job, overrides, SilentReporter())
-    cache = opened.cache
+    cache, find = _of_smooth(job) or _of_job(job, overrides)
     if not cache.store.children(""):
         return CleanResult((), deleted=False)
     with nullcontext() if dry_run else cache.lock():
-        found = [*_candidates(opened.job, cache)]
+        found = [*find()]
         shown = tuple(candidate.shown for candidate in found)
         deleted = bool(found) and not dry_run and confirm(shown)
         for candidate in found if deleted else ():
             candidate.delete()
     return CleanResult(shown, deleted)
+
+
+def _of_job(job: JobSource, overrides: Overrides) -> tuple[FrameCache, Find]:
+    from diffsynth_cli.jobs import open_job
+
+    opened = open_job(job, overrides, SilentReporter())
+    return opened.cache, partial(_candidates, opened.job, opened.cache)
+
+
+def _of_smooth(output: JobSource) -> tuple[FrameCache, Find] | None:
+    """Return the cache beside the output of an interrupted `smooth`, which removes it when it is complete."""
+    from stages.base.cache import FrameCache
+    from stages.smooth.request import cache_path
+
+    folder = cache_path(Path(output)) if isinstance(output, str | Path) else None
+    if folder is None or not folder.is_dir():
+        return None
+    cache = FrameCache(folder)
+    return cache, partial(_unfinished, cache)
+
+
+def _unfinished(cache: FrameCache) -> Iterator[Candidate]:
+    from stages.base.words import duration
+    from stages.smooth.request import NAME
+
+    record = cache.record(NAME)
+    took = record.receipt["seconds"] if record.receipt else record.seconds
+    size = sum(file.stat().st_size for file in cache.path.rglob("*") if file.is_file())
+    reason = f"smooth was interrupted and resumes from it; it took {duration(took)}"
+    yield Candidate(Removable(str(cache.path), size, reason), partial(shutil.rmtree, cache.path))
 
 
 def tidy(job: Job, cache: FrameCache) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,7 +14,7 @@ from rich.table import Column, Table
 
 from diffsynth_cli import cleaning, jobs
 from diffsynth_cli.console import literal
-from diffsynth_cli.options import CACHE_OPTION, Debug, JobFile, Set, with_options
+from diffsynth_cli.options import CACHE_OPTION, Debug, Set, with_options
 from diffsynth_cli.results import Removable
 from stages.base.errors import UsageError
 from stages.base.words import size
@@ -21,7 +22,10 @@ from stages.base.words import size
 
 @with_options(*CACHE_OPTION)
 def clean(
-    job: JobFile,
+    job: Annotated[
+        Path,
+        typer.Argument(metavar="JOB.json", help="Job file, or the output of an unfinished smooth.", show_default=False),
+    ],
     overrides: Set = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Delete without asking.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what can be deleted.")] = False,

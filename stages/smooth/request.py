@@ -52,4 +52,9 @@ class Smoothing:
 
     @property
     def cache_path(self) -> Path:
-        return self.output.with_name(f"{self.output.name}.cache.zarr")
+        return cache_path(self.output)
+
+
+def cache_path(output: Path) -> Path:
+    """Return where unfinished work on an output is kept."""
+    return output.with_name(f"{output.name}.cache.zarr")

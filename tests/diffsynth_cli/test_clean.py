@@ -15,6 +15,7 @@ from stages.base.cache import FrameCache
 from stages.base.removal import matching
 from stages.base.store import Store, open_store
 from stages.jobs.keeping import GROUPS
+from tests.conftest import scene, write_images
 from tests.object_stores import Server
 from tests.typing import Cli, MakeJob
 
@@ -229,3 +230,28 @@ def test_a_cache_in_an_object_store_is_cleaned(make_job: MakeJob, cli: Cli, moto
     assert code == 0 and "Deleted" in output, output
     assert stored(store) == {"control"} and matching(store.children(""), ["probe-*"]) == []
     assert store.size("control") > 0 and store.size("receipts/extract.json") > 0 == store.size("none")
+
+
+def test_the_cache_of_an_interrupted_smooth_is_deleted(
+    tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    videos = [write_images(tmp_path / name, [scene(index) for index in range(4)]) for name in ("guide", "style")]
+    output, arguments = tmp_path / "smooth", ("smooth", *videos, "-o", tmp_path / "smooth", "--window", 1, "-q")
+    (videos[1] / "3.png").write_bytes((videos[1] / "0.png").read_bytes())  # differs from the guide
+    with monkeypatch.context() as patch:
+        patch.setattr("stages.tasks.SmoothTask.run", interrupt)
+        assert cli(*arguments)[0] == 130
+    cache = tmp_path / "smooth.cache.zarr"
+    (listed,) = ds.clean(output, dry_run=True).found
+    assert listed.name == str(cache) and listed.bytes > 1000 and "smooth was interrupted" in listed.reason
+    with FrameCache(cache).lock():
+        code, said = cli("clean", output, "--yes")
+        assert code == 1 and "in use" in said and cache.exists()
+    code, said = cli("clean", output, "--yes")
+    assert code == 0 and "Deleted" in said and not cache.exists()
+    assert cli(*arguments) == (0, "") and len([*output.iterdir()]) == 4
+    assert cli("clean", output)[0] == 2  # which is no job
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
