@@ -93,7 +93,7 @@ COMMANDS = {
         (
             "diffsynth clean job.json",
             "diffsynth clean job.json --set 'keep=[\"deflickered\"]' --yes",
-            "diffsynth clean smooth.mp4   # what an interrupted smooth has left",
+            "diffsynth clean smooth.mp4",
         ),
     ),
     "export": Entry(
