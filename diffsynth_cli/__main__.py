@@ -53,6 +53,7 @@ def _show(call: Call, message: str, hint: str) -> None:
 def _stop(signum: int, frame: FrameType | None) -> None:
     """Stop what runs. Some libraries drop the exception, for example while they are imported: then it comes again."""
     _stop_again_after(PATIENCE)
+    sys.unraisablehook = lambda _: None  # what is half made now may fail to be removed, which says nothing to the user
     raise Interrupted
 
 

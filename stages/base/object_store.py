@@ -9,7 +9,7 @@ import asyncio
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import cached_property
@@ -32,6 +32,7 @@ SCHEMES = ("s3://", "s3a://", "gs://", "az://", "abfs://", "abfss://")
 PROBE = "probe-"  # the beginning of names of objects with which a store is tried
 COMMIT_INTERVAL = 1.0  # s between objects of a journal
 LONGEST_BREAK = 5.0  # s for which such requests are repeated that obstore does not repeat
+REPEATED = " retries"  # in messages about requests that obstore has repeated
 BROKEN = "HTTP error"  # in messages about connections, but not about replies of the store
 LISTED = 1000  # names that are listed before they are deleted
 
@@ -75,12 +76,15 @@ class ObjectStore:
 
     def get_version(self, name: str) -> tuple[bytes, Version] | None:
         """Return an object and its version. None if it does not exist."""
-        with explained(self.url):
+
+        def get() -> tuple[bytes, Version] | None:
             try:
                 result = obstore.get(self.objects, name)
                 return bytes(result.bytes()), (result.meta["e_tag"], result.meta["version"])
             except FileNotFoundError:
                 return None
+
+        return repeated(self.url, get)
 
     def get_many(self, names: Sequence[str]) -> list[bytes | None]:
         """Do what `get` does for many names at once."""
@@ -229,8 +233,8 @@ class ZarrObjects(ZarrObjectStore[Objects]):
         return ZarrObjects(self.store, self.url, read_only=read_only)
 
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
-        with explained(self.url):
-            return await super().get(key, prototype, byte_range)
+        read = super().get
+        return await repeated_async(self.url, lambda: read(key, prototype, byte_range))
 
     async def set(self, key: str, value: Buffer) -> None:
         with explained(self.url):
@@ -321,16 +325,42 @@ def repeated(url: str, request: Callable[[], Result]) -> Result:
     Raises:
         DiffSynthError: It failed for another reason, or for too long.
     """
-    until, pause = time.monotonic() + LONGEST_BREAK, 0.1
+    repeats = _Repeats()
     while True:
         with explained(url):
             try:
                 return request()
             except GenericError as error:
-                if BROKEN not in str(error) or time.monotonic() > until:
-                    raise
+                pause = repeats.pause_after(error)
         time.sleep(pause)
-        pause *= 2
+
+
+async def repeated_async(url: str, request: Callable[[], Awaitable[Result]]) -> Result:
+    """Do what `repeated` does, for an asynchronous request."""
+    repeats = _Repeats()
+    while True:
+        with explained(url):
+            try:
+                return await request()
+            except GenericError as error:
+                pause = repeats.pause_after(error)
+        await asyncio.sleep(pause)
+
+
+class _Repeats:
+    """When to repeat a request, beginning with its first failure."""
+
+    def __init__(self) -> None:
+        self.until, self.pause = 0.0, 0.05
+
+    def pause_after(self, error: GenericError) -> float:
+        """Return after how many seconds to repeat a request. Raises the error if that is useless."""
+        self.until = self.until or time.monotonic() + LONGEST_BREAK
+        about = _first_line(error)
+        if BROKEN not in about or REPEATED in about or time.monotonic() > self.until:
+            raise error
+        self.pause *= 2
+        return self.pause
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable
 
@@ -21,7 +22,9 @@ CHUNKS = [(0, 4), (4, 8), (8, 12)]
 Use = Callable[[], object]
 
 pytest.importorskip("obstore")
-from stages.base.object_store import ObjectJournal, ObjectStore  # noqa: E402
+from obstore.exceptions import GenericError  # noqa: E402
+
+from stages.base.object_store import ObjectJournal, ObjectStore, repeated  # noqa: E402
 
 
 class Copy(Task):
@@ -235,3 +238,28 @@ def test_a_store_that_stays_away_is_named(moto: Server, monkeypatch: pytest.Monk
     with pytest.raises(DiffSynthError, match="cannot be reached"):
         store._put_if("name", b"", None)
     network.lose()
+
+
+@pytest.mark.parametrize("slow", [0.0, 0.3])
+def test_repeats_count_from_the_first_failure(slow: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stages.base.object_store.LONGEST_BREAK", 0.2)
+    errors = [GenericError("reply: HTTP error: body")]
+
+    def request() -> str:
+        time.sleep(slow)
+        if errors:
+            raise errors.pop()
+        return "reply"
+
+    assert repeated("s3://bucket", request) == "reply"
+
+
+def test_what_obstore_has_repeated_is_not_repeated_again() -> None:
+    errors = [GenericError("after 10 retries - HTTP error: error sending request"), ZeroDivisionError()]
+
+    def request() -> None:
+        raise errors.pop(0)
+
+    with pytest.raises(DiffSynthError, match="cannot be reached"):
+        repeated("s3://bucket", request)
+    assert len(errors) == 1
