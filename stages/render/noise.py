@@ -225,7 +225,7 @@ class FrameNoise:
         if self.plan.noise != "warped":
             return []
         ends = {chunk - 1 for frame in frames if (chunk := self._chunk(frame)[0]) is not None}
-        return [(ORIGINS, tuple(frames)), *((ENDS, (end,)) for end in sorted(ends))]
+        return [*((ORIGINS, (frame,)) for frame in frames), *((ENDS, (end,)) for end in sorted(ends))]
 
     def _number(self, frame: int) -> int:
         """The number of a rendered frame in the video, counted from the first frame of its scene."""

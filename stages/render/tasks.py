@@ -19,6 +19,7 @@ from stages.base.overlap import Reads
 from stages.base.scenes import split as scenes_of
 from stages.compositing import WHITE
 from stages.diffusion import LATENT_FACTOR
+from stages.diffusion.sampler import SAMPLERS
 from stages.diffusion.settings import Batches, Mix
 from stages.masks import latents_inside
 from stages.render.noise import FrameNoise
@@ -55,6 +56,11 @@ class RenderTask(Task):
     def noise(self) -> FrameNoise:
         """The noise of the frames."""
         return FrameNoise(self.plan)
+
+    def reads_of_background(self, frames: Sequence[int]) -> Reads:
+        """What `masked` reads."""
+        numbers = [self.plan.keys[frame] for frame in frames]
+        return [("frames", numbers), (MASK, numbers)] if self.plan.mask else []
 
     def masked(self, cache: FrameCache, images: Images, frames: Sequence[int]) -> Images:
         """Show the source in images of rendered frames where the mask is black."""
@@ -140,7 +146,7 @@ class EncodeFramesTask(RenderTask):
     """Encode the frames, which masks keep in part."""
 
     def reads(self, start: int, stop: int) -> Reads:
-        return one_by_one("frames", self.plan.keys[start:stop])
+        return [("frames", self.plan.keys[start:stop])]
 
     def run(self, cache: FrameCache, start: int, stop: int) -> None:
         with self.batches(cache) as batches:
@@ -212,8 +218,9 @@ class StepTask(RenderTask):
 
     def reads(self, start: int, stop: int) -> Reads:
         chunk = range(start, stop)
-        finishes = not self.plan.is_smoothed(self.step)
-        return [*self._reads_of_noise(chunk), *(self.reads_of_clean(chunk) if finishes else [])]
+        smoothed = self.plan.is_smoothed(self.step)
+        after = self.reads_of_background(chunk) if smoothed else self.reads_of_next(chunk)
+        return [*self._reads_of_noise(chunk), *after]
 
     def run(self, cache: FrameCache, start: int, stop: int) -> None:
         denoiser, frames = self.denoiser, range(start, stop)
@@ -244,6 +251,13 @@ class StepTask(RenderTask):
         if self.plan.keeps_clean(self.step):
             cache[self.plan.clean(self.step)].write(frames.start, clean.numpy())
         cache[self.plan.latents(self.step)].write(frames.start, following.numpy())
+
+    def reads_of_next(self, frames: Sequence[int]) -> Reads:
+        """What `write_next` reads."""
+        plan, adds_noise = self.plan, SAMPLERS[self.plan.settings.scheduler].adds_noise
+        masks = [(SOURCE_LATENTS, frames), (MASK, [plan.keys[frame] for frame in frames])] if plan.mask else []
+        noise = self.noise.reads(frames) if plan.mask or adds_noise else []
+        return [*self.reads_of_clean(frames), *masks, *noise]
 
     def _keep_outside(
         self, cache: FrameCache, frames: range, clean: torch.Tensor, following: torch.Tensor, after: float | None
@@ -352,10 +366,11 @@ class StepTask(RenderTask):
         """What `_inputs` reads."""
         frames, references = split(items)
         numbers = [self.plan.keys[frame] for frame in frames]
+        regions = [self.plan.region_mask(index) for index in range(len(self.plan.regions))]
         of_references = ["reference_latents", *(name for _, name in self.plan.maps)] if references else []
         return [
             *self.reads_of_latents(frames),
-            *((name, numbers) for name, _ in self.plan.maps),
+            *((name, numbers) for name in (*(name for name, _ in self.plan.maps), *regions)),
             *((name, references) for name in of_references),
         ]
 
@@ -389,7 +404,8 @@ class SmoothStepTask(StepTask):
             *one_by_one("frames", self.plan.keys[: len(first)]),
             *one_by_one(self.plan.predicted(self.step), first),
             *self.reads_of_latents(range(start, stop)),
-            *self.reads_of_clean(range(start, stop)),
+            *self.reads_of_next(range(start, stop)),
+            *self.reads_of_background(range(start, stop)),
         ]
 
     def run(self, cache: FrameCache, start: int, stop: int) -> None:
@@ -415,7 +431,7 @@ class DecodeLatentsTask(RenderTask):
     """Decode the final latents into images."""
 
     def reads(self, start: int, stop: int) -> Reads:
-        return [("latents", range(start, stop))]
+        return [("latents", range(start, stop)), *self.reads_of_background(range(start, stop))]
 
     def run(self, cache: FrameCache, start: int, stop: int) -> None:
         import torch
