@@ -57,8 +57,8 @@ def test_connections_break(network: Network) -> None:
         assert say(connection, b"one") == b"one"
         network.reset()
         with pytest.raises(ConnectionError):
-            assert say(connection, b"two")
-            raise ConnectionError  # closed in order, which is a break, too
+            if say(connection, b"two") == b"":
+                raise ConnectionError  # closed in order, which is a break, too
     with connect(network) as connection:
         assert say(connection, b"three") == b"three"
 
