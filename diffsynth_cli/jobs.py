@@ -152,8 +152,8 @@ def export(
         codec: By default, what suits `output`.
         crf: Quality, 0 to 63; lower is better and larger.
         fps: Frame rate, in frames per second; or "2x", "3x" or "4x" to paint frames between those of the job.
-        alpha: Masks that become the alpha channel (white = opaque): a video or folder with one for each frame, or one
-            image.
+        alpha: Masks that become the alpha channel (white = opaque): a video or folder with one for each frame of the
+            job's video, or one image.
         overrides: Job keys that replace those of `job`.
         force: Overwrite existing files, but never an input.
         reporter: Receives progress and warnings.

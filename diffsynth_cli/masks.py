@@ -64,7 +64,9 @@ def mask(
         check_frames(output, [video], force)
     painter = _painter(model, detector, threshold, device)
     with closing(reporter or SilentReporter()) as shown:
-        times = [shot.time for shot in source.shots()]
+        shown.begin(output.name, source.estimate)
+        shown.phase("scan")
+        times = [shot.time for shot in with_progress(source.shots(), shown)]
         shown.begin(output.name, len(times))
         shown.phase("find people")
         masks = with_progress(_masks(source, painter), shown)

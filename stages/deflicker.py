@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 
-from stages.alpha import Masks
 from stages.base.cache import RUN, ArraySpec, FrameCache
 from stages.base.engine import Ahead, Chunk, Footage, Phase, Plan, Reporter, Run, Stage, Task, with_progress
 from stages.base.errors import DiffSynthError
@@ -27,8 +26,10 @@ from stages.base.words import counted, per_second
 from stages.codecs import Codec
 from stages.frame_rate import Raised, raised_times
 from stages.jobs.job import Job
+from stages.masks import check_mask, mask_shots, with_alpha
 from stages.models.weights import check_device, pick_gpu
 from stages.scenes import recorded_cuts
+from stages.selection import selection_of
 from stages.smoothers import SMOOTHERS, build
 from stages.smoothers.ebsynth import Ebsynth
 from stages.tasks import ChunkSmoother, SmoothTask
@@ -36,6 +37,7 @@ from stages.video import (
     Audio,
     Encoding,
     Segment,
+    Shot,
     check_encoder,
     encode,
     encode_segment,
@@ -62,7 +64,8 @@ class Export:
         codec: The video codec, or the format of images.
         crf: Quality, lower is better. None for the codec's default.
         factor: Frames to write for each frame, most of which are painted.
-        alpha: Masks that become the alpha channel: a video, a folder, or one image.
+        alpha: Masks that become the alpha channel: a video or a folder with one for each frame of the job's video, or
+            one image.
     """
 
     codec: Codec = Codec.PNG
@@ -279,31 +282,35 @@ def raised(job: Job, cache: FrameCache, factor: int) -> Raised:
 
 def write_images(folder: Path, job: Job, cache: FrameCache, reporter: Reporter, export: Export = PNG_IMAGES) -> None:
     """Write the deflickered frames as images. Those that are there already are kept."""
-    frames, masks = raised(job, cache, export.factor), _masks(export, cache)
+    frames, masks = raised(job, cache, export.factor), _masks(export, job, cache)
     reporter.begin(folder.name, len(frames))
     reporter.phase(f"write {export.codec}")
     notes = (PAINTED if frames.is_painted(index) else "" for index in range(len(frames)))
-    pictures = with_progress(frames if masks is None else masks.applied(frames), reporter)
+    pictures = with_progress(frames if masks is None else with_alpha(frames, masks), reporter)
     write_frames(folder, pictures, f"{SIGNATURE} frame", notes, f".{export.codec}")
     reporter.end("written", f"{folder}: {counted(len(frames), 'image')}{_painted(frames)}")
 
 
 def write_video(path: Path, job: Job, cache: FrameCache, reporter: Reporter, export: Export) -> None:
     """Encode the deflickered frames, at the job's or the source's frame rate and with the source's sound."""
-    frames, masks = raised(job, cache, export.factor), _masks(export, cache)
+    frames, masks = raised(job, cache, export.factor), _masks(export, job, cache)
     reporter.begin(path.name, len(frames))
     reporter.phase(f"write {export.codec}")
     how = _raised_encoding(_encoding(job, cache, reporter, export.codec, export.crf), frames)
     rate = frame_rate(job, cache) * export.factor
     _, height, width, _ = cache["deflickered"].shape
     check_encoder(path, export.codec, height, width, rate)
-    encode(path, with_progress(frames if masks is None else masks.applied(frames), reporter), how)
+    encode(path, with_progress(frames if masks is None else with_alpha(frames, masks), reporter), how)
     _report(path, len(frames), rate, reporter, how, _painted(frames))
 
 
-def _masks(export: Export, cache: FrameCache) -> Masks | None:
-    count, height, width, _ = cache["deflickered"].shape
-    return None if export.alpha is None else Masks(export.alpha, count, height, width)
+def _masks(export: Export, job: Job, cache: FrameCache) -> Iterator[Shot] | None:
+    """Return the mask of each frame. None without an alpha channel."""
+    if export.alpha is None:
+        return None
+    path, used = str(export.alpha), selection_of(job)
+    check_mask("alpha", path, used, len(cache["deflickered"]))
+    return mask_shots(path, used, source_rate(job, cache), 0)
 
 
 def _painted(frames: Raised) -> str:
@@ -349,6 +356,11 @@ def _encoding(job: Job, cache: FrameCache, reporter: Reporter, codec: str = "h26
 def frame_rate(job: Job, cache: FrameCache) -> Fraction:
     """Return the job's frame rate or the source's, which is an average if it varies."""
     return Fraction(str(cache["frames"].attrs["fps"])) if job.fps is None else _rate(job.fps)
+
+
+def source_rate(job: Job, cache: FrameCache) -> Fraction:
+    """Return the frame rate of the source, which is an average if it varies."""
+    return Fraction(str(cache["frames"].attrs["fps"])) * job.frame_interval
 
 
 def _report(path: Path, count: int, rate: Fraction, reporter: Reporter, how: Encoding, painted: str = "") -> None:

@@ -1,11 +1,11 @@
-"""Masks: which parts of frames are restyled, and which keep the source's pixels.
+"""Masks from files: which parts of frames are restyled, belong to a region, or are opaque.
 
-A mask is uint8 [H, W], 255 where frames are restyled and 0 where the source's pixels stay.
+A mask is uint8 [H, W], 255 where that is so and 0 elsewhere.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
@@ -19,7 +19,7 @@ from stages.base.errors import UsageError
 from stages.base.words import counted
 from stages.compositing import WHITE
 from stages.tasks import DecodeTask
-from stages.video import ImageFolder, Selection, Shot, certain_length, open_source, read_image
+from stages.video import ImageFolder, Selection, Shot, certain_length, fit, open_source, read_image
 
 HINT = "give one mask for each frame of the video, or one image"
 
@@ -47,8 +47,7 @@ class Mask:
         mask = image.mean(axis=2).round().astype(np.uint8)
         mask = WHITE - mask if self.invert else mask
         if self.grow:
-            operation = cv2.dilate if self.grow > 0 else cv2.erode
-            mask = np.asarray(operation(mask, _disc(abs(self.grow))), np.uint8)
+            mask = _grown(mask, self.grow)
         if self.feather:  # beyond this distance from the outline, the mask is what it was
             mask = np.asarray(cv2.GaussianBlur(mask, (2 * self.feather + 1,) * 2, self.feather / 2), np.uint8)
         return np.asarray(mask, np.uint8)
@@ -65,10 +64,17 @@ class Mask:
         return DecodeTask(self.path, shots, target, finish=self.soften)
 
 
-def _disc(radius: int) -> np.ndarray:
+PLAIN = Mask("")
+
+
+def _grown(mask: Image, distance: int) -> Image:
+    """Grow the white part of a mask by so many pixels, or shrink it. Grey becomes black or white."""
     import cv2
 
-    return cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1,) * 2)
+    white = mask > WHITE // 2
+    grown = white if distance < 0 else ~white
+    away = cv2.distanceTransform(grown.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)  # from the other part
+    return np.where(away > -distance if distance < 0 else away <= distance, WHITE, 0).astype(np.uint8)
 
 
 def mask_shots(path: str, selection: Selection, fps: Fraction | None, first: int) -> Iterator[Shot]:
@@ -83,14 +89,14 @@ def mask_shots(path: str, selection: Selection, fps: Fraction | None, first: int
     folder = Path(path).is_dir()
     source = ImageFolder(Path(path), fps) if folder and fps is not None else open_source(path)
     yield from islice(selection.shots(source), first, None)
-    raise UsageError(f"mask: {path} ends before the last frame", HINT)
+    raise UsageError(f"{path}: there are fewer masks than frames", HINT)
 
 
 def is_still(path: str) -> bool:
     """Whether the path is that of an image, which is the mask of all frames."""
     from stages.video.images import IMAGE_SUFFIXES
 
-    return Path(path).suffix.lower() in IMAGE_SUFFIXES
+    return Path(path).suffix.lower() in IMAGE_SUFFIXES and not Path(path).is_dir()
 
 
 def check_mask(key: str, path: str, selection: Selection, least: float) -> None:
@@ -109,6 +115,13 @@ def check_mask(key: str, path: str, selection: Selection, least: float) -> None:
     if most < (least - 1) * selection.interval + 1:
         given = f"{counted(int(most), 'mask')} for {counted(int(least), 'used frame')}"
         raise UsageError(f"{key}: {path} holds {given}", HINT)
+
+
+def with_alpha(frames: Iterable[Image], masks: Iterator[Shot]) -> Iterator[Image]:
+    """Yield frames uint8 [H, W, 3] with their masks as alpha channel, uint8 [H, W, 4]."""
+    for frame, mask in zip(frames, masks, strict=False):
+        alpha = PLAIN.soften(fit(mask.image(), *frame.shape[:2]))
+        yield np.dstack([frame, alpha])
 
 
 def latents_inside(masks: Images, factor: int) -> np.ndarray:

@@ -122,14 +122,11 @@ def _is_identity(value: object) -> TypeGuard[Identity]:
 
 
 def _essence(value: object) -> object:
-    """Reduce a value to its content: identities of files without their paths and dates.
-
-    A key without a value counts as missing, so that a new key makes no cache of an earlier version stale.
-    """
+    """Reduce a value to its content: identities of files without their paths and dates."""
     if _is_identity(value):
         return value["sha256"]
     if isinstance(value, dict):
-        return {key: _essence(item) for key, item in value.items() if item is not None}
+        return {key: _essence(item) for key, item in value.items()}
     return [_essence(item) for item in value] if isinstance(value, list) else value
 
 

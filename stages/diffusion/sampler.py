@@ -50,7 +50,7 @@ class Sampler(ABC):
     multistep: ClassVar[bool] = False
     """Whether `step` uses the clean latents of the previous step."""
     adds_noise: ClassVar[bool] = False
-    """Whether `step` adds fresh noise."""
+    """Whether `step` needs fresh noise."""
 
     @abstractmethod
     def schedule(self) -> list[float]:
@@ -97,17 +97,19 @@ class Sampler(ABC):
         before: torch.Tensor | None = None,
         fresh: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Return the latents of the next timestep, with the same noise (arXiv 2010.02502, equation 12 with sigma = 0).
+        """Return the latents of the next timestep (arXiv 2010.02502, equation 12): with the same noise, or fresh noise.
 
         Args:
             latents: The latents of this timestep.
             clean: Their clean part.
             timestep: One of `timesteps`.
             before: The clean latents of the previous step, None in the first one. Only multistep samplers use them.
-            fresh: Noise to add. Only samplers that add noise use it, in all steps but the last.
+            fresh: Noise to use instead of that of `latents`, for samplers that add noise.
         """
         after = self.after(timestep)
-        return clean if after is None else self.add_noise(clean, self.noise(latents, clean, timestep), after)
+        if after is None:
+            return clean
+        return self.add_noise(clean, self.noise(latents, clean, timestep) if fresh is None else fresh, after)
 
 
 SAMPLERS: Registry[Sampler] = Registry("scheduler", Sampler, lambda sampler: sampler.name)
@@ -223,15 +225,3 @@ class LCM(Sampler):
         out = scaled / (scaled**2 + data**2) ** 0.5
         clean: torch.Tensor = out * super().clean(latents, noise, timestep) + skip * latents
         return clean
-
-    def step(
-        self,
-        latents: torch.Tensor,
-        clean: torch.Tensor,
-        timestep: float,
-        before: torch.Tensor | None = None,
-        fresh: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Return the clean latents with fresh noise for the next timestep; `latents` are not used."""
-        after = self.after(timestep)
-        return clean if after is None or fresh is None else self.add_noise(clean, fresh, after)

@@ -29,22 +29,6 @@ from stages.jobs.masking import MaskSettings
 from stages.smoothers import SMOOTHERS
 
 MOMENT = re.compile(r"-?[0-9]{1,9}|-?[0-9]{1,6}(\.[0-9]{1,6})?s")
-# Keys that earlier versions did not know. At their defaults they count as missing, so that earlier caches stay valid.
-ADDED = (
-    "noise",
-    "controlnet_start",
-    "controlnet_end",
-    "guess_mode",
-    "prompt_weighting",
-    "clip_skip",
-    "guidance_start",
-    "guidance_end",
-    "mask",
-    "mask_grow",
-    "mask_feather",
-    "mask_invert",
-    "regions",
-)
 NOT_RUN = "not run (controlnet_scale 0)"
 
 
@@ -263,7 +247,7 @@ class Job(MachineSettings, MaskSettings):
     guidance_start: Share = 0.0
     """The part of the steps after which guidance begins."""
     guidance_end: Share = 1.0
-    """The part of the steps after which guidance is off. Steps without it take half the time."""
+    """The part of the steps after which guidance is off. Steps without it take one pass instead of two."""
     seed_of_noise: int = Field(0, ge=0, lt=2**63)
     """Random seed of the noise."""
     noise: Literal["same", "frame", "warped"] = "same"
@@ -317,8 +301,12 @@ class Job(MachineSettings, MaskSettings):
         return (self.prompt,) if isinstance(self.prompt, str) else tuple(self.prompt.values())
 
     def inputs(self, keys: Collection[str], known: object) -> dict[str, object]:
-        """Return the values of `keys` as fingerprints store them. `known` is what an earlier one stores."""
-        values = identified(self._effective(), keys, known)
+        """Return the values of `keys` as fingerprints store them. `known` is what an earlier one stores.
+
+        A key that it lacks was added in a later version. It is left out at its default, so that the cache stays valid.
+        """
+        effective = self._effective()
+        values = identified(effective, [key for key in keys if not effective._is_new(key, known)], known)
         # An update of another package may change what its annotators do.
         for item in cast("list[object]", values.get("controlnet_processor", [])):
             if isinstance(item, dict) and (package := ANNOTATORS.version(item["name"])):
@@ -339,10 +327,14 @@ class Job(MachineSettings, MaskSettings):
                 "style_image": self.style_image if styled else None,
                 "extra_deflickering_range": self.extra_deflickering_range if self.post_smoother is None else 0,
                 "embeddings": [item.model_copy(update={"token": item.word}) for item in self.embeddings],
-                **({} if self.mask else dict.fromkeys(("mask_grow", "mask_feather", "mask_invert"))),
-                **{key: None for key in ADDED if getattr(self, key) == type(self).model_fields[key].default},
+                **({} if self.mask else MaskSettings().model_dump()),
             }
         )
+
+    def _is_new(self, key: str, known: object) -> bool:
+        """Whether the version that stored `known` did not know a key, which is at its default."""
+        is_default = getattr(self, key) == type(self).model_fields[key].get_default(call_default_factory=True)
+        return isinstance(known, dict) and bool(known) and key not in known and is_default
 
 
 def _versioned(smoother: str | None) -> str | None:

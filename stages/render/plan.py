@@ -87,7 +87,7 @@ class RenderPlan:
 
     def mixes(self, frames: Sequence[int]) -> list[Mix]:
         """The prompts of rendered frames, by their places in `keys`. Empty if there is only one prompt."""
-        if len(self.settings.prompts) == 1:
+        if not self.schedule:
             return []
         numbers = [self.keys[frame] for frame in frames]
         scenes = (scene_of(number, self.frames, self.cuts) for number in numbers)

@@ -30,7 +30,6 @@ from stages.tasks import ChunkSmoother, Picked, masked
 SHARED_PIXELS = 16 * 512 * 960  # of the frames that go through the networks together with shared attention
 SHARED_CHUNK = 4, 16  # minimum and maximum number of these frames
 FIRST_FRAMES = 2  # of a video, which a smoother would wait for before it reads ahead
-FIRST_PROMPT: Mix = (0, 0, 0.0)
 SAMPLES = "frames through the networks"  # in what tasks say of their work
 
 if TYPE_CHECKING:  # importing torch takes seconds, so tasks import it when they run
@@ -345,9 +344,11 @@ class StepTask(RenderTask):
         return Frames(latents, maps, mixes, self._regions(cache, frames, len(references)))
 
     def _mixes(self, frames: Sequence[int], references: Sequence[int]) -> list[Mix]:
-        """The prompts of frames and references, which have the first one. Empty if there is only one prompt."""
-        mixes = self.plan.mixes(frames)
-        return [*mixes, *[FIRST_PROMPT] * len(references)] if len(self.plan.settings.prompts) > 1 else []
+        """The prompts of frames, and of references, which have the earliest. Empty if there is only one prompt."""
+        if not self.plan.schedule:
+            return []
+        earliest = self.plan.schedule[0][1]
+        return [*self.plan.mixes(frames), *[(earliest, earliest, 0.0)] * len(references)]
 
     def _regions(self, cache: FrameCache, frames: Sequence[int], references: int) -> torch.Tensor | None:
         """How much each latent belongs to each region, [frames and references, regions, h, w]. References have none."""

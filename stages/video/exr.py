@@ -1,6 +1,7 @@
-"""OpenEXR files of half floats in linear light, as compositing programs expect them.
+"""OpenEXR files: their size, and writing half floats in linear light, as compositing programs expect them.
 
-FFmpeg's encoder writes the pixels. It has no comments, so one is added to the header.
+FFmpeg's encoder writes the pixels. It has no comments, so one is added to the header. The layout of headers is that of
+https://openexr.com/en/latest/OpenEXRFileLayout.html
 """
 
 from __future__ import annotations
@@ -9,16 +10,21 @@ import struct
 from collections.abc import Iterator
 from fractions import Fraction
 from functools import cache
+from io import BytesIO
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 from stages.base.arrays import Floats
 from stages.base.errors import DiffSynthError
 
+ANY_VERSION = b"v/1\x01"
 MAGIC = b"v/1\x01\x02\x00\x00\x00"  # and the version: a single part of scan lines
 COMMENT = b"comments\x00string\x00"  # name and type of the attribute
 OPAQUE = 255
+WINDOW = 16  # bytes of the attribute dataWindow
+LONGEST_NAME = 256  # bytes of the name of an attribute or type, its end included
 HEADER = 4096  # bytes that are searched for a comment, which comes first
 
 
@@ -109,22 +115,48 @@ def _with_comment(data: bytes, comment: str) -> bytes:
     return MAGIC + added + data[len(MAGIC) : first] + moved + data[first + 8 * count :]
 
 
+def exr_size(path: Path) -> tuple[int, int] | None:
+    """Return the (height, width) in the header of an EXR file. None if it is none, or its header is damaged.
+
+    Pillow does not know the format, and OpenCV decodes a file before it tells.
+    """
+    try:
+        with path.open("rb") as file:
+            if file.read(len(ANY_VERSION)) != ANY_VERSION:
+                return None
+            file.seek(len(MAGIC))
+            windows = (value for name, value in _attributes(file) if name == b"dataWindow")
+            left, top, right, bottom = struct.unpack("<4i", next(windows, b""))
+    except (OSError, struct.error):
+        return None
+    return bottom - top + 1, right - left + 1
+
+
 def _table(data: bytes) -> tuple[int, int]:
     """Return where the table of places of blocks begins, and how many there are. The first block follows it."""
-    *_, first = _attributes(data)
+    if not data.startswith(MAGIC):
+        raise ValueError("not an EXR file of this program")
+    file = BytesIO(data)
+    file.seek(len(MAGIC))
+    for _ in _attributes(file):
+        pass
+    first = file.tell()
     (block,) = struct.unpack_from("<Q", data, first)
     return first, (block - first) // 8
 
 
-def _attributes(data: bytes) -> Iterator[int]:
-    """Yield where each attribute of a header ends, and at last, the header. Raise ValueError if it is damaged."""
-    if not data.startswith(MAGIC):
-        raise ValueError("not an EXR file of this program")
-    place = len(MAGIC)
-    while data[place : place + 1] != b"\x00":
-        for _ in ("name", "type"):
-            place = data.index(b"\x00", place) + 1
-        (size,) = struct.unpack_from("<i", data, place)
-        place += 4 + size
-        yield place
-    yield place + 1
+def _attributes(file: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
+    """Yield the names and the first bytes of the values of a header's attributes, each of which may be long."""
+    while name := _text(file):
+        _text(file)  # the type
+        (size,) = struct.unpack("<I", file.read(4))
+        yield name, file.read(min(size, WINDOW))
+        file.seek(max(0, size - WINDOW), 1)
+
+
+def _text(file: BinaryIO) -> bytes:
+    """Read a text up to the zero that ends it. Empty at the end of the header or of the file."""
+    begun = file.tell()
+    text, end, _ = file.read(LONGEST_NAME).partition(b"\0")
+    file.seek(begun + len(text) + 1)
+    return text if end else b""

@@ -16,8 +16,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from stages.base.errors import UsageError
-from stages.video.exr import is_complete_exr, read_exr_comment, save_exr
-from stages.video.exr_header import exr_size
+from stages.video.exr import exr_size, is_complete_exr, read_exr_comment, save_exr
 from stages.video.limits import check_pixels, too_large
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}

@@ -67,7 +67,7 @@ def test_one_image_is_the_mask_of_all_frames_and_a_folder_has_one_per_frame(tmp_
     for used in (Selection(), Selection(interval=2)):
         with pytest.raises(UsageError, match=r"regions\[0\].mask: .* holds 2 masks for 3 used frames"):
             check_mask("regions[0].mask", str(tmp_path / "masks"), used, 3)
-    with pytest.raises(UsageError, match="ends before the last frame"):
+    with pytest.raises(UsageError, match="fewer masks than frames"):
         list(mask_shots(str(tmp_path / "masks"), Selection(), None, 0))
     cv2.imwrite(str(tmp_path / "deep.png"), np.full((8, 8), 65535, np.uint16))
     np.testing.assert_array_equal(next(mask_shots(str(tmp_path / "deep.png"), Selection(), None, 0)).image(), 255)
@@ -81,3 +81,11 @@ def test_masks_of_the_used_frames_are_used(tmp_path: Path) -> None:
     ):
         shots = islice(mask_shots(str(tmp_path / "masks"), selection, fps, 0), len(expected))
         assert [int(shot.image()[0, 0, 0]) for shot in shots] == expected
+
+
+def test_a_large_mask_grows_far_in_little_time() -> None:
+    mask = np.zeros((512, 512, 3), np.uint8)
+    mask[250:260, 250:260] = 255
+    grown = Mask("m", grow=200).soften(mask)
+    assert grown[255, 50] == grown[255, 459] == 255 and grown[255, 49] == grown[255, 460] == 0
+    assert (Mask("m", grow=-200).soften(255 - mask) == 255).any() and not Mask("m", grow=-9).soften(mask).any()

@@ -77,3 +77,11 @@ def test_a_prompt_from_the_first_frame_on_is_a_plain_prompt(render: Render) -> N
     plain = render("plain", prompt="winter")["latents"][:]
     keyed = render("keyed", prompt={"0": "winter"})["latents"][:]
     assert (plain == keyed).all()
+
+
+@pytest.mark.parametrize("attention", ["joint", "shared"])
+def test_the_order_of_prompts_in_the_file_changes_nothing(attention: str, render: Render) -> None:
+    keys: Keys = {"combine_pattern": ["reference_0", 0], "frames_reference": ["images/0.png"], "attention": attention}
+    one = render("one", **keys, prompt={"0": "spring", "4": "winter"})["latents"][:]
+    other = render("other", **keys, prompt={"4": "winter", "0": "spring"})["latents"][:]
+    np.testing.assert_allclose(one, other, atol=1e-6)

@@ -238,3 +238,13 @@ def test_a_finished_stage_no_longer_needs_its_files(tmp_path: Path) -> None:
     receipt.parent.mkdir(parents=True)
     receipt.write_text("{}")
     read_job(path, stages=[extract.STAGE])
+
+
+def test_keys_that_an_earlier_version_did_not_know_are_left_out_at_their_defaults() -> None:
+    given = {"model_id": "mini", "prompt": "p", "input_video": "v", "output_path": "o"}
+    keys = ["prompt", "noise", "mask_feather"]
+    job = Job.model_validate(given)
+    assert set(job.inputs(keys, {})) == set(keys)
+    assert set(job.inputs(keys, {"prompt": "p"})) == {"prompt"}
+    assert set(job.inputs(keys, {"prompt": "p", "noise": "frame"})) == {"prompt", "noise"}
+    assert set(Job.model_validate({**given, "noise": "warped"}).inputs(keys, {"prompt": "p"})) == {"prompt", "noise"}
