@@ -13,6 +13,7 @@ from PIL import ImageDraw, ImageFont
 from stages.base.arrays import Frames, Image
 from stages.base.outputs import SIGNATURE
 from stages.base.reporting import Reporter, with_progress
+from stages.base.words import counted
 from stages.video import Encoding, encode, fit
 
 TALLEST, WIDEST = 480, 1920  # px, of a video and of all of them
@@ -33,6 +34,7 @@ def write_comparison(path: Path, videos: Mapping[str, Frames], fps: Fraction, re
     reporter.begin(path.name, count)
     reporter.phase("write h264")
     encode(path, with_progress(side_by_side(videos), reporter), Encoding(fps, comment=f"{SIGNATURE} comparison"))
+    reporter.end("written", f"{path}: {counted(count, 'frame')}")
 
 
 def side_by_side(videos: Mapping[str, Frames]) -> Iterator[Image]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from diffsynth_cli.comparison import write_comparison
 from diffsynth_cli.contact_sheet import states, write_contact_sheet
 from diffsynth_cli.project import fitting_size
-from stages.base.cache import FrameCache
+from stages.base.cache import FrameArray, FrameCache
 from stages.base.outputs import SIGNATURE, VIDEO, check_inputs_kept, check_output
 from stages.base.record import write_json
 from stages.base.reporting import Reporter
@@ -81,9 +81,14 @@ def singly(path: Path) -> list[str]:
 
 def write_demo_comparison(path: Path, overrides: Sequence[str], reporter: Reporter) -> Path:
     """Write the video that compares a finished demo with frames that were rendered singly, and return its path."""
+    comparison, (job, _) = path.with_name(COMPARISON), read_job(path, overrides)
+    rate = frame_rate(job, FrameCache(job.cache_place))
+    write_comparison(comparison, compared_videos(path, overrides), rate, reporter)
+    return comparison
+
+
+def compared_videos(path: Path, overrides: Sequence[str] = ()) -> dict[str, FrameArray]:
+    """Return the videos of a demo that was rendered both ways, by label."""
     jobs = [read_job(path, more)[0] for more in (overrides, [*overrides, *singly(path)])]
     ours, alone = (FrameCache(job.cache_place) for job in jobs)
-    videos = {"input": ours["frames"], SINGLY: alone["deflickered"], OURS: ours["deflickered"]}
-    comparison = path.with_name(COMPARISON)
-    write_comparison(comparison, videos, frame_rate(jobs[0], ours), reporter)
-    return comparison
+    return {"input": ours["frames"], SINGLY: alone["deflickered"], OURS: ours["deflickered"]}

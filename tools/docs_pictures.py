@@ -19,7 +19,7 @@ from PIL import Image as PillowImage
 
 import diffsynth_cli as ds
 from diffsynth_cli.comparison import side_by_side
-from diffsynth_cli.demo import OURS, SINGLY, SINGLY_FOLDER, singly, write_demo
+from diffsynth_cli.demo import compared_videos, singly, write_demo
 from stages.base.arrays import Image
 from stages.base.cache import FrameCache
 from stages.base.record import CACHE_NAME
@@ -229,11 +229,8 @@ def make_demo() -> None:
         path = write_demo(Path(name), None, "winter, snow, night")
         for overrides in (singly(path), []):
             ds.run(path, overrides=overrides)
-        ours = FrameCache(path.parent / "output" / CACHE_NAME)
-        alone = FrameCache(path.parent / SINGLY_FOLDER / CACHE_NAME)
-        videos = {"input": ours["frames"], SINGLY: alone["deflickered"], OURS: ours["deflickered"]}
         size = (3 * DEMO_WIDTH, round(3 * DEMO_WIDTH * 0.225))
-        frames = [PillowImage.fromarray(picture).resize(size) for picture in side_by_side(videos)]
+        frames = [PillowImage.fromarray(picture).resize(size) for picture in side_by_side(compared_videos(path))]
     path = PICTURES.parent / "demo.webp"
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=1000 // FPS, loop=0, quality=QUALITY)
     print(f"{path.name}: {path.stat().st_size / 1000:.0f} kB")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -86,12 +87,18 @@ def demo(
 
     path = write_demo(output, video, prompt, force)
     overrides, shown = jobs.with_settings(None, machine), partial(reporter, quiet, events)
-    jobs.run(path, overrides=[*overrides, *singly(path)], restart=True, force=force, reporter=shown())
-    result = jobs.run(path, overrides=overrides, restart=True, force=force, reporter=shown())
-    sheet, comparison = write_sheet(path, overrides), write_demo_comparison(path, overrides, shown())
+    results = []
+    for title, more in (("Frame by frame, for comparison:", singly(path)), ("As a video:", [])):
+        if not (quiet or events):
+            typer.echo(title, err=True)
+        keys = [*overrides, *more]
+        results.append(jobs.run(path, overrides=keys, restart=True, force=force, reporter=shown()))
+    sheet = write_sheet(path, overrides)
+    with closing(shown()) as watcher:
+        comparison = write_demo_comparison(path, overrides, watcher)
     page = jobs.report(path, path.with_name(REPORT), overrides=overrides, force=force, reporter=shown())
     if not (quiet or events):
-        typer.echo(f"video          {result.video}")
+        typer.echo(f"video          {results[-1].video}")
         typer.echo(f"side by side   {comparison}")
         typer.echo(f"report         {page}")
         typer.echo(f"contact sheet  {sheet}")
