@@ -34,6 +34,7 @@ COMMIT_INTERVAL = 1.0  # s between objects of a journal
 LONGEST_BREAK = 5.0  # s for which such requests are repeated that obstore does not repeat
 REPEATED = " retries"  # in messages about requests that obstore has repeated
 BROKEN = "HTTP error"  # in messages about connections, but not about replies of the store
+HALFWAY = "body error"  # in messages about those that broke in the middle, after which obstore repeats nothing
 LISTED = 1000  # names that are listed before they are deleted
 
 Result = TypeVar("Result")
@@ -100,8 +101,7 @@ class ObjectStore:
 
     def put(self, name: str, data: bytes) -> None:
         self._check_lease()
-        with explained(self.url):
-            obstore.put(self.objects, name, data)
+        repeated(self.url, lambda: obstore.put(self.objects, name, data))
 
     def put_if(self, name: str, data: bytes, version: Version | None) -> Version | None:
         """Store an object if its current version is this one or, for None, if it does not exist.
@@ -237,12 +237,12 @@ class ZarrObjects(ZarrObjectStore[Objects]):
         return await repeated_async(self.url, lambda: read(key, prototype, byte_range))
 
     async def set(self, key: str, value: Buffer) -> None:
-        with explained(self.url):
-            await obstore.put_async(self.store, key, value.as_buffer_like(), use_multipart=False)
+        data = value.as_buffer_like()
+        await repeated_async(self.url, lambda: obstore.put_async(self.store, key, data, use_multipart=False))
 
     async def exists(self, key: str) -> bool:
-        with explained(self.url):
-            return await super().exists(key)
+        exists = super().exists
+        return await repeated_async(self.url, lambda: exists(key))
 
     async def set_if_not_exists(self, key: str, value: Buffer) -> None:
         """Do without a conditional write, which would not be repeated. The lease keeps others from writing."""
@@ -357,7 +357,8 @@ class _Repeats:
         """Return after how many seconds to repeat a request. Raises the error if that is useless."""
         self.until = self.until or time.monotonic() + LONGEST_BREAK
         about = _first_line(error)
-        if BROKEN not in about or REPEATED in about or time.monotonic() > self.until:
+        given_up = REPEATED in about and HALFWAY not in about
+        if BROKEN not in about or given_up or time.monotonic() > self.until:
             raise error
         self.pause *= 2
         return self.pause

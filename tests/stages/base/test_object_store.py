@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -229,6 +230,30 @@ def test_what_breaks_off_is_repeated(name: str, moto: Server, monkeypatch: pytes
     network.lose()
 
 
+SENT: dict[str, Callable[[FrameCache, np.ndarray], object]] = {
+    "object": lambda cache, frames: cache.store.put("name", frames.tobytes()),
+    "frame": lambda cache, frames: cache["frames"].write(0, frames),
+}
+
+
+@pytest.mark.parametrize("name", SENT)
+def test_what_breaks_off_while_it_is_sent_is_repeated(name: str, moto: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (1, 1024, 4096, 3), np.uint8)  # more than buffers hold
+    network, cache = Network(moto.port), FrameCache(moto.new_url())
+    cache.create(ArraySpec("frames", noise.shape, "uint8"))
+    monkeypatch.setenv("AWS_ENDPOINT_URL", network.address)
+    cache = FrameCache(str(cache.store))
+    with ThreadPoolExecutor(1) as pool:
+        with network.stalled():
+            sent = pool.submit(SENT[name], cache, noise)
+            time.sleep(0.5)
+            network.reset()
+        sent.result(20)
+    stored = cache.store.get("name") if name == "object" else cache["frames"][:].tobytes()
+    assert stored == noise.tobytes()
+    network.lose()
+
+
 def test_a_store_that_stays_away_is_named(moto: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     network = Network(moto.port)
     monkeypatch.setenv("AWS_ENDPOINT_URL", network.address)
@@ -247,6 +272,17 @@ def test_repeats_count_from_the_first_failure(slow: float, monkeypatch: pytest.M
 
     def request() -> str:
         time.sleep(slow)
+        if errors:
+            raise errors.pop()
+        return "reply"
+
+    assert repeated("s3://bucket", request) == "reply"
+
+
+def test_a_connection_that_breaks_in_the_middle_of_a_repeated_request_is_no_end() -> None:
+    errors = [GenericError("after 1 retries, max_retries: 10 - HTTP error: request or response body error")]
+
+    def request() -> str:
         if errors:
             raise errors.pop()
         return "reply"
