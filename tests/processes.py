@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection, Pipe
 
-from diffsynth_cli.__main__ import entry
+from diffsynth_cli import __main__ as program
 
 IMPORTED = ["diffsynth_cli.commands.stages", "diffsynth_cli.outputs", "stages.video.video_file", "zarr"]
 IMPORTED += ["stages.all_stages", "stages.diffusion.denoise"]
@@ -19,7 +19,7 @@ SERVER.set_forkserver_preload(IMPORTED)
 
 
 class Program:
-    """`diffsynth` with these arguments, running.
+    """`diffsynth` with these arguments, running. From the start, it does with signals what the program does.
 
     Args:
         arguments: What follows `diffsynth` on the command line.
@@ -39,7 +39,8 @@ class Program:
         for end in ends:
             end.close()
         self.out, self.err = (os.fdopen(os.dup(end.fileno()), encoding="utf-8") for end, _ in pipes[:2])
-        self._peak = pipes[2][0]
+        self._words = pipes[2][0]
+        self._words.recv()
 
     @property
     def pid(self) -> int:
@@ -59,7 +60,7 @@ class Program:
         """Wait for its end and return its peak memory in MB, what it shares with its parent included."""
         code, _, error = self.finish()
         assert code == 0, error
-        peak: float = self._peak.recv()
+        peak: float = self._words.recv()
         return peak
 
 
@@ -69,8 +70,9 @@ def _run(
     environment: dict[str, str],
     out: Connection,
     err: Connection,
-    peak: Connection,
+    words: Connection,
 ) -> None:
+    """Run the program. Say in `words` when it has begun, and how much memory it took."""
     os.environ |= environment
     for number, end in enumerate((out, err), 1):
         os.dup2(end.fileno(), number)
@@ -78,7 +80,14 @@ def _run(
     sys.stdout, sys.stderr = (os.fdopen(number, "w", encoding="utf-8", closefd=False) for number in (1, 2))
     sys.path[:0] = path
     sys.argv[1:] = arguments
+    main = program.main
+
+    def begun(arguments: Sequence[str] | None = None) -> int:
+        words.send("begun")
+        return main(arguments)
+
+    program.main = begun
     try:
-        entry()
+        program.entry()
     finally:
-        peak.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        words.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
