@@ -17,7 +17,7 @@ from pathlib import Path
 from benchmarks.lengths import DECODE, ENCODE, SHARED, SMOOTH
 from diffsynth_cli.commands.plan import show_plan
 from diffsynth_cli.planning import planned
-from stages.all_stages import all_stages, arrays
+from stages.all_stages import arrays, stages_of
 from stages.base.cache import FrameCache
 from stages.base.calibration import Calibration, Cost, amount_of, kind_of
 from stages.base.chunks import Traffic
@@ -68,7 +68,7 @@ def look_ahead(frames: int) -> dict[str, Ahead]:
     with tempfile.TemporaryDirectory() as folder:
         job, _ = make_job({**KEYS}, Path(folder), "film", [])
         cache = FrameCache(Path(folder) / "cache.zarr", arrays=arrays())
-        run = Run(job, cache, Reporter(), Options(job.batch_size, backend="sdpa"), stages=all_stages())
+        run = Run(job, cache, Reporter(), Options(job.batch_size, backend="sdpa"), stages=stages_of(job))
         footage = Footage(frames, HEIGHT, WIDTH, Fraction(FPS))
         return {name: stage.check(run, footage) for name, stage in run.stages.items()}
 

@@ -202,12 +202,13 @@ class Clock:
 
 def ours(job: Job, clock: Clock, batch_size: int) -> tuple[Latents, float]:
     """Render a job as `diffsynth render` does, and return its latents and seconds."""
-    from stages.all_stages import all_stages, arrays
+    from stages.all_stages import arrays, stages_of
     from stages.base.cache import FrameCache
     from stages.base.engine import Options, Run, run_stage
     from stages.base.record import CACHE_NAME
     from stages.diffusion.denoise import denoiser
-    from stages.render import STAGE, denoiser_settings
+    from stages.render import STAGE
+    from stages.rendering.work import denoiser_settings
 
     options = Options(batch_size, job.low_vram, job.compile, job.attention_backend)
     networks = denoiser(denoiser_settings(job, options)).networks
@@ -215,7 +216,7 @@ def ours(job: Job, clock: Clock, batch_size: int) -> tuple[Latents, float]:
     cache = FrameCache(Path(job.output_path) / CACHE_NAME, arrays=arrays())
     steps = Steps(clock)
     with cache.lock():
-        run_stage(STAGE, Run(job, cache, steps, options, stages=all_stages()))
+        run_stage(STAGE, Run(job, cache, steps, options, stages=stages_of(job)))
     return cache["latents"][:], steps.seconds
 
 
@@ -267,8 +268,8 @@ def plain(job: Job, clock: Clock) -> tuple[Latents, float]:
     from stages.base.record import CACHE_NAME
     from stages.diffusion.denoise import denoiser
     from stages.jobs.maps import recorded_maps
-    from stages.render import denoiser_settings
-    from stages.render.pattern import attended_frames
+    from stages.rendering.pattern import attended_frames
+    from stages.rendering.work import denoiser_settings
 
     ready = denoiser(denoiser_settings(job, Options()))
     sampler, text, device = ready.sampler, ready.prompts.both.rows, ready.networks.device
@@ -356,7 +357,7 @@ def side_by_side(folder: Path, weights: str, models: Path, clip: Path, given: ar
 
 
 def edge(latents: Latents, given: argparse.Namespace) -> float:
-    from stages.render.tasks import shared_chunk
+    from stages.rendering.tasks import shared_chunk
 
     chunk = shared_chunk(*given.size)
     change = np.abs(np.diff(latents, axis=0)).mean(axis=(1, 2, 3))

@@ -34,7 +34,7 @@ from rich.table import Table
 
 from benchmarks.lengths import DECODE, ENCODE, JOINT, SMOOTH
 from benchmarks.stages import make_clip
-from stages.all_stages import all_stages, arrays
+from stages.all_stages import arrays, stages_of
 from stages.base.cache import FrameCache
 from stages.base.cluster import ClusterOptions, connected
 from stages.base.cluster.dealer import MOST_CALLS, Dealer
@@ -222,7 +222,7 @@ def timed(job: Job, engine: Engine) -> list[float]:
 
 def run_stages(job: Job, engine: Engine, names: Sequence[str]) -> list[float]:
     """Redo these stages and return the seconds that each takes."""
-    cache, stages = FrameCache(Path(job.output_path) / CACHE_NAME, arrays=arrays()), all_stages()
+    cache, stages = FrameCache(Path(job.output_path) / CACHE_NAME, arrays=arrays()), stages_of(job)
     seconds = []
     for name in names:
         started = time.perf_counter()

@@ -27,7 +27,7 @@ from rich.table import Table
 from benchmarks.lengths import DECODE, ENCODE, JOINT, SHARED, SMOOTH
 from benchmarks.render import PATTERNS, write_job
 from benchmarks.stages import MODELS, make_clip
-from stages.all_stages import all_stages, arrays
+from stages.all_stages import arrays, stages_of
 from stages.base.arrays import Images
 from stages.base.cache import FrameCache
 from stages.base.engine import Options, Run, run_stage
@@ -88,7 +88,7 @@ def measure(job: Job) -> Clock:
     """Render a job with waits in place of networks."""
     cache, clock = FrameCache(Path(job.output_path) / CACHE_NAME, arrays=arrays()), Clock()
     with replaced_networks(clock, job.attention == "joint"), cache.lock():
-        run_stage(STAGE, Run(job, cache, clock, Options(BATCH), stages=all_stages()), restart=True)
+        run_stage(STAGE, Run(job, cache, clock, Options(BATCH), stages=stages_of(job)), restart=True)
     return clock
 
 

@@ -329,14 +329,14 @@ def _checked(subject: Subject) -> str:
     from diffsynth_cli.jobs import options_of
     from diffsynth_cli.outputs import check_job_outputs
     from diffsynth_cli.planning import outline
-    from stages.all_stages import all_stages
+    from stages.all_stages import stages_of
     from stages.base.engine import Run
     from stages.base.preflight import check_ahead
     from stages.models.weights import pick_device
 
     assert subject.opened is not None
     job, cache, file = subject.opened.job, subject.opened.cache, subject.opened.file
-    stages = all_stages()
+    stages = stages_of(job)
     check_job_outputs(job, cache, file, [*stages.values()], preview=False, force=False)
     pick_device(job.device)
     run = Run(job, cache, subject.warnings, options_of(job), stages=stages)

@@ -92,12 +92,12 @@ def _unfinished(cache: FrameCache) -> Iterator[Candidate]:
 
 def tidy(job: Job, cache: FrameCache) -> None:
     """Remove the arrays of a complete job that its key `keep` does not name. The caller holds the cache's lock."""
-    from stages.all_stages import all_stages
+    from stages.all_stages import stages_of
     from stages.base.progress import progress
     from stages.base.removal import remove_arrays
     from stages.jobs.keeping import removable
 
-    stages = all_stages()
+    stages = stages_of(job)
     if job.keep is None or any(progress(stage, stages, job, cache).state != "done" for stage in stages.values()):
         return
     made = {name: removable(cache.arrays(*stage.arrays), job.keep) for name, stage in stages.items()}
@@ -108,23 +108,25 @@ def tidy(job: Job, cache: FrameCache) -> None:
 
 def _candidates(job: Job, cache: FrameCache) -> Iterator[Candidate]:
     """Find everything that can be deleted."""
-    from stages.all_stages import all_stages
+    from stages.all_stages import all_stages, stages_of
     from stages.base.progress import progress
 
-    stages = all_stages()
+    stages = stages_of(job)
     states = {name: progress(stage, stages, job, cache).state for name, stage in stages.items()}
     needed = [pattern for name, stage in stages.items() if states[name] != "done" for pattern in stage.needs(job)]
+    for name, stage in all_stages().items():
+        if name not in stages and cache.record(name).inputs is not None:
+            yield from _discarded(cache, stage, f"the job no longer has the key {name!r}")
     for name, stage in stages.items():
         if states[name] == "stale":
-            yield from _stale(cache, stage)
+            yield from _discarded(cache, stage, f"stale: {stage.name} has to be redone")
         elif states[name] == "done":
             yield from _unneeded(job, cache, stage, needed)
     yield from _leftovers(job, cache, states["deflicker"])
 
 
-def _stale(cache: FrameCache, stage: Stage[Job]) -> Iterator[Candidate]:
+def _discarded(cache: FrameCache, stage: Stage[Job], reason: str) -> Iterator[Candidate]:
     for name in cache.arrays(*stage.arrays):
-        reason = f"stale: {stage.name} has to be redone"
         yield Candidate(Removable(name, cache.store.size(name), reason), partial(_discard, cache, stage.name, name))
 
 

@@ -9,11 +9,12 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
-from stages.all_stages import all_stages
+from stages.all_stages import stages_of
 from stages.base.arrays import Frames
 from stages.base.cache import FrameArray, FrameCache
 from stages.base.errors import DiffSynthError
 from stages.base.outputs import SIGNATURE
+from stages.jobs.job import Job
 
 COLUMNS = 6  # frames
 SIDE = 384  # px
@@ -22,9 +23,9 @@ LABEL_HEIGHT = 20  # px
 PAPER, INK = (250, 250, 250), (40, 40, 40)
 
 
-def states(cache: FrameCache) -> dict[str, FrameArray]:
-    """Return the frames that finished stages have made, by label."""
-    records = {stage: cache.record(stage.name) for stage in all_stages().values()}
+def states(job: Job, cache: FrameCache) -> dict[str, FrameArray]:
+    """Return the frames that finished stages of a job have made, by label."""
+    records = {stage: cache.record(stage.name) for stage in stages_of(job).values()}
     names = [
         (label, name)
         for stage, record in records.items()
@@ -35,13 +36,13 @@ def states(cache: FrameCache) -> dict[str, FrameArray]:
     return {label: cache[name] for label, name in names if name in cache}
 
 
-def compared(labels: Sequence[str], caches: Sequence[FrameCache]) -> Mapping[str, Frames]:
+def compared(labels: Sequence[str], jobs: Sequence[tuple[Job, FrameCache]]) -> Mapping[str, Frames]:
     """Return frames by label: of one job, those that each stage has made; of several, the source and each result."""
-    first = states(caches[0])
-    if len(caches) == 1:
+    first = states(*jobs[0])
+    if len(jobs) == 1:
         return first
     source = next(iter(first))
-    results = ([*states(cache).values()][-1] for cache in caches)
+    results = ([*states(*each).values()][-1] for each in jobs)
     return {source: first[source], **dict(zip(labels, results, strict=True))}
 
 

@@ -69,7 +69,7 @@ def write_sheet(path: Path, overrides: Sequence[str]) -> Path:
     """
     job, _ = read_job(path, overrides)
     sheet = path.with_name(SHEET)
-    write_contact_sheet(sheet, states(FrameCache(job.cache_place)), COLUMNS)
+    write_contact_sheet(sheet, states(job, FrameCache(job.cache_place)), COLUMNS)
     return sheet
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from diffsynth_cli.contact_sheet import states
 from diffsynth_cli.page import Exhibit, StageTime
-from stages.all_stages import all_stages
-from stages.base.cache import FrameCache
+from stages.all_stages import stages_of
+from stages.base.cache import FrameArray, FrameCache
 from stages.base.errors import DiffSynthError
 from stages.base.json_types import Values
 from stages.base.progress import Progress
@@ -19,6 +19,7 @@ from stages.base.removal import refuse_removed
 from stages.deflicker import frame_rate
 from stages.identity import processor
 from stages.jobs.job import Job
+from stages.jobs.second_pass import final
 from stages.smooth.request import NAME, Smoothing
 from stages.smoothers.patch_blend import PatchBlend
 
@@ -31,23 +32,35 @@ def of_job(job: Job, cache: FrameCache, stages: Sequence[Progress]) -> Exhibit:
     Raises:
         DiffSynthError: Its frames have not been extracted, or the metadata of an array is damaged.
     """
-    refuse_removed("report", ("frames",), ["extract"], all_stages(), job, cache)
-    made = states(cache)
+    refuse_removed("report", ("frames",), ["extract"], stages_of(job), job, cache)
+    made = states(job, cache)
     if "frames" not in made:
         raise DiffSynthError("report needs extract, which is not finished", f"run {cache.command('run')}")
-    videos = {INPUT: made.pop("frames"), **made}
+    style, large = _style(made), final(job, "frames")
+    frames = made.pop("frames")
+    if style is not None and made[style].shape != frames.shape:
+        refuse_removed("report", (large,), ["upscale"], stages_of(job), job, cache)
+        frames = cache[large]
+    videos = {INPUT: frames, **made}
     records = {stage.stage: cache.record(stage.stage) for stage in stages}
     return Exhibit(
         title=f"{Path(job.input_video).name} → {Path(job.output_path).name}",
         videos=videos,
         guide=INPUT,
-        style="rendered" if "rendered" in made else None,
+        style=style,
         result="deflickered" if "deflickered" in made else None,
         fps=frame_rate(job, cache),
         stages=[_time(stage, records[stage.stage]) for stage in stages],
         settings=_texts(job.model_dump(exclude_defaults=True)),
         machine={**(_networks(cache) if "rendered" in made else {}), **_versions(records.values())},
     )
+
+
+def _style(made: Mapping[str, FrameArray]) -> str | None:
+    """Return the label of the stylised video: the last one of the size of the result, if there is a result."""
+    found = [label for label in ("upscaled", "rendered") if label in made]
+    result = made.get("deflickered")
+    return next((label for label in found if result is None or made[label].shape == result.shape), None)
 
 
 def of_smoothing(smoothing: Smoothing, cache: FrameCache) -> Exhibit:

@@ -80,16 +80,17 @@ def run(
         DiffSynthError: A stage failed or is stale, or the cluster cannot be used.
     """
     from diffsynth_cli.outputs import PREVIEW, check_job_outputs
-    from stages.all_stages import all_stages
+    from stages.all_stages import stages_of
     from stages.base.cluster import ClusterOptions
     from stages.base.engine import Run
 
-    chosen, reporter = _stages(stages), reporter or SilentReporter()
-    opened = open_job(job, overrides, reporter, chosen)
+    reporter = reporter or SilentReporter()
+    opened = open_job(job, overrides, reporter, _stages(stages))
+    chosen = _stages_of(opened.job, stages, reporter)
     check_job_outputs(opened.job, opened.cache, opened.file, chosen, preview=preview, force=force)
     cluster, device = ClusterOptions(ray_address, workers, gpus_per_worker), opened.job.device
     with closing(reporter), open_engine(member(EngineName, engine, "engine"), cluster, device, reporter) as runner:
-        started = Run(opened.job, opened.cache, reporter, options_of(opened.job), runner, stages=all_stages())
+        started = Run(opened.job, opened.cache, reporter, options_of(opened.job), runner, stages=stages_of(opened.job))
         every = stages is None
         work = partial(
             _run_stages, chosen, started, opened.file, restart=restart, stale_only=every, workers=workers or 1
@@ -99,7 +100,7 @@ def run(
     if preview:
         from diffsynth_cli.contact_sheet import states, write_contact_sheet
 
-        write_contact_sheet(folder / PREVIEW, states(opened.cache))
+        write_contact_sheet(folder / PREVIEW, states(opened.job, opened.cache))
     if opened.job.keep is not None:
         from diffsynth_cli.cleaning import tidy
 
@@ -166,7 +167,7 @@ def export(
         DiffSynthError: The job is not finished.
     """
     from diffsynth_cli.outputs import check_alpha, choose_export, parse_fps
-    from stages.all_stages import all_stages
+    from stages.all_stages import stages_of
     from stages.base.removal import refuse_removed
     from stages.deflicker import Export, write_images, write_video
 
@@ -184,7 +185,7 @@ def export(
         raise DiffSynthError(
             "export needs deflicker, which is not finished", f"Finish it with: {opened.cache.command('run')}"
         )
-    refuse_removed("export", ("deflickered",), ["deflicker"], all_stages(), opened.job, opened.cache)
+    refuse_removed("export", ("deflickered",), ["deflicker"], stages_of(opened.job), opened.job, opened.cache)
     with closing(reporter):
         if output is None:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -253,6 +254,17 @@ def _stages(names: Sequence[str] | None) -> list[Stage[Job]]:
     return list(known.values()) if names is None else [known[name] for name in names]
 
 
+def _stages_of(job: Job, names: Sequence[str] | None, reporter: Reporter) -> list[Stage[Job]]:
+    """Return the stages of a job with these names, or all. Tell the reporter of those that it does not have."""
+    from stages.all_stages import stages_of
+
+    own = stages_of(job)
+    for name in names or ():
+        if name not in own:
+            reporter.end(name, f"nothing to do, since the job has no key {name!r}")
+    return [stage for name, stage in own.items() if names is None or name in names]
+
+
 def open_job(job: JobSource, overrides: Overrides, reporter: Reporter, stages: Sequence[Stage[Job]] = ()) -> Opened:
     """Read a job. The files that `stages` read must exist, unless the stage is done.
 
@@ -313,12 +325,12 @@ def with_settings(overrides: Sequence[str] | None, settings: Mapping[str, object
 
 def _status(opened: Opened, stages: Sequence[Stage[Job]] | None = None) -> JobStatus:
     """Return how far `stages` are, by default all of them. Files that other stages read may be missing."""
-    from stages.all_stages import all_stages
+    from stages.all_stages import stages_of
     from stages.base.outputs import VIDEO
     from stages.base.progress import progress
 
-    job, cache, known = opened.job, opened.cache, all_stages()
-    states = tuple(progress(stage, known, job, cache) for stage in stages or known.values())
+    job, cache, known = opened.job, opened.cache, stages_of(opened.job)
+    states = tuple(progress(stage, known, job, cache) for stage in (known.values() if stages is None else stages))
     video = Path(job.output_path) / VIDEO
     command = None
     if any(stage.state != "done" for stage in states):
@@ -328,12 +340,12 @@ def _status(opened: Opened, stages: Sequence[Stage[Job]] | None = None) -> JobSt
 
 def _scenes(opened: Opened) -> tuple[range, ...]:
     """Return the frames of each scene. Empty if the job has no scenes, or if they are not known or stale."""
-    from stages.all_stages import all_stages
+    from stages.all_stages import stages_of
     from stages.base.progress import progress
     from stages.base.scenes import split
     from stages.scenes import recorded_cuts
 
-    job, cache, known = opened.job, opened.cache, all_stages()
+    job, cache, known = opened.job, opened.cache, stages_of(opened.job)
     if job.scenes is None or progress(known["control"], known, job, cache).state in ("to do", "stale"):
         return ()
     return tuple(split(len(cache["frames"]), recorded_cuts(job, cache)))
@@ -386,6 +398,8 @@ def _run_stages(
     from stages.base.preflight import check_ahead
     from stages.base.record import write_json
 
+    if not stages:
+        return
     job, cache = run.job, run.cache
     redone = (_stale(stages, run) if stale_only else [stage.name for stage in stages]) if restart else []
     ahead, footage = check_ahead(stages, run, Path(job.output_path), redone)
@@ -416,5 +430,5 @@ def _stale(stages: Sequence[Stage[Job]], run: Run[Job]) -> list[str]:
 
     states = {stage.name: progress(stage, run.stages, run.job, run.cache).state for stage in stages}
     todo = [stage for stage in stages if states[stage.name] != "done"]
-    lost = [to_redo(stage.needs(run.job), stage.after, run.stages, run.job, run.cache) for stage in todo]
+    lost = [to_redo(stage.needs(run.job), stage.before(run.stages), run.stages, run.job, run.cache) for stage in todo]
     return [name for name, state in states.items() if state == "stale" or any(name in names for names in lost)]

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from stages.all_stages import all_stages
+from stages.all_stages import stages_of
 from stages.base.cache import FrameCache
 from stages.base.engine import Stage
 from stages.base.errors import UsageError
@@ -51,7 +51,7 @@ def check_job_outputs(
     folder, inputs = Path(job.output_path), _inputs(job, job_file)
     if cache.folder is not None:
         check_inputs_kept(cache.folder, inputs)
-    for name in (name for stage in all_stages().values() for name in stage.outputs(job)):
+    for name in (name for stage in stages_of(job).values() for name in stage.outputs(job)):
         check_inputs_kept(folder / name, inputs)  # even if another stage runs first
     for path in _written(job, stages, preview):
         if path.name == FRAMES:

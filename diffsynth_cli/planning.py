@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -21,14 +22,14 @@ if TYPE_CHECKING:
     from stages.base.engine import Ahead, Footage
     from stages.base.forecast import Expectation
     from stages.base.json_types import JsonObject
-    from stages.jobs.job import Job
+    from stages.jobs.job import Job, Upscale
 
 CALIBRATION = "calibration.json"  # in the output folder
 FRAMES = 16  # that are measured
 # Job keys besides the networks and the size of frames that decide what a unit of work costs.
 DECISIVE = (
     "dtype", "low_vram", "compile", "vae_tiling", "attention", "attention_backend", "guidance_scale", "smoother",
-    "smoother_config", "post_smoother", "post_smoother_config", "extra_deflickering_range",
+    "smoother_config", "post_smoother", "post_smoother_config", "extra_deflickering_range", "upscale",
 )  # fmt: skip
 
 
@@ -134,12 +135,12 @@ def _planned_work(expected: Expectation) -> PlannedWork:
 
 def look_ahead(job: Job, cache: FrameCache, reporter: Reporter) -> tuple[dict[str, Ahead], Footage]:
     """Check all stages of a job, and return what is known of them and of its frames."""
-    from stages.all_stages import all_stages
+    from stages.all_stages import stages_of
     from stages.base.engine import Run
     from stages.base.preflight import footage_of
     from stages.base.progress import progress
 
-    run = Run(job, cache, reporter, options_of(job), stages=all_stages())
+    run = Run(job, cache, reporter, options_of(job), stages=stages_of(job))
     todo = [stage for stage in run.stages.values() if progress(stage, run.stages, job, cache).state != "done"]
     footage = footage_of(run, todo)
     return {name: stage.check(run, footage) for name, stage in run.stages.items()}, footage
@@ -235,13 +236,13 @@ def described(job: Job, footage: Footage) -> JsonObject:
 
 def calibrate(job: Job, footage: Footage, reporter: Reporter) -> Calibration:
     """Measure what the kinds of work of a job cost here, by running a few frames and steps of it."""
-    from stages.all_stages import all_stages, arrays
+    from stages.all_stages import arrays, stages_of
     from stages.base.cache import FrameCache
     from stages.base.calibration import Calibration, Meter
     from stages.base.engine import Run, run_stage
     from stages.identity import processor
 
-    stages, meter = all_stages(), Meter(reporter.phase)
+    stages, meter = stages_of(job), Meter(reporter.phase)
     reporter.begin("plan", None)
     with _scratch(job) as (folder, place):
         short = shortened(job, footage, reporter).model_copy(update={"output_path": str(folder), "cache": place})
@@ -293,18 +294,25 @@ def shortened(job: Job, footage: Footage, reporter: Reporter) -> Job:
     for steps in range(1, job.num_inference_steps):
         fewer = short.model_copy(update={"num_inference_steps": steps})
         if int(steps * job.img2img_strength) and _kinds(fewer, footage, reporter) == wanted:
-            return fewer
+            return fewer.model_copy(update={"upscale": _with_few_steps(job.upscale, int(steps * job.img2img_strength))})
     return short
+
+
+def _with_few_steps(upscale: Upscale | None, steps: int) -> Upscale | None:
+    """Return a second pass with about as many steps as the first one takes."""
+    if upscale is None:
+        return None
+    return upscale.model_copy(update={"steps": math.ceil(steps / upscale.strength)})
 
 
 def _kinds(job: Job, footage: Footage, reporter: Reporter) -> set[str]:
     """Return the kinds of work of rendering."""
-    from stages.all_stages import all_stages
+    from stages.all_stages import stages_of
     from stages.base.cache import FrameCache
     from stages.base.calibration import kind_of
     from stages.base.engine import Run
 
-    render = all_stages()["render"]
+    stages = stages_of(job)
     cache = FrameCache(job.cache_place)
-    run = Run(job, cache, reporter, options_of(job), stages=all_stages())
-    return {kind_of(phase, "render") for phase in render.check(run, footage).phases}
+    run = Run(job, cache, reporter, options_of(job), stages=stages)
+    return {kind_of(phase, "render") for phase in stages["render"].check(run, footage).phases}

@@ -70,7 +70,8 @@ def preview(
         {"prompt": prompt, **cell, **common, "output_path": str(folder / str(number))}
         for number, cell in enumerate(cells, 1)
     ]
-    caches = [jobs.open_job(opened.job, each, reporter, [*all_stages().values()]).cache for each in keys]
+    trials = [jobs.open_job(opened.job, each, reporter, [*all_stages().values()]) for each in keys]
+    caches = [trial.cache for trial in trials]
     results = []
     for cell, each, cache, before in zip(cells, keys, caches, [None, *caches], strict=False):
         reporter.begin(FOLDER, None)
@@ -80,7 +81,9 @@ def preview(
             _start_from(before.path, cache.path)
         done = jobs.run(opened.job, overrides=each, restart=True, force=force, reporter=reporter)
         results.append(PreviewCell(cell, done))
-    write_contact_sheet(sheet, compared([*map(label, cells)], caches), frames, SIDE)
+    write_contact_sheet(
+        sheet, compared([*map(label, cells)], [(trial.job, trial.cache) for trial in trials]), frames, SIDE
+    )
     return PreviewResult(sheet, tuple(results))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import closing
 from pathlib import Path
 
-from stages.all_stages import all_stages
+from stages.all_stages import stages_of
 from stages.base.cache import FrameCache
 from stages.base.engine import Reporter
 from stages.base.errors import DiffSynthError
@@ -24,7 +24,7 @@ def verify_job(job: Job, cache: FrameCache, reporter: Reporter) -> None:
     redo: list[str] = []
     outputs: list[Path] = []
     with closing(reporter):
-        for name, stage in all_stages().items():
+        for name, stage in stages_of(job).items():
             record = cache.record(name)
             if record.inputs is None:
                 continue

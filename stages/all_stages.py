@@ -12,7 +12,7 @@ if TYPE_CHECKING:  # --help imports no stage
     from stages.base.engine import Stage
     from stages.jobs.job import Job
 
-NAMES = ("extract", "control", "render", "deflicker")
+NAMES = ("extract", "control", "render", "upscale", "deflicker")
 """Modules of the stages, in the order in which they run."""
 
 
@@ -20,6 +20,11 @@ NAMES = ("extract", "control", "render", "deflicker")
 def all_stages() -> dict[str, Stage[Job]]:
     """Return all stages by name, in the order in which they run."""
     return {name: import_module(f"stages.{name}").STAGE for name in NAMES}
+
+
+def stages_of(job: Job) -> dict[str, Stage[Job]]:
+    """Return the stages of a job by name, in the order in which they run."""
+    return {name: stage for name, stage in all_stages().items() if stage.runs(job)}
 
 
 def arrays() -> dict[str, tuple[str, ...]]:

@@ -26,6 +26,7 @@ from stages.base.words import counted, per_second
 from stages.codecs import Codec
 from stages.frame_rate import Raised, raised_times
 from stages.jobs.job import Job
+from stages.jobs.second_pass import enlarged, final
 from stages.masks import check_mask, mask_shots, with_alpha
 from stages.models.weights import check_device, pick_gpu
 from stages.scenes import recorded_cuts
@@ -79,13 +80,15 @@ PNG_IMAGES = Export()
 
 @dataclass
 class PassTask(Task):
-    """Copy rendered frames as they are."""
+    """Copy the frames of the array `source` as they are."""
+
+    source: str
 
     def reads(self, start: int, stop: int) -> Reads:
-        return [("rendered", range(start, stop))]
+        return [(self.source, range(start, stop))]
 
     def run(self, cache: FrameCache, start: int, stop: int) -> None:
-        cache["deflickered"].write(start, cache["rendered"].read(range(start, stop)))
+        cache["deflickered"].write(start, cache[self.source].read(range(start, stop)))
 
 
 @dataclass
@@ -145,8 +148,9 @@ def check(run: Run[Job], footage: Footage) -> Ahead:
     if isinstance(task, SmoothTask):
         build(task.smoother.name, dict(task.smoother.config), [], [])
     rate = footage.fps if job.fps is None else _rate(job.fps)
-    check_encoder(Path(job.output_path) / VIDEO, "h264", footage.height, footage.width, rate)
-    shape = (footage.count or 0, footage.height, footage.width, 3)
+    height, width = enlarged(footage.height, footage.width, job.upscale)
+    check_encoder(Path(job.output_path) / VIDEO, "h264", height, width, rate)
+    shape = (footage.count or 0, height, width, 3)
     names = ("deflickered", *([FRAMES] if job.keep_frames else []))  # images need about what an array does
     videos = [ArraySpec(name, shape, "uint8", compressed=VIDEO_SIZE) for name in (SEGMENTS, VIDEO)]
     encode = EncodeTask(Path(job.output_path) / VIDEO, SEGMENTS, Encoding(rate))
@@ -156,12 +160,12 @@ def check(run: Run[Job], footage: Footage) -> Ahead:
 
 def needs(job: Job) -> tuple[str, ...]:
     if isinstance(_task(job, 1, compiled=False), PassTask):
-        return ("rendered",)
-    return ("rendered", "frames", *(["mask"] if job.mask else []))
+        return (final(job, "rendered"),)
+    return tuple(final(job, name) for name in ("rendered", "frames", *(["mask"] if job.mask else [])))
 
 
 def plan(run: Run[Job], resume: bool) -> Plan:
-    shape, cuts = run.cache["rendered"].shape, recorded_cuts(run.job, run.cache)
+    shape, cuts = run.cache[final(run.job, "rendered")].shape, recorded_cuts(run.job, run.cache)
     begun: Values = run.cache["deflickered"].attrs if resume else {}
     compiled = run.options.compiled or begun.get("compiled", False)  # what is resumed rounds as it did
     task = _task(run.job, shape[0], compiled=compiled, cuts=cuts)
@@ -185,19 +189,18 @@ def _try_gpu(device: str) -> None:
 
 
 def _task(job: Job, frames: int, *, compiled: bool, cuts: Sequence[int] = ()) -> SmoothTask | PassTask:
-    masked = job.mask is not None
     if job.post_smoother is not None:
-        return _smoothed(ChunkSmoother(job.post_smoother, job.post_smoother_config, job.device, compiled), cuts, masked)
+        return _smoothed(job, ChunkSmoother(job.post_smoother, job.post_smoother_config, job.device, compiled), cuts)
     if job.extra_deflickering_range:  # Ebsynth's, as published, whatever the job's smoother is
         reach = min(job.extra_deflickering_range, frames - 1)
-        return _smoothed(
-            ChunkSmoother(Ebsynth.name, {"smooth_index": [*range(-reach, reach + 1)]}, job.device), cuts, masked
-        )
-    return PassTask()
+        config = {"smooth_index": [*range(-reach, reach + 1)]}
+        return _smoothed(job, ChunkSmoother(Ebsynth.name, config, job.device), cuts)
+    return PassTask(final(job, "rendered"))
 
 
-def _smoothed(smoother: ChunkSmoother, cuts: Sequence[int], masked: bool) -> SmoothTask:
-    return SmoothTask(smoother, "frames", "rendered", "deflickered", cuts, "mask" if masked else None)
+def _smoothed(job: Job, smoother: ChunkSmoother, cuts: Sequence[int]) -> SmoothTask:
+    guides, styles, mask = (final(job, name) for name in ("frames", "rendered", "mask"))
+    return SmoothTask(smoother, guides, styles, "deflickered", cuts, mask if job.mask else None)
 
 
 def deliver(run: Run[Job], fingerprint: str) -> None:
@@ -276,8 +279,9 @@ def _begin(cache: FrameCache, compiled: bool) -> None:
 
 def raised(job: Job, cache: FrameCache, factor: int) -> Raised:
     """Return the deflickered frames and those painted between them. `factor` 1 adds none."""
-    has_guides = "frames" not in cache.record("extract").removed
-    return Raised(cache["deflickered"], cache["frames"] if has_guides else None, factor, recorded_cuts(job, cache))
+    name, maker = final(job, "frames"), "upscale" if job.upscale else "extract"
+    guides = None if name in cache.record(maker).removed else cache[name]
+    return Raised(cache["deflickered"], guides, factor, recorded_cuts(job, cache))
 
 
 def write_images(folder: Path, job: Job, cache: FrameCache, reporter: Reporter, export: Export = PNG_IMAGES) -> None:
@@ -389,8 +393,8 @@ def _audio(job: Job, source: Values, frames: int, rate: Fraction, reporter: Repo
 
 STAGE = Stage(
     name="deflicker",
-    reads=("extra_deflickering_range", "post_smoother", "post_smoother_config"),
-    after=("extract", "render"),
+    reads=("extra_deflickering_range", "post_smoother", "post_smoother_config", "upscale"),
+    after=("extract", "render", "upscale"),
     arrays=("deflickered",),
     needs=needs,
     plan=plan,

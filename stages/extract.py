@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from fractions import Fraction
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -15,46 +13,21 @@ from stages.base.arrays import Times
 from stages.base.cache import ArraySpec, FrameCache
 from stages.base.engine import Ahead, Footage, Phase, Plan, Reporter, Run, Stage
 from stages.base.errors import UsageError
-from stages.base.json_types import JsonObject, Values
+from stages.base.json_types import JsonObject
 from stages.base.words import counted
-from stages.jobs.job import Job
-from stages.selection import selection_of
+from stages.jobs.job import SIZE_GRID, Job
+from stages.selection import UsedShots, noted_landmarks, selection_of
 from stages.tasks import DecodeTask
 from stages.video import (
     LANDMARK_DISTANCE,
     Landmark,
-    Shot,
     Source,
     certain_length,
     check_length,
     describe,
-    last_landmark,
     open_source,
     stated_length,
 )
-
-SIZE_GRID = 8  # pixels per latent
-
-
-@dataclass(frozen=True)
-class UsedShots:
-    """Opens the source of a job at one of the frames that the job uses.
-
-    Args:
-        job: The job.
-        landmarks: Where decoding can begin. Elsewhere it begins at the first frame.
-    """
-
-    job: Job
-    landmarks: Sequence[Landmark]
-
-    def __call__(self, first: int) -> Iterator[Shot]:
-        source = open_source(self.job.input_video)
-        landmark = last_landmark(self.landmarks, first)
-        if landmark is not None and (shots := landmark.shots(source)) is not None:
-            interval = self.job.frame_interval
-            return islice(shots, (first - landmark.frame) * interval, None, interval)
-        return islice(selection_of(self.job).shots(source), first, None)
 
 
 def frame_size(job: Job, source: Source) -> tuple[int, int]:
@@ -141,7 +114,7 @@ def plan(run: Run[Job], resume: bool) -> Plan:
     height, width = frame_size(job, source)
     attributes: JsonObject = {}
     if resume:
-        count, landmarks = len(cache["frames"]), _noted_landmarks(cache)
+        count, landmarks = len(cache["frames"]), noted_landmarks(cache)
     else:
         times, landmarks = _scan(source, job, reporter)
         count, attributes = len(times), describe(source, times, job.frame_interval)
@@ -156,12 +129,6 @@ def plan(run: Run[Job], resume: bool) -> Plan:
         phases=[_phase(job, count, landmarks, (source.height, source.width))],
         begin=begin,
     )
-
-
-def _noted_landmarks(cache: FrameCache) -> list[Landmark]:
-    """Return the landmarks of an extraction that is resumed. Empty if an earlier version started it."""
-    noted: Values = cache["frames"].attrs
-    return [Landmark(*values) for values in noted.get("landmarks", [])]
 
 
 def _scan(source: Source, job: Job, reporter: Reporter) -> tuple[Times, list[Landmark]]:

@@ -20,6 +20,7 @@ from stages.base.cache import FrameArray, FrameCache
 from stages.base.engine import Task
 from stages.base.errors import DiffSynthError
 from stages.base.json_types import Values
+from stages.base.overlap import Reads
 from stages.base.scenes import scene_of
 from stages.compositing import composite
 from stages.smoothers import SMOOTHERS, Frames, LoadedFrames, Smoother, build, frames_on_device
@@ -90,6 +91,11 @@ def masked(cache: FrameCache, images: Images, guides: str, mask: str | None, fra
     if mask is None:
         return images
     return composite(images, cache[guides].read(frames), cache[mask].read(frames))
+
+
+def reads_of_masked(guides: str, mask: str | None, frames: Sequence[int]) -> Reads:
+    """What `masked` reads."""
+    return [] if mask is None else [(guides, frames), (mask, frames)]
 
 
 class Picked(Sequence[np.ndarray]):
@@ -206,6 +212,10 @@ class SmoothTask(Task):
     def warm_up(self) -> int:
         return -(-self.smoother.warm_up // self.chunk)
 
+    def reads(self, start: int, stop: int) -> Reads:
+        """What `run` reads, except for the frames that the smoother reads ahead itself."""
+        return reads_of_masked(self.guides, self.mask, range(start, stop))
+
     def work(self, frames: int) -> dict[str, float]:
         return self.smoother.work(frames)
 
@@ -252,6 +262,10 @@ class PaintTask(Task):
 
     def work(self, frames: int) -> dict[str, float]:
         return {PAIRS: 2.0 * (frames - len(self.keys))}
+
+    def reads(self, start: int, stop: int) -> Reads:
+        """What `run` reads at once. The painter reads frames one by one."""
+        return reads_of_masked(self.guides, self.mask, range(start, stop))
 
     def run(self, cache: FrameCache, start: int, stop: int) -> None:
         from stages.smoothers.images.keyframes import Interpolator

@@ -26,6 +26,7 @@ from tests.typing import Cli, Image, MakeJob, Render
 ROUNDS = int(os.environ.get("CHAOS_ROUNDS", 1))  # of kills; `make chaos` has more
 GOLDEN = Path(__file__).parent / "golden"
 MODEL, CONTROLNET = GOLDEN / "models" / "sd", GOLDEN / "models" / "control0"
+STAGES = ("extract", "control", "render", "deflicker")  # of a job without `upscale`
 
 
 def scene(index: int, height: int = 64, width: int = 64) -> Image:

@@ -35,7 +35,7 @@ as `--set key=value`; relative paths there are relative to the current folder.
 
 def page() -> str:
     """Return the text of the page."""
-    stage_of = {key: name for name, stage in all_stages().items() for key in stage.reads}
+    stage_of = {key: name for name, stage in reversed(all_stages().items()) for key in stage.reads}
     types = schema_of(Job)["properties"]
     rows = [
         f"| `{key}` | {_type(types[key])} | {_default(field)} | {_flat(field.description)} | {stage_of.get(key, '')} |"

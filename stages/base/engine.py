@@ -234,7 +234,7 @@ class Run(Generic[Work]):
         options: How networks run.
         engine: Where chunks run.
         rebuild: Trust no earlier result, not even one that a plan would keep.
-        stages: All stages by name.
+        stages: All stages of the job by name.
         inputs: What the running stage depends on.
     """
 
@@ -293,7 +293,7 @@ class Stage(Generic[Work]):
         plan: `plan(run, resume)` returns the plan after checking everything that can be checked before the first frame
             is processed. `resume` means that an earlier run continues.
         reads: The job keys that the results depend on. A change of one makes them stale.
-        after: The stages whose results this one reads.
+        after: The stages whose results this one reads, if they run for the job.
         arrays: Names of the arrays it makes in the cache. `control/*` stands for all arrays of a group.
         needs: `needs(job)` returns the arrays of earlier stages whose frames it reads, named likewise.
         deliver: `deliver(run, fingerprint)` writes results other than arrays, unless those that exist were made from
@@ -306,6 +306,7 @@ class Stage(Generic[Work]):
         changed_outputs: `changed_outputs(job, cache)` finds outputs that are missing or differ from what was written.
         shown: The arrays that contact sheets show, by label.
         streams: Whether it reads input files until its end, rather than at its beginning.
+        runs: Whether a job has this stage.
     """
 
     name: str
@@ -321,6 +322,11 @@ class Stage(Generic[Work]):
     changed_outputs: Callable[[Work, FrameCache], Iterable[Path]] = lambda job, cache: ()
     shown: Callable[[FrameCache], dict[str, str]] = lambda cache: {}
     streams: bool = False
+    runs: Callable[[Work], bool] = lambda job: True
+
+    def before(self, stages: Mapping[str, Stage[Work]]) -> list[str]:
+        """Return the names of those of a job's stages whose results this one reads."""
+        return [name for name in self.after if name in stages]
 
 
 def stage_inputs(
@@ -333,14 +339,17 @@ def stage_inputs(
 
     Args:
         stage: One of `stages`.
-        stages: All stages by name.
+        stages: All stages of the job by name.
         job: The job.
         recorded: Returns the inputs a stage was started with, by the stage's name. They save reading unchanged files
             again and stand in for files that no longer exist.
     """
     known = recorded(stage.name)
     keys = job.inputs(stage.reads, known["keys"] if known else {})
-    return {"keys": keys, "after": {name: stage_inputs(stages[name], stages, job, recorded) for name in stage.after}}
+    return {
+        "keys": keys,
+        "after": {name: stage_inputs(stages[name], stages, job, recorded) for name in stage.before(stages)},
+    }
 
 
 def run_stage(stage: Stage[JobType], run: Run[JobType], restart: bool = False) -> None:
@@ -365,7 +374,7 @@ def run_stage(stage: Stage[JobType], run: Run[JobType], restart: bool = False) -
     elif record.inputs is not None and not changes(stage.name, record.inputs, inputs):
         run = replace(run, rebuild=True)  # no key changed, so the user suspects damage
     if restart or not record.complete:
-        refuse_removed(stage.name, stage.needs(run.job), stage.after, run.stages, run.job, run.cache)
+        refuse_removed(stage.name, stage.needs(run.job), stage.before(run.stages), run.stages, run.job, run.cache)
         fill(stage, run, resume=not restart and record.inputs is not None)
         if stage.streams:
             discard_if_changed(stage, run)
@@ -431,7 +440,7 @@ def discard_if_changed(stage: Stage[JobType], run: Run[JobType]) -> None:
 
 def check_before(stage: Stage[JobType], run: Run[JobType]) -> None:
     """Raise DiffSynthError unless all stages before `stage` are finished and up to date."""
-    for name in stage.after:
+    for name in stage.before(run.stages):
         if not run.cache.record(name).complete:
             raise DiffSynthError(f"{stage.name} needs {name}, which is not finished", f"run {run.cache.command(name)}")
         refuse_stale(name, stage_inputs(run.stages[name], run.stages, run.job, run.cache.recorded), run.cache)

@@ -87,7 +87,7 @@ def footage_of(run: Run[Work], todo: Sequence[Stage[Work]]) -> Footage:
 def _check_inputs(todo: Sequence[Stage[JobType]], run: Run[JobType], restart: Collection[str]) -> None:
     """Raise DiffSynthError if a stage needs arrays that were removed, unless they are going to be made again."""
     for stage in todo:
-        makers = [name for name in stage.after if name not in restart]
+        makers = [name for name in stage.before(run.stages) if name not in restart]
         refuse_removed(stage.name, stage.needs(run.job), makers, run.stages, run.job, run.cache)
 
 

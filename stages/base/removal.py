@@ -37,7 +37,7 @@ def to_redo(
     found: list[str] = []
     for name in makers:
         if matching(cache.record(name).removed, needed):
-            found += [*to_redo(stages[name].needs(job), stages[name].after, stages, job, cache), name]
+            found += [*to_redo(stages[name].needs(job), stages[name].before(stages), stages, job, cache), name]
     return list(dict.fromkeys(found))
 
 

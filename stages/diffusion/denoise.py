@@ -63,6 +63,13 @@ class Frames:
         mixes = [self.mixes[index] for index in indexes] if self.mixes else ()
         return Frames(self.latents[indexes], (), mixes, None if self.regions is None else self.regions[indexes])
 
+    def crop(self, rows: slice, columns: slice) -> Frames:
+        """Return a part of the frames, given in latents."""
+        top, bottom, left, right = (LATENT_FACTOR * at for at in (rows.start, rows.stop, columns.start, columns.stop))
+        maps = [images[:, top:bottom, left:right] for images in self.maps]
+        regions = None if self.regions is None else self.regions[..., rows, columns]
+        return Frames(self.latents[..., rows, columns], maps, self.mixes, regions)
+
 
 @lru_cache(maxsize=1)
 def denoiser(settings: Settings) -> Denoiser:

@@ -29,6 +29,9 @@ from stages.jobs.masking import MaskSettings
 from stages.smoothers import SMOOTHERS
 
 MOMENT = re.compile(r"-?[0-9]{1,9}|-?[0-9]{1,6}(\.[0-9]{1,6})?s")
+SIZE_GRID = 8  # pixels per latent
+LARGEST_SIDE = 8192  # pixels
+Size = Annotated[int, Field(ge=64, le=LARGEST_SIDE, multiple_of=SIZE_GRID)]
 NOT_RUN = "not run (controlnet_scale 0)"
 
 
@@ -104,6 +107,22 @@ class Region(Strict):
     """Its share there; the rest belongs to the job's prompt."""
 
 
+class Upscale(Strict):
+    """A second pass at a larger size."""
+
+    factor: float = Field(2.0, gt=1, le=8)
+    """How many times as large as the first pass's frames the result is, on each side."""
+    strength: float = Field(0.3, gt=0, le=1)
+    """Below 1, start from the enlarged frames with noise added, and run only the last int(steps × strength) steps."""
+    steps: Annotated[int, Field(ge=1, le=1000)] | None = None
+    """Number of denoising steps. By default, `num_inference_steps`."""
+    model: ModelName | None = None
+    """ControlNet that is shown the enlarged frames, such as `lllyasviel/control_v11f1e_sd15_tile`. By default, none."""
+    tile: Size | None = None
+    """Predict noise in overlapping tiles of this side, in pixels, which takes less memory. By default, in whole
+    frames."""
+
+
 def _pattern_item(value: object) -> int | str:
     if type(value) is int and abs(value) <= MOST:
         return value
@@ -134,7 +153,6 @@ def _prompt(value: object) -> object:
 SmootherName = Annotated[str, NameIn(SMOOTHERS)]
 SmootherConfig = Annotated[Values, OptionsIn(SMOOTHERS)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Size = Annotated[int, Field(ge=64, le=8192, multiple_of=8)]
 
 
 class Job(MachineSettings, MaskSettings):
@@ -256,6 +274,10 @@ class Job(MachineSettings, MaskSettings):
     details stick to what moves. See [noise](steering.md#noise)."""
     img2img_strength: float = Field(1.0, gt=0, le=1)
     """Below 1, start from the source's frames with noise added, and run only the last int(steps × strength) steps."""
+
+    upscale: Upscale | None = None
+    """Render the frames a second time, enlarged, for detail: an object `{"factor": 2.0, "strength": 0.3, "steps": null,
+    "model": null, "tile": null}`, of which any part can be left out. See [second pass](steering.md#second-pass)."""
 
     regions: list[Region] = Field([], max_length=16)
     """Parts of the frames with prompts of their own: `{"mask": PATH, "prompt": TEXT, "scale": 1.0}`, with masks as for

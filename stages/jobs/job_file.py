@@ -260,17 +260,26 @@ def _pattern(job: Job) -> list[str]:
 
 
 def _steps(job: Job) -> list[str]:
-    if job.num_inference_steps * job.img2img_strength >= 1:
-        return []
-    return [f"img2img_strength: {job.img2img_strength} of {job.num_inference_steps} steps is less than one step"]
+    passes = {"img2img_strength": (job.num_inference_steps, job.img2img_strength)}
+    if job.upscale is not None:
+        passes["upscale.strength"] = job.upscale.steps or job.num_inference_steps, job.upscale.strength
+    return [
+        f"{key}: {strength} of {steps} steps is less than one step"
+        for key, (steps, strength) in passes.items()
+        if int(steps * strength) < 1
+    ]
 
 
 def _most_steps(job: Job) -> list[str]:
     most = SAMPLERS[job.scheduler].most_steps
-    too_many = job.num_inference_steps > most
+    asked = {"num_inference_steps": job.num_inference_steps}
+    if job.upscale is not None and job.upscale.steps is not None:
+        asked["upscale.steps"] = job.upscale.steps
     return [
-        f"num_inference_steps: {job.scheduler} takes at most {most} steps, not {job.num_inference_steps}"
-    ] * too_many
+        f"{key}: {job.scheduler} takes at most {most} steps, not {steps}"
+        for key, steps in asked.items()
+        if steps > most
+    ]
 
 
 def _span(job: Job) -> list[str]:
@@ -317,8 +326,8 @@ _RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
     (("controlnet_model_id", "controlnet_start", "controlnet_end"), _spans),
     (("guidance_start", "guidance_end"), _guided),
     (("combine_pattern", "frames_reference"), _pattern),
-    (("num_inference_steps", "img2img_strength"), _steps),
-    (("num_inference_steps", "scheduler"), _most_steps),
+    (("num_inference_steps", "img2img_strength", "upscale"), _steps),
+    (("num_inference_steps", "scheduler", "upscale"), _most_steps),
     (("start_time", "end_time"), _span),
     (("controlnet_processor", "style_image"), _style),
     (("smoother", "smoother_config"), _smoother("smoother")),
@@ -329,10 +338,10 @@ _RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
 
 def _unfinished(job: Job, stages: Sequence[Stage[Job]]) -> list[Stage[Job]]:
     """Return the stages that are not finished. Finished ones read no files."""
-    if not stages or not {"output_path", "cache"} <= set(job.__dict__):  # a job with mistakes may lack keys
+    if not stages or not {"output_path", "cache", "upscale"} <= set(job.__dict__):  # a job with mistakes may lack keys
         return [*stages]
     store = open_store(job.cache_place)
-    return [stage for stage in stages if store.get(receipt_name(stage.name)) is None]
+    return [stage for stage in stages if stage.runs(job) and store.get(receipt_name(stage.name)) is None]
 
 
 def _missing_packages(job: Job, reads: Collection[str]) -> list[str]:

@@ -10,10 +10,10 @@ from stages.base.removal import matching
 ArrayGroup: TypeAlias = Literal["frames", "control", "latents", "rendered", "deflickered"]
 
 GROUPS: dict[ArrayGroup, tuple[str, ...]] = {
-    "frames": ("frames",),
+    "frames": ("frames", "large_frames"),
     "control": ("control/*", "control_reference/*", "references", "measures/*"),
-    "latents": ("latents", "step_latents/*"),
-    "rendered": ("rendered", "mask"),
+    "latents": ("latents", "step_latents/*", "large_latents", "large_step_latents/*"),
+    "rendered": ("rendered", "mask", "large_rendered", "large_mask"),
     "deflickered": ("deflickered",),
 }
 """The arrays that can be removed, by what jobs call them. Others are small and always stay."""

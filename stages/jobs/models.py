@@ -19,6 +19,8 @@ def networks(job: Job) -> list[Network]:
         for index, (name, runs) in enumerate(zip(job.controlnet_model_id, job.networks_run, strict=True))
         if runs
     ]
+    if job.upscale is not None and job.upscale.model is not None:
+        nets.append(("upscale.model", job.upscale.model, ("",)))
     vae = [] if job.vae is None else [("vae", job.vae, (vae_part(job.vae),))]
     return [("model_id", job.model_id, NETWORKS), *nets, *vae]
 

@@ -15,13 +15,12 @@ from PIL import Image
 
 import diffsynth_cli as ds
 from native.binding import synthesize
-from stages.all_stages import NAMES
 from stages.base.cache import FrameCache
 from stages.jobs.job_file import read_job
 from stages.smoothers.images.synthesis import SynthesisOptions
 from stages.smoothers.patch_blend import PatchBlend
 from stages.video import open_source
-from tests.conftest import scene, write_images
+from tests.conftest import STAGES, scene, write_images
 from tests.typing import Cli, Keys, MakeJob
 
 
@@ -93,7 +92,7 @@ def test_status_verify_and_export(tmp_path: Path, make_job: MakeJob) -> None:
     with pytest.raises(ds.DiffSynthError, match="export needs deflicker"):
         ds.export(path)
     status = ds.status(path)
-    assert [stage.stage for stage in status.stages] == list(NAMES) and status.next_command == f"diffsynth run {path}"
+    assert [stage.stage for stage in status.stages] == list(STAGES) and status.next_command == f"diffsynth run {path}"
     ds.run(path)
     ds.verify(path)
     assert ds.export(path, codec=ds.Codec.VP9) == tmp_path / "out/video-vp9.webm"

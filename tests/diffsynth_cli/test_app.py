@@ -20,7 +20,7 @@ from stages.base.cache import FrameCache
 from stages.jobs.job_file import read_job
 from stages.video import Encoding, encode, open_source
 from templates import Task
-from tests.conftest import scene, write_images
+from tests.conftest import STAGES, scene, write_images
 from tests.typing import Cli, MakeJob
 
 
@@ -32,11 +32,11 @@ def states(cli: Cli, job: Path) -> dict[str, str]:
 
 def test_from_video_to_video(tmp_path: Path, make_job: MakeJob, cli: Cli) -> None:
     job = make_job(10, combine_pattern=[-1, 0, 1], smoother="TemporalMeanSmoother")
-    assert states(cli, job) == dict.fromkeys(NAMES, "to do")
+    assert states(cli, job) == dict.fromkeys(STAGES, "to do")
     assert not (tmp_path / "out").exists()  # asking makes nothing
     code, output = cli("run", job)
     assert code == 0 and "video.mp4" in output
-    assert states(cli, job) == dict.fromkeys(NAMES, "done")
+    assert states(cli, job) == dict.fromkeys(STAGES, "done")
     assert len(list(open_source(tmp_path / "out/video.mp4").shots())) == 10
     written = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("c.*")}
     code, output = cli("run", job)
@@ -65,7 +65,7 @@ def test_a_stale_stage_stops_with_old_and_new_value_and_restart_redoes_it(
     code, output = cli("run", job, "--restart")
     assert code == 0 and output.count("nothing to do") == 2  # what is not stale is kept
     assert (tmp_path / "out/cache.zarr/frames/c.0.0.0.0").stat().st_mtime_ns == frames
-    assert states(cli, job) == dict.fromkeys(NAMES, "done")
+    assert states(cli, job) == dict.fromkeys(STAGES, "done")
     assert not np.array_equal(FrameCache(tmp_path / "out/cache.zarr")["rendered"][:], before)
 
 
@@ -298,11 +298,11 @@ def test_make_processes_a_folder_and_resumes_where_it_stopped(
         assert cli(stage, "job.json", "-q", *keys) == (0, "")
     started = [shlex.split(line) for line in make("-j2").splitlines() if line.startswith("diffsynth ")]
     assert sorted((words[1], words[4]) for words in started) == [
-        ("deflicker", "input_video=clips/one.mp4"), ("deflicker", "input_video=clips/two words.mp4"),
+        (stage, f"input_video=clips/{name}.mp4") for stage in ("deflicker", "upscale") for name in ("one", "two words")
     ]  # fmt: skip
     for name in ("one", "two words"):
         assert (tmp_path / f"output/{name}/video.mp4").exists()
     assert "Nothing to be done" in make("-j2")
     job.write_text(job.read_text())  # newer, but with the same keys
-    assert make("-j2", "output/two words.done").count("nothing to do") == 4
+    assert make("-j2", "output/two words.done").count("nothing to do") == len(NAMES)
     assert "Nothing to be done" in make("-j2", "output/two words.done")

@@ -19,7 +19,7 @@ from stages.base.cache import FrameCache
 from stages.diffusion.settings import Batches
 from stages.jobs.job_file import read_job
 from stages.jobs.machine import MachineSettings
-from stages.render.plan import RenderPlan
+from stages.rendering.plan import RenderPlan
 from tests.typing import Cli, MakeJob
 
 # For each machine setting except `cache`, a value other than the default, as words of a command line and in the job.

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from diffsynth_cli.__main__ import main
-from stages.all_stages import NAMES
-from tests.conftest import write_job
+from tests.conftest import STAGES, write_job
 from tests.typing import Cli, MakeJob
 
 
@@ -51,7 +50,7 @@ def files(job: Path) -> dict[Path, bytes]:
 
 def test_an_intact_cache_verifies_without_errors(finished: Path, cli: Cli) -> None:
     code, output = cli("verify", finished)
-    assert code == 0 and output.count("intact") == len(NAMES)
+    assert code == 0 and output.count("intact") == len(STAGES)
 
 
 def test_a_job_that_was_not_started_has_nothing_to_verify(make_job: MakeJob, cli: Cli) -> None:

@@ -24,7 +24,8 @@ CHANGE_NO_FRAME = {*MachineSettings.model_fields, "output_path", "fps", "keep_au
 
 def test_every_job_key_is_read_by_a_stage_or_changes_no_frame() -> None:
     read = [key for stage in STAGES for key in stage.reads]
-    assert sorted([*read, *CHANGE_NO_FRAME]) == sorted(Job.model_fields)
+    assert {*read} | CHANGE_NO_FRAME == {*Job.model_fields}
+    assert not {*read} & CHANGE_NO_FRAME
 
 
 def test_stages_have_the_names_of_their_modules() -> None:
@@ -63,7 +64,8 @@ def test_the_makefile_runs_the_stages_in_order() -> None:
     rules = re.findall(
         r"^\$\(call receipt,\$\(1\),(\w+)\): (?:\$\(call receipt,\$\(1\),(\w+)\))?", makefile, re.MULTILINE
     )
-    assert rules == list(zip(NAMES, ("", *NAMES), strict=False))
+    have_rules = [name for name in NAMES if name != "upscale"]  # which not every job has
+    assert rules == list(zip(have_rules, ("", *have_rules), strict=False))
     assert f"all: $(call receipt,$(1),{NAMES[-1]})" in makefile
 
 

@@ -14,8 +14,8 @@ import diffsynth_cli as ds
 from stages import extract as extract_stage
 from stages.base.cache import FrameArray, FrameCache
 from stages.base.reporting import Reporter
-from stages.extract import UsedShots
 from stages.jobs.job_file import read_job
+from stages.selection import UsedShots
 from stages.tasks import DecodeTask
 from stages.video import Encoding, Landmark, encode
 from tests.conftest import forget, scene

@@ -15,7 +15,6 @@ from diffusers import AutoencoderTiny
 from safetensors.torch import save_file
 
 from diffsynth_cli.failures import Interrupted
-from stages import render as stage
 from stages.base import engine
 from stages.base.cache import FrameCache
 from stages.base.engine import Options
@@ -23,9 +22,10 @@ from stages.diffusion import denoise
 from stages.diffusion.sampler import SAMPLERS
 from stages.diffusion.settings import Batches
 from stages.jobs.job import Job
-from stages.render import tasks as render_tasks
-from stages.render.pattern import attended_frames, shared_window
-from stages.render.tasks import StepTask
+from stages.rendering import tasks as render_tasks
+from stages.rendering import work
+from stages.rendering.pattern import attended_frames, shared_window
+from stages.rendering.tasks import StepTask
 from stages.smoothers import SMOOTHERS, Frames
 from stages.tasks import ChunkSmoother
 from tests.conftest import CONTROLNET, GOLDEN, MODEL, scene, write_images
@@ -64,7 +64,7 @@ def test_pattern_is_clamped_and_references_are_kept() -> None:
 def test_interval_and_ignored_steps_select_smoothed_steps(keys: Keys, expected: list[int]) -> None:
     given = {"model_id": "m", "prompt": "p", "input_video": "v", "output_path": "o", "num_inference_steps": 6}
     job = Job.model_validate({**given, "smoother": "TemporalMeanSmoother", **keys})
-    plan = stage.make_plan(job, Options(), (1, 64, 64), keys=(0,), maps=(), multistep=False)
+    plan = work.make_plan(job, Options(), (1, 64, 64), keys=(0,), maps=())
     assert [step for step in range(6) if plan.is_smoothed(step)] == expected
 
 

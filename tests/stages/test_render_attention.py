@@ -17,7 +17,7 @@ from stages.diffusion.attention import View
 from stages.diffusion.attention_backends import AttentionBackend
 from stages.diffusion.denoise import Denoiser
 from stages.diffusion.prompts import Text
-from stages.render import tasks as render_tasks
+from stages.rendering import tasks as render_tasks
 from tests.conftest import forget, scene, write_images
 from tests.stages.passes import watch_passes
 from tests.stages.test_render import assert_same

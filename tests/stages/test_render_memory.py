@@ -16,7 +16,7 @@ from stages.diffusion import denoise
 from stages.diffusion.attention import View
 from stages.diffusion.prompts import Text
 from stages.models import compiler
-from stages.render import tasks as render_tasks
+from stages.rendering import tasks as render_tasks
 from tests.conftest import CONTROLNET
 from tests.stages.passes import watch_passes
 from tests.stages.test_render import POOLING_CONTROLNET, assert_same

@@ -11,16 +11,16 @@ import pytest
 import torch
 
 from diffsynth_cli.failures import Interrupted
-from stages import render as stage
 from stages.base.arrays import Field, Flow, Image
 from stages.base.cache import ArraySpec, FrameCache
 from stages.base.engine import Options, Task
 from stages.diffusion.noise import draw
 from stages.diffusion.sampler import SAMPLERS
 from stages.jobs.job import Job
-from stages.render import noise as render_noise
-from stages.render.noise import FOLLOWED, FollowMotionTask, FrameNoise, LinkChunksTask, follow
-from stages.render.plan import RenderPlan
+from stages.rendering import noise as render_noise
+from stages.rendering import work
+from stages.rendering.noise import FOLLOWED, FollowMotionTask, FrameNoise, LinkChunksTask, follow
+from stages.rendering.plan import RenderPlan
 from tests.conftest import write_images
 from tests.typing import Cli, Keys, MakeJob, Render
 
@@ -77,7 +77,7 @@ def make_plan(frames: int, **keys: object) -> RenderPlan:
     job = Job.model_validate(given)
     cuts = tuple(job.scenes) if isinstance(job.scenes, list) else ()
     whole = tuple(range(frames))
-    return stage.make_plan(job, Options(), (frames, *SIZE), keys=whole, cuts=cuts, maps=(), multistep=False)
+    return work.make_plan(job, Options(), (frames, *SIZE), keys=whole, cuts=cuts, maps=())
 
 
 def noise_of(folder: Path, images: list[Image], **keys: object) -> torch.Tensor:

@@ -38,12 +38,15 @@ JOB: Keys = {
 }  # fmt: skip
 
 
-def pipeline(kind: Any = StableDiffusionControlNetPipeline) -> Any:
+def ddim() -> DDIMScheduler:
     config = json.loads((MODEL / "scheduler/scheduler_config.json").read_text())
     betas = {key: config[key] for key in ("beta_start", "beta_end", "beta_schedule")}
-    scheduler = DDIMScheduler(**betas, timestep_spacing="trailing", set_alpha_to_one=True, clip_sample=False)
+    return DDIMScheduler(**betas, timestep_spacing="trailing", set_alpha_to_one=True, clip_sample=False)
+
+
+def pipeline(kind: Any = StableDiffusionControlNetPipeline) -> Any:
     nets = [ControlNetModel.from_pretrained(name) for name in CONTROLNETS]
-    pipe = kind.from_pretrained(MODEL, controlnet=nets, scheduler=scheduler, safety_checker=None)
+    pipe = kind.from_pretrained(MODEL, controlnet=nets, scheduler=ddim(), safety_checker=None)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

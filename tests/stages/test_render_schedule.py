@@ -10,7 +10,7 @@ import pytest
 
 from stages.base.cache import FrameCache
 from stages.base.errors import UsageError
-from stages.render.schedule import Timing, mix_at, schedule_of
+from stages.rendering.schedule import Timing, mix_at, schedule_of
 from tests.typing import Cli, Keys, MakeJob, Render
 
 EVEN = Timing(Fraction(10))

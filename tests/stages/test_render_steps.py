@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from diffsynth_cli.failures import Interrupted
-from stages import render as stage
 from stages.base import engine
 from stages.base.cache import ArraySpec, FrameArray, FrameCache
 from stages.base.engine import Chunk, Engine, LocalEngine, Options, Task
@@ -21,7 +20,8 @@ from stages.base.errors import DiffSynthError
 from stages.base.overlap import OverlappedCache
 from stages.diffusion import denoise
 from stages.jobs.job import Job
-from stages.render import tasks as render_tasks
+from stages.rendering import tasks as render_tasks
+from stages.rendering import work
 from tests.conftest import MODEL
 from tests.stages.test_render import SMOOTHED
 from tests.typing import Cli, Keys, MakeJob, Render
@@ -150,7 +150,7 @@ def test_a_kill_while_an_array_is_dropped_changes_nothing(
 def test_disk_space_is_asked_for_what_is_there_at_once(keys: Keys, kinds: list[str]) -> None:
     given = {"model_id": "m", "prompt": "p", "input_video": "v", "output_path": "o", "num_inference_steps": 4}
     job = Job.model_validate({**given, **keys})
-    plan = stage.make_plan(job, Options(), (3, 64, 64), keys=(0, 1, 2), maps=(), multistep=False)
+    plan = work.make_plan(job, Options(), (3, 64, 64), keys=(0, 1, 2), maps=())
     found = [spec.name.partition("/")[0] for spec in plan.most_at_once()]
     assert sorted(found) == sorted([*kinds, "latents", "rendered"])
 

@@ -16,7 +16,7 @@ from stages.base.cache import FrameCache
 from stages.base.engine import Task
 from stages.base.scenes import split
 from stages.jobs.maps import recorded_maps
-from stages.render import tasks as render_tasks
+from stages.rendering import tasks as render_tasks
 from stages.video import find_cuts
 from tests.conftest import CONTROLNET, scene, write_images
 from tests.stages.annotators.random_weights import write_depth_model, write_weights

@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from diffsynth_cli.console import QuietReporter
-from stages.all_stages import all_stages, arrays
+from stages.all_stages import all_stages, arrays, stages_of
 from stages.annotators import ANNOTATORS, Weighted
 from stages.base.arrays import Image as RGBImage
 from stages.base.cache import FrameCache
@@ -97,7 +97,7 @@ class Samples:
         shutil.copytree(self.folder / "images", folder / "images")
         job, _ = read_job(self.write_job(JOB, folder / "job.json"), (), [*all_stages().values()])
         cache = FrameCache(folder / "out" / "cache.zarr", arrays=arrays())
-        run = Run(job, cache, QuietReporter(), engine=_StoppingEngine(chunks), stages=all_stages())
+        run = Run(job, cache, QuietReporter(), engine=_StoppingEngine(chunks), stages=stages_of(job))
         try:
             with run.cache.lock():
                 for stage in run.stages.values():

@@ -9,11 +9,12 @@ from typing import Protocol, TypeAlias
 
 import pytest
 
-from stages.all_stages import all_stages
+from stages.all_stages import stages_of
 from stages.base.engine import stage_inputs
 from stages.base.errors import DiffSynthError
 from stages.base.fingerprint import Inputs, changes, fingerprint, identify
 from stages.jobs.job_file import check
+from tests.conftest import STAGES
 from tests.typing import Keys
 
 Recorded: TypeAlias = Callable[[str], Inputs | None]
@@ -23,9 +24,6 @@ class MakeInputs(Protocol):
     """What each stage of a job with these keys depends on. `recorded`: what it depended on before."""
 
     def __call__(self, recorded: Recorded = ..., /, **keys: object) -> dict[str, Inputs]: ...
-
-
-STAGES = tuple(all_stages())
 
 
 @pytest.fixture
@@ -44,7 +42,8 @@ def inputs(video: Path, tmp_path: Path) -> MakeInputs:
         } | keys  # fmt: skip
         job, problems = check(given)
         assert job is not None and problems == []
-        return {name: stage_inputs(stage, all_stages(), job, recorded) for name, stage in all_stages().items()}
+        stages = stages_of(job)
+        return {name: stage_inputs(stage, stages, job, recorded) for name, stage in stages.items()}
 
     return make
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.all_stages import all_stages
+from stages.all_stages import all_stages, stages_of
 from stages.base.cache import FrameCache
 from stages.base.engine import Footage, Reporter, Run
 from stages.base.errors import DiffSynthError
@@ -136,7 +136,7 @@ def test_video_and_segments_count_towards_disk_space(make_job: MakeJob) -> None:
 def test_each_disk_is_compared_with_what_is_written_to_it(make_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
     with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
         job, _ = read_job(make_job(cache=f"{folder}/cache"))
-        run = Run(job, FrameCache(job.cache_place), Reporter(), stages=all_stages())
+        run = Run(job, FrameCache(job.cache_place), Reporter(), stages=stages_of(job))
 
         def check(free: dict[str, float]) -> None:
             monkeypatch.setattr(shutil, "disk_usage", lambda path: Disk(0, 0, free[Path(path).parts[1]]))

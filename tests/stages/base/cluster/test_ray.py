@@ -23,7 +23,7 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from stages.all_stages import all_stages, arrays
+from stages.all_stages import arrays, stages_of
 from stages.base.cache import ArraySpec, FrameCache
 from stages.base.cluster import ClusterOptions, connected
 from stages.base.cluster.engine import RayEngine, ray_engine
@@ -263,7 +263,7 @@ def write_job(folder: Path, name: str) -> Path:
 def run_job(path: Path, where: Engine, reporter: Reporter) -> None:
     job, _ = read_job(path)
     cache = FrameCache(Path(job.output_path) / "cache.zarr", arrays=arrays())
-    stages = all_stages()
+    stages = stages_of(job)
     for stage in stages.values():
         run_stage(stage, Run(job, cache, reporter, Options(job.batch_size), where, stages=stages))
 

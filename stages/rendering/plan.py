@@ -14,14 +14,30 @@ from stages.diffusion import LATENT_CHANNELS, LATENT_FACTOR
 from stages.diffusion.layout import guidance_is_input
 from stages.diffusion.settings import Batches, Mix, Settings
 from stages.masks import Mask
-from stages.render.noise import ENDS, ORIGINS, noise_arrays
-from stages.render.pattern import Item
-from stages.render.schedule import Schedule, mix_at
+from stages.rendering.noise import ENDS, ORIGINS, noise_arrays
+from stages.rendering.pattern import Item
+from stages.rendering.schedule import Schedule, mix_at
 from stages.video import Selection
 
 # Prefixes of the arrays of a step. Each step has its own.
 STEP_LATENTS, STEP_CLEAN, STEP_PREDICTED = "step_latents", "step_clean", "step_predicted"
 MASK, REGION_MASKS, SOURCE_LATENTS = "mask", "region_masks", "source_latents"
+ARRAYS = (
+    f"{STEP_LATENTS}/*",
+    f"{STEP_CLEAN}/*",
+    f"{STEP_PREDICTED}/*",
+    "latents",
+    "reference_latents",
+    MASK,
+    f"{REGION_MASKS}/*",
+    SOURCE_LATENTS,
+    ORIGINS,
+    ENDS,
+    "keyframes",
+    "rendered",
+    "unseen",
+)
+"""What rendering can make."""
 MOST_AT_ONCE = {STEP_LATENTS: 1, STEP_CLEAN: 2, STEP_PREDICTED: 1}  # not counting the final latents
 
 
@@ -41,6 +57,9 @@ class RenderPlan:
         keys: Numbers of the frames that are rendered. Arrays of latents have one item for each.
         references: Number of reference images.
         maps: For each ControlNet that runs, the names of the arrays with its maps of the frames and of the references.
+        start: The array of the frames that img2img starts from.
+        given: Arrays that exist for this plan alone, and that no step after the last one reads.
+        tile: Side in pixels of the tiles in which noise is predicted. None: frames are not divided.
         steps: Number of denoising steps.
         multistep: Whether the sampler uses the clean latents of the previous step.
         noise: Which noise frames get: same, frame or warped.
@@ -65,6 +84,9 @@ class RenderPlan:
     keys: tuple[int, ...]
     references: int
     maps: tuple[tuple[str, str], ...]
+    start: str
+    given: tuple[str, ...]
+    tile: int | None
     steps: int
     multistep: bool
     noise: str
@@ -78,6 +100,12 @@ class RenderPlan:
     keep_steps: bool
     batch_size: int | None
     backend: str
+
+    @property
+    def tile_size(self) -> tuple[int, int]:
+        """(height, width) of what goes through the networks at once."""
+        height, width = self.size
+        return (height, width) if self.tile is None else (min(height, self.tile), min(width, self.tile))
 
     def passes(self, step: int) -> int:
         """How often a frame goes through the networks in a step."""
@@ -147,7 +175,8 @@ class RenderPlan:
         warped = [ORIGINS, ENDS] if self.noise == "warped" else []
         sources = [SOURCE_LATENTS] if self.mask else []
         regions = [self.region_mask(index) for index in range(len(self.regions))]
-        return [*(["reference_latents"] if self.references else []), *warped, *sources, *regions]
+        references = ["reference_latents"] if self.references else []
+        return [*references, *warped, *sources, *regions, *self.given]
 
     def region_mask(self, index: int) -> str:
         """The array of the masks of a region, one value per latent."""

@@ -21,11 +21,12 @@ from stages.compositing import WHITE
 from stages.diffusion import LATENT_FACTOR
 from stages.diffusion.sampler import SAMPLERS
 from stages.diffusion.settings import Batches, Mix
+from stages.diffusion.tiles import predict_in_tiles
 from stages.masks import latents_inside
-from stages.render.noise import FrameNoise
-from stages.render.pattern import Item, attended_frames, ordered, shared_window, split
-from stages.render.plan import MASK, SOURCE_LATENTS, RenderPlan
-from stages.tasks import ChunkSmoother, Picked, masked
+from stages.rendering.noise import FrameNoise
+from stages.rendering.pattern import Item, attended_frames, ordered, shared_window, split
+from stages.rendering.plan import MASK, SOURCE_LATENTS, RenderPlan
+from stages.tasks import ChunkSmoother, Picked, masked, reads_of_masked
 
 SHARED_PIXELS = 16 * 512 * 960  # of the frames that go through the networks together with shared attention
 SHARED_CHUNK = 4, 16  # minimum and maximum number of these frames
@@ -59,7 +60,7 @@ class RenderTask(Task):
     def reads_of_background(self, frames: Sequence[int]) -> Reads:
         """What `masked` reads."""
         numbers = [self.plan.keys[frame] for frame in frames]
-        return [("frames", numbers), (MASK, numbers)] if self.plan.mask else []
+        return reads_of_masked("frames", MASK if self.plan.mask else None, numbers)
 
     def masked(self, cache: FrameCache, images: Images, frames: Sequence[int]) -> Images:
         """Show the source in images of rendered frames where the mask is black."""
@@ -111,7 +112,7 @@ class ChooseBackendTask(RenderTask):
 
     def run(self, cache: FrameCache, start: int, stop: int) -> None:
         plan = self.plan
-        seconds = self.denoiser.measure_backends(*plan.size, len(plan.pattern), plan.joint)
+        seconds = self.denoiser.measure_backends(*plan.tile_size, len(plan.pattern), plan.joint)
         chosen = min(seconds, key=lambda name: seconds[name], default="sdpa")
         cache["rendered"].note(attention_backend=chosen, attention_seconds={**seconds})
 
@@ -123,7 +124,7 @@ class MeasureTask(RenderTask):
     def run(self, cache: FrameCache, start: int, stop: int) -> None:
         plan = self.plan
         backend = plan.noted_backend(cache)
-        fitting = self.denoiser.fitting_batch(*plan.size, len(plan.pattern), plan.joint, backend)
+        fitting = self.denoiser.fitting_batch(*plan.tile_size, len(plan.pattern), plan.joint, backend)
         cache["rendered"].note(batch_size=fitting)
 
 
@@ -159,10 +160,10 @@ class NoiseFramesTask(RenderTask):
 
     def reads(self, start: int, stop: int) -> Reads:
         frames = range(start, stop)
-        return [*one_by_one("frames", self.plan.keys[start:stop]), *self.noise.reads(frames)]
+        return [*one_by_one(self.plan.start, self.plan.keys[start:stop]), *self.noise.reads(frames)]
 
     def run(self, cache: FrameCache, start: int, stop: int) -> None:
-        denoiser, frames = self.denoiser, self.rendered_frames(cache, "frames")
+        denoiser, frames = self.denoiser, self.rendered_frames(cache, self.plan.start)
         with self.batches(cache) as batches:
             clean = denoiser.encode(np.stack([frames[index] for index in range(start, stop)]), batches)
             noise = self.noise.draw(cache, range(start, stop), 0)
@@ -209,7 +210,7 @@ class StepTask(RenderTask):
 
     @property
     def chunk(self) -> int:
-        return super().chunk if self.plan.joint else shared_chunk(*self.plan.size)
+        return super().chunk if self.plan.joint else shared_chunk(*self.plan.tile_size)
 
     @property
     def kind(self) -> str:
@@ -307,14 +308,22 @@ class StepTask(RenderTask):
         if not self.plan.joint:
             frames, anchors, sources = shared_window(pattern, chunk, scene)
             inputs, fixed = (self._inputs(cache, items, timestep) for items in (frames, anchors))
-            noise = self.denoiser.predict_shared_noise(inputs, sources, fixed, timestep, batches)
-            own = [frames.index(frame) for frame in chunk]
-            return inputs.latents[own], noise[own]
+            noise = predict_in_tiles(
+                lambda part, kept: self.denoiser.predict_shared_noise(part, sources, kept, timestep, batches),
+                self.plan.tile,
+                inputs,
+                fixed,
+            )
+            places = [frames.index(frame) for frame in chunk]
+            return inputs.latents[places], noise[places]
         groups = attended_frames(pattern, chunk, scene)
         members = ordered(item for group in groups for item in group)
         inputs = self._inputs(cache, members, timestep)
         indexes = [[members.index(item) for item in group] for group in groups]
-        noise = self.denoiser.predict_noise(inputs, indexes, pattern.index(0), timestep, batches)
+        own = pattern.index(0)
+        noise = predict_in_tiles(
+            lambda part: self.denoiser.predict_noise(part, indexes, own, timestep, batches), self.plan.tile, inputs
+        )
         return inputs.latents[[members.index(frame) for frame in chunk]], noise
 
     def _reads_of_noise(self, chunk: range) -> Reads:

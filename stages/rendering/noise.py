@@ -30,7 +30,7 @@ from stages.tasks import Picked
 if TYPE_CHECKING:
     import torch
 
-    from stages.render.plan import RenderPlan
+    from stages.rendering.plan import RenderPlan
 
 ORIGINS, ENDS = "noise_origins", "noise_ends"
 FOLLOWED = 16  # frames per chunk. Between chunks, fractions of a subpixel are forgotten
