@@ -17,6 +17,7 @@ from stages.jobs.job import Job
 from stages.jobs.second_pass import LARGE, enlarged, second_pass
 from stages.rendering.plan import ARRAYS, RenderPlan
 from stages.rendering.schedule import Timing
+from stages.rendering.tasks import LoadTask
 from stages.rendering.work import (
     check_masks,
     check_rendering,
@@ -93,6 +94,7 @@ def plan(run: Run[Job], resume: bool) -> Plan:
         begun=begun,
     )
     work = stage_plan(rendering)
+    trial = LoadTask(replace(rendering, maps=()))  # which would be those of an earlier run, and stay in memory
     run.reporter.phase("load models")
     return replace(
         work,
@@ -100,7 +102,7 @@ def plan(run: Run[Job], resume: bool) -> Plan:
         phases=_phases(job, rendering, noted_landmarks(cache), (source.height, source.width)),
         begin=lambda cache: work.begin(PrefixedCache(cache, LARGE)),
         rereads=tuple(LARGE + name for name in work.rereads),
-        trial=work.trial and PrefixedTask(work.trial, LARGE),
+        trial=PrefixedTask(trial, LARGE),
     )
 
 

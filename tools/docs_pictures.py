@@ -1,6 +1,6 @@
 """Make the pictures of the docs and the README with the embedded model, from clips that are drawn here.
 
-python -m tools.docs_pictures [tasks] [rendering] [demo]
+python -m tools.docs_pictures [tasks] [rendering] [upscaled] [demo]
 """
 
 from __future__ import annotations
@@ -223,6 +223,16 @@ def make_rendering() -> None:
     write("noise", rows)
 
 
+def make_upscaled() -> None:
+    """Make the picture of the second pass: a part of frames, enlarged by hand and rendered again."""
+    rows = []
+    for keys in ({}, {"upscale": {"factor": 2.0, "strength": 0.3, "steps": 10}}):
+        _, after = run(Example(painted(SCENE, DAY), {"prompt": WINTER, **keys}), FRAMES)
+        large = [cv2.resize(frame, (2 * WIDTH, 2 * HEIGHT), interpolation=cv2.INTER_LANCZOS4) for frame in after]
+        rows.append([np.asarray(large[k], np.uint8)[HEIGHT:, 140:396] for k in range(0, FRAMES, FRAMES // 2)])
+    write("upscale", rows)
+
+
 def make_demo() -> None:
     """Make the moving picture of the README: the demo's clip, single frames, and the result."""
     with tempfile.TemporaryDirectory() as name:
@@ -236,7 +246,7 @@ def make_demo() -> None:
     print(f"{path.name}: {path.stat().st_size / 1000:.0f} kB")
 
 
-SETS = {"tasks": make_tasks, "rendering": make_rendering, "demo": make_demo}
+SETS = {"tasks": make_tasks, "rendering": make_rendering, "upscaled": make_upscaled, "demo": make_demo}
 
 
 def main() -> None:

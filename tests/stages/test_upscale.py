@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Never
 
 import cv2
 import numpy as np
@@ -19,7 +19,7 @@ from PIL import Image
 
 from diffsynth_cli.failures import Interrupted
 from stages.base.cache import FrameCache
-from stages.diffusion.denoise import Frames
+from stages.diffusion.denoise import Frames, denoiser
 from stages.diffusion.noise import draw
 from stages.diffusion.tiles import parts_along, predict_in_tiles
 from stages.rendering.tasks import StepTask
@@ -150,6 +150,26 @@ def test_a_pass_that_is_killed_resumes_to_the_same_bytes(
     assert (tmp_path / "killed/video.mp4").read_bytes() == (tmp_path / "whole/video.mp4").read_bytes()
 
 
+def test_a_pass_that_is_redone_sees_nothing_of_the_one_before(
+    make_job: MakeJob, cli: Cli, render: Render, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upscale = {"strength": 0.5, "model": str(CONTROLNET), "steps": 2}
+    keys: Keys = {**JOB, "frames": 10, "num_inference_steps": 1, "upscale": upscale}
+    for stage in ("extract", "control", "render"):
+        assert cli(stage, make_job(**keys), "-q") == (0, "")
+    with monkeypatch.context() as patch:
+        patch.setattr(StepTask, "run", interrupted)
+        assert cli("upscale", make_job(**keys), "-q")[0] == 130
+    denoiser.cache_clear()  # frames are read ahead while networks are loaded
+    assert cli("run", make_job(**keys, seed_of_noise=1, batch_size=2), "-q", "--restart") == (0, "")
+    new = render("new", **keys, seed_of_noise=1)["large_latents"][:]
+    np.testing.assert_array_equal(FrameCache(tmp_path / "out/cache.zarr")["large_latents"][:], new)
+
+
+def interrupted(task: StepTask, cache: FrameCache, start: int, stop: int) -> Never:
+    raise Interrupted
+
+
 def test_outside_the_mask_the_source_is_seen_at_full_size(render: Render, tmp_path: Path) -> None:
     fine = np.random.default_rng(0).integers(0, 256, (2, 128, 128, 3), np.uint8)
     write_images(tmp_path / "fine", fine)
@@ -178,6 +198,15 @@ def test_video_export_and_report_are_large(
     assert set(json.loads((tmp_path / "out/cache.zarr/receipts/upscale.json").read_text())["removed"]) == {
         "large_latents", "large_rendered",
     }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_plan_counts_it_and_a_preview_shows_it(make_job: MakeJob, cli: Cli, tmp_path: Path) -> None:
+    job = make_job(**JOB, upscale={"strength": 0.5, "steps": 4})
+    code, output = cli("plan", job, "--json")
+    assert code == 0 and any("(large)" in line["kind"] for line in json.loads(output)["work"]), output
+    assert cli("preview", job, "-q", "--frames", 2, "--grid", "seed_of_noise=1,2") == (0, "")
+    assert FrameCache(tmp_path / "out/preview/1/cache.zarr")["deflickered"].shape == (2, 128, 128, 3)
 
 
 def test_a_job_without_it_has_no_such_stage(make_job: MakeJob, cli: Cli) -> None:
