@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
 
@@ -52,7 +53,7 @@ def main() -> None:
     Console().print(table)
 
 
-def deflickered(keys: dict[str, object]) -> Images:
+def deflickered(keys: Mapping[str, object]) -> Images:
     """Run the demo's job with these keys, redoing what they change, and return the result."""
     demo = json.loads((TEMPLATES / "demo.json").read_text())
     result = ds.run({**demo, **keys}, restart=True)

@@ -149,9 +149,9 @@ COMMANDS = {
         ON_VIDEOS,
     ),
     "mask": Entry(
-        "Write the masks of the people in a video, white on black.",
+        "Write masks, white on black, of the people in a video or of an object that is followed through it.",
         "mask",
-        ("diffsynth mask holiday.mp4 -o mask.mkv", "diffsynth mask holiday.mp4 -o masks/ --threshold 0.3"),
+        ("diffsynth mask holiday.mp4 -o mask.mkv", "diffsynth mask holiday.mp4 -o dog.mkv --point 320,180"),
         ON_VIDEOS,
     ),
     "metrics": Entry(

@@ -28,7 +28,12 @@ DOORS = {  # only these modules may import these libraries
     "onnxruntime": ["stages.annotators.dwpose"],
     "scenedetect": ["stages.video.cuts"],
     "diffusers": ["stages.diffusion"],
-    "transformers": ["stages.diffusion", "stages.annotators.pretrained", "stages.annotators.people"],
+    "transformers": [
+        "stages.diffusion",
+        "stages.annotators.pretrained",
+        "stages.annotators.people",
+        "stages.annotators.tracking",
+    ],
     "huggingface_hub": ["stages.models.hub", "stages.models.weights"],
     "zarr": ["stages.base"],
     "obstore": ["stages.base.object_store"],

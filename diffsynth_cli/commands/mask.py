@@ -1,15 +1,31 @@
-"""`diffsynth mask`: cut the people out of a video."""
+"""`diffsynth mask`: cut people, or any object, out of a video."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
 from diffsynth_cli import masks
 from diffsynth_cli.console import reporter
 from diffsynth_cli.options import DEVICE_OPTION, INPUT, OUTPUT, Debug, Force, Json, Quiet, with_options
+
+
+class Point(NamedTuple):
+    """The value of --point and --exclude, in pixels."""
+
+    x: float
+    y: float
+
+
+def point(text: str) -> Point:
+    """Parse `X,Y`."""
+    try:
+        x, y = map(float, text.split(","))
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is no point; give X,Y in pixels, for example 320,180") from None
+    return Point(x, y)
 
 
 @with_options(*DEVICE_OPTION)
@@ -26,6 +42,36 @@ def mask(
             rich_help_panel=OUTPUT,
         ),
     ],
+    points: Annotated[
+        list[Point] | None,
+        typer.Option(
+            "--point",
+            metavar="X,Y",
+            parser=point,
+            help="Point of an object to follow, in pixels, instead of finding people. Repeatable.",
+            show_default=False,
+            rich_help_panel=INPUT,
+        ),
+    ] = None,
+    others: Annotated[
+        list[Point] | None,
+        typer.Option(
+            "--exclude",
+            metavar="X,Y",
+            parser=point,
+            help="Point that does not belong to it. Repeatable.",
+            show_default=False,
+            rich_help_panel=INPUT,
+        ),
+    ] = None,
+    first: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Frame that the points are in, counted from 0. Masks of earlier frames are black.",
+            rich_help_panel=INPUT,
+        ),
+    ] = 0,
     model: Annotated[
         str | None,
         typer.Option(
@@ -45,18 +91,22 @@ def mask(
         ),
     ] = None,
     threshold: Annotated[
-        float, typer.Option(min=0, max=1, help="Min. confidence of a person.", rich_help_panel=INPUT)
-    ] = 0.5,
+        float | None,
+        typer.Option(min=0, max=1, help="Min. confidence of a person.", show_default="0.5", rich_help_panel=INPUT),
+    ] = None,
     force: Force = False,
     quiet: Quiet = False,
     events: Json = False,
     debug: Debug = False,
-    **machine: str,
+    **machine: Any,
 ) -> None:
-    """Write the masks of the people in a video, white on black."""
+    """Write masks, white on black, of the people in a video or of an object that is followed through it."""
     masks.mask(
         video,
         output,
+        points=points or (),
+        others=others or (),
+        first=first,
         model=model,
         detector=detector,
         threshold=threshold,

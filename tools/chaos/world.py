@@ -100,7 +100,8 @@ class World:
     def complete(self, *, damaged: bool = False) -> None:
         """Finish the job, and compare its bytes. A run may refuse damaged files, and is then restarted."""
         if self.finish(self.start(), *([FAILED, REFUSED] if damaged else [])) == REFUSED:
-            (self.output / CONFIG).unlink()  # perhaps the user's own, so no run replaces it unasked
+            for name in (CONFIG, VIDEO):  # perhaps the user's own, so no run replaces them unasked
+                (self.output / name).unlink(missing_ok=True)
         codes = (self.finish(self.start("--restart"), FAILED) for _ in range(ATTEMPTS))
         if damaged and all(code != DONE for code in codes):
             raise Wrong("--restart does not repair it")

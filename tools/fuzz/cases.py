@@ -39,6 +39,7 @@ EXTREMES = (
 # The largest values of keys that make a run slow. Larger ones are covered by the tests of the job model.
 MAXIMA = {
     "frame_height": 2 * SIZE, "frame_width": 2 * SIZE, "num_inference_steps": 2, "num_iter": 2, "resolution": 2 * SIZE,
+    "factor": 2, "steps": 4,
 }  # fmt: skip
 OTHER_VALUES: tuple[Json, ...] = (
     "", "x", "auto", "\x00", "\ud800", "é" * 300, [[]], [None], {"name": "canny"}, {"": 1}, "../..", "/dev/null",

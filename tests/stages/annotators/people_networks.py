@@ -12,12 +12,12 @@ from transformers import (
     RTDetrResNetConfig,
     RTDetrV2Config,
     RTDetrV2ForObjectDetection,
-    Sam2Config,
     Sam2HieraDetConfig,
     Sam2ImageProcessor,
     Sam2MaskDecoderConfig,
-    Sam2Model,
     Sam2PromptEncoderConfig,
+    Sam2VideoConfig,
+    Sam2VideoModel,
     Sam2VisionConfig,
     VitPoseBackboneConfig,
     VitPoseConfig,
@@ -53,8 +53,8 @@ def write_detector(folder: Path, names: tuple[str, ...] = NAMES) -> Path:
 
 
 def write_sam(folder: Path) -> Path:
-    """Write a SAM 2 model."""
-    torch.manual_seed(5)
+    """Write a SAM 2 model, which can track objects through videos, too."""
+    torch.manual_seed(20)  # with others, most masks are empty
     backbone = Sam2HieraDetConfig(
         hidden_size=8, num_attention_heads=1, image_size=[SAM_SIDE] * 2, blocks_per_stage=[1, 2, 2, 2],
         embed_dim_per_stage=[8, 16, 32, 64], num_attention_heads_per_stage=[1, 1, 2, 2],
@@ -62,17 +62,23 @@ def write_sam(folder: Path) -> Path:
         global_attention_blocks=[4], query_stride=[2, 2], num_query_pool_stages=3,
     )  # fmt: skip
     vision = Sam2VisionConfig(
-        backbone_config=backbone, backbone_channel_list=[64, 32, 16, 8], fpn_hidden_size=32,
+        backbone_config=backbone, backbone_channel_list=[64, 32, 16, 8], fpn_hidden_size=128,
         backbone_feature_sizes=[[32, 32], [16, 16], [8, 8]],
     )  # fmt: skip
-    config = Sam2Config(
-        vision_config=vision,
-        prompt_encoder_config=Sam2PromptEncoderConfig(hidden_size=32, image_size=SAM_SIDE, patch_size=16),
-        mask_decoder_config=Sam2MaskDecoderConfig(
-            hidden_size=32, mlp_dim=32, num_attention_heads=2, iou_head_hidden_dim=16
+    parts: dict[str, Any] = {
+        "vision_config": vision,
+        "prompt_encoder_config": Sam2PromptEncoderConfig(hidden_size=128, image_size=SAM_SIDE, patch_size=16),
+        "mask_decoder_config": Sam2MaskDecoderConfig(
+            hidden_size=128, mlp_dim=32, num_attention_heads=2, iou_head_hidden_dim=16
         ),
-    )
-    _save(Sam2Model(config), folder)
+    }
+    tracking = Sam2VideoConfig(
+        **parts, image_size=SAM_SIDE, memory_attention_hidden_size=128, memory_attention_num_layers=1,
+        memory_attention_feed_forward_hidden_size=32, memory_attention_rope_feat_sizes=[8, 8],
+        memory_encoder_hidden_size=128, memory_encoder_output_channels=64, mask_downsampler_embed_dim=128,
+        memory_fuser_num_layers=1, memory_fuser_embed_dim=128, memory_fuser_intermediate_dim=32,
+    )  # fmt: skip
+    _save(Sam2VideoModel(tracking), folder)
     Sam2ImageProcessor(size={"height": SAM_SIDE, "width": SAM_SIDE}).save_pretrained(folder)
     return folder
 
