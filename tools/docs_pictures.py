@@ -1,6 +1,6 @@
 """Make the pictures of the docs and the README with the embedded model, from clips that are drawn here.
 
-python -m tools.docs_pictures [tasks] [rendering] [upscaled] [demo]
+python -m tools.docs_pictures [tasks] [rendering] [upscaled] [between] [demo]
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from diffsynth_cli.demo import compared_videos, singly, write_demo
 from stages.base.arrays import Image
 from stages.base.cache import FrameCache
 from stages.base.record import CACHE_NAME
+from stages.frame_rate import Raised
 from stages.video import fit, save_png
 from tools.train_mini.clip import FPS, HEIGHT, SCENE, WIDTH
 from tools.train_mini.scenes import random_scene
@@ -233,6 +234,15 @@ def make_upscaled() -> None:
     write("upscale", rows)
 
 
+def make_between() -> None:
+    """Make the picture of frames that are painted in between: two frames far apart, a cross-fade, and ours."""
+    before, after = run(Example(painted(SCENE, DAY), {"prompt": "summer, noon, cartoon"}), FRAMES)
+    ends, guides = ([images[0], images[FRAMES // 2]] for images in (after, before))
+    ours = [*Raised(np.stack(ends), np.stack(guides), 2)][1]
+    fade = np.asarray(cv2.addWeighted(ends[0], 0.5, ends[1], 0.5, 0), np.uint8)
+    write("between", [[ends[0], fade, ends[1]], [ends[0], ours, ends[1]]])
+
+
 def make_demo() -> None:
     """Make the moving picture of the README: the demo's clip, single frames, and the result."""
     with tempfile.TemporaryDirectory() as name:
@@ -246,7 +256,13 @@ def make_demo() -> None:
     print(f"{path.name}: {path.stat().st_size / 1000:.0f} kB")
 
 
-SETS = {"tasks": make_tasks, "rendering": make_rendering, "upscaled": make_upscaled, "demo": make_demo}
+SETS = {
+    "tasks": make_tasks,
+    "rendering": make_rendering,
+    "upscaled": make_upscaled,
+    "between": make_between,
+    "demo": make_demo,
+}
 
 
 def main() -> None:

@@ -25,6 +25,7 @@ from stages.smoothers.images.pixels import box, fetch, floats, flow, gauss, mean
 SETTLING = 6  # rounds in which a motion is found at a point between the frames
 # Differences count as larger by this factor. Simple motions are preferred, since flow and patches follow flicker, too.
 STILL, GUIDE_FLOW, STYLE_FLOW, MATCHED = 1.0, 1.25, 1.5, 2.0
+MEDIAN = 5  # px a side of the squares whose median motion is used
 AREA = 15  # px a side of the squares over which frames are compared
 FLOOR = 10.0  # levels², a negligible difference
 SHARPNESS = 3  # power of the difference by which the weight of a motion falls
@@ -117,7 +118,14 @@ def _settled(motion: Floats, step: float) -> Floats:
     settled = motion
     for _ in range(SETTLING):
         settled = warp(motion, step * settled)
-    return settled
+    return _median(settled)
+
+
+def _median(motion: Floats) -> Floats:
+    """Return a motion without outliers, which would show as dots."""
+    import cv2
+
+    return np.dstack([cv2.medianBlur(np.ascontiguousarray(part), MEDIAN) for part in np.moveaxis(motion, 2, 0)])
 
 
 class Moved(NamedTuple):
@@ -135,16 +143,18 @@ def _moved(frames: Sequence[Floats], moved: Sequence[Motion], time: float) -> Mo
     """Move both frames to `time` along the motions by which they agree best."""
     near, images = int(time > 0.5), np.zeros((2, *frames[0].shape), np.float32)
     total, best, least = np.zeros((3, *frames[0].shape[:2], 1), np.float32)
-    nearer = frames[near]
+    nearer, clearest = frames[near], best
     for motion in moved:
         for path in motion.at(time):
             steps = (-time * path, (1 - time) * path)
             carried, inside = zip(*(carry(f, step, cubic=True) for f, step in zip(frames, steps, strict=True)))
             difference = np.where(inside[0] & inside[1], _difference(*carried), OUTSIDE)
             weight = gauss((motion.doubt * difference) ** -SHARPNESS, SEAM)
-            better, seen = weight > best, np.where(inside[near], carried[near], carried[1 - near])
-            nearer = np.where(better, seen, nearer)
+            better = weight > best
             best, least = np.where(better, weight, best), np.where(better, difference, least)
+            if motion.doubt < MATCHED:
+                clearer, seen = weight > clearest, np.where(inside[near], carried[near], carried[1 - near])
+                nearer, clearest = np.where(clearer, seen, nearer), np.where(clearer, weight, clearest)
             images, total = images + weight * np.stack(carried), total + weight
     return Moved([*(images / total)], nearer, least)
 
