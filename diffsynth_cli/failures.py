@@ -66,7 +66,7 @@ def explain(error: Exception) -> tuple[str, str, int]:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return (
             "Out of memory",
-            "Try --batch-size 1, --low-vram, smaller frames or a shorter combine_pattern. "
+            "Try --batch-size 1, --low-vram, smaller frames, a shorter combine_pattern or, in a second pass, tiles. "
             "--device cpu smooths without GPU memory.",
             FAILED,
         )

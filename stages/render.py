@@ -24,7 +24,6 @@ from stages.rendering.work import (
     phases_of,
     resumed,
     stage_plan,
-    warn_of_unseen,
 )
 from stages.scenes import recorded_cuts
 from stages.smoothers import build, frames_on_device
@@ -138,7 +137,12 @@ def _warn_of_guidance(job: Job, reporter: Reporter) -> None:
 
 def deliver(run: Run[Job], fingerprint: str) -> None:
     """Warn of frames whose content no keyframe shows."""
-    warn_of_unseen(run.cache, run.reporter.warn)
+    if "unseen" not in run.cache:
+        return
+    from stages.smoothers.images.keyframes import unseen_warning
+
+    if worst := unseen_warning(run.cache["unseen"][:].tolist()):
+        run.reporter.warn(f'{worst}; "keyframes": "auto", or a list with these, renders them')
 
 
 def needs(job: Job) -> tuple[str, ...]:

@@ -25,7 +25,6 @@ from stages.rendering.work import (
     phases_of,
     resumed,
     stage_plan,
-    warn_of_unseen,
 )
 from stages.scenes import recorded_cuts
 from stages.selection import UsedShots, noted_landmarks
@@ -156,11 +155,6 @@ def _phases(
     return [*phases, *(prefixed_phase(phase, LARGE) for phase in phases_of(rendering))]
 
 
-def deliver(run: Run[Job], fingerprint: str) -> None:
-    """Warn of frames whose content no keyframe shows."""
-    warn_of_unseen(PrefixedCache(run.cache, LARGE), run.reporter.warn)
-
-
 STAGE = Stage(
     name="upscale",
     reads=("upscale", "input_video"),
@@ -168,7 +162,6 @@ STAGE = Stage(
     arrays=tuple(LARGE + name for name in ("frames", START, REFERENCES, *ARRAYS)),
     needs=lambda job: ("rendered", *(["references"] if job.frames_reference else [])),
     plan=plan,
-    deliver=deliver,
     check=check,
     shown=lambda cache: {"upscaled": LARGE + "rendered"},
     streams=True,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -255,16 +254,3 @@ def _paint_phase(plan: RenderPlan) -> Phase:
     mask = MASK if plan.mask else None
     task = PaintTask("frames", "keyframes", plan.keys, "rendered", "unseen", device, PATCH, plan.cuts, mask)
     return Phase("paint frames between keyframes", plan.frames, task, drops=("keyframes",), cuts=plan.cuts)
-
-
-# --- keyframes ------------------------------------------------------------------------------------------
-
-
-def warn_of_unseen(cache: FrameCache, warn: Callable[[str], object]) -> None:
-    """Warn of frames whose content no keyframe shows."""
-    if "unseen" not in cache:
-        return
-    from stages.smoothers.images.keyframes import unseen_warning
-
-    if worst := unseen_warning(cache["unseen"][:].tolist()):
-        warn(f'{worst}; "keyframes": "auto", or a list with these, renders them')
