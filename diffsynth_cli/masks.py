@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from stages.video import Encoding, Source
 
 LOSSLESS = ".mkv"
-Point: TypeAlias = tuple[float, float]
-"""x and y in pixels of the video."""
 Paint: TypeAlias = "Callable[[Iterable[Image]], Iterator[Image]]"
 """Returns the mask of each frame."""
 
@@ -35,8 +33,8 @@ def mask(
     video: FilePath,
     output: FilePath,
     *,
-    points: Sequence[Point] = (),
-    others: Sequence[Point] = (),
+    points: Sequence[tuple[float, float]] = (),
+    others: Sequence[tuple[float, float]] = (),
     first: int = 0,
     model: str | None = None,
     detector: str | None = None,
@@ -101,7 +99,7 @@ def mask(
     return output
 
 
-def _finding(others: Sequence[Point], first: int, given: Values, device: str) -> Paint:
+def _finding(others: Sequence[tuple[float, float]], first: int, given: Values, device: str) -> Paint:
     """Return what draws people. Raise UsageError for wrong options, and DiffSynthError for missing weights."""
     if others or first:
         raise UsageError("--exclude and --first are for an object that is followed", "give points of it: --point X,Y")
@@ -113,7 +111,12 @@ def _finding(others: Sequence[Point], first: int, given: Values, device: str) ->
 
 
 def _following(
-    source: Source, points: Sequence[Point], others: Sequence[Point], first: int, given: Values, device: str
+    source: Source,
+    points: Sequence[tuple[float, float]],
+    others: Sequence[tuple[float, float]],
+    first: int,
+    given: Values,
+    device: str,
 ) -> Paint:
     """Return what draws the object with these points. Raises what `_finding` raises."""
     from stages.annotators.tracking import Tracker

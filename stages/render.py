@@ -20,6 +20,7 @@ from stages.rendering.work import (
     STEP,
     check_masks,
     check_rendering,
+    expected_keys,
     make_plan,
     phases_of,
     resumed,
@@ -75,17 +76,10 @@ def check(run: Run[Job], footage: Footage) -> Ahead:
         job,
         run.options,
         (count, footage.height, footage.width),
-        keys=_expected_keys(job, count),
+        keys=expected_keys(job, count),
         maps=(),
     )
     return Ahead(rendering.most_at_once(), phases_of(rendering))
-
-
-def _expected_keys(job: Job, count: int) -> tuple[int, ...]:
-    """The numbers of the frames that are rendered; all that may be, if they have yet to be chosen."""
-    if isinstance(job.keyframes, list):
-        return tuple(sorted(set(job.keyframes)))
-    return tuple(range(0, count, 1 if job.keyframes == "auto" else job.keyframes))
 
 
 def plan(run: Run[Job], resume: bool) -> Plan:

@@ -14,13 +14,15 @@ from stages.base.json_types import Values
 from stages.base.overlap import Reads
 from stages.base.prefixed import PrefixedCache, PrefixedTask, prefixed_arrays, prefixed_phase
 from stages.jobs.job import Job
-from stages.jobs.second_pass import LARGE, enlarged, second_pass
+from stages.jobs.keeping import LARGE
+from stages.jobs.second_pass import enlarged, second_pass
 from stages.rendering.plan import ARRAYS, RenderPlan
+from stages.rendering.preparation import LoadTask
 from stages.rendering.schedule import Timing
-from stages.rendering.tasks import LoadTask
 from stages.rendering.work import (
     check_masks,
     check_rendering,
+    expected_keys,
     make_plan,
     phases_of,
     resumed,
@@ -72,9 +74,7 @@ def check(run: Run[Job], footage: Footage) -> Ahead:
     check_rendering(run)
     check_masks(job, footage)
     open_source(job.input_video)
-    every = job.keyframes if isinstance(job.keyframes, int) else 1
-    keys = tuple(job.keyframes) if isinstance(job.keyframes, list) else tuple(range(0, count, every))
-    rendering = _rendering(run, (count, *size), keys)
+    rendering = _rendering(run, (count, *size), expected_keys(job, count))
     return Ahead([*_inputs(rendering), *_large(rendering.most_at_once())], _phases(job, rendering))
 
 

@@ -28,6 +28,11 @@ def point(text: str) -> Point:
     return Point(x, y)
 
 
+def point_option(name: str, description: str) -> Any:
+    """Declare an option that takes points."""
+    return typer.Option(name, metavar="X,Y", parser=point, help=description, show_default=False, rich_help_panel=INPUT)
+
+
 @with_options(*DEVICE_OPTION)
 def mask(
     video: Annotated[Path, typer.Argument(metavar="VIDEO", help="Video or folder of images.", show_default=False)],
@@ -44,25 +49,10 @@ def mask(
     ],
     points: Annotated[
         list[Point] | None,
-        typer.Option(
-            "--point",
-            metavar="X,Y",
-            parser=point,
-            help="Point of an object to follow, in pixels, instead of finding people. Repeatable.",
-            show_default=False,
-            rich_help_panel=INPUT,
-        ),
+        point_option("--point", "Point of an object to follow, in pixels, instead of finding people. Repeatable."),
     ] = None,
     others: Annotated[
-        list[Point] | None,
-        typer.Option(
-            "--exclude",
-            metavar="X,Y",
-            parser=point,
-            help="Point that does not belong to it. Repeatable.",
-            show_default=False,
-            rich_help_panel=INPUT,
-        ),
+        list[Point] | None, point_option("--exclude", "Point that does not belong to it. Repeatable.")
     ] = None,
     first: Annotated[
         int,

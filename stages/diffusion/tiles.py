@@ -36,13 +36,13 @@ def predict_in_tiles(predict: Callable[..., torch.Tensor], side: int | None, *fr
     rows, columns = (parts_along(length, side) for length in (height, width))
     if len(rows) == len(columns) == 1:
         return predict(*frames)
-    total, weights = torch.zeros(()), torch.zeros(height, width)
-    for row, column in product(rows, columns):
-        noise = predict(*(part.crop(row, column) for part in frames))
-        weight = torch.outer(_ramp(row), _ramp(column))
-        total = total if total.ndim else noise.new_zeros((*noise.shape[:2], height, width))
-        total[:, :, row, column] += weight * noise
-        weights[row, column] += weight
+    tiles = [(..., *tile) for tile in product(rows, columns)]
+    predicted = [predict(*(part.crop(row, column) for part in frames)) for _, row, column in tiles]
+    total, weights = torch.zeros(*predicted[0].shape[:2], height, width), torch.zeros(height, width)
+    for tile, noise in zip(tiles, predicted, strict=True):
+        weight = torch.outer(*map(_ramp, tile[1:]))
+        total[tile] += weight * noise
+        weights[tile] += weight
     return total / weights
 
 

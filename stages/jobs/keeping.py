@@ -9,11 +9,19 @@ from stages.base.removal import matching
 
 ArrayGroup: TypeAlias = Literal["frames", "control", "latents", "rendered", "deflickered"]
 
+LARGE = "large_"
+"""What the names of the arrays of a second pass begin with."""
+
+
+def _of_both_passes(*names: str) -> tuple[str, ...]:
+    return (*names, *(LARGE + name for name in names))
+
+
 GROUPS: dict[ArrayGroup, tuple[str, ...]] = {
-    "frames": ("frames", "large_frames"),
+    "frames": _of_both_passes("frames"),
     "control": ("control/*", "control_reference/*", "references", "measures/*"),
-    "latents": ("latents", "step_latents/*", "large_latents", "large_step_latents/*"),
-    "rendered": ("rendered", "mask", "large_rendered", "large_mask"),
+    "latents": _of_both_passes("latents", "step_latents/*"),
+    "rendered": _of_both_passes("rendered", "mask"),
     "deflickered": ("deflickered",),
 }
 """The arrays that can be removed, by what jobs call them. Others are small and always stay."""

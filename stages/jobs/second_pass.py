@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from stages.base.errors import UsageError
 from stages.jobs.job import LARGEST_SIDE, SIZE_GRID, Job, Upscale, expand_annotator
-
-LARGE = "large_"
-"""What the names of the second pass's arrays begin with."""
+from stages.jobs.keeping import LARGE
 
 
 def final(job: Job, name: str) -> str:

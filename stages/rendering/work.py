@@ -19,19 +19,16 @@ from stages.masks import Mask, check_mask
 from stages.models.weights import check_device, check_tensor_file
 from stages.rendering.noise import FollowMotionTask, LinkChunksTask
 from stages.rendering.plan import MASK, RenderPlan
-from stages.rendering.schedule import Timing, schedule_of
-from stages.rendering.tasks import (
+from stages.rendering.preparation import (
     ChooseBackendTask,
-    DecodeLatentsTask,
     EncodeFramesTask,
     EncodeReferencesTask,
     LoadTask,
     MeasureTask,
     NoiseFramesTask,
-    RenderTask,
-    SmoothStepTask,
-    StepTask,
 )
+from stages.rendering.schedule import Timing, schedule_of
+from stages.rendering.tasks import DecodeLatentsTask, RenderTask, SmoothStepTask, StepTask
 from stages.selection import selection_of
 from stages.tasks import ChunkSmoother, PaintTask
 
@@ -115,6 +112,13 @@ def make_plan(
         batch_size=options.batch_size,
         backend=options.backend,
     )
+
+
+def expected_keys(job: Job, count: int) -> tuple[int, ...]:
+    """The numbers of the frames that are rendered; all that may be, if they have yet to be chosen."""
+    if isinstance(job.keyframes, list):
+        return tuple(sorted(set(job.keyframes)))
+    return tuple(range(0, count, 1 if job.keyframes == "auto" else job.keyframes))
 
 
 def mask_of(job: Job) -> Mask | None:

@@ -17,6 +17,7 @@ from stages.diffusion.attention import View
 from stages.diffusion.attention_backends import AttentionBackend
 from stages.diffusion.denoise import Denoiser
 from stages.diffusion.prompts import Text
+from stages.rendering import preparation
 from stages.rendering import tasks as render_tasks
 from tests.conftest import forget, scene, write_images
 from tests.stages.passes import watch_passes
@@ -123,11 +124,11 @@ def test_a_resume_stays_with_the_backend_that_was_chosen(
 def test_a_resume_of_an_interrupted_measurement_measures(
     used: set[str], measured: Measured, make_job: MakeJob, cli: Cli, render: Render, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupt(task: render_tasks.ChooseBackendTask, cache: FrameCache, start: int, stop: int) -> None:
+    def interrupt(task: preparation.ChooseBackendTask, cache: FrameCache, start: int, stop: int) -> None:
         raise Interrupted
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(render_tasks.ChooseBackendTask, "run", interrupt)
+        patch.setattr(preparation.ChooseBackendTask, "run", interrupt)
         assert cli("run", make_job(), "-q", "--batch-size", 2)[0] == 130
     measured({"math": 1.0, "sdpa": 2.0})
     assert render()["rendered"].attrs["attention_backend"] == "math" and used == {"math"}

@@ -20,8 +20,8 @@ from stages.base.errors import DiffSynthError
 from stages.base.overlap import OverlappedCache
 from stages.diffusion import denoise
 from stages.jobs.job import Job
+from stages.rendering import preparation, work
 from stages.rendering import tasks as render_tasks
-from stages.rendering import work
 from tests.conftest import MODEL
 from tests.stages.test_render import SMOOTHED
 from tests.typing import Cli, Keys, MakeJob, Render
@@ -199,7 +199,7 @@ def test_the_first_control_maps_are_read_while_networks_load(render: Render, mon
     loaded: list[tuple[str, int]] = []
     real = FrameArray.read_stored
 
-    def run(task: render_tasks.LoadTask, cache: FrameCache, start: int, stop: int) -> None:
+    def run(task: preparation.LoadTask, cache: FrameCache, start: int, stop: int) -> None:
         assert isinstance(cache, OverlappedCache)
         loading.extend(name for (name, _), read in cache.ahead.items() if len(read.result(PATIENCE)) == 9)
 
@@ -208,7 +208,7 @@ def test_the_first_control_maps_are_read_while_networks_load(render: Render, mon
             loaded.append((array.name, indices[0]))
         return real(array, indices)
 
-    monkeypatch.setattr(render_tasks.LoadTask, "run", run)
+    monkeypatch.setattr(preparation.LoadTask, "run", run)
     monkeypatch.setattr(FrameArray, "read_stored", read_stored)
     cache = render(frames=10, num_inference_steps=2, combine_pattern=[0, 1])
     assert loading == cache.arrays("control/*")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +23,7 @@ CHUNKS = [(0, 4), (4, 8), (8, 12)]
 Use = Callable[[], object]
 
 pytest.importorskip("obstore")
+import obstore  # noqa: E402
 from obstore.exceptions import GenericError  # noqa: E402
 
 from stages.base.object_store import ObjectJournal, ObjectStore, repeated  # noqa: E402
@@ -230,28 +231,27 @@ def test_what_breaks_off_is_repeated(name: str, moto: Server, monkeypatch: pytes
     network.lose()
 
 
-SENT: dict[str, Callable[[FrameCache, np.ndarray], object]] = {
-    "object": lambda cache, frames: cache.store.put("name", frames.tobytes()),
-    "frame": lambda cache, frames: cache["frames"].write(0, frames),
-}
+@pytest.mark.parametrize("sent", ["put", "put_async", "head_async"])
+def test_requests_that_break_in_the_middle_are_sent_again(
+    sent: str, moto: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A proxy cannot choose the moment: obstore repeats what breaks before or after it by itself."""
+    cache, frames = FrameCache(moto.new_url()), np.ones((1, 8, 8, 3), np.uint8)
+    cache.create(ArraySpec("frames", frames.shape, "uint8"))
+    send, failures = getattr(obstore, sent), [1, 1]
 
+    def breaking(*arguments: Any, **options: Any) -> Any:
+        if failures:
+            failures.pop()
+            raise GenericError("after 1 retries, max_retries: 10 - HTTP error: request or response body error")
+        return send(*arguments, **options)
 
-@pytest.mark.parametrize("name", SENT)
-def test_what_breaks_off_while_it_is_sent_is_repeated(name: str, moto: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    noise = np.random.default_rng(0).integers(0, 256, (1, 1024, 4096, 3), np.uint8)  # more than buffers hold
-    network, cache = Network(moto.port), FrameCache(moto.new_url())
-    cache.create(ArraySpec("frames", noise.shape, "uint8"))
-    monkeypatch.setenv("AWS_ENDPOINT_URL", network.address)
-    cache = FrameCache(str(cache.store))
-    with ThreadPoolExecutor(1) as pool:
-        with network.stalled():
-            sent = pool.submit(SENT[name], cache, noise)
-            time.sleep(0.5)
-            network.reset()
-        sent.result(20)
-    stored = cache.store.get("name") if name == "object" else cache["frames"][:].tobytes()
-    assert stored == noise.tobytes()
-    network.lose()
+    monkeypatch.setattr(obstore, sent, breaking)
+    cache.store.put("name", b"data")
+    cache["frames"].write(0, frames)
+    cache.create(ArraySpec("others", frames.shape, "uint8"))
+    assert cache.store.get("name") == b"data" and (cache["frames"][:] == frames).all()
+    assert failures == []
 
 
 def test_a_store_that_stays_away_is_named(moto: Server, monkeypatch: pytest.MonkeyPatch) -> None:
