@@ -9,7 +9,7 @@ import numpy as np
 
 from stages.base.arrays import Images
 from stages.base.cache import ArraySpec, FrameCache
-from stages.base.engine import Ahead, Footage, Phase, Plan, Run, Stage, Task
+from stages.base.engine import Ahead, Footage, Phase, Plan, Run, Stage, Task, check_before
 from stages.base.json_types import Values
 from stages.base.overlap import Reads
 from stages.base.prefixed import PrefixedCache, PrefixedTask, prefixed_arrays, prefixed_phase
@@ -155,15 +155,20 @@ def _phases(
     return [*phases, *(prefixed_phase(phase, LARGE) for phase in phases_of(rendering))]
 
 
+def deliver(run: Run[Job], fingerprint: str) -> None:
+    """Raise DiffSynthError if the source has changed while it was decoded again. Nothing is lost if it comes back."""
+    check_before(STAGE, run)
+
+
 STAGE = Stage(
     name="upscale",
-    reads=("upscale", "input_video"),
+    reads=("upscale",),
     after=("extract", "control", "render"),
     arrays=tuple(LARGE + name for name in ("frames", START, REFERENCES, *ARRAYS)),
     needs=lambda job: ("rendered", *(["references"] if job.frames_reference else [])),
     plan=plan,
+    deliver=deliver,
     check=check,
     shown=lambda cache: {"upscaled": LARGE + "rendered"},
-    streams=True,
     runs=lambda job: job.upscale is not None,
 )

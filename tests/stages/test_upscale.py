@@ -21,6 +21,7 @@ from stages.base.cache import FrameCache
 from stages.diffusion.denoise import denoiser
 from stages.diffusion.noise import draw
 from stages.rendering.tasks import StepTask
+from stages.upscale import EnlargeTask
 from stages.video import open_source
 from tests.conftest import CONTROLNET, MODEL, STAGES, write_images
 from tests.object_stores import contents
@@ -193,6 +194,42 @@ def test_adding_or_removing_it_makes_the_smooth_frames_stale_and_nothing_else(ma
     assert cli("run", job, "-q", "--restart") == (0, "")
     code, output = cli("clean", job, "--dry-run")
     assert code == 0 and "large_frames" in output and "the job no longer has the key 'upscale'" in output
+
+
+def test_only_this_stage_needs_the_source_again(make_job: MakeJob, cli: Cli, tmp_path: Path) -> None:
+    assert cli("run", make_job(**JOB), "-q") == (0, "")
+    job = make_job(**JOB, upscale={"strength": 0.5})
+    (tmp_path / "images").rename(tmp_path / "elsewhere")
+    code, output = cli("status", job, "--json")
+    assert code == 0 and [line["state"] for line in json.loads(output)["stages"]][2:] == ["done", "to do", "stale"]
+    code, output = cli("upscale", job)
+    assert code == 2 and "images: no such file" in output
+    (tmp_path / "elsewhere").rename(tmp_path / "images")
+    assert cli("run", job, "-q", "--restart") == (0, "")
+    (tmp_path / "images").rename(tmp_path / "elsewhere")
+    assert cli("run", job)[1].count("nothing to do") == len(STAGES) + 1
+    assert cli("export", job, "-q", "--fps", "2x") == (0, "")
+
+
+def test_a_source_that_changes_meanwhile_is_noticed_and_nothing_is_lost(
+    make_job: MakeJob, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, image = make_job(**JOB, upscale={"strength": 0.5}), tmp_path / "images" / "1.png"
+    before, run = image.read_bytes(), EnlargeTask.run
+
+    def changing(task: EnlargeTask, cache: FrameCache, start: int, stop: int) -> None:
+        image.write_bytes((tmp_path / "images" / "0.png").read_bytes())
+        run(task, cache, start, stop)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EnlargeTask, "run", changing)
+        code, output = cli("run", job, "-q")
+    assert code == 1 and "extract is stale" in output and "input_video: the content of" in output
+    latents = FrameCache(tmp_path / "out/cache.zarr")["large_latents"][:]
+    image.write_bytes(before)
+    monkeypatch.setattr(StepTask, "run", interrupted)  # no step is done again
+    assert cli("run", job, "-q") == (0, "")
+    np.testing.assert_array_equal(FrameCache(tmp_path / "out/cache.zarr")["large_latents"][:], latents)
 
 
 @pytest.mark.parametrize(
